@@ -1,0 +1,1 @@
+"""Level 1 and all the arithmetic: pure functions from a scenario to a footprint."""
