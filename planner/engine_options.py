@@ -1,0 +1,108 @@
+"""The options each engine takes, under the engine's own names: type, range and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.faults import Reader
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of an engine. ``choices`` binds strings; ``minimum`` and ``maximum`` bind numbers."""
+
+    kind: Literal["bool", "int", "float", "str"]
+    help: str
+    minimum: float = 0
+    maximum: float = 2**53
+    choices: tuple[str, ...] = ()
+
+
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_TOKENS = 2**31
+
+TRANSFORMERS_INFERENCE = {
+    "cache_implementation": Option("str", "kind of key-value cache", choices=("dynamic", "static", "quantized")),
+}
+TRANSFORMERS_TRAINING = {
+    "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
+}
+VLLM = {
+    "version": Option("str", "release whose constants are used"),
+    "gpu_memory_utilization": Option("float", "share of the GPU's memory the engine may take", 0.01, 1.0),
+    "max_num_batched_tokens": Option("int", "tokens of one scheduler step, and of the profile run", 1, _TOKENS),
+    "max_num_seqs": Option("int", "sequences of one scheduler step", 1, 1_000_000),
+    "block_size": Option("int", "tokens of one cache block", 1, 8192),
+    "enforce_eager": Option("bool", "no CUDA graphs"),
+    "enable_prefix_caching": Option("bool", "share blocks of equal prefixes"),
+    "swap_space": Option("float", "GiB of host memory for swapped blocks", 0, 1_000_000),
+}
+SGLANG = {
+    "version": Option("str", "release whose constants are used"),
+    "mem_fraction_static": Option("float", "share of the GPU's memory for weights and token pool", 0.01, 1.0),
+    "chunked_prefill_size": Option("int", "tokens of one prefill chunk", 1, _TOKENS),
+    "max_running_requests": Option("int", "sequences running at once", 1, 1_000_000),
+    "disable_cuda_graph": Option("bool", "no CUDA graphs"),
+    "cuda_graph_max_bs": Option("int", "largest batch captured", 1, 100_000),
+}
+TENSORRT_LLM = {
+    "version": Option("str", "release whose constants are used"),
+    "free_gpu_memory_fraction": Option("float", "share of the memory left that the cache takes", 0.01, 1.0),
+    "max_num_tokens": Option("int", "tokens of one step", 1, _TOKENS),
+    "max_batch_size": Option("int", "sequences of one step", 1, 1_000_000),
+    "tokens_per_block": Option("int", "tokens of one cache block", 1, 8192),
+}
+TGI = {
+    "version": Option("str", "release whose constants are used"),
+    "cuda_memory_fraction": Option("float", "share of the GPU's memory the server may take", 0.01, 1.0),
+    "max_batch_prefill_tokens": Option("int", "tokens of one prefill", 1, _TOKENS),
+    "max_total_tokens": Option("int", "prompt and new tokens of one request", 1, _TOKENS),
+}
+LLAMA_CPP = {
+    "version": Option("str", "release whose constants are used"),
+    "n_ctx": Option("int", "cells of the cache over all slots", 0, _TOKENS),
+    "n_batch": Option("int", "logical batch", 1, _TOKENS),
+    "n_ubatch": Option("int", "physical batch", 1, _TOKENS),
+    "n_seq_max": Option("int", "slots", 1, 65536),
+    "kv_unified": Option("bool", "one cache shared by every slot"),
+    "flash_attn": Option("bool", "fused attention"),
+    "type_k": Option("str", "type of the key cache", choices=_CACHE_TYPES),
+    "type_v": Option("str", "type of the value cache", choices=_CACHE_TYPES),
+    "swa_full": Option("bool", "keep the full cache in sliding-window layers"),
+    "n_gpu_layers": Option("int", "layers on the GPU, the output layer counted; -1 for all", -1, 100_000),
+    "n_cpu_moe": Option("int", "layers whose experts stay on the host", 0, 100_000),
+    "n_outputs_max": Option("int", "tokens whose logits are kept", 1, _TOKENS),
+}
+
+ENGINE_OPTIONS: dict[tuple[str, str], dict[str, Option]] = {
+    ("transformers", "inference"): TRANSFORMERS_INFERENCE,
+    ("transformers", "training"): TRANSFORMERS_TRAINING,
+    ("vllm", "inference"): VLLM,
+    ("sglang", "inference"): SGLANG,
+    ("tensorrt-llm", "inference"): TENSORRT_LLM,
+    ("tgi", "inference"): TGI,
+    ("llama.cpp", "inference"): LLAMA_CPP,
+}
+
+
+def read_engine_options(engine: str, task: str, reader: Reader) -> dict[str, Value]:
+    """The options set in ``reader``, checked against the engine's table; faults go to the reader."""
+    options = ENGINE_OPTIONS.get((engine, task), {})
+    values = {name: _read(reader, name, option) for name, option in options.items() if reader.has(name)}
+    reader.refuse_unknown()
+    return values
+
+
+def _read(reader: Reader, name: str, option: Option) -> Value:
+    match option.kind:
+        case "bool":
+            return reader.boolean(name, default=False)
+        case "int":
+            return reader.integer(name, 0, minimum=int(option.minimum), maximum=int(option.maximum))
+        case "float":
+            return reader.number(name, option.minimum, minimum=option.minimum, maximum=option.maximum)
+        case "str":
+            return reader.choice(name, "", option.choices) if option.choices else reader.string(name)

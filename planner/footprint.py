@@ -1,0 +1,172 @@
+"""The answer: what each GPU holds in each phase, which terms make it up, and whether it fits.
+
+The three meters of a phase are its highest values: ``allocated`` (live tensors), ``reserved`` (held by the caching
+allocator) and ``device`` (what the driver shows for the process). The components of a phase add up to ``device``;
+without ``cuda_context`` and ``allocator_slack`` they add up to ``allocated``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+COMPONENTS = (
+    "weights",
+    "adapters",
+    "quantization_state",
+    "kv_cache",
+    "recurrent_state",
+    "activations",
+    "logits",
+    "workspace",
+    "gradients",
+    "optimizer_state",
+    "master_weights",
+    "communication",
+    "cuda_graphs",
+    "cuda_context",
+    "allocator_slack",
+)
+OUTSIDE_ALLOCATED = ("cuda_context", "allocator_slack")
+INFERENCE_PHASES = ("load", "prefill", "decode")
+TRAINING_PHASES = ("load", "forward", "backward", "optimizer")
+METERS = ("allocated", "reserved", "device")
+
+Certainty = Literal["exact", "derived", "modelled", "measured"]
+Level = Literal["predict", "rehearse", "measure"]
+Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
+FITS_BELOW = 0.85
+"""Share of the usable memory up to which a plan fits comfortably."""
+TIGHT_BELOW = 0.97
+"""Share up to which it is tight; above it does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand: a formula, the numbers put in, and how sure they are. ``phase`` None means every phase."""
+
+    component: str
+    formula: str
+    values: Mapping[str, int | float | str]
+    bytes: int
+    certainty: Certainty
+    because: str
+    phase: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return {
+            "component": self.component, "phase": self.phase, "formula": self.formula, "values": dict(self.values),
+            "bytes": self.bytes, "certainty": self.certainty, "because": self.because,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The highest values of one phase; ``components`` as they stand at the moment of the peak."""
+
+    name: str
+    allocated: int
+    reserved: int
+    device: int
+    components: Mapping[str, int] = field(default_factory=dict)
+
+    def meter(self, name: str) -> int:
+        """``allocated``, ``reserved`` or ``device`` by name."""
+        return {"allocated": self.allocated, "reserved": self.reserved, "device": self.device}[name]
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data."""
+        meters = {"name": self.name, "allocated": self.allocated, "reserved": self.reserved, "device": self.device}
+        return meters | {"components": {name: size for name, size in self.components.items() if size}}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFootprint:
+    """One GPU's phases against its capacity (None when it is not known)."""
+
+    index: int
+    capacity_bytes: int | None
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that takes most of the device."""
+        return max(self.phases, key=lambda phase: phase.device)
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data."""
+        peak = self.peak
+        shown = {"phase": peak.name, "allocated": peak.allocated, "reserved": peak.reserved, "device": peak.device}
+        return {
+            "index": self.index, "capacity_bytes": self.capacity_bytes, "peak": shown,
+            "phases": [phase.to_json() for phase in self.phases],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """System memory: what stays there, and the peak while loading."""
+
+    bytes: int = 0
+    components: Mapping[str, int] = field(default_factory=dict)
+    load_bytes: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return {"bytes": self.bytes, "components": dict(self.components), "load_bytes": self.load_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The whole answer, of any level."""
+
+    scenario: Mapping[str, object]
+    level: Level
+    parameters: int | None
+    trainable_parameters: int
+    weight_bytes: int | None
+    gpus: tuple[GpuFootprint, ...]
+    verdict: Verdict
+    host: Host = Host()
+    headroom_bytes: int | None = None
+    uncertainty_bytes: int | None = None
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    speed: Mapping[str, float | str | None] = field(default_factory=dict)
+    terms: tuple[Term, ...] = ()
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
+    """What a rehearsal or a measurement adds: timeline, samples, environment, error, outcome."""
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data, the contract of ``python main.py predict --json``."""
+        return {
+            "version": 1,
+            "scenario": dict(self.scenario),
+            "level": self.level,
+            "parameters": self.parameters,
+            "trainable_parameters": self.trainable_parameters,
+            "weight_bytes": self.weight_bytes,
+            "gpus": [gpu.to_json() for gpu in self.gpus],
+            "host": self.host.to_json(),
+            "verdict": self.verdict,
+            "headroom_bytes": self.headroom_bytes,
+            "uncertainty_bytes": self.uncertainty_bytes,
+            "limits": dict(self.limits),
+            "speed": dict(self.speed),
+            "terms": [term.to_json() for term in self.terms],
+            "notes": list(self.notes),
+            **self.extra,
+        }
+
+
+def judge(device_bytes: int, capacity_bytes: int | None, uncertainty_bytes: int) -> Verdict:
+    """How a device figure stands to a capacity: comfortable to 85 %, tight to 97 % or when its error band crosses."""
+    if capacity_bytes is None:
+        return "unknown"
+    if device_bytes > TIGHT_BELOW * capacity_bytes:
+        return "does_not_fit"
+    if device_bytes > FITS_BELOW * capacity_bytes or device_bytes + uncertainty_bytes > capacity_bytes:
+        return "tight"
+    return "fits"

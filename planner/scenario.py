@@ -1,0 +1,299 @@
+"""The question: one frozen value that says which model runs, how, and on what.
+
+``parse_scenario`` reads the JSON strictly (unknown keys and bad values are refused, all faults at once with their
+paths); ``to_json`` writes it back. What a scenario leaves out is None here and is settled, with a note for each
+default taken, by :func:`planner.defaults.settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from planner.engine_options import read_engine_options
+from planner.faults import Reader
+
+VERSION = 1
+TASKS = ("inference", "training")
+INFERENCE_ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp")
+TRAINING_ENGINES = ("transformers", "deepspeed", "fsdp", "megatron")
+ATTENTIONS = ("auto", "sdpa", "flash", "eager", "paged")
+METHODS = ("full", "lora", "qlora", "dora", "freeze")
+PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
+OPTIMIZERS = (
+    "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",
+    "sgd_momentum", "muon", "galore",
+)  # fmt: skip
+CHECKPOINTINGS = ("none", "full", "selective")
+LOSSES = ("default", "chunked", "fused")
+SHARDINGS = ("none", "zero1", "zero2", "zero3", "fsdp")
+OFFLOAD_TARGETS = ("cpu", "nvme")
+_MAX_TOKENS = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPath:
+    """A folder, config.json, .safetensors or .gguf file on this machine."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class InlineConfig:
+    """A config.json given inside the scenario."""
+
+    config: Mapping[str, object] = field(hash=False)
+
+
+ModelRef = str | ModelPath | InlineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A serving or generation workload. Counts of tokens are per sequence."""
+
+    engine: str = "transformers"
+    batch: int = 1
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    max_model_len: int | None = None
+    kv_cache: str = "auto"
+    attention: str = "auto"
+    engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021): ``rank`` · (in + out) parameters for every module named in ``targets``."""
+
+    rank: int = 8
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A fine-tuning workload; ``batch`` is the micro-batch of one GPU."""
+
+    engine: str = "transformers"
+    method: str = "full"
+    batch: int = 1
+    sequence: int | None = None
+    gradient_accumulation: int = 1
+    precision: str = "bf16"
+    optimizer: str = "adamw_fused"
+    checkpointing: str = "none"
+    lora: Lora = Lora()
+    loss: str = "default"
+    attention: str = "auto"
+    engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """``gpus`` cards of a catalog name in each of ``nodes`` machines."""
+
+    gpu: str | None = None
+    gpus: int = 1
+    nodes: int = 1
+    capacity_bytes: int | None = None
+    """A capacity the user set by hand; None takes the catalog's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """How many ways each dimension is split, and how training states are sharded over the data-parallel ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    data: int = 1
+    context: int = 1
+    sharding: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Fractions (0 to 1) kept off the GPU."""
+
+    weights: float = 0.0
+    kv_cache: float = 0.0
+    optimizer: float = 0.0
+    to: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything a prediction, a rehearsal or a measurement needs to know."""
+
+    model: ModelRef
+    task: Literal["inference", "training"]
+    weights: str = "native"
+    inference: Inference = Inference()
+    training: Training = Training()
+    hardware: Hardware = Hardware()
+    parallel: Parallel = Parallel()
+    offload: Offload = Offload()
+
+    @property
+    def engine(self) -> str:
+        """The engine of the scenario's task."""
+        return self.inference.engine if self.task == "inference" else self.training.engine
+
+
+def parse_scenario(document: object) -> Scenario:
+    """Read a scenario from decoded JSON.
+
+    Raises :class:`planner.faults.Faults` naming every bad field.
+    """
+    top = Reader(document)
+    version = top.integer("version", VERSION, minimum=1)
+    if version != VERSION:
+        top.fault("version", f"this program reads version {VERSION}, got {version}")
+    if not top.has("task"):
+        top.fault("task", f"is required: one of {', '.join(TASKS)}")
+    scenario = Scenario(
+        model=_model(top),
+        task="training" if top.choice("task", "inference", TASKS) == "training" else "inference",
+        weights=top.string("weights", "native"),
+        inference=_inference(top.child("inference")),
+        training=_training(top.child("training")),
+        hardware=_hardware(top.child("hardware")),
+        parallel=_parallel(top.child("parallel")),
+        offload=_offload(top.child("offload")),
+    )
+    top.refuse_unknown()
+    top.raise_faults()
+    return scenario
+
+
+def to_json(scenario: Scenario) -> dict[str, object]:
+    """The scenario as JSON-ready data; the workload of the other task is left out."""
+    task = _inference_json(scenario.inference) if scenario.task == "inference" else _training_json(scenario.training)
+    return {
+        "version": VERSION,
+        "model": _model_json(scenario.model),
+        "weights": scenario.weights,
+        "task": scenario.task,
+        scenario.task: task,
+        "hardware": _slots(scenario.hardware),
+        "parallel": _slots(scenario.parallel),
+        "offload": _slots(scenario.offload),
+    }
+
+
+def _model(top: Reader) -> ModelRef:
+    value = top.raw("model")
+    if isinstance(value, str) and value.strip() and len(value) <= 4096:
+        return value
+    if isinstance(value, Mapping):
+        return _model_object(top.child("model"))
+    top.fault("model", 'is required: a model id, {"path": …} or {"config": {…}}')
+    return ""
+
+
+def _model_object(reader: Reader) -> ModelRef:
+    config = reader.raw("config")
+    path = reader.string("path")
+    reader.refuse_unknown()
+    if reader.has("path") == reader.has("config"):
+        reader.fault("path", "give either path or config")
+    if isinstance(config, Mapping):
+        return InlineConfig(config)
+    if config is not None:
+        reader.fault("config", "must be an object: the contents of a config.json")
+    return ModelPath(path)
+
+
+def _inference(reader: Reader) -> Inference:
+    engine = reader.choice("engine", "transformers", INFERENCE_ENGINES)
+    inference = Inference(
+        engine=engine,
+        batch=reader.integer("batch", 1, minimum=1, maximum=1_000_000),
+        prompt_tokens=reader.optional_integer("prompt_tokens", minimum=1, maximum=_MAX_TOKENS),
+        new_tokens=reader.optional_integer("new_tokens", minimum=1, maximum=_MAX_TOKENS),
+        max_model_len=reader.optional_integer("max_model_len", minimum=1, maximum=_MAX_TOKENS),
+        kv_cache=reader.string("kv_cache", "auto"),
+        attention=reader.choice("attention", "auto", ATTENTIONS),
+        engine_options=read_engine_options(engine, "inference", reader.child("engine_options")),
+    )
+    reader.refuse_unknown()
+    return inference
+
+
+def _training(reader: Reader) -> Training:
+    engine = reader.choice("engine", "transformers", TRAINING_ENGINES)
+    lora = reader.child("lora")
+    training = Training(
+        engine=engine,
+        method=reader.choice("method", "full", METHODS),
+        batch=reader.integer("batch", 1, minimum=1, maximum=1_000_000),
+        sequence=reader.optional_integer("sequence", minimum=1, maximum=_MAX_TOKENS),
+        gradient_accumulation=reader.integer("gradient_accumulation", 1, minimum=1, maximum=1_000_000),
+        precision=reader.choice("precision", "bf16", PRECISIONS),
+        optimizer=reader.choice("optimizer", "adamw_fused", OPTIMIZERS),
+        checkpointing=reader.choice("checkpointing", "none", CHECKPOINTINGS),
+        lora=Lora(lora.integer("rank", 8, minimum=1, maximum=65536), lora.strings("targets", Lora().targets)),
+        loss=reader.choice("loss", "default", LOSSES),
+        attention=reader.choice("attention", "auto", ATTENTIONS),
+        engine_options=read_engine_options(engine, "training", reader.child("engine_options")),
+    )
+    lora.refuse_unknown()
+    reader.refuse_unknown()
+    return training
+
+
+def _hardware(reader: Reader) -> Hardware:
+    hardware = Hardware(
+        gpu=reader.string("gpu") or None,
+        gpus=reader.integer("gpus", 1, minimum=1, maximum=100_000),
+        nodes=reader.integer("nodes", 1, minimum=1, maximum=100_000),
+        capacity_bytes=reader.optional_integer("capacity_bytes", minimum=1),
+    )
+    reader.refuse_unknown()
+    return hardware
+
+
+def _parallel(reader: Reader) -> Parallel:
+    def ways(key: str) -> int:
+        return reader.integer(key, 1, minimum=1, maximum=100_000)
+
+    parallel = Parallel(
+        ways("tensor"), ways("pipeline"), ways("expert"), ways("data"), ways("context"),
+        sharding=reader.choice("sharding", "none", SHARDINGS),
+    )  # fmt: skip
+    reader.refuse_unknown()
+    return parallel
+
+
+def _offload(reader: Reader) -> Offload:
+    def fraction(key: str) -> float:
+        return reader.number(key, 0.0, minimum=0.0, maximum=1.0)
+
+    offload = Offload(
+        fraction("weights"), fraction("kv_cache"), fraction("optimizer"), reader.choice("to", "cpu", OFFLOAD_TARGETS)
+    )
+    reader.refuse_unknown()
+    return offload
+
+
+def _model_json(model: ModelRef) -> object:
+    if isinstance(model, ModelPath):
+        return {"path": model.path}
+    if isinstance(model, InlineConfig):
+        return {"config": dict(model.config)}
+    return model
+
+
+def _inference_json(inference: Inference) -> dict[str, object]:
+    return _slots(inference) | {"engine_options": dict(inference.engine_options)}
+
+
+def _training_json(training: Training) -> dict[str, object]:
+    lora = {"rank": training.lora.rank, "targets": list(training.lora.targets)}
+    return _slots(training) | {"lora": lora, "engine_options": dict(training.engine_options)}
+
+
+def _slots(value: object) -> dict[str, object]:
+    names: tuple[str, ...] = type(value).__slots__  # type: ignore[attr-defined]
+    return {name: getattr(value, name) for name in names}
