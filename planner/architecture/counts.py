@@ -1,0 +1,89 @@
+"""How many parameters an architecture has, and every weight once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from planner.architecture.layers import (
+    Architecture,
+    Layer,
+    MixtureOfExperts,
+    Stack,
+    Weight,
+)
+
+
+def layer_groups(stack: Stack) -> list[tuple[Layer, int]]:
+    """The distinct layers of a stack in order of first appearance, and how often each occurs."""
+    return [(layer, len(indices)) for layer, indices in layer_indices(stack)]
+
+
+def layer_indices(stack: Stack) -> list[tuple[Layer, tuple[int, ...]]]:
+    """The distinct layers of a stack in order of first appearance, and the positions of each."""
+    positions: dict[int, list[int]] = {}
+    for index, layer in enumerate(stack.layers):
+        positions.setdefault(id(layer), []).append(index)
+    return [(stack.layers[found[0]], tuple(found)) for found in positions.values()]
+
+
+def layer_weights(layer: Layer) -> Iterator[Weight]:
+    """Every weight of one layer: its mixers', its norms', its own."""
+    for mixer in layer.sequence:
+        yield from mixer.weights
+    for channel in layer.channel:
+        yield from channel.weights
+    for norm in layer.norms:
+        yield from norm.weights
+    yield from layer.weights
+
+
+def stack_weights(stack: Stack) -> Iterator[tuple[str, Weight, int]]:
+    """Every weight of a stack: path of its owner with the closing dot, weight, how often it occurs."""
+    for layer, count in layer_groups(stack):
+        for weight in layer_weights(layer):
+            yield f"{stack.name}.*.", weight, count
+    for weight in stack.weights:
+        yield "", weight, 1
+
+
+def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
+    """Every weight transformers builds, tied ones once: path prefix, weight, how often it occurs.
+
+    Equal layers are folded: ``("model.layers.*.", Weight("self_attn.q_proj.weight", …), 32)``. Full name =
+    prefix + name; elements = product of the shape × ``weight.count`` × how often. Buffers are included, marked so.
+    """
+    for weight in (*architecture.embeddings, *architecture.head):
+        yield "", weight, 1
+    if architecture.final_norm is not None:
+        for weight in architecture.final_norm.weights:
+            yield "", weight, 1
+    for stack in (architecture.decoder, *architecture.towers):
+        yield from stack_weights(stack)
+
+
+def numel(weight: Weight) -> int:
+    """Elements of a weight, all of its ``count`` tensors together."""
+    return prod(weight.shape) * weight.count
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Parameters of the model as transformers 5.23 builds it: tied once, buffers and unbuilt modules left out."""
+    return sum(numel(weight) * times for _, weight, times in iter_weights(architecture) if not weight.is_buffer)
+
+
+def embedding_parameter_count(architecture: Architecture) -> int:
+    """Parameters of the lookup tables: token, position and per-layer embeddings; a head of its own is not among them."""
+    return sum(numel(weight) * times for _, weight, times in iter_weights(architecture) if weight.role == "embedding")
+
+
+def active_parameter_count(architecture: Architecture) -> int:
+    """Parameters one token passes: of each layer's experts only the routed ones."""
+    idle = 0
+    for stack in (architecture.decoder, *architecture.towers):
+        for layer, count in layer_groups(stack):
+            for channel in layer.channel:
+                if isinstance(channel, MixtureOfExperts):
+                    experts = sum(numel(weight) for weight in channel.weights if weight.role == "expert")
+                    idle += count * (experts - experts * channel.experts_per_token // channel.num_experts)
+    return parameter_count(architecture) - idle

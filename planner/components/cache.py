@@ -1,0 +1,123 @@
+"""What a model's caches hold: keys and values, compressed entries, states.
+
+As transformers 5.23 keeps them (``cache_utils.py``). ``tokens`` and ``batch`` may be numbers or NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from planner.architecture.counts import layer_groups
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
+
+Number = Any
+"""An int, or a NumPy array of ints: the same formulas serve a point and a grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Bytes of a cache after a prefill.
+
+    ``logical_bytes``: what the cache's tensors show. ``held_bytes``: what stays alive; it is more right after
+    the prefill of windowed layers, whose last tokens are a view of the full tensor until the next token.
+    ``per_token_bytes``: growth of ``logical_bytes`` with one more token, of one sequence. ``constant_bytes``:
+    of one sequence, whatever its length. ``by_field``: logical bytes by the cache's own field names.
+    """
+
+    logical_bytes: Number
+    held_bytes: Number
+    per_token_bytes: Number
+    constant_bytes: int
+    by_field: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One field of one layer's cache: bytes per cell of a sequence, cells shown, cells held."""
+
+    name: str
+    cell_bytes: int
+    cells: Number
+    held_cells: Number
+    grows: Number
+
+
+def cache_bytes(
+    architecture: Architecture,
+    batch: Number,
+    tokens: Number,
+    dtype_bytes: int = 2,
+    source_tokens: Number | None = None,
+) -> CacheSize:
+    """Bytes of all caches after a prefill of ``tokens`` tokens in each of ``batch`` sequences.
+
+    ``source_tokens``: length of the other sequence that cross-attention reads (the encoder's output); without it
+    cross-attention caches nothing.
+    """
+    logical: Number = 0
+    held: Number = 0
+    growth: Number = 0
+    constant = 0
+    by_field: dict[str, Number] = {}
+    for layer, count in layer_groups(architecture.decoder):
+        for mixer in layer.sequence:
+            for entry in _entries(mixer, tokens, dtype_bytes, source_tokens):
+                shown = count * entry.cell_bytes * entry.cells
+                logical = logical + shown
+                held = held + count * entry.cell_bytes * entry.held_cells
+                growth = growth + count * entry.cell_bytes * entry.grows
+                by_field[entry.name] = by_field.get(entry.name, 0) + batch * shown
+                constant += count * entry.cell_bytes if isinstance(mixer, Recurrent) else 0
+    return CacheSize(batch * logical, batch * held, growth, constant, by_field)
+
+
+def _entries(mixer: SequenceMixer, tokens: Number, dtype_bytes: int, source_tokens: Number | None) -> list[_Entry]:
+    match mixer:
+        case Attention():
+            return _attention_entries(mixer, tokens, dtype_bytes, source_tokens)
+        case LatentAttention():
+            return _latent_entries(mixer, tokens, dtype_bytes)
+        case Recurrent():
+            return _recurrent_entries(mixer, dtype_bytes)
+
+
+def _attention_entries(mixer: Attention, tokens: Number, dtype_bytes: int, source_tokens: Number | None) -> list[_Entry]:
+    if mixer.kv == "shared" or not mixer.causal:
+        return []
+    heads = mixer.cached_kv_heads or mixer.num_kv_heads
+    window = mixer.window_tokens or mixer.chunk_tokens
+    cells, held, grows = tokens, tokens, 1
+    if mixer.kv == "cross":
+        cells = held = source_tokens or 0
+        grows = 0
+    elif window is not None:
+        cells, grows = _smaller(tokens, window - 1), (tokens < window - 1) * 1
+    return [
+        _Entry("keys", heads * mixer.head_dim * dtype_bytes, cells, held, grows),
+        _Entry("values", heads * mixer.value_head_dim * dtype_bytes, cells, held, grows),
+    ]
+
+
+def _latent_entries(mixer: LatentAttention, tokens: Number, dtype_bytes: int) -> list[_Entry]:
+    entries = [
+        _Entry("keys", mixer.kv_lora_rank * dtype_bytes, tokens, tokens, 1),
+        _Entry("values", mixer.qk_rope_head_dim * dtype_bytes, tokens, tokens, 1),
+    ]
+    if mixer.indexer is not None:
+        entries.append(_Entry("indexer_keys", mixer.indexer.head_dim * dtype_bytes, tokens, tokens, 1))
+    return entries
+
+
+def _recurrent_entries(mixer: Recurrent, dtype_bytes: int) -> list[_Entry]:
+    state_bytes = {"fp32": 4, "bf16": 2, "fp16": 2}.get(mixer.state_dtype or "", dtype_bytes)
+    entries = [
+        _Entry("conv_states", mixer.conv_channels * mixer.conv_kernel * dtype_bytes, 1, 1, 0),
+        _Entry("recurrent_states", mixer.state_numel * state_bytes, 1, 1, 0),
+    ]
+    return [entry for entry in entries if entry.cell_bytes]
+
+
+def _smaller(tokens: Number, limit: int) -> Number:
+    """min(tokens, limit), for a number or an array."""
+    return tokens - (tokens > limit) * (tokens - limit)
