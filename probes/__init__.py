@@ -1,0 +1,1 @@
+"""What really happens: the worker process and everything around it. No Qt."""

@@ -1,0 +1,74 @@
+"""The probe's child process: runs a model's load for real or on fake tensors and says what memory it takes.
+
+The package stands alone: standard library, torch, transformers and (for adapters) peft. It imports nothing
+else of this project and only uses relative imports, so that it can be zipped and run on another machine.
+``python -m probes.worker`` starts it; ``worker.main.main()`` is the same from a bootstrap script.
+
+The wire
+========
+One JSON object on one line of standard input, the **order**. Then **events**, one JSON object a line, on standard
+output. Nothing else reaches standard output: the descriptor is taken away first and ``print`` goes to standard
+error, where the logs are. All sizes are bytes, all times are ``time.monotonic()`` seconds of this process.
+
+Order
+-----
+``version``            1
+``mode``               ``"measure"`` (real tensors) or ``"rehearse"`` (fake tensors, CPU only, no weights)
+``scenario``           the scenario; ``task``, ``weights``, ``inference`` or ``training`` are read, ``hardware.gpu`` and
+                       ``parallel`` only to say what is not covered. Missing keys take the defaults of the design.
+``config``             the model's ``config.json`` as an object
+``device``             ``"cpu"`` or ``"cuda:N"``
+``layers``             ``null``, or keep only this many decoder (and encoder) layers
+``budget_bytes``       ``null``, or the most this run may allocate. Beyond it the run ends as out-of-memory
+``sample_interval_s``  seconds between ``memory`` events, default 0.05
+``personality``        rehearse only: ``"cuda"`` (default) traces what a CUDA device allocates, ``"cpu"`` what the CPU
+                       does. With ``"cpu"`` the trace equals a measurement on CPU to the byte
+``compute_capability`` rehearse only: ``[major, minor]`` of the card that is played, default ``[8, 0]``
+``decode_steps``       rehearse only: ``"auto"`` (default: equal steps are traced once, proved periodic and unrolled) or
+                       ``"all"`` (every step is traced)
+
+Keys the worker reads inside the scenario beyond the common ones: ``inference.engine_options.cache_implementation``
+(``dynamic``, ``static``, ``quantized``), ``training.engine_options`` = ``{"use_reentrant": false, "max_grad_norm": null,
+"autocast_adapter_dtype": true, "quant_skip_modules": ["lm_head"], "chunk_tokens": 1024}``.
+
+Events
+------
+Every event has ``event`` (its name) and ``t``.
+
+``hello``     ``protocol`` 1, ``pid``, ``rank``, ``world``, ``versions`` {python, torch, transformers, peft|null,
+              cuda|null}, ``device`` {type, name, index|null, total_bytes, capability|null}. The first event, except that
+              ``progress`` ("importing") may come before it.
+``progress``  ``what``, ``done``, ``total`` (``total`` may be null). ``what``: importing, building, prefill, decode, step.
+``phase``     ``name`` (load, prefill, decode, forward, backward, optimizer), ``state`` (begin, end), ``step`` (0 for load
+              and prefill; decode 0; training 1 or 2), ``micro`` (0 … gradient_accumulation − 1).
+              At the end also ``allocated``, ``reserved``, ``device`` (highest value during the phase) and
+              ``components`` {component: bytes at the moment of the allocated peak} (null when not known). On a CUDA
+              measurement ``components`` holds what can be walked at the end of the phase (weights, kv_cache, …) only.
+``memory``    ``allocated``, ``reserved``, ``device``, ``free``, ``total``, ``phase``. Sampled. On CPU ``allocated`` is the
+              tracker's figure (live storages, each rounded up to 512 bytes), ``reserved`` equals it, ``device`` is the
+              growth of the process's resident memory since before the model was built, ``free`` and ``total`` are
+              the machine's. Not sent by a rehearsal.
+``storage``   rehearse only. ``strings``: strings that are new in this event, appended to a table the reader keeps (index =
+              order of arrival, starting at 0). ``batch``: a list of
+              ``["a", id, bytes, component, module, op]``  an allocation. ``bytes`` as requested, not rounded;
+              ``["f", id]``                                the storage died;
+              ``["c", id, component]``                     the storage's part became clear (same bytes);
+              ``["p", phase, "begin"|"end", step]``        a phase boundary.
+              ``component``, ``module``, ``op`` and ``phase`` are indices into the table. Ids are never used twice.
+              Order is the program's order. ``module`` is the module path ("" = the model itself), ``op`` the
+              operator's name without its namespace.
+              A personality's scratch (allocated and freed inside one operator) is an "a" followed by an "f".
+``result``    ``outcome`` (completed, out_of_memory), ``parameters``, ``trainable_parameters``, ``weight_bytes``, ``layers``
+              (decoder layers built), ``phases`` [{name, step, allocated, reserved, device, components}] (the maximum
+              over micro-batches), ``notes`` [text]. With out_of_memory also ``requested_bytes``, ``free_bytes`` (each may
+              be null), ``message`` and ``phase``. ``model_class``, ``attention`` (the implementation used).
+``error``     ``kind``, ``message`` (with the remedy), ``field`` (path of the faulty value, or null). Kinds: bad_order,
+              bad_config (exit 2); missing_package, unsupported, no_device, internal (exit 3); interrupted (exit 130).
+
+Exit status: 0 a result was sent (out of memory included), 2 bad input, 3 cannot be done here, 130 interrupted.
+
+Life and death
+--------------
+SIGINT and SIGTERM end the run with an ``error`` of kind ``interrupted``. If the parent goes away (its process id changes, or
+the pipe is closed) the worker ends at once. Standard input is read for one line only and may be closed after it.
+"""
