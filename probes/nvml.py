@@ -167,7 +167,8 @@ class _Device:
     uuid: str = ""
     name: str = ""
     trouble: str = ""
-    memory_version: int = 2
+    memory_version: int | None = None
+    """The structure that has answered before. It is kept: the two count ``used`` differently."""
 
 
 @dataclass(slots=True)
@@ -210,7 +211,7 @@ class Nvml:
         except self._pynvml.NVMLError as error:
             code = int(error.value)
             return self._lacks(name) if code == FUNCTION_NOT_FOUND else _Answer(None, code)
-        except (OSError, ValueError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s: %s", name, error)
             return _Answer(None, UNKNOWN)
 
@@ -307,27 +308,30 @@ class Nvml:
         )  # fmt: skip
 
     def _processes(self, device: _Device) -> tuple[GpuProcess, ...]:
-        answer = self._ask(device, "nvmlDeviceGetComputeRunningProcesses")
+        answer = self._ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
         if answer.code == FUNCTION_NOT_FOUND:
             answer = self._ask(device, "nvmlDeviceGetComputeRunningProcesses_v2")
         listed = answer.value or ()
         return tuple(GpuProcess(int(process.pid), process.usedGpuMemory) for process in listed)
 
     def _memory(self, device: _Device) -> MemoryReading:
-        if device.memory_version == 2:
-            version = getattr(self._pynvml, "nvmlMemory_v2", None)
-            answer = self._ask(device, "nvmlDeviceGetMemoryInfo", version=version)
-            if answer.code == SUCCESS and answer.value.total:
-                return _checked(answer.value, "nvml-v2", int(answer.value.reserved))
-            if answer.code == NO_PERMISSION:
-                return MemoryReading(source="hidden")
-            if not device.trouble:
-                device.memory_version = 1
+        if device.memory_version == 1:
+            return self._memory_v1(device)
+        version = getattr(self._pynvml, "nvmlMemory_v2", None)
+        answer = self._ask(device, "nvmlDeviceGetMemoryInfo", version=version)
+        if answer.code == SUCCESS and answer.value.total:
+            device.memory_version = 2
+            return _checked(answer.value, "nvml-v2", int(answer.value.reserved))
+        if device.memory_version == 2 or device.trouble:
+            return MemoryReading()
+        if answer.code == NO_PERMISSION:
+            return MemoryReading(source="hidden")
         return self._memory_v1(device)
 
     def _memory_v1(self, device: _Device) -> MemoryReading:
         answer = self._ask(device, "nvmlDeviceGetMemoryInfo")
         if answer.code == SUCCESS and answer.value.total:
+            device.memory_version = 1
             return _checked(answer.value, "nvml-v1", None)
         if answer.code == NO_PERMISSION:
             return MemoryReading(source="hidden")
