@@ -1,0 +1,171 @@
+"""JSON from strangers: bounded before it is parsed, and refused with the path of the field that is wrong.
+
+Beyond what ``json`` refuses: repeated keys, NaN, numbers that overflow, lone surrogates, depth, size and item count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from planner.faults import Fault, Faults
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a document may cost. An item is a member or an element; ten of them take about a kilobyte parsed."""
+
+    max_bytes: int
+    max_items: int
+    max_depth: int = 64
+
+
+CONFIG = Limits(max_bytes=4 * MIB, max_items=200_000)
+"""``config.json`` and the like: the largest known (per-layer block lists) are under 100 KB."""
+INDEX = Limits(max_bytes=32 * MIB, max_items=500_000)
+"""Tensor tables: ``model.safetensors.index.json`` of a 1T mixture of experts has 140,000 entries in 14 MB."""
+
+
+class _Repeated(dict[str, object]):
+    """An object some key of which came twice."""
+
+    key = ""
+
+
+class _BadNumber(float):
+    """NaN, or a number too large to hold."""
+
+
+def parse_object(data: bytes, label: str, limits: Limits = CONFIG, *, infinity: bool = False) -> dict[str, object]:
+    """The JSON object in ``data``; ``label`` (a file name) leads the path of every fault. Raises :class:`Faults`.
+
+    ``infinity`` lets the literal through: configs of state-space models write it (``time_step_limit``).
+    """
+    value = parse(data, label, limits, infinity=infinity)
+    if not isinstance(value, dict):
+        _refuse(label, f"must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def parse(data: bytes, label: str, limits: Limits = CONFIG, *, infinity: bool = False) -> object:
+    """The JSON value in ``data``, under ``limits``. Raises :class:`Faults`."""
+    if len(data) > limits.max_bytes:
+        _refuse(label, f"must be at most {limits.max_bytes} bytes, got {len(data)}")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > limits.max_items:
+        _refuse(label, f"must hold at most {limits.max_items} items")
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+    except UnicodeDecodeError as error:
+        _refuse(label, f"is not UTF-8 (byte {error.start})")
+    except RecursionError:
+        _refuse(label, f"is nested deeper than {limits.max_depth} levels")
+    except json.JSONDecodeError as error:
+        _refuse(label, f"is not JSON: {error.msg} (line {error.lineno}, column {error.colno})")
+    except ValueError:
+        _refuse(label, "holds a number of more digits than can be read")
+    _check(value, label, limits.max_depth, infinity=infinity, surrogates="\\u" in text)
+    return value
+
+
+def read_object(path: Path, limits: Limits = CONFIG, *, infinity: bool = False) -> dict[str, object]:
+    """The JSON object in a regular file. Raises :class:`Faults` when it can't be read."""
+    return parse_object(read_bytes(path, limits.max_bytes), path.name, limits, infinity=infinity)
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A regular file of at most ``max_bytes``, whole. Raises :class:`Faults`; pipes and devices are never opened."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            _refuse(path.name, "is not a file")
+        if found.st_size > max_bytes:
+            _refuse(path.name, f"must be at most {max_bytes} bytes, got {found.st_size}")
+        with path.open("rb") as file:
+            return file.read(max_bytes)
+    except (OSError, ValueError) as error:
+        if isinstance(error, Faults):
+            raise
+        _refuse(path.name, f"can't be read: {getattr(error, 'strerror', None) or error}")
+
+
+def shown(key: str) -> str:
+    """A key as a path shows it: short, and printable on any terminal."""
+    plain = key.encode("utf-8", "backslashreplace").decode("utf-8")
+    printable = "".join(letter if letter.isprintable() else "�" for letter in plain[:81])
+    return printable if len(printable) <= 80 else printable[:77] + "..."
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    repeated = _Repeated(found)
+    repeated.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    return repeated
+
+
+def _constant(name: str) -> float:
+    return _BadNumber("nan") if name == "NaN" else float(name.lower())
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _BadNumber("nan")
+
+
+def _check(value: object, label: str, max_depth: int, *, infinity: bool, surrogates: bool) -> None:
+    faults: list[Fault] = []
+    stack: list[tuple[object, str, int]] = [(value, f"{label}:", 1)]
+    while stack and len(faults) < 10:
+        item, path, depth = stack.pop()
+        if depth > max_depth:
+            _refuse(path, f"is nested deeper than {max_depth} levels")
+        if isinstance(item, _Repeated):
+            faults.append(Fault(_join(path, item.key), "is given twice"))
+        for key, child in _children(item):
+            if isinstance(child, dict | list):
+                stack.append((child, _join(path, key), depth + 1))
+            elif isinstance(child, float) and not math.isfinite(child) and not (infinity and not isinstance(child, _BadNumber)):
+                faults.append(Fault(_join(path, key), "must be a finite number"))
+            elif surrogates and isinstance(child, str) and not _is_text(child):
+                faults.append(Fault(_join(path, key), "must be valid Unicode"))
+            if surrogates and isinstance(key, str) and not _is_text(key):
+                faults.append(Fault(_join(path, key), "must be valid Unicode"))
+    if isinstance(value, float) and not math.isfinite(value):
+        faults.append(Fault(label, "must be a finite number"))
+    if faults:
+        raise Faults(faults)
+
+
+def _children(item: object) -> Iterator[tuple[str | int, object]]:
+    if isinstance(item, dict):
+        yield from item.items()
+    elif isinstance(item, list):
+        yield from enumerate(item)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _join(path: str, key: str | int) -> str:
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}{shown(key)}" if path.endswith(":") else f"{path}.{shown(key)}"
+
+
+def _refuse(path: str, message: str) -> NoReturn:
+    raise Faults([Fault(path, message)])
