@@ -1,0 +1,5 @@
+"""``python -m probes.worker``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,295 @@
+"""The real architecture from its config, without weights: first on the meta device, then with memory or fake."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import WorkerError
+from .order import Order
+
+DTYPES = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+_LAYER_KEYS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+)  # fmt: skip
+_AUTO_CLASSES = (
+    "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM", "AutoModel",
+)  # fmt: skip
+_ATTENTIONS = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+_POOL_ELEMENTS = 1 << 20
+
+Maker = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model whose parameters are still on the meta device."""
+
+    model: Any
+    config: Any
+    dtype: torch.dtype
+    layers: int | None
+
+    @property
+    def text_config(self) -> Any:
+        """The part of the config that describes the decoder."""
+        getter = getattr(self.config, "get_text_config", None)
+        return getter() if getter is not None else self.config
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The last dimension of the logits."""
+        return getattr(self.text_config, "vocab_size", None)
+
+
+def build(order: Order) -> Built:
+    """Build the order's model on meta. Buffers keep their values in a measurement (they index embeddings)."""
+    config, layers = read_config(order.config, order.layers)
+    dtype = choose_dtype(order, config)
+    model_class = choose_class(config)
+    try:
+        with _without_memory(order.fake):
+            model = _instantiate(model_class, config, dtype, order.attention)
+    except WorkerError:
+        raise
+    except ImportError as error:
+        raise _missing_package(error) from error
+    except Exception as error:
+        raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
+    _keep_in_fp32(model, dtype)
+    return Built(model, config, dtype, layers)
+
+
+def read_config(document: Mapping[str, Any], layers: int | None) -> tuple[Any, int | None]:
+    """The library's config object, cut to ``layers``, and the number of (decoder) layers it has."""
+    from transformers import AutoConfig
+
+    raw = deepcopy(dict(document))
+    raw.pop("quantization_config", None)
+    raw.pop("auto_map", None)
+    model_type = raw.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise WorkerError("bad_config", "config.model_type: is required to know which architecture to build", "config.model_type")
+    if layers is not None:
+        cut_layers(raw, layers)
+    try:
+        config = AutoConfig.for_model(model_type, **raw)
+    except ValueError as error:
+        if "Unrecognized model identifier" not in str(error):
+            raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
+        raise WorkerError("unsupported", _unknown_type(model_type), "config.model_type") from error
+    except Exception as error:
+        raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
+    return config, _count_layers(config)
+
+
+def cut_layers(raw: dict[str, Any], layers: int) -> None:
+    """Keep the first ``layers`` layers, in nested text configs too; per-layer lists are cut alike."""
+    for value in raw.values():
+        if isinstance(value, dict) and any(key in value for key in _LAYER_KEYS):
+            if "patch_size" not in value:
+                cut_layers(value, layers)
+    for key in _LAYER_KEYS:
+        old = raw.get(key)
+        if isinstance(old, int) and old > layers:
+            raw[key] = layers
+            _cut_per_layer_values(raw, old, layers)
+
+
+def _cut_per_layer_values(raw: dict[str, Any], old: int, new: int) -> None:
+    for key, value in raw.items():
+        if isinstance(value, (list, str)) and len(value) == old:
+            raw[key] = value[:new]
+
+
+def choose_dtype(order: Order, config: Any) -> torch.dtype:
+    """The dtype the parameters are stored in."""
+    if order.task == "training" and order.training.method in ("full", "freeze"):
+        return torch.bfloat16 if order.training.precision == "bf16" else torch.float32
+    name = order.weights
+    if name in DTYPES:
+        return DTYPES[name]
+    if name == "native" or order.fake:
+        return native_dtype(config)
+    raise WorkerError(
+        "unsupported",
+        f"scenario.weights: {name!r} cannot be measured here; choose bf16, fp16 or fp32, or rehearse it",
+        "scenario.weights",
+    )
+
+
+def native_dtype(config: Any) -> torch.dtype:
+    """The dtype the config declares, else the library's default, fp32."""
+    for part in (config, _text(config)):
+        declared = getattr(part, "dtype", None) or getattr(part, "torch_dtype", None)
+        if declared is not None:
+            return DTYPES.get(declared, torch.float32) if isinstance(declared, str) else declared
+    return torch.float32
+
+
+def choose_class(config: Any) -> Any:
+    """The class the config names, else the first auto class that knows the config."""
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        model_class = getattr(transformers, name, None)
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            return model_class
+    for name in _AUTO_CLASSES:
+        auto_class = getattr(transformers, name, None)
+        if auto_class is not None and type(config) in auto_class._model_mapping:
+            return auto_class._model_mapping[type(config)]
+    raise WorkerError("unsupported", f"transformers {transformers.__version__} has no model class for {type(config).__name__}")
+
+
+def materialise(model: nn.Module, make: Maker) -> None:
+    """Replace every meta parameter and every buffer by ``make(tensor)``; tied ones stay tied."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = _like_parameter(parameter, make(parameter.detach()))
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                if id(buffer) not in made:
+                    made[id(buffer)] = make(buffer)
+                module._buffers[name] = made[id(buffer)]
+
+
+def make_real(device: torch.device) -> Maker:
+    """A maker of tensors with memory: generated values for meta tensors, a copy of the others."""
+    pool = torch.randn(_POOL_ELEMENTS, generator=torch.Generator().manual_seed(0)).mul_(0.02)
+
+    def make(tensor: torch.Tensor) -> torch.Tensor:
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        if tensor.device.type != "meta":
+            return made.copy_(tensor)
+        _fill(made, pool)
+        return made
+
+    return make
+
+
+def make_fake(tensor: torch.Tensor) -> torch.Tensor:
+    """A fake tensor of the same shape on the CPU; call inside the fake mode."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def random_ids(shape: tuple[int, int], built: Built, device: torch.device) -> torch.Tensor:
+    """Token ids (int64) of ``shape``; random, so that routers spread them."""
+    return torch.randint(0, built.vocabulary or 2, shape, dtype=torch.long, device=device)
+
+
+def attention_of(built: Built) -> str:
+    """The attention implementation the library chose."""
+    return str(getattr(built.text_config, "_attn_implementation", None) or "eager")
+
+
+def _fill(tensor: torch.Tensor, pool: torch.Tensor) -> None:
+    if not tensor.is_floating_point():
+        tensor.zero_()
+    elif tensor.device.type == "cuda":
+        tensor.normal_(0.0, 0.02)
+    elif tensor.dim() < 2:
+        tensor.fill_(1.0)
+    else:
+        *whole, rest = tensor.view(-1).split(_POOL_ELEMENTS)
+        for part in whole:
+            part.copy_(pool)
+        rest.uniform_(-0.03, 0.03)
+
+
+def _like_parameter(old: nn.Parameter, new: torch.Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+    for name, value in vars(old).items():
+        setattr(parameter, name, value)
+    return parameter
+
+
+@contextmanager
+def _without_memory(on_meta: bool) -> Iterator[None]:
+    if on_meta:
+        with torch.device("meta"):
+            yield
+        return
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":
+            module._parameters[name] = _like_parameter(parameter, parameter.detach().to("meta"))
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _instantiate(model_class: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    if attention not in _ATTENTIONS:
+        raise WorkerError("unsupported", f"attention {attention!r} is not one transformers has", "scenario.inference.attention")
+    kwargs: dict[str, Any] = {"torch_dtype": dtype}
+    if _ATTENTIONS[attention] is not None:
+        kwargs["attn_implementation"] = _ATTENTIONS[attention]
+    return model_class._from_config(config, **kwargs)
+
+
+def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
+    """Parameters ``from_pretrained`` loads in fp32 whatever is asked (modeling_utils: _keep_in_fp32_modules)."""
+    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype != torch.float32 else set()
+    if dtype == torch.float16:
+        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if not patterns:
+        return
+    matcher = re.compile("|".join(rf"((^|\.){pattern}($|\.))" for pattern in sorted(patterns)))
+    for name, parameter in model.named_parameters():
+        if matcher.search(name):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _count_layers(config: Any) -> int | None:
+    for part in (_text(config), config):
+        for key in ("num_hidden_layers", *_LAYER_KEYS):
+            value = getattr(part, key, None)
+            if isinstance(value, int):
+                return value
+    return None
+
+
+def _text(config: Any) -> Any:
+    getter = getattr(config, "get_text_config", None)
+    return getter() if getter is not None else config
+
+
+def _unknown_type(model_type: str) -> str:
+    import transformers
+
+    return (
+        f"config.model_type: transformers {transformers.__version__} does not know {model_type!r}; "
+        "a newer release may, or the model needs code of its own, which is never run"
+    )
+
+
+def _missing_package(error: ImportError) -> WorkerError:
+    name = getattr(error, "name", None)
+    remedy = f"; install it with: python -m pip install {name}" if name else ""
+    return WorkerError("missing_package", f"{_one_line(error)}{remedy}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:400] or type(error).__name__

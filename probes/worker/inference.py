@@ -1,0 +1,144 @@
+"""A generation: prefill, then one decode step a token, holding what ``generate`` holds and no more.
+
+The loop follows ``GenerationMixin._sample`` (transformers, generation/utils.py): greedy choice of the next token, the last
+position's logits copied to fp32, ids and mask grown by concatenation, outputs dropped before the next step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .attribution import KV_CACHE, RECURRENT_STATE, Attribution, tensors_of
+from .build import Built, random_ids
+from .errors import WorkerError
+from .order import Inference
+from .phases import Phases
+
+CACHES = ("dynamic", "static", "quantized")
+_STATE_NAMES = ("conv", "recurrent", "ssm")
+
+
+@dataclass
+class Generation:
+    """What lives between two steps."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    unfinished: torch.Tensor
+    extra: dict[str, Any]
+
+
+class InferenceLoad:
+    """Prefill and decode of one batch."""
+
+    def __init__(self, built: Built, workload: Inference, attribution: Attribution | None) -> None:
+        self._built = built
+        self._model = built.model
+        self._workload = workload
+        self._attribution = attribution
+        self._parameters = set(inspect.signature(built.model.forward).parameters)
+        self.cache: Any = None
+
+    def run(self, phases: Phases, device: torch.device) -> None:
+        """Run both phases. Encoders have no decode."""
+        self._model.eval()
+        with torch.no_grad():
+            with phases.phase("prefill"):
+                generation = self._start(device)
+                self._step(generation, generation.input_ids)
+            if not self.generates:
+                return
+            with phases.phase("decode"):
+                for done in range(self._workload.new_tokens):
+                    phases.wire.send("progress", what="decode", done=done, total=self._workload.new_tokens)
+                    self._step(generation, generation.input_ids[:, -1:])
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model has a head that makes tokens."""
+        return bool(self._model.can_generate()) if hasattr(self._model, "can_generate") else False
+
+    def _start(self, device: torch.device) -> Generation:
+        batch, tokens = self._workload.batch, self._workload.prompt_tokens
+        generation = Generation(
+            input_ids=random_ids((batch, tokens), self._built, device),
+            attention_mask=torch.ones((batch, tokens), dtype=torch.long, device=device),
+            unfinished=torch.ones(batch, dtype=torch.long, device=device),
+            extra={},
+        )
+        if self.generates:
+            self.cache = self._make_cache()
+            self._label_updates(self.cache)
+        return generation
+
+    def _step(self, generation: Generation, new_ids: torch.Tensor) -> None:
+        outputs = self._model(**self._inputs(generation, new_ids))
+        if not self.generates:
+            return
+        next_logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        del outputs
+        next_ids = torch.argmax(next_logits, dim=-1)
+        generation.input_ids = torch.cat([generation.input_ids, next_ids[:, None]], dim=-1)
+        mask = generation.attention_mask
+        generation.attention_mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
+
+    def _inputs(self, generation: Generation, new_ids: torch.Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": new_ids, **generation.extra}
+        if self.generates:
+            inputs["use_cache"] = True
+            inputs["past_key_values"] = self.cache
+            if "logits_to_keep" in self._parameters:
+                inputs["logits_to_keep"] = 1
+        return inputs
+
+    def _make_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        kind = self._workload.options.get("cache_implementation", "dynamic")
+        if kind not in CACHES:
+            raise WorkerError("bad_order", f"must be one of {', '.join(CACHES)}", "scenario.inference.engine_options.cache_implementation")
+        if kind == "static":
+            return self._make_static_cache()
+        if kind == "quantized":
+            raise WorkerError("missing_package", "a quantized cache needs optimum-quanto or hqq: python -m pip install optimum-quanto")
+        try:
+            return DynamicCache(config=self._built.text_config)
+        except TypeError:
+            return DynamicCache()
+
+    def _make_static_cache(self) -> Any:
+        from transformers import StaticCache
+
+        tokens = self._workload.prompt_tokens + self._workload.new_tokens
+        return StaticCache(config=self._built.text_config, max_cache_len=tokens)
+
+    def _label_updates(self, cache: Any) -> None:
+        """Label what the cache holds each time it was updated."""
+        if self._attribution is None:
+            return
+        for name in ("update", "update_conv_state", "update_recurrent_state", "update_indexer"):
+            method = getattr(cache, name, None)
+            if method is not None:
+                setattr(cache, name, self._labelling(cache, method))
+
+    def _labelling(self, cache: Any, method: Any) -> Any:
+        place = list(inspect.signature(method).parameters).index("layer_idx")
+
+        def labelled(*args: Any, **kwargs: Any) -> Any:
+            out = method(*args, **kwargs)
+            layer_idx = kwargs["layer_idx"] if "layer_idx" in kwargs else args[place]
+            self._label_layer(cache, layer_idx)
+            return out
+
+        return labelled
+
+    def _label_layer(self, cache: Any, layer_idx: int) -> None:
+        assert self._attribution is not None
+        layer = cache.layers[layer_idx] if hasattr(cache, "layers") else cache
+        for name, value in vars(layer).items():
+            state = any(part in name for part in _STATE_NAMES)
+            self._attribution.label(tensors_of([value]), RECURRENT_STATE if state else KV_CACHE)

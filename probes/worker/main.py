@@ -1,0 +1,114 @@
+"""The process: reads the order, answers signals, watches its parent, and turns every end into an exit status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from .errors import EXIT_INTERRUPTED, EXIT_RESULT, WorkerError
+from .wire import Wire, claim_stdout
+
+_PARENT_CHECK_S = 0.5
+_logger = logging.getLogger("probes.worker")
+
+
+def main() -> NoReturn:
+    """Run one order from standard input to the end of the process."""
+    wire = Wire(claim_stdout())
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    answer_signals(wire)
+    watch_parent()
+    status = serve(sys.stdin.buffer.readline(), wire)
+    sys.stderr.flush()
+    # Interpreters that loaded torch may hang or abort in their finalizers; everything has been said by now.
+    os._exit(status)
+
+
+def serve(line: bytes, wire: Wire) -> int:
+    """Answer one order. Returns the exit status."""
+    try:
+        order_json = _decode(line)
+        _settle_environment()
+        wire.send("progress", what="importing", done=0, total=1)
+        _run(order_json, wire)
+    except WorkerError as error:
+        wire.close("error", kind=error.kind, message=error.message, field=error.field)
+        return error.exit_status
+    except Exception as error:
+        _logger.exception("the run failed")
+        internal = WorkerError("internal", f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+        wire.close("error", kind=internal.kind, message=internal.message, field=None)
+        return internal.exit_status
+    return EXIT_RESULT
+
+
+def _run(order_json: Any, wire: Wire) -> None:
+    from .order import parse_order
+
+    order = parse_order(order_json)
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        name = error.name or "torch"
+        raise WorkerError("missing_package", f"{name} is not installed here: python -m pip install {name}") from error
+    from . import run
+
+    wire.send("progress", what="importing", done=1, total=1)
+    run.hello(wire, order)
+    run.run(order, wire)
+
+
+def _decode(line: bytes) -> Any:
+    if not line.strip():
+        raise WorkerError("bad_order", "no order: write one line of JSON to standard input")
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise WorkerError("bad_order", f"the order is not JSON: {error}") from error
+
+
+def _settle_environment() -> None:
+    """No network, no progress bars, whatever the environment says."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def answer_signals(wire: Wire) -> None:
+    """SIGINT and SIGTERM end the process with an ``interrupted`` error, from a thread, so that no line is torn."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+
+    def wait() -> None:
+        received = reader.recv(1)
+        writer.fileno()
+        wire.close("error", kind="interrupted", message=f"stopped by signal {received[0]}", field=None)
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def watch_parent() -> None:
+    """End with the parent: its id changes when it dies (POSIX)."""
+    if not hasattr(os, "getppid") or sys.platform == "win32":
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_S)
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -1,0 +1,101 @@
+"""The optimizers of a scenario, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import WorkerError
+
+_LEARNING_RATE = 1e-5
+_FIELD = "scenario.training.optimizer"
+Parameters = list[nn.Parameter]
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023, algorithm 2), one parameter at a time: a momentum in the parameter's dtype."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = _LEARNING_RATE) -> None:
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99), "weight_decay": 0.0})
+
+    def _init_group(self, group: dict[str, Any]) -> Parameters:
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in params:
+            if not self.state[parameter]:
+                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+        return params
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in self._init_group(group):
+                average = self.state[parameter]["exp_avg"]
+                update = average.mul(beta1).add_(parameter.grad, alpha=1 - beta1).sign_()
+                parameter.add_(update, alpha=-group["lr"])
+                average.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
+
+
+def make_optimizers(name: str, params: Parameters) -> list[torch.optim.Optimizer]:
+    """The optimizers that together update ``params``. Raises :class:`WorkerError` for one that can't be had."""
+    make = _MAKERS.get(name)
+    if make is None:
+        known = ", ".join(sorted(_MAKERS))
+        raise WorkerError("unsupported", f"{_FIELD}: {name!r} has no implementation here; choose one of {known}", _FIELD)
+    return make(params)
+
+
+def _adamw(**kwargs: Any) -> Callable[[Parameters], list[torch.optim.Optimizer]]:
+    return lambda params: [torch.optim.AdamW(params, lr=_LEARNING_RATE, **kwargs)]
+
+
+def _sgd(momentum: float) -> Callable[[Parameters], list[torch.optim.Optimizer]]:
+    return lambda params: [torch.optim.SGD(params, lr=_LEARNING_RATE, momentum=momentum, foreach=True)]
+
+
+def _adafactor(params: Parameters) -> list[torch.optim.Optimizer]:
+    try:
+        from transformers.optimization import Adafactor
+    except ImportError:
+        return [torch.optim.Adafactor(params, lr=_LEARNING_RATE)]
+    # The Trainer's arguments for "adafactor" (transformers, trainer_optimizer.py).
+    return [Adafactor(params, lr=_LEARNING_RATE, scale_parameter=False, relative_step=False)]
+
+
+def _muon(params: Parameters) -> list[torch.optim.Optimizer]:
+    if not hasattr(torch.optim, "Muon"):
+        raise WorkerError("unsupported", f"{_FIELD}: muon needs torch 2.9 or newer, this is {torch.__version__}", _FIELD)
+    matrices = [parameter for parameter in params if parameter.dim() == 2]
+    rest = [parameter for parameter in params if parameter.dim() != 2]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, lr=_LEARNING_RATE)]
+    return [*optimizers, torch.optim.AdamW(rest, lr=_LEARNING_RATE, foreach=True)] if rest else optimizers
+
+
+def _bitsandbytes(class_name: str) -> Callable[[Parameters], list[torch.optim.Optimizer]]:
+    def make(params: Parameters) -> list[torch.optim.Optimizer]:
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            message = f"{_FIELD}: 8-bit optimizers need bitsandbytes: python -m pip install bitsandbytes, or rehearse"
+            raise WorkerError("missing_package", message, _FIELD) from error
+        return [getattr(bitsandbytes.optim, class_name)(params, lr=_LEARNING_RATE)]
+
+    return make
+
+
+_MAKERS: dict[str, Callable[[Parameters], list[torch.optim.Optimizer]]] = {
+    "adamw_fused": _adamw(fused=True),
+    "adamw_foreach": _adamw(foreach=True),
+    "adamw": _adamw(foreach=False, fused=False),
+    "adafactor": _adafactor,
+    "lion": lambda params: [Lion(params)],
+    "sgd": _sgd(0.0),
+    "sgd_momentum": _sgd(0.9),
+    "muon": _muon,
+    "adamw_8bit": _bitsandbytes("AdamW8bit"),
+    "paged_adamw_8bit": _bitsandbytes("PagedAdamW8bit"),
+}

@@ -1,0 +1,186 @@
+"""One order from its reading to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import device as devices
+from .attribution import ADAPTERS, Attribution
+from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
+from .errors import OutOfMemory, WorkerError
+from .inference import InferenceLoad
+from .order import Order
+from .phases import Phases, Sampler
+from .trace import Trace
+from .tracker import StorageTracker, rounded
+from .wire import Wire
+
+
+def versions() -> dict[str, str | None]:
+    """What the run rests on."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": _peft_version(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def hello(wire: Wire, order: Order) -> None:
+    """Send the first event."""
+    wire.send(
+        "hello", protocol=1, pid=os.getpid(), rank=int(os.environ.get("RANK", 0)),
+        world=int(os.environ.get("WORLD_SIZE", 1)), versions=versions(), device=devices.describe(order.device),
+    )  # fmt: skip
+
+
+def run(order: Order, wire: Wire) -> None:
+    """Run the order and send its result. Raises :class:`WorkerError`; running out of memory is a result."""
+    Run(order, wire).run()
+
+
+class Run:
+    """The state of one run."""
+
+    def __init__(self, order: Order, wire: Wire) -> None:
+        self._order = order
+        self._wire = wire
+        self._notes: list[str] = []
+        self._built: Built | None = None
+        self._phases: Phases | None = None
+
+    def run(self) -> None:
+        """See :func:`run`."""
+        try:
+            self._prepare_and_load()
+        except Exception as error:
+            memory = devices.as_out_of_memory(error)
+            if memory is None:
+                raise
+            self._send_result("out_of_memory", memory)
+        else:
+            self._send_result("completed")
+
+    def _prepare_and_load(self) -> None:
+        order = self._order
+        self._wire.send("progress", what="building", done=0, total=1)
+        self._built = build(order)
+        self._wire.send("progress", what="building", done=1, total=1)
+        if order.device == "cpu":
+            self._on_tracker()
+        else:
+            self._on_cuda()
+
+    def _on_tracker(self) -> None:
+        order = self._order
+        assert self._built is not None
+        attribution = Attribution()
+        if not order.fake:
+            devices.check_machine_memory(weight_bytes(self._built.model))
+        trace = Trace(self._wire, attribution) if order.fake else None
+        budget_bytes = None if order.fake else order.budget_bytes
+        tracker = StorageTracker(attribution, sink=trace, budget_bytes=budget_bytes)
+        attribution.tracker = tracker
+        meter = devices.TraceMeter(tracker) if order.fake else devices.CpuMeter(tracker)
+        listeners = [trace] if trace is not None else []
+        self._phases = Phases(self._wire, meter, listeners, on_begin=attribution.enter_phase)
+        make = make_fake if order.fake else make_real(torch.device("cpu"))
+        with _fake_mode(order.fake), tracker, self._sampling():
+            self._load(torch.device("cpu"), make, attribution)
+
+    def _on_cuda(self) -> None:
+        device = devices.open_cuda(self._order.device, self._order.budget_bytes)
+        self._phases = Phases(self._wire, devices.CudaMeter(device))
+        with self._sampling():
+            self._load(device, make_real(device), None)
+
+    def _load(self, device: torch.device, make: Maker, attribution: Attribution | None) -> None:
+        assert self._built is not None and self._phases is not None
+        model = self._built.model
+        with self._phases.phase("load"):
+            materialise(model, make)
+            if attribution is not None:
+                attribution.label((p for n, p in model.named_parameters() if "lora_" in n), ADAPTERS)
+        with attribution.watching(model, self._built.vocabulary) if attribution else contextlib.nullcontext():
+            if self._order.task == "inference":
+                InferenceLoad(self._built, self._order.inference, attribution).run(self._phases, device)
+            else:
+                from .training import TrainingLoad
+
+                TrainingLoad(self._built, self._order.training, attribution).run(self._phases, device)
+
+    @contextlib.contextmanager
+    def _sampling(self) -> Iterator[None]:
+        assert self._phases is not None
+        if self._order.fake:
+            yield
+            return
+        sampler = Sampler(self._phases, self._order.sample_interval_s)
+        sampler.start()
+        try:
+            yield
+        finally:
+            sampler.stop()
+
+    def _send_result(self, outcome: str, memory: OutOfMemory | None = None) -> None:
+        fields: dict[str, Any] = {"outcome": outcome, **self._model_fields(), "notes": self._notes}
+        fields["phases"] = self._phases.results() if self._phases else []
+        if memory is not None:
+            fields |= {
+                "requested_bytes": memory.requested_bytes,
+                "free_bytes": memory.free_bytes,
+                "message": memory.message,
+                "phase": self._phases.current if self._phases else "load",
+            }
+        self._wire.close("result", **fields)
+
+    def _model_fields(self) -> dict[str, Any]:
+        if self._built is None:
+            return {}
+        parameters = list(self._built.model.parameters())
+        return {
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
+            "layers": self._built.layers,
+            "model_class": type(self._built.model).__name__,
+            "attention": attention_of(self._built),
+        }
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the model's parameters and buffers as the allocator counts them."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(rounded(tensor.numel() * tensor.element_size()) for tensor in tensors)
+
+
+@contextlib.contextmanager
+def _fake_mode(on: bool) -> Iterator[None]:
+    if not on:
+        yield
+        return
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def _peft_version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("peft")
+    except PackageNotFoundError:
+        return None
+
+
+__all__ = ["WorkerError", "hello", "run", "versions", "weight_bytes"]

@@ -1,0 +1,65 @@
+"""The stream of allocations and frees of a rehearsal, interned and batched for the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .attribution import Attribution
+from .tracker import COMPONENTS
+from .wire import Wire
+
+BATCH_EVENTS = 4096
+
+
+class Trace:
+    """A tracker's sink that sends ``storage`` events, and a listener of phases."""
+
+    def __init__(self, wire: Wire, attribution: Attribution) -> None:
+        self._wire = wire
+        self._attribution = attribution
+        self._index: dict[str, int] = {}
+        self._new_strings: list[str] = []
+        self._batch: list[Any] = []
+        self._components = [self._intern(name) for name in COMPONENTS]
+        self._operators: dict[str, int] = {}
+
+    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> None:
+        """A storage was born."""
+        operator = self._operators.get(op)
+        if operator is None:
+            operator = self._operators[op] = self._intern(op.partition(".")[2].partition(".")[0] or op)
+        module = self._intern(self._attribution.module)
+        self._append(["a", ident, nbytes, self._components[component], module, operator])
+
+    def free(self, ident: int) -> None:
+        """It died."""
+        self._append(["f", ident])
+
+    def relabel(self, ident: int, component: int) -> None:
+        """It is known to be of another component."""
+        self._append(["c", ident, self._components[component]])
+
+    def phase(self, name: str, state: str, step: int) -> None:
+        """A phase begins or ends."""
+        self._append(["p", self._intern(name), state, step])
+        if state == "end":
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        if self._batch:
+            batch, self._batch = self._batch, []
+            strings, self._new_strings = self._new_strings, []
+            self._wire.send("storage", strings=strings, batch=batch)
+
+    def _append(self, entry: list[Any]) -> None:
+        self._batch.append(entry)
+        if len(self._batch) >= BATCH_EVENTS:
+            self.flush()
+
+    def _intern(self, text: str) -> int:
+        index = self._index.get(text)
+        if index is None:
+            index = self._index[text] = len(self._index)
+            self._new_strings.append(text)
+        return index

@@ -1,0 +1,245 @@
+"""Every storage, from birth to death: the one mechanism behind a measurement on CPU and a rehearsal.
+
+A dispatch mode looks at what each operator returns. A storage it has not seen is born; a weak reference on the
+storage's Python object (which lives exactly as long as the storage) tells of its death. Real and fake tensors go
+through the same code, so that a rehearsal with the CPU's own operators equals a measurement on CPU to the byte.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .errors import OutOfMemory
+
+GRANULE_BYTES = 512
+"""The CUDA caching allocator's rounding (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
+
+COMPONENTS = (
+    "weights", "adapters", "quantization_state", "kv_cache", "recurrent_state", "activations", "logits", "workspace",
+    "gradients", "optimizer_state", "master_weights",
+)  # fmt: skip
+"""The components of the design that live in the allocator of one device."""
+
+COMPONENT_INDEX = {name: index for index, name in enumerate(COMPONENTS)}
+
+
+def rounded(nbytes: int) -> int:
+    """``nbytes`` as the allocator counts it."""
+    return (nbytes + GRANULE_BYTES - 1) // GRANULE_BYTES * GRANULE_BYTES
+
+
+class Sink(Protocol):
+    """Hears of storages in program order."""
+
+    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> None:
+        """A storage was born."""
+
+    def free(self, ident: int) -> None:
+        """It died."""
+
+    def relabel(self, ident: int, component: int) -> None:
+        """It is known to be of another component."""
+
+
+class Labeller(Protocol):
+    """Says what a new storage is for."""
+
+    def component_of(self, func: Any, tensor: torch.Tensor, ident: int) -> int:
+        """Index into :data:`COMPONENTS`."""
+
+
+class Substitute(Protocol):
+    """What another device does where this one differs."""
+
+    def apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+        """(True, result) where the operator was replaced, else (False, None)."""
+
+    def scratch_bytes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+        """Bytes that live inside the operator only, beside what it returns."""
+
+
+class _Death(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference that knows its storage's key."""
+
+    __slots__ = ("key",)
+    key: int
+
+
+class _Storage:
+    """One live storage."""
+
+    __slots__ = ("component", "death", "ident", "nbytes", "rounded_bytes")
+
+    def __init__(self, ident: int, nbytes: int, component: int) -> None:
+        self.ident = ident
+        self.nbytes = nbytes
+        self.rounded_bytes = rounded(nbytes)
+        self.component = component
+
+
+class StorageTracker(TorchDispatchMode):
+    """Counts live storages. Enter it outside of (after) a fake tensor mode.
+
+    ``allocated`` is the sum of live storages, each rounded up to 512 bytes; ``peak`` its maximum since
+    :meth:`begin_phase`. Beyond ``budget_bytes`` the operator raises :class:`OutOfMemory`.
+    """
+
+    def __init__(
+        self,
+        labeller: Labeller,
+        sink: Sink | None = None,
+        substitute: Substitute | None = None,
+        budget_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.allocated = 0
+        self.peak = 0
+        self._labeller = labeller
+        self._sink = sink
+        self._substitute = substitute
+        self._budget_bytes = budget_bytes
+        self._live: dict[int, _Storage] = {}
+        self.next_ident = 0
+        self._by_component = [0] * len(COMPONENTS)
+        self._at_peak = list(self._by_component)
+        self._is_at_peak = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        substitute = self._substitute
+        if substitute is None:
+            out = func(*args, **kwargs)
+        else:
+            done, out = substitute.apply(func, args, kwargs)
+            if not done:
+                out = func(*args, **kwargs)
+            scratch_bytes = substitute.scratch_bytes(func, args, kwargs, out)
+        if isinstance(out, torch.Tensor):
+            self._see(func, out)
+        elif isinstance(out, (tuple, list)):
+            for item in out:
+                if isinstance(item, torch.Tensor):
+                    self._see(func, item)
+        if substitute is not None and scratch_bytes:
+            self._flash(func, scratch_bytes)
+        return out
+
+    def begin_phase(self) -> None:
+        """Forget the peak of the phase before."""
+        self.peak = self.allocated
+        self._is_at_peak = True
+
+    def peak_components(self) -> dict[str, int]:
+        """Bytes of each component at the moment of the peak."""
+        self._keep_peak()
+        return {name: size for name, size in zip(COMPONENTS, self._at_peak, strict=True) if size}
+
+    def live_components(self) -> dict[str, int]:
+        """Bytes of each component now."""
+        return {name: size for name, size in zip(COMPONENTS, self._by_component, strict=True) if size}
+
+    def label(self, tensor: torch.Tensor, component: int) -> None:
+        """The tensor's storage is of this component."""
+        storage = self._live.get(tensor.untyped_storage()._cdata)
+        if storage is not None:
+            self._move(storage, component)
+
+    def relabel(self, key: int, ident: int, old: int, new: int) -> None:
+        """The storage (key, ident), if it still lives and is ``old``, becomes ``new``."""
+        storage = self._live.get(key)
+        if storage is not None and storage.ident == ident and storage.component == old:
+            self._move(storage, new)
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """The tensor's storage is not on the device after all."""
+        storage = self._live.pop(tensor.untyped_storage()._cdata, None)
+        if storage is not None:
+            self._subtract(storage)
+
+    def _see(self, func: Any, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._live.get(key)
+        if known is None:
+            self._born(func, tensor, storage, key)
+        elif known.nbytes != storage.nbytes():
+            self._resized(func, tensor, known, storage.nbytes())
+
+    def _born(self, func: Any, tensor: torch.Tensor, storage: Any, key: int) -> None:
+        nbytes = storage.nbytes()
+        if not nbytes:
+            return
+        ident = self.next_ident
+        self.next_ident += 1
+        entry = _Storage(ident, nbytes, self._labeller.component_of(func, tensor, key))
+        entry.death = _Death(storage, self._died)
+        entry.death.key = key
+        self._add(entry, key, func)
+
+    def _add(self, entry: _Storage, key: int, func: Any) -> None:
+        budget_bytes = self._budget_bytes
+        if budget_bytes is not None and self.allocated + entry.rounded_bytes > budget_bytes:
+            raise OutOfMemory(
+                f"the memory budget of {budget_bytes} bytes is used up: {func} asked for {entry.nbytes} bytes",
+                entry.nbytes,
+                budget_bytes - self.allocated,
+            )
+        self._live[key] = entry
+        self.allocated += entry.rounded_bytes
+        self._by_component[entry.component] += entry.rounded_bytes
+        if self.allocated > self.peak:
+            self.peak = self.allocated
+            self._is_at_peak = True
+        if self._sink is not None:
+            self._sink.alloc(entry.ident, entry.nbytes, entry.component, str(func))
+
+    def _died(self, death: Any) -> None:
+        storage = self._live.pop(death.key, None)
+        if storage is not None:
+            self._subtract(storage)
+
+    def _subtract(self, storage: _Storage) -> None:
+        self._keep_peak()
+        self.allocated -= storage.rounded_bytes
+        self._by_component[storage.component] -= storage.rounded_bytes
+        if self._sink is not None:
+            self._sink.free(storage.ident)
+
+    def _resized(self, func: Any, tensor: torch.Tensor, known: _Storage, nbytes: int) -> None:
+        # resize_ allocates the new block, copies, then frees the old one.
+        key = tensor.untyped_storage()._cdata
+        entry = _Storage(self.next_ident, nbytes, known.component)
+        self.next_ident += 1
+        entry.death = known.death
+        if nbytes:
+            self._add(entry, key, func)
+        else:
+            del self._live[key]
+        self._subtract(known)
+
+    def _flash(self, func: Any, nbytes: int) -> None:
+        entry = _Storage(self.next_ident, nbytes, COMPONENT_INDEX["workspace"])
+        self.next_ident += 1
+        self._add(entry, -1, func)
+        del self._live[-1]
+        self._subtract(entry)
+
+    def _move(self, storage: _Storage, component: int) -> None:
+        if storage.component == component:
+            return
+        self._by_component[storage.component] -= storage.rounded_bytes
+        self._by_component[component] += storage.rounded_bytes
+        storage.component = component
+        if self._sink is not None:
+            self._sink.relabel(storage.ident, component)
+
+    def _keep_peak(self) -> None:
+        if self._is_at_peak:
+            self._at_peak = list(self._by_component)
+            self._is_at_peak = False

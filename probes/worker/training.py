@@ -1,0 +1,93 @@
+"""Two whole training steps, as the Trainer's loop runs them: forward, backward, optimizer, gradients dropped."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from .attribution import Attribution
+from .build import Built, random_ids
+from .errors import WorkerError
+from .optimizers import make_optimizers
+from .order import Training
+from .phases import Phases
+
+STEPS = 2
+_AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
+
+
+class TrainingLoad:
+    """Two steps of one workload. The second is the steady one: optimizer states exist."""
+
+    def __init__(self, built: Built, workload: Training, attribution: Attribution | None) -> None:
+        self._built = built
+        self._model = built.model
+        self._workload = workload
+        self._attribution = attribution
+        self._optimizers: list[torch.optim.Optimizer] = []
+
+    def run(self, phases: Phases, device: torch.device) -> None:
+        """Run both steps."""
+        self._prepare()
+        for step in range(1, STEPS + 1):
+            phases.wire.send("progress", what="step", done=step - 1, total=STEPS)
+            self._step(phases, step, device)
+        phases.wire.send("progress", what="step", done=STEPS, total=STEPS)
+
+    def _prepare(self) -> None:
+        self._model.train()
+        self._model.config.use_cache = False
+        self._enable_checkpointing()
+        params = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        self._optimizers = make_optimizers(self._workload.optimizer, params)
+        if self._attribution is not None:
+            self._attribution.watch_gradients(params)
+            for optimizer in self._optimizers:
+                self._attribution.watch_optimizer(optimizer)
+
+    def _enable_checkpointing(self) -> None:
+        if self._workload.checkpointing == "none":
+            return
+        if self._workload.checkpointing == "selective":
+            raise WorkerError("unsupported", "selective checkpointing is not run here; choose none or full", "scenario.training.checkpointing")
+        reentrant = bool(self._workload.options.get("use_reentrant", False))
+        if not getattr(self._model, "supports_gradient_checkpointing", True):
+            raise WorkerError("unsupported", f"{type(self._model).__name__} has no gradient checkpointing", "scenario.training.checkpointing")
+        # The random state only matters with dropout and is kept in host memory.
+        kwargs = {"use_reentrant": reentrant, "preserve_rng_state": False}
+        self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        if reentrant or self._workload.method in ("lora", "dora", "qlora"):
+            self._model.enable_input_require_grads()
+
+    def _step(self, phases: Phases, step: int, device: torch.device) -> None:
+        for micro in range(self._workload.gradient_accumulation):
+            with phases.phase("forward", step, micro):
+                loss = self._forward(self._batch(device))
+            with phases.phase("backward", step, micro):
+                loss.backward()
+        with phases.phase("optimizer", step):
+            self._update()
+
+    def _batch(self, device: torch.device) -> torch.Tensor:
+        shape = (self._workload.batch, self._workload.sequence)
+        return random_ids(shape, self._built, device)
+
+    def _forward(self, input_ids: torch.Tensor) -> Any:
+        with self._autocast(input_ids.device):
+            loss = self._model(input_ids=input_ids, labels=input_ids).loss
+        return loss / self._workload.gradient_accumulation if self._workload.gradient_accumulation > 1 else loss
+
+    def _autocast(self, device: torch.device) -> Any:
+        dtype = _AUTOCAST.get(self._workload.precision)
+        return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+    def _update(self) -> None:
+        norm = self._workload.options.get("max_grad_norm")
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_([p for p in self._model.parameters() if p.requires_grad], float(norm))
+        for optimizer in self._optimizers:
+            optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,48 @@
+"""The event stream: one JSON object a line on a descriptor that nothing else can write to."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+
+def claim_stdout() -> int:
+    """Take standard output away from everybody: returns its descriptor; ``print`` goes to standard error from now on."""
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return descriptor
+
+
+class Wire:
+    """Writes events from any thread. A reader that has gone away ends the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Write one event with its time (monotonic seconds). After :meth:`close` events are dropped."""
+        line = json.dumps({"event": event, "t": time.monotonic(), **fields}, separators=(",", ":"), ensure_ascii=False)
+        with self._lock:
+            if not self._closed:
+                self._write(line.encode("utf-8", "replace") + b"\n")
+
+    def close(self, event: str, **fields: Any) -> None:
+        """Write the last event."""
+        self.send(event, **fields)
+        with self._lock:
+            self._closed = True
+
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            os._exit(130)
