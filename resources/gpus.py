@@ -8,15 +8,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from planner.gpu import Gpu, MigProfile
 
 DATA = Path(__file__).parent / "data" / "gpus.json"
-NOISE = frozenset("nvidia amd intel geforce tesla instinct radeon gpu graphics generation edition per r tm ac".split())
-VARIANTS = frozenset("ti super laptop mobile max q d sff ada ultra pro ws nvl pcie nano".split())
+NOISE = frozenset(["nvidia", "amd", "intel", "geforce", "tesla", "instinct", "radeon", "gpu", "graphics", "generation", "edition", "per", "r", "tm", "ac"])
+VARIANTS = frozenset(["ti", "super", "laptop", "mobile", "max", "q", "d", "sff", "ada", "ultra", "pro", "ws", "nvl", "pcie", "nano"])
 MIG = re.compile(r"(?:(\d+)x)?(\d+)g\.(\d+)gb")
 
 
@@ -90,14 +90,14 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(re.sub(r"^(\d+)gi?b?$", r"\1gb", part) for part in parts) - NOISE
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tokens(entry: Gpu) -> frozenset[str]:
     size = f"{round(entry.memory_bytes / 1e9)}gb"
     every = _words(f"{entry.name} {entry.form} {entry.memory_type} {entry.arch} {size} {' '.join(entry.aliases)}")
     return every | {re.sub(r"(?<=sxm)\d$", "", word) for word in every}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spellings(entry: Gpu) -> frozenset[frozenset[str]]:
     return frozenset(_words(name) for name in (entry.name, *entry.aliases))
 
