@@ -51,6 +51,10 @@ class Reader:
         """Whether the object has ``key`` with a value other than null."""
         return self._value.get(key) is not None
 
+    def keys(self) -> tuple[str, ...]:
+        """The object's keys that are strings, in order."""
+        return tuple(key for key in self._value if isinstance(key, str))
+
     def raw(self, key: str) -> object:
         """The value as it stands, or None."""
         self._seen.add(key)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from planner.faults import nearest
 from planner.formats.format import EXPERTS, LINEARS, LINEARS_AND_EXPERTS, Format
-from planner.formats.storage import WHOLE, Awq, BitsAndBytes4Bit, Gptq, Plain, Scaled
+from planner.formats.gguf_types import FILE_TYPES
+from planner.formats.storage import WHOLE, Awq, BitsAndBytes4Bit, Gptq, Hqq, Plain, QuantoBits, Scaled, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,11 @@ FP8_PER_CHANNEL = Scaled("fp8", 8, (1, WHOLE), 32)
 FP8_BLOCK = Scaled("fp8", 8, (128, 128), 32)
 LLM_INT8 = Scaled("int8", 8, (1, WHOLE), 32)
 MXFP4 = Scaled("mxfp4", 4, (1, 32), 8)
-NVFP4 = Scaled("nvfp4", 4, (1, 16), 8, tensor_scalars=2)
+NVFP4 = Scaled("nvfp4", 4, (1, 16), 8, tensor_bytes=8)
+QUANTO_8BIT = {dtype: Scaled(dtype, 8, (1, WHOLE), 16, tensor_bytes=4) for dtype in ("int8", "fp8")}
+TORCHAO_INT8 = Scaled("int8", 8, (1, WHOLE), 32, zero_point_bits=8)
+TORCHAO_INT4 = Scaled("int4", 4, (1, 128), 16, zero_point_bits=16)
+EETQ = Scaled("int8", 8, (1, WHOLE), 16)
 
 FUSED_EXPERTS_NOTE = (
     "experts stay unquantised: transformers 5 keeps them as stacked parameters, and this scheme replaces nn.Linear only"
@@ -33,7 +38,8 @@ def _plain(name: str, label: str) -> Format:
     return Format(name, label, Plain(name), rest_dtype=name)
 
 
-def _bitsandbytes(name: str, label: str, scheme: BitsAndBytes4Bit | Scaled) -> Format:
+def linears_only(name: str, label: str, scheme: Scheme) -> Format:
+    """A scheme that transformers applies to ``nn.Linear`` modules, and so not to experts."""
     return Format(name, label, scheme, LINEARS, notes=(FUSED_EXPERTS_NOTE,))
 
 
@@ -51,6 +57,18 @@ def awq_format(bits: int, group_size: int) -> Format:
     return Format(name, label, Awq(bits, group_size), LINEARS_AND_EXPERTS, rest_dtype="fp16", stacks="decoder")
 
 
+def hqq_format(bits: int, group_size: int) -> Format:
+    """HQQ of ``bits`` and ``group_size``."""
+    return linears_only(f"hqq-int{bits}-g{group_size}", f"HQQ {bits}-bit, {_group_label(group_size)}", Hqq(bits, group_size))
+
+
+def gguf_format(file_type: str) -> Format:
+    """The GGUF file type of that name, a key of ``FILE_TYPES``."""
+    default = FILE_TYPES[file_type].default
+    scheme = Plain({"F32": "fp32", "BF16": "bf16"}.get(default, "fp16"))
+    return Format(f"gguf:{file_type}", f"GGUF {file_type}", scheme, file_type=file_type)
+
+
 def _group_label(group_size: int) -> str:
     return "one group a row" if group_size == -1 else f"groups of {group_size}"
 
@@ -63,17 +81,24 @@ _PLAIN = (
 _QUANTIZED = (
     Format("fp8", "FP8 (E4M3), one scale a tensor", FP8_PER_TENSOR, LINEARS_AND_EXPERTS),
     Format("fp8-block", "FP8 (E4M3), one scale for 128×128 values", FP8_BLOCK, LINEARS_AND_EXPERTS),
-    _bitsandbytes("int8", "LLM.int8() of bitsandbytes", LLM_INT8),
-    _bitsandbytes("nf4", "4-bit NormalFloat of bitsandbytes", BitsAndBytes4Bit("nf4", double_quant=False)),
-    _bitsandbytes("nf4-dq", "4-bit NormalFloat, double quantisation", BitsAndBytes4Bit("nf4", double_quant=True)),
-    _bitsandbytes("fp4", "4-bit float of bitsandbytes", BitsAndBytes4Bit("fp4", double_quant=False)),
-    _bitsandbytes("fp4-dq", "4-bit float, double quantisation", BitsAndBytes4Bit("fp4", double_quant=True)),
+    linears_only("int8", "LLM.int8() of bitsandbytes", LLM_INT8),
+    linears_only("nf4", "4-bit NormalFloat of bitsandbytes", BitsAndBytes4Bit("nf4", double_quant=False)),
+    linears_only("nf4-dq", "4-bit NormalFloat, double quantisation", BitsAndBytes4Bit("nf4", double_quant=True)),
+    linears_only("fp4", "4-bit float of bitsandbytes", BitsAndBytes4Bit("fp4", double_quant=False)),
+    linears_only("fp4-dq", "4-bit float, double quantisation", BitsAndBytes4Bit("fp4", double_quant=True)),
     Format("mxfp4", "MXFP4, the experts when there are any", MXFP4, EXPERTS, dense_quantizes=LINEARS),
     Format("nvfp4", "NVFP4, an FP8 scale for 16 values", NVFP4, LINEARS_AND_EXPERTS),
     *(gptq_format(bits, group) for bits in (4, 8, 3, 2) for group in (128, 32, 64, -1)),
     awq_format(4, 128),
     awq_format(4, 64),
     awq_format(4, 32),
+    *(hqq_format(bits, 64) for bits in (8, 4, 3, 2)),
+    linears_only("quanto-int8", "optimum-quanto 8-bit", QUANTO_8BIT["int8"]),
+    linears_only("quanto-int4", "optimum-quanto 4-bit", QuantoBits(4)),
+    linears_only("torchao-int8", "torchao 8-bit weights", TORCHAO_INT8),
+    linears_only("torchao-int4-g128", "torchao 4-bit weights, groups of 128", TORCHAO_INT4),
+    linears_only("eetq-int8", "EETQ 8-bit", EETQ),
+    *(gguf_format(file_type) for file_type in FILE_TYPES),
 )
 
 NATIVE = Format(
@@ -109,4 +134,8 @@ def _parametric(name: str) -> Format | None:
         return gptq_format(int(found[1]), int(found[2] or 128))
     if found := re.fullmatch(r"awq-int(4)(?:-g([1-9]\d{0,4}|-1))?", name):
         return awq_format(int(found[1]), int(found[2] or 128))
+    if found := re.fullmatch(r"hqq-int([12348])(?:-g([1-9]\d{0,4}))?", name):
+        return hqq_format(int(found[1]), int(found[2] or 64))
+    if name.startswith("gguf:") and name[5:].upper() in FILE_TYPES:
+        return gguf_format(name[5:].upper())
     return None

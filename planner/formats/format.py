@@ -16,6 +16,9 @@ LINEARS: frozenset[Role] = frozenset({"linear"})
 EXPERTS: frozenset[Role] = frozenset({"expert"})
 LINEARS_AND_EXPERTS: frozenset[Role] = LINEARS | EXPERTS
 
+QUANTIZABLE: frozenset[Role] = LINEARS_AND_EXPERTS | {"embedding", "head"}
+"""Roles that some scheme can be applied to at all; routers, norms and convolutions stay as they are."""
+
 Stacks = Literal["all", "decoder"]
 
 
@@ -61,7 +64,8 @@ class Format:
         """The format with what depends on the model filled in: its roles, and the dtype of what is not quantised."""
         rest = self.rest_dtype or (dtype if DTYPE_BITS.get(dtype, 0) >= 16 else "bf16")
         roles = self.quantizes if has_experts or self.dense_quantizes is None else self.dense_quantizes
-        return replace(self, quantizes=roles, dense_quantizes=None, rest_dtype=rest)
+        scheme = self.scheme if self.is_quantized else Plain(rest)
+        return replace(self, scheme=scheme, quantizes=roles, dense_quantizes=None, rest_dtype=rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,8 @@ def scheme_of(fmt: Format, weight: Weight, path: str, *, in_decoder: bool = True
     if not fmt.quantizes:
         return Plain(weight.dtype) if weight.dtype else fmt.scheme
     rest = Plain(weight.dtype or fmt.rest_dtype or "bf16")
-    eligible = weight.role in fmt.quantizes and (in_decoder or fmt.stacks == "all")
-    if weight.dtype or weight.is_buffer or len(weight.shape) < 2:
+    eligible = weight.role in fmt.quantizes and (in_decoder or fmt.stacks == "all" or weight.role == "head")
+    if weight.dtype or weight.is_buffer or len(weight.shape) < 2 or weight.role not in QUANTIZABLE:
         return rest
     module = (path + weight.name).removesuffix(".weight")
     for override in fmt.overrides:

@@ -94,8 +94,8 @@ class Scaled:
     block: tuple[int, int]
     scale_bits: int
     zero_point_bits: int = 0
-    tensor_scalars: int = 0
-    """fp32 scalars a tensor has besides its scales."""
+    tensor_bytes: int = 0
+    """Scalars of the tensor as a whole besides its scales: a global scale, a static scale of the input."""
 
     def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
         """values: out · ⌈in · bits / 8⌉; scales: ⌈out / rows⌉ · ⌈in / columns⌉."""
@@ -105,7 +105,7 @@ class Scaled:
             Stored("weight", matrices * rows * ceil_div(columns * self.value_bits, 8), is_payload=True),
             Stored("scale", ceil_div(blocks * self.scale_bits, 8)),
             Stored("zero_point", ceil_div(blocks * self.zero_point_bits, 8)),
-            Stored("tensor_scale", 4 * self.tensor_scalars * matrices),
+            Stored("tensor_scale", self.tensor_bytes * matrices),
         )
 
 
@@ -195,6 +195,96 @@ class Awq:
             Stored("qweight", 4 * matrices * columns * packed_rows, is_payload=True),
             Stored("qzeros", 4 * matrices * groups * packed_rows),
             Stored("scales", 2 * matrices * groups * rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedInt32:
+    """Integers packed densely into int32 rows (compressed-tensors ``pack-quantized``, ``compressors/pack_quantized``).
+
+    weight_packed (out, ⌈in · bits / 32⌉), weight_scale (out, groups), the packed weight_zero_point when asymmetric,
+    weight_shape (two int64), and weight_g_idx int32 (in) where groups follow the activation order.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool = True
+    has_group_index: bool = False
+    scale_bits: int = 16
+
+    @property
+    def dtype(self) -> str:
+        """``int4``."""
+        return f"int{self.bits}"
+
+    def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
+        """4 · packed words, 2 · scales, 16 B of shape."""
+        matrices, rows, columns = matrix(shape)
+        groups = 1 if self.group_size == -1 else ceil_div(columns, self.group_size)
+        return _present(
+            Stored("weight_packed", 4 * matrices * rows * _words(columns, self.bits), is_payload=True),
+            Stored("weight_scale", matrices * ceil_div(rows * groups * self.scale_bits, 8)),
+            Stored("weight_zero_point", 0 if self.symmetric else 4 * matrices * groups * _words(rows, self.bits)),
+            Stored("weight_shape", 16 * matrices),
+            Stored("weight_g_idx", 4 * matrices * columns if self.has_group_index else 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hqq:
+    """Half-quadratic quantisation (hqq ``core/quantize.py``, ``core/bitpack.py``): packed values, a scale and a zero a group.
+
+    The matrix is regrouped as (groups, group_size) and packed along its first dimension: bytes for 8, 4, 2 and 1 bits,
+    ten values in an int32 for 3. Scales and zeros are in the compute dtype.
+    """
+
+    bits: int
+    group_size: int | None
+    compute_bits: int = 16
+
+    @property
+    def dtype(self) -> str:
+        """``int4``."""
+        return f"int{self.bits}"
+
+    def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
+        """⌈groups · bits / 8⌉ · group_size (3 bits: ⌈groups / 10⌉ · group_size · 4), and two values a group."""
+        matrices, rows, columns = matrix(shape)
+        width = self.group_size or columns
+        groups = ceil_div(rows * columns, width)
+        packed = 4 * ceil_div(groups, 10) if self.bits == 3 else ceil_div(groups * self.bits, 8)
+        statistics = matrices * ceil_div(groups * self.compute_bits, 8)
+        return (
+            Stored("W_q", matrices * packed * width, is_payload=True),
+            Stored("scale", statistics),
+            Stored("zero", statistics),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QuantoBits:
+    """4 and 2 bits of optimum-quanto (``nn/qmodule.py``): groups of 128, or less where 128 does not divide the input.
+
+    Scale and shift are kept in the weight's 16-bit dtype, and each module holds an input and an output scale.
+    """
+
+    bits: int
+
+    @property
+    def dtype(self) -> str:
+        """``int4``."""
+        return f"int{self.bits}"
+
+    def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
+        """out · in · bits / 8, two 16-bit values a group, two 16-bit scalars."""
+        matrices, rows, columns = matrix(shape)
+        group = next((size for size in (128, 96, 64, 32) if columns > 128 and columns % size == 0), columns)
+        statistics = 2 * matrices * rows * (columns // group)
+        return (
+            Stored("weight", matrices * ceil_div(rows * columns * self.bits, 8), is_payload=True),
+            Stored("scale", statistics),
+            Stored("shift", statistics),
+            Stored("input_output_scale", 4 * matrices),
         )
 
 

@@ -1,0 +1,152 @@
+"""All weights of a model under a format: what they take, of what kind, and which stay in 16 bit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from planner.architecture.counts import layer_indices, layer_weights
+from planner.architecture.layers import MixtureOfExperts, Weight
+from planner.formats.format import Format, weight_bytes
+from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
+from planner.formats.patterns import names_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from planner.architecture.layers import Architecture, Role, Stack
+
+SHOWN_NAMES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedWeight:
+    """A weight with the path before its name, how often it occurs, and whether the decoder's layers own it."""
+
+    path: str
+    weight: Weight
+    times: int
+    in_decoder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FormatBytes:
+    """What the weights of a model take. ``total_bytes`` = ``payload_bytes`` + ``quantization_state_bytes``.
+
+    ``buffer_bytes`` of the total belong to buffers that the checkpoint keeps beside its parameters.
+    ``kept``: the modules a quantised format leaves unquantised, equal layers as one (``model.layers.*.``).
+    """
+
+    total_bytes: int
+    payload_bytes: int
+    quantization_state_bytes: int
+    buffer_bytes: int
+    by_role: Mapping[Role, int]
+    by_dtype: Mapping[str, int]
+    kept: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class BytesUnknown(ValueError):
+    """The bytes can't be told from a config; the message says why and what would tell them."""
+
+
+def checkpoint_bytes(
+    architecture: Architecture, fmt: Format, *, skip: tuple[str, ...] = (), rope_factor_values: int = 0
+) -> FormatBytes:
+    """The bytes of every weight transformers builds (or llama.cpp's converter writes), tied ones once.
+
+    ``skip``: further modules to leave unquantised. ``rope_factor_values``: see :func:`planner.formats.gguf_tensors`.
+    Raises :class:`BytesUnknown` for a format only a header can size.
+    """
+    if fmt.unknown:
+        raise BytesUnknown(f"{fmt.name}: {fmt.unknown}")
+    if fmt.file_type:
+        return _gguf_bytes(architecture, fmt, rope_factor_values)
+    resolved = replace(resolve_format(fmt, architecture), keeps=(*fmt.keeps, *skip))
+    return _sum(resolved, placed_weights(architecture, unfold=_names_single_layers(resolved)))
+
+
+def resolve_format(fmt: Format, architecture: Architecture) -> Format:
+    """``fmt`` with what depends on the model filled in: the dtype of what it leaves alone, roles, notes that apply."""
+    has_experts = any(isinstance(mixer, MixtureOfExperts) for layer in architecture.decoder.layers for mixer in layer.channel)
+    resolved = fmt.for_model(has_experts=has_experts, dtype=architecture.dtype)
+    return resolved if has_experts else replace(resolved, notes=())
+
+
+def placed_weights(architecture: Architecture, *, unfold: bool = False) -> Iterator[PlacedWeight]:
+    """Every weight with its place; ``unfold``: each layer by itself (``model.layers.7.``), else equal ones as one."""
+    final = architecture.final_norm.weights if architecture.final_norm else ()
+    for weight in (*architecture.embeddings, *architecture.head, *final):
+        yield PlacedWeight("", weight, 1, in_decoder=False)
+    for stack in (architecture.decoder, *architecture.towers):
+        yield from _stack_weights(stack, unfold=unfold, in_decoder=stack is architecture.decoder)
+
+
+def _stack_weights(stack: Stack, *, unfold: bool, in_decoder: bool) -> Iterator[PlacedWeight]:
+    for layer, indices in layer_indices(stack):
+        paths = [f"{stack.name}.{index}." for index in indices] if unfold else [f"{stack.name}.*."]
+        times = 1 if unfold else len(indices)
+        for path in paths:
+            for weight in layer_weights(layer):
+                yield PlacedWeight(path, weight, times, in_decoder)
+    for weight in stack.weights:
+        yield PlacedWeight("", weight, 1, in_decoder)
+
+
+def _names_single_layers(fmt: Format) -> bool:
+    patterns = (*fmt.keeps, *fmt.only, *(pattern for override in fmt.overrides for pattern in override.patterns))
+    return names_layers(patterns)
+
+
+def _sum(fmt: Format, places: Iterator[PlacedWeight]) -> FormatBytes:
+    payload = state = buffers = 0
+    by_role: Counter[Role] = Counter()
+    by_dtype: Counter[str] = Counter()
+    kept: dict[str, None] = {}
+    for place in places:
+        size = weight_bytes(fmt, place.weight, place.path, in_decoder=place.in_decoder)
+        total = size.total_bytes * place.times
+        payload += size.payload_bytes * place.times
+        state += size.overhead_bytes * place.times
+        buffers += total if place.weight.is_buffer else 0
+        by_role[place.weight.role] += total
+        by_dtype[size.dtype] += total
+        if fmt.quantizes and len(size.tensors) == 1 and len(place.weight.shape) > 1 and len(kept) < SHOWN_NAMES:
+            kept[(place.path + place.weight.name).removesuffix(".weight")] = None
+    return FormatBytes(payload + state, payload, state, buffers, dict(by_role), dict(by_dtype), tuple(kept), fmt.notes)
+
+
+def _gguf_bytes(architecture: Architecture, fmt: Format, rope_factor_values: int) -> FormatBytes:
+    """A GGUF file holds scales inside its blocks: what they add to the values counts as quantisation state."""
+    try:
+        tensors = gguf_tensors(architecture, fmt.file_type, rope_factor_values=rope_factor_values)
+    except ValueError as error:
+        raise BytesUnknown(str(error)) from error
+    by_role: Counter[Role] = Counter()
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors:
+        by_role[_gguf_role(tensor)] += tensor.size_bytes
+        by_dtype[tensor.kind.name] += tensor.size_bytes
+    total = sum(tensor.size_bytes for tensor in tensors)
+    kept = tuple(tensor.name for tensor in tensors if not tensor.kind.is_quantized and len(tensor.shape) > 1)
+    notes = ("vision and audio towers are a file of their own (mmproj) and not counted",) if architecture.towers else ()
+    return FormatBytes(total, total, 0, 0, dict(by_role), dict(by_dtype), kept[:SHOWN_NAMES], notes)
+
+
+def _gguf_role(tensor: GgufTensor) -> Role:
+    name = tensor.name
+    if "ffn_gate_inp" in name:
+        return "router"
+    if "_exps" in name:
+        return "expert"
+    if "token_embd" in name or name.startswith(("position_embd", "token_types")):
+        return "embedding"
+    if name.startswith("output.") and name.endswith(".weight"):
+        return "head"
+    if name.endswith(".bias"):
+        return "bias"
+    if "norm" in name:
+        return "norm"
+    return "conv" if "conv" in name else "linear" if tensor.kind.is_quantized or len(tensor.shape) > 1 else "other"
