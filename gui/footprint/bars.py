@@ -1,0 +1,305 @@
+"""The stacked bars: one row per phase (one GPU) or per GPU, against the capacity line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
+from PySide6.QtGui import QColor, QFontMetricsF, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
+
+from gui.footprint.scale import ticks
+from gui.painting import paint_component, paint_hatch
+from gui.state import Selection
+from gui.theme import DIAGONAL, SMALL, font, ink_on, theme
+from gui.words import COMPONENTS, PHASES, word
+from planner.footprint import COMPONENTS as ORDER
+from planner.footprint import TIGHT_BELOW, Footprint
+from planner.units import format_bytes
+
+_LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
+_ROW, _GAP = 34, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One bar: which GPU and phase it stands for, and its parts in drawing order."""
+
+    gpu: int
+    phase: str
+    label: str
+    parts: tuple[tuple[str, int], ...]
+    total_bytes: int
+    capacity_bytes: int | None
+    peak: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    row: int
+    component: str
+    size_bytes: int
+    rectangle: QRectF
+
+
+def rows_of(footprint: Footprint, phase: str | None) -> tuple[Row, ...]:
+    """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU."""
+    rows = []
+    for gpu in footprint.gpus:
+        shown = gpu.phases if len(footprint.gpus) == 1 else [p for p in gpu.phases if p.name == (phase or gpu.peak.name)]
+        for found in shown:
+            label = word(PHASES, found.name).label if len(footprint.gpus) == 1 else f"GPU {gpu.index}"
+            parts = tuple((name, found.components[name]) for name in ORDER if found.components.get(name, 0) > 0)
+            rows.append(Row(gpu.index, found.name, label, parts, found.device, gpu.capacity_bytes, found == gpu.peak))
+    return tuple(rows)
+
+
+class Bars(QWidget):
+    """Hover or arrow keys point at a segment; a click or Enter selects it."""
+
+    picked = Signal(object)
+    hovered = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._rows: tuple[Row, ...] = ()
+        self._segments: list[_Segment] = []
+        self._hover: Selection | None = None
+        self._chosen = Selection()
+        self._dimmed = False
+        self.setMouseTracking(True)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setAccessibleName("Memory by phase and component")
+        theme().changed.connect(self.update)
+
+    def show_rows(self, rows: tuple[Row, ...]) -> None:
+        """Show these bars."""
+        grown = len(rows) != len(self._rows)
+        self._rows = rows
+        self._hover = None
+        self._place()
+        self.setAccessibleDescription("; ".join(f"{row.label} {format_bytes(row.total_bytes)}" for row in rows))
+        if grown:
+            self.updateGeometry()
+        self.update()
+
+    def set_chosen(self, selection: Selection) -> None:
+        """Outline what the why panel explains."""
+        self._chosen = selection
+        self.update()
+
+    def set_dimmed(self, dimmed: bool) -> None:  # noqa: FBT001  a setter
+        """Fade the bars while they answer an older scenario."""
+        self._dimmed = dimmed
+        self.update()
+
+    @Slot(object)
+    def point_at(self, component: object) -> None:
+        """Highlight a component in every bar; None for nothing."""
+        self._hover = Selection(str(component)) if component else None
+        self.update()
+
+    def segment_rectangle(self, component: str, phase: str) -> QRectF:
+        """Where a component of a phase is drawn; empty when it is not."""
+        for segment in self._segments:
+            if segment.component == component and self._rows[segment.row].phase == phase:
+                return segment.rectangle
+        return QRectF()
+
+    def sizeHint(self) -> QSize:  # noqa: N802  Qt's name
+        """As high as the rows need."""
+        return QSize(420, self._height())
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802  Qt's name
+        """Rows keep their height, bars may shrink."""
+        return QSize(260, self._height())
+
+    def _height(self) -> int:
+        return _TOP + _BOTTOM + max(1, len(self._rows)) * (_ROW + _GAP)
+
+    def _limit(self) -> float:
+        """The right end of the axis: a little beyond the capacity and the largest bar."""
+        capacities = [row.capacity_bytes or 0 for row in self._rows]
+        totals = [row.total_bytes for row in self._rows]
+        return max([*capacities, *totals, 1]) * 1.02
+
+    def _x(self, size_bytes: float) -> float:
+        width = max(1, self.width() - _LABEL_WIDTH - _RIGHT)
+        return _LABEL_WIDTH + size_bytes / self._limit() * width
+
+    def _row_top(self, index: int) -> float:
+        return _TOP + index * (_ROW + _GAP) + _GAP / 2
+
+    def _place(self) -> None:
+        self._segments = []
+        for index, row in enumerate(self._rows):
+            begin, top = 0, self._row_top(index)
+            for component, size_bytes in row.parts:
+                left, right = self._x(begin), self._x(begin + size_bytes)
+                self._segments.append(_Segment(index, component, size_bytes, QRectF(left, top, right - left, _ROW)))
+                begin += size_bytes
+
+    def _at(self, position: QPointF) -> Selection | None:
+        for segment in self._segments:
+            if segment.rectangle.adjusted(0, 0, 0.5, 0).contains(position):
+                row = self._rows[segment.row]
+                return Selection(segment.component, row.phase, row.gpu)
+        return None
+
+    def resizeEvent(self, _event: object) -> None:  # noqa: N802  Qt's name
+        """Lay the segments out anew."""
+        self._place()
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802  Qt's name
+        """Point at what is under the mouse."""
+        found = self._at(event.position())
+        if found != self._hover:
+            self._hover = found
+            self.setCursor(Qt.CursorShape.PointingHandCursor if found else Qt.CursorShape.ArrowCursor)
+            self.hovered.emit(found)
+            self.update()
+
+    def leaveEvent(self, _event: QEvent) -> None:  # noqa: N802  Qt's name
+        """Point at nothing."""
+        self._hover = None
+        self.hovered.emit(None)
+        self.update()
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  Qt's name
+        """Select the segment under the mouse."""
+        found = self._at(event.position())
+        if found and event.button() == Qt.MouseButton.LeftButton:
+            self.picked.emit(found)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  Qt's name
+        """Left and right move along a bar, up and down between bars."""
+        steps = {Qt.Key.Key_Left: (0, -1), Qt.Key.Key_Right: (0, 1), Qt.Key.Key_Up: (-1, 0), Qt.Key.Key_Down: (1, 0)}
+        step = steps.get(Qt.Key(event.key()))
+        if step is None or not self._rows:
+            super().keyPressEvent(event)
+            return
+        self.picked.emit(self._neighbour(*step))
+
+    def event(self, event: QEvent) -> bool:
+        """Tool tips belong to segments."""
+        if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
+            found = self._at(QPointF(event.pos()))
+            QToolTip.showText(event.globalPos(), self._tip(found) if found else "", self)
+            return True
+        return super().event(event)
+
+    def _neighbour(self, rows: int, parts: int) -> Selection:
+        here = next((i for i, row in enumerate(self._rows) if (row.phase, row.gpu) == (self._chosen.phase, self._chosen.gpu)), None)
+        start = here if here is not None else next((i for i, row in enumerate(self._rows) if row.peak), 0)
+        row = self._rows[min(max(start + rows, 0), len(self._rows) - 1)]
+        names = [name for name, _ in row.parts]
+        now = names.index(self._chosen.component) if self._chosen.component in names else 0
+        return Selection(names[min(max(now + parts, 0), len(names) - 1)], row.phase, row.gpu)
+
+    def _tip(self, selection: Selection) -> str:
+        named = word(COMPONENTS, selection.component or "")
+        size = next(
+            segment.size_bytes for segment in self._segments
+            if segment.component == selection.component and self._rows[segment.row].phase == selection.phase
+        )  # fmt: skip
+        return f"<b>{named.label}</b> {format_bytes(size)}<br>{named.meaning}"
+
+    def paintEvent(self, _event: QPaintEvent) -> None:  # noqa: N802  Qt's name
+        """Axis, bars, capacity, in this order."""
+        painter = QPainter(self)
+        painter.setFont(font(SMALL, tabular=True))
+        if self._dimmed:
+            painter.setOpacity(0.4)
+        self._paint_axis(painter)
+        for index, row in enumerate(self._rows):
+            self._paint_row(painter, index, row)
+        self._paint_capacity(painter)
+        painter.end()
+
+    def _paint_axis(self, painter: QPainter) -> None:
+        bottom = self.height() - _BOTTOM
+        for position, label in ticks(self._limit(), max(3, min(8, self.width() // 90))):
+            x = round(self._x(position)) + 0.5
+            painter.setPen(theme().colour("grid"))
+            painter.drawLine(QPointF(x, _TOP), QPointF(x, bottom))
+            painter.setPen(theme().colour("muted"))
+            painter.drawText(QRectF(x - 50, bottom + 4, 100, 18), Qt.AlignmentFlag.AlignHCenter, label)
+
+    def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
+        top = self._row_top(index)
+        painter.setFont(font(bold=row.peak))
+        painter.setPen(theme().colour("text" if row.peak else "muted"))
+        middle = Qt.AlignmentFlag.AlignVCenter
+        painter.drawText(QRectF(0, top, _LABEL_WIDTH - 12, _ROW), middle | Qt.AlignmentFlag.AlignRight, row.label)
+        for segment in self._segments:
+            if segment.row == index:
+                self._paint_segment(painter, segment, row)
+        painter.setFont(font(bold=row.peak, tabular=True))
+        painter.setPen(theme().colour("text" if row.peak else "muted"))
+        end = max(self._x(row.total_bytes), 0) + 8
+        text = format_bytes(row.total_bytes)
+        if row.capacity_bytes and self._crosses(painter, end, text, row.capacity_bytes):
+            end = self._x(row.capacity_bytes) + 8
+        painter.drawText(QRectF(end, top, 140, _ROW), middle, text)
+
+    def _crosses(self, painter: QPainter, left: float, text: str, capacity_bytes: int) -> bool:
+        line = self._x(capacity_bytes)
+        return left - 4 < line < left + painter.fontMetrics().horizontalAdvance(text) + 6
+
+    def _paint_segment(self, painter: QPainter, segment: _Segment, row: Row) -> None:
+        rectangle = _crisp(segment.rectangle)
+        paint_component(painter, rectangle, segment.component)
+        if self._hover and self._hover.component != segment.component:
+            veil = QColor(theme().colour("surface"))
+            veil.setAlphaF(0.55)
+            painter.fillRect(rectangle, veil)
+        self._paint_label(painter, segment, rectangle)
+        if self._is_chosen(segment, row):
+            painter.setPen(QPen(theme().colour("text"), 2))
+            painter.drawRect(rectangle.adjusted(1, 1, -1, -1))
+
+    def _paint_label(self, painter: QPainter, segment: _Segment, rectangle: QRectF) -> None:
+        painter.setFont(font(SMALL, tabular=True))
+        metrics = QFontMetricsF(painter.font())
+        name, size = word(COMPONENTS, segment.component).label, format_bytes(segment.size_bytes)
+        choices = (f"{name}  {size}", name, size)
+        text = next((text for text in choices if metrics.horizontalAdvance(text) + 14 <= rectangle.width()), "")
+        if not text:
+            return
+        fill, hatch = theme().fill(segment.component)
+        box = QRectF(0, 0, metrics.horizontalAdvance(text) + 8, metrics.height())
+        box.moveCenter(rectangle.center())
+        if hatch != "solid":
+            painter.fillRect(box, fill)
+        painter.setPen(ink_on(fill))
+        painter.drawText(box, Qt.AlignmentFlag.AlignCenter, text)
+
+    def _is_chosen(self, segment: _Segment, row: Row) -> bool:
+        phase = self._chosen.phase or next((one.phase for one in self._rows if one.peak), None)
+        return segment.component == self._chosen.component and row.phase == phase and row.gpu == self._chosen.gpu
+
+    def _paint_capacity(self, painter: QPainter) -> None:
+        capacities = [row.capacity_bytes for row in self._rows if row.capacity_bytes]
+        if not capacities:
+            return
+        capacity = max(capacities)
+        x, bottom = round(self._x(capacity)) + 0.5, float(self.height() - _BOTTOM)
+        edge = self._x(capacity * TIGHT_BELOW)
+        faint = QColor(theme().colour("capacity"))
+        faint.setAlphaF(0.35)
+        paint_hatch(painter, QRectF(edge, _TOP, x - edge, bottom - _TOP), DIAGONAL, faint)
+        painter.setPen(QPen(theme().colour("capacity"), 1.5))
+        painter.drawLine(QPointF(x, _TOP - 4), QPointF(x, bottom))
+        painter.setFont(font(SMALL, bold=True, tabular=True))
+        text = f"Capacity {format_bytes(capacity)}"
+        width = painter.fontMetrics().horizontalAdvance(text) + 4
+        left = min(x - width / 2, self.width() - width)
+        painter.drawText(QRectF(left, 0, width, _TOP - 5), Qt.AlignmentFlag.AlignCenter, text)
+
+
+def _crisp(rectangle: QRectF) -> QRectF:
+    """On whole pixels, with one pixel of the background between neighbours, and never thinner than a pixel."""
+    left, right = round(rectangle.left()), round(rectangle.right())
+    return QRectF(left, rectangle.top(), max(1, right - left - 1), rectangle.height())

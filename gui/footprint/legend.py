@@ -1,0 +1,67 @@
+"""The legend of the bars: every component they show, with its swatch."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QPointF, QRectF, QSize, Qt
+from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+from gui.painting import paint_component
+from gui.theme import SMALL, font, theme
+from gui.words import COMPONENTS, word
+
+_SWATCH, _LINE, _SPACE = 10, 20, 16
+
+
+class Legend(QWidget):
+    """Names flow over as many lines as the width needs."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._components: tuple[str, ...] = ()
+        policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+        self.setFont(font(SMALL))
+        self.setAccessibleName("Legend")
+        theme().changed.connect(self.update)
+
+    def show_components(self, components: tuple[str, ...]) -> None:
+        """List these components."""
+        if components != self._components:
+            self._components = components
+            self.setAccessibleDescription(", ".join(word(COMPONENTS, name).label for name in components))
+            self.updateGeometry()
+            self.update()
+
+    def hasHeightForWidth(self) -> bool:  # noqa: N802  Qt's name
+        """The text flows."""
+        return True
+
+    def heightForWidth(self, width: int) -> int:  # noqa: N802  Qt's name
+        """Lines needed at ``width``."""
+        return (max((int(at.y()) for _, at in self._flow(width)), default=0) // _LINE + 1) * _LINE
+
+    def sizeHint(self) -> QSize:  # noqa: N802  Qt's name
+        """One or two lines."""
+        return QSize(300, self.heightForWidth(max(self.width(), 300)))
+
+    def _flow(self, width: int) -> list[tuple[str, QPointF]]:
+        placed, x, y = [], 0.0, 0.0
+        for name in self._components:
+            needed = _SWATCH + 6 + self.fontMetrics().horizontalAdvance(word(COMPONENTS, name).label)
+            if x and x + needed > width:
+                x, y = 0.0, y + _LINE
+            placed.append((name, QPointF(x, y)))
+            x += needed + _SPACE
+        return placed
+
+    def paintEvent(self, _event: QPaintEvent) -> None:  # noqa: N802  Qt's name
+        """Swatch and name, one after the other."""
+        painter = QPainter(self)
+        painter.setPen(theme().colour("muted"))
+        for name, at in self._flow(self.width()):
+            paint_component(painter, QRectF(at.x(), at.y() + (_LINE - _SWATCH) / 2, _SWATCH, _SWATCH), name)
+            box = QRectF(at.x() + _SWATCH + 6, at.y(), 200, _LINE)
+            painter.drawText(box, Qt.AlignmentFlag.AlignVCenter, word(COMPONENTS, name).label)
+        painter.end()

@@ -1,0 +1,28 @@
+"""Round tick marks for an axis of bytes."""
+
+from __future__ import annotations
+
+from planner.units import GIB, KIB, MIB
+
+_WANTED_TICKS = 8
+
+
+def ticks(limit_bytes: float, wanted: int = _WANTED_TICKS) -> list[tuple[float, str]]:
+    """Positions from 0 to ``limit_bytes`` at 1, 2, 4 or 5 times a power of ten of one unit, with their labels."""
+    if limit_bytes <= 0:
+        return [(0.0, "0")]
+    unit, name = next(((size, name) for size, name in ((GIB, "GiB"), (MIB, "MiB")) if limit_bytes >= size), (KIB, "KiB"))
+    step = _round_step(limit_bytes / unit / wanted)
+    count = int(limit_bytes / unit / step + 1e-9)
+    labels = [f"{index * step:g}" for index in range(count + 1)]
+    labels[-1] += f" {name}"
+    return [(index * step * unit, label) for index, label in enumerate(labels)]
+
+
+def _round_step(raw: float) -> float:
+    power = 1.0
+    while power * 10 <= raw:
+        power *= 10
+    while power > raw:
+        power /= 10
+    return next(power * factor for factor in (1, 2, 4, 5, 10) if power * factor >= raw * 0.999)

@@ -1,0 +1,118 @@
+"""The Footprint tab: the parts together, each showing the state's plan and selection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import Slot
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+from gui.footprint.bars import Bars, rows_of
+from gui.footprint.legend import Legend
+from gui.footprint.table import ComponentTable, lines_of
+from gui.footprint.verdict import VerdictCard
+from gui.form.editors import Segments
+from gui.state import Selection
+from gui.theme import set_role
+from gui.words import PHASES, METERS, word
+from planner.footprint import COMPONENTS as COMPONENT_ORDER
+from planner.footprint import METERS as METER_NAMES
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from gui.context import Context
+
+
+class FootprintTab(QWidget):
+    """Where the bytes go."""
+
+    def __init__(self, context: Context, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._state = context.state
+        self._machine = context.machine
+        self.verdict = VerdictCard()
+        self.bars = Bars()
+        self.table = ComponentTable()
+        self.phases = Segments()
+        self._legend = Legend()
+        self._meters = QLabel()
+        self._lay_out()
+        self._connect()
+        self._show_plan()
+
+    def _lay_out(self) -> None:
+        set_role(self._meters, "muted")
+        card = QFrame()
+        set_role(card, "card")
+        chart = QVBoxLayout(card)
+        chart.setContentsMargins(8, 10, 12, 8)
+        chart.setSpacing(6)
+        chart.addWidget(self.bars)
+        chart.addWidget(self._legend)
+        row = QHBoxLayout()
+        row.addWidget(self.phases)
+        row.addStretch(1)
+        row.addWidget(self._meters)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(12, 12, 12, 12)
+        column.setSpacing(10)
+        column.addWidget(self.verdict)
+        column.addWidget(card)
+        column.addLayout(row)
+        column.addWidget(self.table, 1)
+
+    def _connect(self) -> None:
+        state = self._state
+        state.plan_changed.connect(self._show_plan)
+        state.selection_changed.connect(self._show_selection)
+        state.faults_changed.connect(self._show_currency)
+        state.busy_changed.connect(self._show_currency)
+        self._machine.changed.connect(self._show_plan)
+        self.bars.picked.connect(state.select)
+        self.table.picked.connect(self._pick_component)
+        self.table.hovered.connect(self.bars.point_at)
+        self.phases.edited.connect(self._pick_phase)
+
+    @Slot()
+    def _show_plan(self) -> None:
+        plan = self._state.plan
+        if plan is None:
+            return
+        simulated = plan.gpu is not None and not self._machine.has(plan.gpu.name)
+        self.verdict.show_footprint(plan.footprint, plan.gpu.name if plan.gpu else "no GPU chosen", simulated=simulated)
+        names = [phase.name for phase in plan.footprint.gpus[0].phases]
+        self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])
+        self._show_currency()
+        self._show_selection()
+
+    @Slot()
+    def _show_currency(self) -> None:
+        old = not self._state.current
+        self.bars.set_dimmed(old)
+        self.verdict.set_dimmed(old)
+
+    @Slot()
+    def _show_selection(self) -> None:
+        shown, footprint = self._state.shown_phase(), self._state.footprint
+        if shown is None or footprint is None:
+            return
+        _, phase = shown
+        rows = rows_of(footprint, self._state.selection.phase)
+        present = {name for row in rows for name, _ in row.parts}
+        self.bars.show_rows(rows)
+        self.bars.set_chosen(self._state.selection)
+        self._legend.show_components(tuple(name for name in COMPONENT_ORDER if name in present))
+        self.phases.set_value(phase.name)
+        self.table.components.show_lines(lines_of(phase, footprint.terms))
+        self.table.choose(self._state.selection.component)
+        self._meters.setText("   ".join(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
+
+    @Slot(str)
+    def _pick_component(self, component: str) -> None:
+        now = self._state.selection
+        self._state.select(Selection(component, now.phase, now.gpu))
+
+    @Slot(object)
+    def _pick_phase(self, phase: object) -> None:
+        now = self._state.selection
+        self._state.select(Selection(now.component, str(phase), now.gpu))

@@ -1,0 +1,1 @@
+"""The form: every field of a scenario that can be edited."""

@@ -1,0 +1,296 @@
+"""Editors of one value each. All have ``value()``, ``set_value(value)``, ``set_default(text)`` and ``edited``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PySide6.QtCore import QEvent, QObject, QStringListModel, Qt, Signal, Slot
+from PySide6.QtGui import QAction, QFocusEvent, QKeyEvent, QKeySequence, QValidator, QWheelEvent
+from PySide6.QtWidgets import QAbstractSpinBox, QButtonGroup, QComboBox, QCompleter, QHBoxLayout, QLineEdit, QSizePolicy, QToolButton, QWidget
+
+from gui.icons import icon
+from gui.theme import font, set_role, theme
+
+_SUFFIXES = {"k": 2**10, "m": 2**20}
+_ALLOWED = frozenset("0123456789kKmM,_ ")
+_UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
+
+
+class LeaveUndo(QObject):
+    """Keeps a text field from taking Ctrl+Z for itself: undo belongs to the scenario."""
+
+    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:  # noqa: N802  Qt's name
+        """Hand undo and redo on to the window's actions."""
+        if event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent):
+            if any(event.matches(key) for key in _UNDO_KEYS):
+                event.ignore()
+                return True
+        return False
+
+
+class NumberField(QAbstractSpinBox):
+    """A whole number; empty means the default. ``8k`` is 8192. The arrow keys step by one, or double and halve."""
+
+    edited = Signal(object)
+
+    def __init__(self, *, doubles: bool = False, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._doubles = doubles
+        self._default = 1
+        self.setFont(font(tabular=True))
+        self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)
+        self.lineEdit().installEventFilter(LeaveUndo(self))
+        self.lineEdit().textEdited.connect(self._typed)
+        self.editingFinished.connect(self._tidy)
+
+    def value(self) -> int | str | None:
+        """The number; None for the default; the text itself when it is no number."""
+        return read_count(self.lineEdit().text())
+
+    def set_value(self, value: object) -> None:
+        """Show ``value`` unless the text already means it."""
+        if self.value() != value or not self.hasFocus():
+            self.lineEdit().setText("" if value is None else str(value))
+
+    def set_default(self, value: object) -> None:
+        """What an empty field stands for."""
+        if isinstance(value, int):
+            self._default = value
+            self.lineEdit().setPlaceholderText(f"{value}  (default)")
+
+    def stepBy(self, steps: int) -> None:  # noqa: N802  Qt's name
+        """One step of the arrows."""
+        now = self.value()
+        start = now if isinstance(now, int) else self._default
+        changed = _doubled(start, steps) if self._doubles else max(1, start + steps)
+        self.lineEdit().setText(str(changed))
+        self.edited.emit(changed)
+
+    def stepEnabled(self) -> QAbstractSpinBox.StepEnabledFlag:  # noqa: N802  Qt's name
+        """Both ways: there is always a next number, and below one the step stays."""
+        return QAbstractSpinBox.StepEnabledFlag.StepUpEnabled | QAbstractSpinBox.StepEnabledFlag.StepDownEnabled
+
+    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:  # type: ignore[override]
+        """Digits, separators and a suffix can be typed, nothing else."""
+        good = all(character in _ALLOWED for character in text) and len(text) <= 24
+        return (QValidator.State.Acceptable if good else QValidator.State.Invalid), text, position
+
+    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802  Qt's name
+        """Scroll the form, not the number, unless the field has the focus."""
+        _wheel_if_focused(self, event, super().wheelEvent)
+
+    @Slot()
+    def _typed(self) -> None:
+        self.edited.emit(self.value())
+
+    @Slot()
+    def _tidy(self) -> None:
+        value = self.value()
+        if isinstance(value, int):
+            self.lineEdit().setText(str(value))
+
+
+class ChoiceField(QComboBox):
+    """One of a few names."""
+
+    edited = Signal(object)
+
+    def __init__(self, choices: Sequence[tuple[str, str]], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        for value, label in choices:
+            self.addItem(label, value)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(8)
+        self.activated.connect(self._picked)
+
+    def value(self) -> object:
+        """The chosen name."""
+        return self.currentData()
+
+    def set_value(self, value: object) -> None:
+        """Show ``value``; one that is not in the list is added, so that nothing is hidden."""
+        index = self.findData(value)
+        if index < 0:
+            self.addItem(str(value), value)
+            index = self.count() - 1
+        self.setCurrentIndex(index)
+
+    def set_default(self, value: object) -> None:
+        """Say what ``auto`` or ``native`` comes to, where the plan tells."""
+        if isinstance(value, str) and self.currentData() in {"auto", "native"} and value != self.currentData():
+            self.setItemText(self.currentIndex(), f"{self.currentData()}  ({value})")
+
+    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802  Qt's name
+        """Scroll the form, not the choice, unless the field has the focus."""
+        _wheel_if_focused(self, event, super().wheelEvent)
+
+    @Slot(int)
+    def _picked(self, _index: int) -> None:
+        self.edited.emit(self.currentData())
+
+
+class SearchField(QLineEdit):
+    """A name found by typing any words of it; the arrow key or the chevron opens the list."""
+
+    edited = Signal(object)
+
+    def __init__(self, find: Callable[[str], Sequence[str]], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._find = find
+        self._names = QStringListModel(self)
+        self._completer = QCompleter(self._names, self)
+        self._completer.setCompletionMode(QCompleter.CompletionMode.UnfilteredPopupCompletion)
+        self._completer.setWidget(self)
+        self._completer.setMaxVisibleItems(14)
+        self._completer.activated.connect(self._take)
+        self._list = QAction("Show all", self)
+        self._list.triggered.connect(self._show_all)
+        self.addAction(self._list, QLineEdit.ActionPosition.TrailingPosition)
+        self.installEventFilter(LeaveUndo(self))
+        self.textEdited.connect(self._typed)
+        self.editingFinished.connect(self._finished)
+        theme().changed.connect(self._restyle)
+        self._restyle()
+
+    def value(self) -> object:
+        """The text, trimmed."""
+        return self.text().strip()
+
+    def set_value(self, value: object) -> None:
+        """Show ``value`` from its beginning."""
+        text = "" if value is None else str(value)
+        if self.text() != text:
+            self.setText(text)
+            self.setCursorPosition(0)
+
+    def set_default(self, value: object) -> None:
+        """What an empty field stands for."""
+        self.setPlaceholderText(str(value or ""))
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  Qt's name
+        """Down opens the list."""
+        if event.key() == Qt.Key.Key_Down and not self._completer.popup().isVisible():
+            self._show_all()
+            return
+        super().keyPressEvent(event)
+
+    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802  Qt's name
+        """Select all, so that typing starts a new search."""
+        super().focusInEvent(event)
+        if event.reason() in (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason):
+            self.selectAll()
+
+    @Slot(str)
+    def _typed(self, text: str) -> None:
+        names = list(self._find(text))
+        if text in names:
+            self.edited.emit(text)
+        self._offer(names)
+
+    @Slot()
+    def _show_all(self) -> None:
+        self.setFocus()
+        self._offer(list(self._find("")))
+
+    def _offer(self, names: list[str]) -> None:
+        self._names.setStringList(names)
+        if names:
+            self._completer.complete()
+        else:
+            self._completer.popup().hide()
+
+    @Slot(str)
+    def _take(self, name: str) -> None:
+        self.setText(name)
+        self.setCursorPosition(0)
+        self.edited.emit(name)
+
+    @Slot()
+    def _finished(self) -> None:
+        if not self._completer.popup().isVisible():
+            self.edited.emit(self.value())
+
+    @Slot()
+    def _restyle(self) -> None:
+        self._list.setIcon(icon("chevron-down", "muted"))
+
+
+class Segments(QWidget):
+    """A few choices side by side, one of them down; the arrow keys move between them."""
+
+    edited = Signal(object)
+
+    def __init__(self, choices: Sequence[tuple[str, str, str]] = (), parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._group = QButtonGroup(self)
+        self._group.setExclusive(True)
+        self._group.idClicked.connect(self._clicked)
+        self._values: list[str] = []
+        self._row = QHBoxLayout(self)
+        self._row.setContentsMargins(0, 0, 0, 0)
+        self._row.setSpacing(0)
+        self.set_choices(choices)
+
+    def set_choices(self, choices: Sequence[tuple[str, str, str]]) -> None:
+        """Replace the choices by (value, label, tool tip); nothing happens when the values are the same."""
+        values = [value for value, _, _ in choices]
+        if values == self._values:
+            return
+        for button in self._group.buttons():
+            self._group.removeButton(button)
+            self._row.removeWidget(button)
+            button.deleteLater()
+        self._values = values
+        for index, (_, label, tip) in enumerate(choices):
+            button = QToolButton(self, text=label, toolTip=tip, checkable=True)
+            button.setAccessibleName(label)
+            button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            set_role(button, _place(index, len(values)))
+            self._group.addButton(button, index)
+            self._row.addWidget(button)
+
+    def value(self) -> object:
+        """The chosen value, None before any."""
+        index = self._group.checkedId()
+        return self._values[index] if index >= 0 else None
+
+    def set_value(self, value: object) -> None:
+        """Push the button of ``value``."""
+        if value in self._values:
+            self._group.button(self._values.index(str(value))).setChecked(True)
+
+    def set_default(self, value: object) -> None:
+        """Segments always show what holds."""
+
+    @Slot(int)
+    def _clicked(self, index: int) -> None:
+        self.edited.emit(self._values[index])
+
+
+Editor = NumberField | ChoiceField | SearchField | Segments
+
+
+def read_count(text: str) -> int | str | None:
+    """``8192``, ``8,192``, ``8k`` and ``8 K`` are 8192; empty is None; what is no count comes back as it is."""
+    plain = text.replace(",", "").replace("_", "").replace(" ", "").lower()
+    if not plain:
+        return None
+    factor = _SUFFIXES.get(plain[-1], 1)
+    digits = plain[:-1] if factor > 1 else plain
+    return int(digits) * factor if digits.isdigit() else text
+
+
+def _doubled(value: int, steps: int) -> int:
+    return value << steps if steps > 0 else max(1, value >> -steps)
+
+
+def _place(index: int, count: int) -> str:
+    """Which end of the row a button is rounded at."""
+    return "segment-first" if index == 0 else "segment-last" if index == count - 1 else "segment"
+
+
+def _wheel_if_focused(widget: QWidget, event: QWheelEvent, otherwise: Callable[[QWheelEvent], None]) -> None:
+    if widget.hasFocus():
+        otherwise(event)
+    else:
+        event.ignore()

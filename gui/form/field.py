@@ -1,0 +1,84 @@
+"""One row of the form: label, editor, and below them what is wrong with the value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import Signal, Slot
+from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
+
+from gui.form.editors import NumberField, SearchField
+from gui.theme import set_role
+
+if TYPE_CHECKING:
+    from gui.form.fields import FieldSpec
+
+LABEL_WIDTH = 104
+
+
+class Field(QWidget):
+    """Shows and edits the value at ``spec.path``."""
+
+    edited = Signal(str, object, str, bool)
+    """Path, value, words for the undo menu, and whether it is one of several strokes of typing."""
+
+    def __init__(self, spec: FieldSpec, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.spec = spec
+        self.editor = spec.make()
+        self.label = QLabel(spec.label, self)
+        self._fault = QLabel(self, wordWrap=True, visible=False)
+        set_role(self._fault, "fault")
+        self._describe()
+        self._lay_out()
+        self.editor.edited.connect(self._edited)
+
+    def set_value(self, value: object) -> None:
+        """Show ``value``."""
+        self.editor.set_value(value)
+
+    def set_default(self, value: object) -> None:
+        """Show what the default comes to."""
+        self.editor.set_default(value)
+
+    def set_fault(self, message: str) -> None:
+        """Show what is wrong; empty when nothing is."""
+        if message != self._fault.text():
+            self._fault.setText(message)
+            self._fault.setVisible(bool(message))
+            set_role(self.editor, "bad" if message else "")
+            self.editor.setAccessibleDescription(message or self.spec.tip)
+
+    @property
+    def fault(self) -> str:
+        """What is shown to be wrong."""
+        return self._fault.text()
+
+    def _describe(self) -> None:
+        name = self.spec.label.replace("&", "")
+        self.editor.setObjectName(self.spec.path)
+        self.editor.setAccessibleName(name)
+        self.editor.setAccessibleDescription(self.spec.tip)
+        self.editor.setToolTip(self.spec.tip)
+        self.label.setToolTip(self.spec.tip)
+        self.label.setBuddy(self.editor)
+
+    def _lay_out(self) -> None:
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.setHorizontalSpacing(8)
+        grid.setVerticalSpacing(2)
+        grid.setColumnStretch(1, 1)
+        if self.spec.wide:
+            self.label.hide()
+            grid.addWidget(self.editor, 0, 0, 1, 2)
+        else:
+            self.label.setFixedWidth(LABEL_WIDTH)
+            grid.addWidget(self.label, 0, 0)
+            grid.addWidget(self.editor, 0, 1)
+        grid.addWidget(self._fault, 1, 0 if self.spec.wide else 1, 1, 2 if self.spec.wide else 1)
+
+    @Slot(object)
+    def _edited(self, value: object) -> None:
+        typing = isinstance(self.editor, NumberField | SearchField)
+        self.edited.emit(self.spec.path, value, self.spec.label.replace("&", "").lower(), typing)

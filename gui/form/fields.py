@@ -1,0 +1,92 @@
+"""Which fields the form has: where each stands, which value of the scenario it edits, and what it teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gui.form.editors import ChoiceField, Editor, NumberField, SearchField, Segments
+from planner.scenario import (
+    ATTENTIONS,
+    CHECKPOINTINGS,
+    INFERENCE_ENGINES,
+    LOSSES,
+    METHODS,
+    OPTIMIZERS,
+    PRECISIONS,
+    TASKS,
+    TRAINING_ENGINES,
+)
+from resources.catalog import find_models
+from resources.gpus import find_gpus
+
+Section = Literal["Model", "Workload", "Engine", "Hardware"]
+SECTIONS: tuple[Section, ...] = ("Model", "Workload", "Engine", "Hardware")
+KV_CACHES = ("auto", "bf16", "fp16", "fp8", "int8", "int4")
+WEIGHTS = (
+    "native", "fp32", "bf16", "fp16", "fp8", "int8", "nf4", "nf4-dq", "mxfp4", "nvfp4", "gptq-int4-g128", "awq-int4-g128",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One field. ``task`` None: shown for every task; ``advanced``: folded away at first."""
+
+    path: str
+    label: str
+    tip: str
+    section: Section
+    make: Callable[[], Editor]
+    task: str | None = None
+    advanced: bool = False
+    wide: bool = False
+
+
+def _choices(*names: str) -> Callable[[], Editor]:
+    return lambda: ChoiceField([(name, name) for name in names])
+
+
+def _count() -> Editor:
+    return NumberField()
+
+
+def _tokens() -> Editor:
+    return NumberField(doubles=True)
+
+
+def _task() -> Editor:
+    return Segments([(name, name.capitalize(), "") for name in TASKS])
+
+
+def _model() -> Editor:
+    return SearchField(lambda text: [found.id for found in find_models(text)])
+
+
+def _gpu() -> Editor:
+    return SearchField(lambda text: [found.name for found in find_gpus(text)])
+
+
+FIELDS: tuple[FieldSpec, ...] = (
+    FieldSpec("model", "&Model", "Any words of its name, or a folder, config.json, .gguf or .safetensors.", "Model", _model, wide=True),
+    FieldSpec("weights", "&Weights", "How the weights are stored. Native: as the checkpoint has them.", "Model", _choices(*WEIGHTS)),
+    FieldSpec("task", "&Task", "Run the model, or train it.", "Workload", _task, wide=True),
+    FieldSpec("inference.batch", "&Batch", "Sequences that run at once.", "Workload", _count, "inference"),
+    FieldSpec("inference.prompt_tokens", "&Prompt tokens", "Tokens of each prompt; 8k is 8192.", "Workload", _tokens, "inference"),
+    FieldSpec("inference.new_tokens", "&New tokens", "Tokens made for each sequence.", "Workload", _tokens, "inference"),
+    FieldSpec("training.batch", "&Batch", "Micro-batch of one GPU.", "Workload", _count, "training"),
+    FieldSpec("training.sequence", "&Sequence", "Tokens of each sample; 8k is 8192.", "Workload", _tokens, "training"),
+    FieldSpec("training.method", "Met&hod", "What is trained: everything, or adapters.", "Workload", _choices(*METHODS), "training"),
+    FieldSpec("training.precision", "P&recision", "bf16: all in bf16. amp: fp32 weights, bf16 compute.", "Workload", _choices(*PRECISIONS), "training"),
+    FieldSpec("training.optimizer", "&Optimizer", "What it remembers is often larger than the weights.", "Workload", _choices(*OPTIMIZERS), "training"),
+    FieldSpec("training.checkpointing", "&Checkpointing", "Recompute activations in the backward instead of keeping them.", "Workload", _choices(*CHECKPOINTINGS), "training"),
+    FieldSpec("training.gradient_accumulation", "Accumulation", "Micro-batches before each optimizer step.", "Workload", _count, "training", advanced=True),
+    FieldSpec("training.loss", "Loss", "Default upcasts all logits to fp32; chunked and fused do not.", "Workload", _choices(*LOSSES), "training", advanced=True),
+    FieldSpec("inference.engine", "&Engine", "The framework that runs the model.", "Engine", _choices(*INFERENCE_ENGINES), "inference"),
+    FieldSpec("training.engine", "&Engine", "The framework that trains the model.", "Engine", _choices(*TRAINING_ENGINES), "training"),
+    FieldSpec("inference.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "inference", advanced=True),
+    FieldSpec("inference.kv_cache", "KV cache", "The format of keys and values.", "Engine", _choices(*KV_CACHES), "inference", advanced=True),
+    FieldSpec("inference.max_model_len", "Max length", "Longest sequence the engine makes room for.", "Engine", _tokens, "inference", advanced=True),
+    FieldSpec("training.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "training", advanced=True),
+    FieldSpec("hardware.gpu", "&GPU", "Any words of its name.", "Hardware", _gpu, wide=True),
+)  # fmt: skip

@@ -1,0 +1,196 @@
+"""The form at the left: fields by section, the seldom-used ones folded, faults at their fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import Qt, Signal, Slot
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
+
+from gui.form.field import Field
+from gui.form.fields import FIELDS, SECTIONS, Section
+from gui.form.summary import summary
+from gui.icons import icon
+from gui.state import State, value_at
+from gui.theme import set_role, theme
+from planner.scenario import InlineConfig, ModelPath, Scenario
+
+if TYPE_CHECKING:
+    from planner.faults import Fault
+    from resources.plan import Plan
+
+WIDTH = 292
+
+
+class FormPanel(QScrollArea):
+    """Edits the state's scenario and shows it; the state is the only holder of values."""
+
+    open_model_asked = Signal()
+
+    def __init__(self, state: State, *, advanced: bool = False, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._state = state
+        self.fields = {spec.path: Field(spec) for spec in FIELDS}
+        self._summary = QLabel(wordWrap=True, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._general = QLabel(wordWrap=True, visible=False)
+        self._fold = QToolButton(text="Advanced", checkable=True, checked=advanced)
+        self._build()
+        self._connect()
+        self._show_scenario(state.scenario)
+        self._show_faults(state.faults)
+        if state.plan is not None:
+            self._show_plan(state.plan)
+
+    @property
+    def advanced(self) -> bool:
+        """Whether the seldom-used fields are unfolded."""
+        return self._fold.isChecked()
+
+    def _build(self) -> None:
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setWidgetResizable(True)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setMinimumWidth(WIDTH)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        body = QWidget()
+        set_role(body, "side")
+        set_role(self._summary, "small")
+        set_role(self._general, "fault")
+        column = QVBoxLayout(body)
+        column.setContentsMargins(14, 10, 14, 12)
+        column.setSpacing(7)
+        for section in SECTIONS:
+            self._add_section(column, section)
+        column.addWidget(self._general)
+        self._add_fold(column)
+        column.addStretch(1)
+        self.setWidget(body)
+
+    def _add_section(self, column: QVBoxLayout, section: Section) -> None:
+        if column.count():
+            column.addSpacing(6)
+        column.addWidget(self._heading(section))
+        for field in self.fields.values():
+            if field.spec.section == section and not field.spec.advanced:
+                column.addWidget(field)
+        if section == "Model":
+            column.addWidget(self._summary)
+
+    def _heading(self, section: Section) -> QWidget:
+        label = QLabel(section.upper())
+        set_role(label, "section")
+        if section != "Model":
+            return label
+        row, line = QWidget(), QHBoxLayout()
+        line.setContentsMargins(0, 0, 0, 0)
+        self._open = QToolButton(toolTip="Open a model's folder, config.json, .gguf or .safetensors")
+        self._open.setAccessibleName("Open a model file")
+        set_role(self._open, "link")
+        line.addWidget(label)
+        line.addStretch(1)
+        line.addWidget(self._open)
+        row.setLayout(line)
+        return row
+
+    def _add_fold(self, column: QVBoxLayout) -> None:
+        set_role(self._fold, "fold")
+        self._fold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self._fold.setAccessibleName("Advanced fields")
+        column.addSpacing(4)
+        column.addWidget(self._fold)
+        for field in self.fields.values():
+            if field.spec.advanced:
+                column.addWidget(field)
+
+    def _connect(self) -> None:
+        for field in self.fields.values():
+            field.edited.connect(self._edit)
+        self._fold.toggled.connect(self._arrange)
+        self._open.clicked.connect(self.open_model_asked)
+        self._state.scenario_changed.connect(self._show_scenario)
+        self._state.plan_changed.connect(self._show_plan)
+        self._state.faults_changed.connect(self._show_faults)
+        self._state.busy_changed.connect(self._show_busy)
+        theme().changed.connect(self._restyle)
+        self._restyle()
+
+    @Slot(str, object, str, bool)
+    def _edit(self, path: str, value: object, text: str, typing: bool) -> None:  # noqa: FBT001  a signal's arguments
+        if path == "model":
+            value = _model_of(str(value), self._state.scenario)
+        if path == "hardware.gpu":
+            value = value or None
+        self._state.edit(path, value, text, typing=typing)
+
+    @Slot(object)
+    def _show_scenario(self, scenario: Scenario) -> None:
+        for path, field in self.fields.items():
+            if field.spec.task in (None, scenario.task):
+                field.set_value(_shown(value_at(scenario, path)))
+        self._arrange()
+
+    @Slot()
+    def _arrange(self) -> None:
+        """Show the fields of the task at hand, and the folded ones when unfolded."""
+        task = self._state.scenario.task
+        for field in self.fields.values():
+            wanted = field.spec.task in (None, task) and (self._fold.isChecked() or not field.spec.advanced)
+            if field.isHidden() == wanted:
+                field.setVisible(wanted)
+        self._fold.setIcon(icon("chevron-down" if self._fold.isChecked() else "chevron-right", "muted"))
+
+    @Slot(object)
+    def _show_plan(self, plan: Plan) -> None:
+        self._summary.setText(summary(plan))
+        for path, field in self.fields.items():
+            if field.spec.task in (None, plan.scenario.task):
+                field.set_default(_shown(value_at(plan.scenario, path)))
+
+    @Slot(object)
+    def _show_faults(self, faults: tuple[Fault, ...]) -> None:
+        elsewhere = []
+        messages: dict[str, str] = {}
+        for fault in faults:
+            path = self._nearest(fault.path)
+            if path is None:
+                elsewhere.append(str(fault))
+            else:
+                messages[path] = f"{messages[path]}\n{fault.message}" if path in messages else fault.message
+        for path, field in self.fields.items():
+            field.set_fault(messages.get(path, ""))
+        self._general.setText("\n".join(elsewhere))
+        self._general.setVisible(bool(elsewhere))
+
+    def _nearest(self, path: str) -> str | None:
+        """The visible field that a fault's path points into."""
+        for known, field in self.fields.items():
+            if (path == known or path.startswith(f"{known}.")) and not field.isHidden():
+                return known
+        return None
+
+    @Slot(bool)
+    def _show_busy(self, busy: bool) -> None:  # noqa: FBT001  a signal's argument
+        if busy:
+            self._summary.setText("Reading the model …")
+
+    @Slot()
+    def _restyle(self) -> None:
+        self._open.setIcon(icon("folder", "muted"))
+        self._arrange()
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, ModelPath):
+        return value.path
+    if isinstance(value, InlineConfig):
+        return f"inline config ({value.config.get('model_type', 'unknown type')})"
+    return value
+
+
+def _model_of(text: str, scenario: Scenario) -> object:
+    """A typed model: a path when there is such a file, else an id; the same text keeps the model it stands for."""
+    if text == _shown(scenario.model):
+        return scenario.model
+    looks_local = text.startswith((".", "/", "~")) or (len(text) > 1 and text[1] == ":")
+    return ModelPath(str(Path(text).expanduser())) if looks_local else text

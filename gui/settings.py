@@ -1,0 +1,66 @@
+"""What the window remembers between starts: every setting, declared once with its type and default."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from PySide6.QtCore import QByteArray, QSettings
+
+from probes.recording import highwater_home
+
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value", bool, int, str, list[str], bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[Value]):
+    """A key with its default; the default's type is the setting's type."""
+
+    key: str
+    default: Value
+
+
+THEME = Setting("window/theme", "system")
+GEOMETRY = Setting("window/geometry", b"")
+SPLITTERS = Setting("window/splitters", b"")
+TAB = Setting("window/tab", "footprint")
+ADVANCED = Setting("form/advanced", default=False)
+RECENT_FILES: Setting[list[str]] = Setting("files/recent", [])
+PROBE_STEPS = Setting("probe/steps", 8)
+
+
+class Settings:
+    """Typed values in one INI file. INI keeps everything as text, so every value is stored as JSON."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._store = QSettings(str(path or highwater_home() / "settings.ini"), QSettings.Format.IniFormat)
+
+    def get(self, setting: Setting[Value]) -> Value:
+        """The stored value, or the default when there is none or it is not of the setting's type."""
+        text = self._store.value(setting.key)
+        if text is None:
+            return setting.default
+        try:
+            value = _decode(str(text), setting.default)
+        except ValueError as error:
+            logger.warning("setting %s is unreadable and was reset: %s", setting.key, error)
+            return setting.default
+        return value
+
+    def set(self, setting: Setting[Value], value: Value) -> None:
+        """Remember ``value``."""
+        encoded = QByteArray(value).toBase64().data().decode() if isinstance(value, bytes) else value
+        self._store.setValue(setting.key, json.dumps(encoded))
+
+
+def _decode(text: str, default: Value) -> Value:
+    value = json.loads(text)
+    if isinstance(default, bytes) and isinstance(value, str):
+        return QByteArray.fromBase64(value.encode()).data()
+    if type(value) is not type(default):
+        raise ValueError(f"expected {type(default).__name__}, found {type(value).__name__}")
+    return value  # type: ignore[no-any-return]

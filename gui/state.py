@@ -1,0 +1,233 @@
+"""The one state of the window: the scenario, its plan, what is wrong with it, and what is selected.
+
+Views observe its signals and ask it to edit; nothing else holds a scenario. Every edit can be undone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, Protocol
+
+from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtGui import QUndoCommand, QUndoStack
+
+from gui.operations import Operation, Operations
+from planner.faults import Fault, Faults
+from planner.footprint import Footprint, GpuFootprint, Phase
+from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
+from resources.catalog import model_ids
+from resources.plan import Plan, make_plan
+
+_UNDO_LIMIT = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU."""
+
+    component: str | None = None
+    phase: str | None = None
+    gpu: int = 0
+
+
+class _Owner(Protocol):
+    def restore(self, scenario: Scenario) -> None: ...
+
+
+class State(QObject):
+    """Scenario in, plan out. Known models are planned at once; others are read in the background first."""
+
+    scenario_changed = Signal(object)
+    plan_changed = Signal(object)
+    faults_changed = Signal(object)
+    selection_changed = Signal(object)
+    busy_changed = Signal(bool)
+
+    def __init__(self, scenario: Scenario, operations: Operations, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.undo_stack = QUndoStack(self)
+        self.undo_stack.setUndoLimit(_UNDO_LIMIT)
+        self._operations = operations
+        self._scenario = scenario
+        self._plan: Plan | None = None
+        self._faults: tuple[Fault, ...] = ()
+        self._selection = Selection()
+        self._busy = False
+        self._recompute()
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario as edited; :attr:`faults` says what is wrong with it."""
+        return self._scenario
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last good plan. It is of :attr:`scenario` when there are no faults and nothing is being read."""
+        return self._plan
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """The last good plan's answer."""
+        return self._plan.footprint if self._plan else None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What is wrong with the scenario, each with the path of its field."""
+        return self._faults
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model is being read in the background."""
+        return self._busy
+
+    @property
+    def current(self) -> bool:
+        """Whether the plan on screen answers the scenario on screen."""
+        return self._plan is not None and not self._faults and not self._busy
+
+    @property
+    def selection(self) -> Selection:
+        """What the why panel explains."""
+        return self._selection
+
+    def edit(self, path: str, value: object, text: str = "", *, typing: bool = False) -> None:
+        """Set the field at ``path`` (``inference.batch``). Edits of one field that are ``typing`` undo as one."""
+        changed = replace_at(self._scenario, path, value)
+        if changed != self._scenario:
+            self.undo_stack.push(_Edit(self, self._scenario, changed, text or f"edit {path}", path if typing else ""))
+
+    def open(self, scenario: Scenario, text: str) -> None:
+        """Replace the whole scenario, as one edit."""
+        if scenario != self._scenario:
+            self.undo_stack.push(_Edit(self, self._scenario, scenario, text, ""))
+
+    def select(self, selection: Selection) -> None:
+        """Have the why panel explain ``selection``."""
+        if selection != self._selection:
+            self._selection = selection
+            self.selection_changed.emit(selection)
+
+    def restore(self, scenario: Scenario) -> None:
+        """Take ``scenario`` without a new undo step (undo and redo come here)."""
+        self._scenario = scenario
+        self.scenario_changed.emit(scenario)
+        self._recompute()
+
+    def shown_phase(self) -> tuple[GpuFootprint, Phase] | None:
+        """The GPU and phase that the selection points at, the peak when it names none."""
+        footprint = self.footprint
+        if footprint is None or not footprint.gpus:
+            return None
+        gpu = footprint.gpus[min(self._selection.gpu, len(footprint.gpus) - 1)]
+        named = [phase for phase in gpu.phases if phase.name == self._selection.phase]
+        return gpu, (named[0] if named else gpu.peak)
+
+    def _recompute(self) -> None:
+        self._operations.cancel("plan")
+        try:
+            scenario = parse_scenario(to_json(self._scenario))
+        except Faults as faults:
+            self._fail(faults.faults)
+            return
+        if _at_hand(scenario):
+            self._take(_attempt(scenario))
+        else:
+            self._set_busy(busy=True)
+            self._operations.start(Operation("plan", partial(_attempt, scenario), self._take, self._crash))
+
+    @Slot(object)
+    def _take(self, result: object) -> None:
+        self._set_busy(busy=False)
+        if isinstance(result, Plan):
+            self._plan = result
+            self._set_faults(())
+            self.plan_changed.emit(result)
+        elif isinstance(result, tuple):
+            self._set_faults(result)
+
+    @Slot(object)
+    def _crash(self, error: Exception) -> None:
+        self._set_busy(busy=False)
+        raise error
+
+    def _fail(self, faults: tuple[Fault, ...]) -> None:
+        self._set_busy(busy=False)
+        self._set_faults(faults)
+
+    def _set_busy(self, *, busy: bool) -> None:
+        if busy != self._busy:
+            self._busy = busy
+            self.busy_changed.emit(busy)
+
+    def _set_faults(self, faults: tuple[Fault, ...]) -> None:
+        if faults != self._faults:
+            self._faults = faults
+            self.faults_changed.emit(faults)
+
+
+def replace_at(value: Any, path: str, new: object) -> Any:
+    """A copy of a frozen value with the field at the dotted ``path`` replaced."""
+    head, _, rest = path.partition(".")
+    return dataclasses.replace(value, **{head: replace_at(getattr(value, head), rest, new) if rest else new})
+
+
+def value_at(value: Any, path: str) -> Any:
+    """The field at the dotted ``path``."""
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _attempt(scenario: Scenario) -> Plan | tuple[Fault, ...]:
+    try:
+        return make_plan(scenario)
+    except Faults as faults:
+        return faults.faults
+    except (LookupError, ValueError, OSError) as error:
+        return (_fault_of(str(error)),)
+
+
+def _fault_of(text: str) -> Fault:
+    """Errors of resources start with the path of their field: ``hardware.gpu: no GPU is called …``."""
+    path, colon, message = text.partition(": ")
+    known = colon and path.replace(".", "").replace("_", "").isalnum() and " " not in path
+    return Fault(path, message) if known else Fault("", text)
+
+
+def _at_hand(scenario: Scenario) -> bool:
+    """Whether the model needs neither disk nor network: given inline, or bundled."""
+    if isinstance(scenario.model, str):
+        return scenario.model.lower() in _bundled()
+    return isinstance(scenario.model, InlineConfig)
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> frozenset[str]:
+    return frozenset(name.lower() for name in model_ids())
+
+
+class _Edit(QUndoCommand):
+    """One step between two scenarios; steps of typing into one field become one."""
+
+    def __init__(self, owner: _Owner, before: Scenario, after: Scenario, text: str, merge_key: str) -> None:
+        super().__init__(text)
+        self._restore: Callable[[Scenario], None] = owner.restore
+        self._before, self._after, self._merge_key = before, after, merge_key
+
+    def id(self) -> int:
+        return 1 if self._merge_key else -1
+
+    def mergeWith(self, other: QUndoCommand) -> bool:  # noqa: N802  Qt's name
+        if not isinstance(other, _Edit) or other._merge_key != self._merge_key:
+            return False
+        self._after = other._after
+        self.setObsolete(self._before == self._after)
+        return True
+
+    def undo(self) -> None:
+        self._restore(self._before)
+
+    def redo(self) -> None:
+        self._restore(self._after)

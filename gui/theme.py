@@ -1,0 +1,182 @@
+"""Colours as pairs (light, dark) behind one lookup, the palette made of them, and the fonts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtGui import QColor, QFont, QFontDatabase, QGuiApplication, QPalette
+from PySide6.QtWidgets import QApplication, QWidget
+
+from gui.style import style_sheet
+
+_PAIRS: dict[str, tuple[str, str]] = {
+    "window": ("#f4f5f7", "#15171b"),
+    "surface": ("#ffffff", "#1d2025"),
+    "sunken": ("#e9ecf0", "#101215"),
+    "border": ("#d5dae1", "#333943"),
+    "grid": ("#e4e7ec", "#2a2f37"),
+    "text": ("#161b22", "#e7eaef"),
+    "muted": ("#555f6d", "#9da7b5"),
+    "accent": ("#2558c7", "#82aaff"),
+    "accent_text": ("#ffffff", "#0d1526"),
+    "accent_soft": ("#dfe8fb", "#26344f"),
+    "fits": ("#14713f", "#4fcb8d"),
+    "tight": ("#8a5a00", "#e8b64c"),
+    "over": ("#b3261e", "#ff8a80"),
+    "unknown": ("#555f6d", "#9da7b5"),
+    "capacity": ("#b3261e", "#ff8a80"),
+    "allocated": ("#0072b2", "#56b4e9"),
+    "reserved": ("#b35900", "#e69f00"),
+    "device": ("#7d3c98", "#d79be6"),
+}
+
+SOLID, DIAGONAL, BACKWARD, DOTS, CROSS, HORIZONTAL = "solid", "diagonal", "backward", "dots", "cross", "horizontal"
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How a component is painted: a colour pair, and a hatch as the second cue."""
+
+    light: str
+    dark: str
+    hatch: str = SOLID
+
+
+FILLS: dict[str, Fill] = {
+    "weights": Fill("#3b6fb6", "#5b8fd6"),
+    "adapters": Fill("#3b6fb6", "#5b8fd6", DIAGONAL),
+    "quantization_state": Fill("#3b6fb6", "#5b8fd6", DOTS),
+    "kv_cache": Fill("#e08a1e", "#e59a3c"),
+    "recurrent_state": Fill("#e08a1e", "#e59a3c", DIAGONAL),
+    "activations": Fill("#2f9e8f", "#45b5a6"),
+    "logits": Fill("#d8c24a", "#d9c65c", BACKWARD),
+    "workspace": Fill("#7fb8a4", "#6fa894", DIAGONAL),
+    "gradients": Fill("#a35bb0", "#b878c4"),
+    "optimizer_state": Fill("#c2526b", "#d0708a"),
+    "master_weights": Fill("#5a4fa3", "#8a80d0", BACKWARD),
+    "communication": Fill("#56b4e9", "#6cc0ee", HORIZONTAL),
+    "cuda_graphs": Fill("#9a7b4f", "#b3946a", CROSS),
+    "cuda_context": Fill("#7c8797", "#7d8898"),
+    "allocator_slack": Fill("#b9c1cc", "#565f6d", DIAGONAL),
+}
+_FALLBACK = Fill("#7c8797", "#7d8898", CROSS)
+SCHEMES = {
+    "system": Qt.ColorScheme.Unknown, "light": Qt.ColorScheme.Light, "dark": Qt.ColorScheme.Dark,
+}  # fmt: skip
+FONT_FILES = tuple((Path(__file__).parent / "fonts").glob("*.otf"))
+SMALL, NORMAL, LARGE, DISPLAY = 11, 12, 15, 21
+
+
+class Theme(QObject):
+    """Which of each pair is shown now. ``changed`` asks every painter to look its colours up again."""
+
+    changed = Signal()
+
+    def __init__(self, application: QApplication) -> None:
+        super().__init__(application)
+        self._application = application
+        self._choice = "system"
+        self._dark = False
+        application.setStyle("Fusion")
+        application.setFont(_load_font())
+        application.styleHints().colorSchemeChanged.connect(self._follow)
+
+    @property
+    def dark(self) -> bool:
+        """Whether the dark half of the pairs is in use."""
+        return self._dark
+
+    def choose(self, name: str) -> None:
+        """``light``, ``dark`` or ``system``."""
+        self._choice = name
+        self._application.styleHints().setColorScheme(SCHEMES[name])
+        self._apply()
+
+    def colour(self, name: str) -> QColor:
+        """The colour of a role, as it is now."""
+        return QColor(_PAIRS[name][self._dark])
+
+    def fill(self, component: str) -> tuple[QColor, str]:
+        """Colour and hatch of a component."""
+        fill = FILLS.get(component, _FALLBACK)
+        return QColor(fill.dark if self._dark else fill.light), fill.hatch
+
+    @Slot()
+    def _follow(self) -> None:
+        if self._choice == "system":
+            self._apply()
+
+    def _apply(self) -> None:
+        system_dark = self._application.styleHints().colorScheme() == Qt.ColorScheme.Dark
+        self._dark = self._choice == "dark" or (self._choice == "system" and system_dark)
+        self._application.setPalette(self._palette())
+        self._application.setStyleSheet(style_sheet(lambda name: self.colour(name).name(), dark=self._dark))
+        self.changed.emit()
+
+    def _palette(self) -> QPalette:
+        role = QPalette.ColorRole
+        names = {
+            role.Window: "window", role.WindowText: "text", role.Base: "surface", role.AlternateBase: "window",
+            role.Text: "text", role.Button: "surface", role.ButtonText: "text", role.BrightText: "over",
+            role.ToolTipBase: "surface", role.ToolTipText: "text", role.Highlight: "accent", role.Accent: "accent",
+            role.HighlightedText: "accent_text", role.Link: "accent", role.LinkVisited: "accent",
+            role.PlaceholderText: "muted", role.Light: "surface", role.Midlight: "border", role.Mid: "border",
+            role.Dark: "border", role.Shadow: "sunken",
+        }  # fmt: skip
+        palette = QPalette()
+        for key, name in names.items():
+            palette.setColor(key, self.colour(name))
+        for key in (role.WindowText, role.Text, role.ButtonText):
+            palette.setColor(QPalette.ColorGroup.Disabled, key, self.colour("muted"))
+        return palette
+
+
+def theme() -> Theme:
+    """The theme of the running application; made on first use."""
+    application = QGuiApplication.instance()
+    if not isinstance(application, QApplication):
+        raise RuntimeError("a QApplication must exist before its theme")
+    found = application.findChild(Theme)
+    return found if isinstance(found, Theme) else Theme(application)
+
+
+def font(size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> QFont:
+    """The window's font in pixels; ``tabular`` gives every figure the same width."""
+    made = QFont(QApplication.font())
+    made.setPixelSize(size)
+    made.setWeight(QFont.Weight.DemiBold if bold else QFont.Weight.Normal)
+    if tabular:
+        made.setFeature(QFont.Tag("tnum"), 1)
+    return made
+
+
+def ink_on(fill: QColor) -> QColor:
+    """Black or white, whichever reads better on ``fill`` (WCAG relative luminance)."""
+    return QColor("#101215") if _luminance(fill) > 0.179 else QColor("#ffffff")
+
+
+def set_role(widget: QWidget, role: str) -> None:
+    """Give a widget a role that the style sheet knows, and have it restyled."""
+    widget.setProperty("role", role)
+    widget.style().unpolish(widget)
+    widget.style().polish(widget)
+
+
+def _luminance(colour: QColor) -> float:
+    def linear(channel: float) -> float:
+        return channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+
+    red, green, blue, _ = colour.getRgbF()
+    return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
+
+
+def _load_font() -> QFont:
+    """The bundled font: a bare machine may have none, and then Qt draws no text at all."""
+    families: list[str] = []
+    for file in FONT_FILES:
+        families += QFontDatabase.applicationFontFamilies(QFontDatabase.addApplicationFont(str(file)))
+    made = QFont(families[:1]) if families else QFont()
+    made.setPixelSize(NORMAL)
+    return made
