@@ -52,6 +52,8 @@ T = TypeVar("T")
 SEARCH_TIMEOUT_S = 3.0
 MODEL_TIMEOUT_S = 20.0
 """For everything one model takes: its description, its config, and the headers of all its files."""
+HEADERS_GIVE_UP = 0.2
+"""Share of the time left kept back from the headers, so that a config in hand is returned when they are too slow."""
 MAX_PARALLEL = 8
 ANSWER = Limits(max_bytes=8 * 2**20, max_items=200_000)
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}(?:/[A-Za-z0-9][\w.\-]{0,95})?", re.ASCII)
@@ -157,8 +159,9 @@ class _Reply:
 
 
 def _visit_safetensors(model: HubModel, json_files: dict[str, bytes], deadline: float) -> HubCheckpoint:
+    left = deadline - time.monotonic()
     try:
-        tensors = _safetensors(model, deadline)
+        tensors = _safetensors(model, deadline - left * HEADERS_GIVE_UP)
     except (HubError, Faults) as problem:
         return HubCheckpoint(model, json_files, None, None, header_problem=problem)
     return HubCheckpoint(model, json_files, tensors, "safetensors" if tensors is not None else None)
@@ -173,7 +176,7 @@ def _safetensors(model: HubModel, deadline: float) -> tuple[StoredTensor, ...] |
     else:
         return None
     tensors: dict[str, StoredTensor] = {}
-    shards = _side_by_side(names, lambda name: safetensors_header.read_header(RemoteFile(model, name, deadline)))
+    shards = _side_by_side(names, lambda name: safetensors_header.read_header(RemoteFile(model, name, deadline)), deadline)
     for name, shard in zip(names, shards, strict=True):
         safetensors_header.add_shard(tensors, name, shard)
     return tuple(tensors.values())
@@ -200,8 +203,8 @@ def _choose_gguf(repo: str, files: list[str], wanted: str | None) -> str:
     raise Missing(f"{repo}:{wanted or ''}", f"one GGUF file must be chosen as {repo}:NAME; it has {known}")
 
 
-def _side_by_side(names: tuple[str, ...], read: Callable[[str], T]) -> list[T]:
-    """``read(name)`` of every name, a few at a time, in order; the first failure ends it.
+def _side_by_side(names: tuple[str, ...], read: Callable[[str], T], deadline: float) -> list[T]:
+    """``read(name)`` of every name, a few at a time, in order; the first failure or the deadline ends it.
 
     Daemon threads: an executor's would be waited for when the program ends, however long a server hangs.
     """
@@ -225,8 +228,11 @@ def _side_by_side(names: tuple[str, ...], read: Callable[[str], T]) -> list[T]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(max(0.0, deadline - time.monotonic()))
     if problems:
+        raise problems[0]
+    if len(results) < len(set(names)):
+        problems.append(Slow("headers"))
         raise problems[0]
     return [results[name] for name in names]
 
@@ -294,17 +300,23 @@ def _get(path: str, what: str, deadline: float, max_bytes: int, offset: int | No
         headers["Range"] = f"bytes={offset}-{offset + max_bytes - 1}"
     left = deadline - time.monotonic()
     if left <= 0:
-        raise Slow(what, 0)
+        raise Slow(what)
     with _worded(what), get_session().stream("GET", constants.ENDPOINT + path, headers=headers, timeout=left) as response:
         if response.status_code == 416:
             return _Reply(b"", _total(response.headers.get("Content-Range", "")))
         if response.status_code >= 400:
             _raise_for_status(response, what)
-        if offset and response.status_code != 206:
+        if offset is not None and response.status_code != 206 and _exceeds(response, offset, max_bytes):
             raise BadData(what, "the server does not serve byte ranges")
         _check_range(response, what, offset)
         data = _read(response, what, max_bytes, deadline)
     return _Reply(data, _size(response, offset))
+
+
+def _exceeds(response: httpx2.Response, offset: int, max_bytes: int) -> bool:
+    """Whether a whole body came where a range was asked for; one that is no longer than the range is as good."""
+    length = response.headers.get("Content-Length", "")
+    return offset > 0 or not re.fullmatch(r"\d{1,9}", length) or int(length) > max_bytes
 
 
 def _read(response: httpx2.Response, what: str, max_bytes: int, deadline: float) -> bytes:
@@ -316,7 +328,7 @@ def _read(response: httpx2.Response, what: str, max_bytes: int, deadline: float)
         if left <= 0:
             break
         if time.monotonic() > deadline:
-            raise Slow(what, 0)
+            raise Slow(what)
     return b"".join(pieces)
 
 
@@ -350,7 +362,7 @@ def _worded(what: str) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise Offline(what, "HF_HUB_OFFLINE is set") from None
     except httpx2.TimeoutException:
-        raise Slow(what, 0) from None
+        raise Slow(what) from None
     except (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol):
         raise Offline(what, f"{constants.ENDPOINT} can't be reached") from None
     except httpx2.TooManyRedirects:

@@ -57,11 +57,12 @@ class RateLimited(HubError):
 
 
 class Slow(HubError):
-    """No complete answer within the time allowed."""
+    """No complete answer within the time allowed; ``timeout_s`` None: within what was left of it."""
 
-    def __init__(self, what: str, timeout_s: float) -> None:
+    def __init__(self, what: str, timeout_s: float | None = None) -> None:
         self.timeout_s = timeout_s
-        super().__init__(what, f"no complete answer within {timeout_s:g} s", "Try again, or use a local copy")
+        allowed = "the time allowed" if timeout_s is None else f"{timeout_s:g} s"
+        super().__init__(what, f"no complete answer within {allowed}", "Try again, or use a local copy")
 
 
 class ServerError(HubError):

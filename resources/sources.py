@@ -141,13 +141,13 @@ def _inline(config: Mapping[str, Any]) -> ModelSource:
 
 
 def _is_repo_id(text: str) -> bool:
-    from resources.hub import is_repo_id  # noqa: PLC0415  huggingface_hub takes a quarter second to import
+    from resources.hub import is_repo_id
 
     return is_repo_id(text)
 
 
 def _from_hub(repo: str, revision: str | None, gguf: str | None, *, headers: bool, timeout_s: float | None) -> ModelSource:
-    from resources import hub  # noqa: PLC0415  huggingface_hub takes a quarter second to import
+    from resources import hub
 
     found = hub.visit(repo, revision, gguf, headers=headers, timeout_s=timeout_s or hub.MODEL_TIMEOUT_S)
     name = f"{repo}:{gguf}" if gguf else repo
