@@ -51,8 +51,8 @@ class Reader:
         """Whether the object has ``key`` with a value other than null."""
         return self._value.get(key) is not None
 
-    def keys(self) -> tuple[str, ...]:
-        """The object's keys that are strings, in order."""
+    def names(self) -> tuple[str, ...]:
+        """The keys of the object that are strings, in order."""
         return tuple(key for key in self._value if isinstance(key, str))
 
     def raw(self, key: str) -> object:

@@ -10,6 +10,7 @@ from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.layers import MixtureOfExperts, Weight
 from planner.formats.format import Format, weight_bytes
 from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
+from planner.formats.memo import remember_by_identity
 from planner.formats.patterns import names_layers
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from planner.architecture.layers import Architecture, Role, Stack
 
 SHOWN_NAMES = 1000
+
+_GGUF_ROLES: tuple[tuple[str, Role], ...] = (
+    ("norm", "norm"),
+    (".bias", "bias"),
+    ("ffn_gate_inp", "router"),
+    ("_exps.", "expert"),
+    ("_embd", "embedding"),
+    ("token_types", "embedding"),
+    ("conv", "conv"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class BytesUnknown(ValueError):
     """The bytes can't be told from a config; the message says why and what would tell them."""
 
 
+@remember_by_identity(256)
 def checkpoint_bytes(
     architecture: Architecture, fmt: Format, *, skip: tuple[str, ...] = (), rope_factor_values: int = 0
 ) -> FormatBytes:
@@ -127,26 +139,14 @@ def _gguf_bytes(architecture: Architecture, fmt: Format, rope_factor_values: int
     by_role: Counter[Role] = Counter()
     by_dtype: Counter[str] = Counter()
     for tensor in tensors:
-        by_role[_gguf_role(tensor)] += tensor.size_bytes
-        by_dtype[tensor.kind.name] += tensor.size_bytes
-    total = sum(tensor.size_bytes for tensor in tensors)
+        size_bytes = tensor.size_bytes
+        by_role["head" if tensor.name == "output.weight" else _gguf_role(tensor)] += size_bytes
+        by_dtype[tensor.kind.name] += size_bytes
+    total = sum(by_dtype.values())
     kept = tuple(tensor.name for tensor in tensors if not tensor.kind.is_quantized and len(tensor.shape) > 1)
     notes = ("vision and audio towers are a file of their own (mmproj) and not counted",) if architecture.towers else ()
     return FormatBytes(total, total, 0, 0, dict(by_role), dict(by_dtype), kept[:SHOWN_NAMES], notes)
 
 
 def _gguf_role(tensor: GgufTensor) -> Role:
-    name = tensor.name
-    if "ffn_gate_inp" in name:
-        return "router"
-    if "_exps" in name:
-        return "expert"
-    if "token_embd" in name or name.startswith(("position_embd", "token_types")):
-        return "embedding"
-    if name.startswith("output.") and name.endswith(".weight"):
-        return "head"
-    if name.endswith(".bias"):
-        return "bias"
-    if "norm" in name:
-        return "norm"
-    return "conv" if "conv" in name else "linear" if tensor.kind.is_quantized or len(tensor.shape) > 1 else "other"
+    return next((role for part, role in _GGUF_ROLES if part in tensor.name), "linear" if len(tensor.shape) > 1 else "other")

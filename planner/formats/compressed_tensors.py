@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.faults import Reader
-from planner.formats.format import LINEARS_AND_EXPERTS, Format, Override
+from planner.formats.format import HEAD, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.readers import from_header_only, module_names, unquantized
 from planner.formats.storage import WHOLE, PackedInt32, Plain, Scaled, Scheme
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.faults import Reader
 
 STORED_FORMATS = (
     "pack-quantized",
@@ -45,12 +48,12 @@ def compressed_tensors(reader: Reader) -> Format:
     groups = reader.child("config_groups") if reader.has("config_groups") else None
     if reader.child("sparsity_config").string("format", "dense") != "dense":
         return from_header_only("compressed-tensors", "sparse weights: their number is known to the file only")
-    if groups is None or not groups.keys():
+    if groups is None or not groups.names():
         return unquantized()
     keeps = module_names(reader, "ignore") if reader.has("ignore") else ()
     overrides: list[Override] = []
     linears: Scheme | None = None
-    for name in groups.keys():
+    for name in groups.names():
         group = groups.child(name)
         scheme = _scheme(group, group.string("format", layout).lower())
         if scheme is None:
@@ -69,7 +72,7 @@ def _format(linears: Scheme | None, overrides: tuple[Override, ...], keeps: tupl
         f"compressed-tensors {shown.dtype}",
         f"compressed-tensors, {shown.dtype}",
         shown,
-        LINEARS_AND_EXPERTS | {"head"} if linears else LINEARS_AND_EXPERTS,
+        LINEARS_AND_EXPERTS | HEAD if linears else LINEARS_AND_EXPERTS,
         keeps=keeps,
         only=() if linears else tuple(pattern for override in overrides for pattern in override.patterns),
         overrides=(Override(keeps, None), *overrides) if keeps else overrides,
@@ -136,7 +139,9 @@ def _block(weights: Reader) -> tuple[int, int]:
     parts = value.split("x") if isinstance(value, str) else value
     if value is None:
         return 128, 128
-    numbers = [int(part) for part in parts if str(part).isdecimal() and 0 < len(str(part)) < 10] if isinstance(parts, list) else []
+    numbers = (
+        [int(part) for part in parts if str(part).isdecimal() and 0 < len(str(part)) < 10] if isinstance(parts, list) else []
+    )
     if len(numbers) != 2 or 0 in numbers:
         weights.fault("block_structure", "must be two whole numbers of at least 1")
         return 128, 128

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 LINEARS: frozenset[Role] = frozenset({"linear"})
 EXPERTS: frozenset[Role] = frozenset({"expert"})
+HEAD: frozenset[Role] = frozenset({"head"})
+EMBEDDINGS: frozenset[Role] = frozenset({"embedding"})
 LINEARS_AND_EXPERTS: frozenset[Role] = LINEARS | EXPERTS
 
-QUANTIZABLE: frozenset[Role] = LINEARS_AND_EXPERTS | {"embedding", "head"}
+QUANTIZABLE: frozenset[Role] = LINEARS_AND_EXPERTS | EMBEDDINGS | HEAD
 """Roles that some scheme can be applied to at all; routers, norms and convolutions stay as they are."""
 
 Stacks = Literal["all", "decoder"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from planner.formats.gguf_types import FILE_TYPES, GGML_TYPES, FileType, GgmlType
@@ -87,9 +88,9 @@ class _State:
     def name(self) -> str:
         return self.file_type.name
 
-    def layer(self, tensor: str, seen: int) -> int:
+    def layer(self, block: int, seen: int) -> int:
         """The layer a feed-forward tensor counts as: its running number, or its block's in a mixture of experts."""
-        return block_of(tensor) if self.model.num_experts > 1 else seen
+        return block if self.model.num_experts > 1 else seen
 
     def is_early(self, layer: int, part: int = 8) -> bool:
         """Whether a layer is in the first 1/``part``."""
@@ -98,12 +99,18 @@ class _State:
 
 def block_of(tensor: str) -> int:
     """The layer in a tensor's name (``blk.7.attn_q.weight``), -1 when there is none."""
-    found = re.match(r"blk\.(\d+)\.", tensor)
-    return int(found[1]) if found else -1
+    number = tensor.split(".", 2)[1] if tensor.startswith("blk.") else ""
+    return int(number) if number.isdecimal() and len(number) < 7 else -1
 
 
+def leaf_of(tensor: str) -> str:
+    """A tensor's name without its block: what the rules look at."""
+    return tensor.split(".", 2)[2] if tensor.startswith("blk.") else tensor
+
+
+@lru_cache(maxsize=4096)
 def category_of(tensor: str) -> Category:
-    """The kind of tensor a rule speaks of."""
+    """The kind of tensor a rule speaks of; ``tensor`` with or without its block."""
     if tensor == "output.weight":
         return "output"
     if tensor in ("token_embd.weight", "per_layer_token_embd.weight"):
@@ -111,9 +118,10 @@ def category_of(tensor: str) -> Category:
     return next((category for part, category in _CATEGORIES if part in tensor), "other")
 
 
-def unquantized_type(tensor: str, shape: tuple[int, ...], *, sixteen_bit: str = "F16") -> str | None:
+@lru_cache(maxsize=4096)
+def unquantized_type(tensor: str, dimensions: int, sixteen_bit: str = "F16") -> str | None:
     """The type of a tensor no file type quantises: F32, or that of the 16-bit source file; None when it is quantised."""
-    if len(shape) < 2 or not tensor.endswith(".weight") or _KEPT_IN_32_BIT.search(tensor):
+    if dimensions < 2 or not tensor.endswith(".weight") or _KEPT_IN_32_BIT.search(tensor):
         return "F32"
     return sixteen_bit if _KEPT_IN_16_BIT.search(tensor) else None
 
@@ -124,23 +132,21 @@ def tensor_types(tensors: Sequence[tuple[str, tuple[int, ...]]], model: GgufMode
     Counters run by layer and then by name, as llama.cpp's loader orders them, whatever the order given.
     """
     names = [name for name, _ in tensors]
+    leaves = [leaf_of(name) for name in names]
     state = _State(
-        model, FILE_TYPES[file_type], "output.weight" not in names, sum(category_of(name) == "attn_v" for name in names)
+        model, FILE_TYPES[file_type], "output.weight" not in names, sum(category_of(leaf) == "attn_v" for leaf in leaves)
     )
-    chosen = {
-        index: GGML_TYPES[_type_of(state, *tensors[index])]
-        for index in sorted(range(len(tensors)), key=lambda index: (block_of(names[index]), names[index]))
-    }
+    order = sorted((block_of(name), leaf, index) for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)))
+    chosen = {index: GGML_TYPES[_type_of(state, block, leaf, tensors[index][1])] for block, leaf, index in order}
     return tuple(chosen[index] for index in range(len(tensors)))
 
 
-def _type_of(state: _State, name: str, shape: tuple[int, ...]) -> str:
+def _type_of(state: _State, block: int, leaf: str, shape: tuple[int, ...]) -> str:
     default = state.file_type.default
-    sixteen_bit = default if default in ("F32", "BF16") else "F16"
-    kept = unquantized_type(name, shape, sixteen_bit=sixteen_bit)
+    kept = unquantized_type(leaf, len(shape), default if default in ("F32", "BF16") else "F16")
     if kept or not GGML_TYPES[default].is_quantized:
         return kept or default
-    return _fit(_choose(state, name, shape), shape[-1])
+    return _fit(_choose(state, block, leaf, shape), shape[-1])
 
 
 def _fit(kind: str, columns: int) -> str:
@@ -151,8 +157,8 @@ def _fit(kind: str, columns: int) -> str:
     return "F16"
 
 
-def _choose(state: _State, name: str, shape: tuple[int, ...]) -> str:
-    category = category_of(name)
+def _choose(state: _State, block: int, leaf: str, shape: tuple[int, ...]) -> str:
+    category = category_of(leaf)
     if category == "output" or (state.tied and category == "token_embd"):
         return _output(state, shape[-1])
     if state.name == "MXFP4_MOE":
@@ -160,7 +166,7 @@ def _choose(state: _State, name: str, shape: tuple[int, ...]) -> str:
     if category == "token_embd":
         return _token_embd(state)
     rule = _RULES_SMALL_I.get(category) if state.name in _SMALL_I else _RULES.get(category)
-    return rule(state, name) if rule else state.file_type.default
+    return rule(state, block) if rule else state.file_type.default
 
 
 def _output(state: _State, columns: int) -> str:
@@ -185,7 +191,7 @@ def use_more_bits(index: int, total: int) -> bool:
     return index < total // 8 or index >= 7 * total // 8 or (index - total // 8) % 3 == 2
 
 
-def _attn_v(state: _State, _: str) -> str:
+def _attn_v(state: _State, _: int) -> str:
     index = state.attn_v_seen
     state.attn_v_seen += 1
     if state.model.num_experts == 8:
@@ -216,15 +222,15 @@ def _attn_v_mix(state: _State, index: int) -> str:
     return mixes.get(name, default)
 
 
-def _attn_k(state: _State, name: str) -> str:
-    return "Q8_0" if state.model.num_experts == 8 else _attn_q(state, name)
+def _attn_k(state: _State, block: int) -> str:
+    return "Q8_0" if state.model.num_experts == 8 else _attn_q(state, block)
 
 
-def _attn_q(state: _State, _: str) -> str:
+def _attn_q(state: _State, _: int) -> str:
     return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(state.name, state.file_type.default)
 
 
-def _attn_output(state: _State, _: str) -> str:
+def _attn_output(state: _State, _: int) -> str:
     default = state.file_type.default
     if state.model.architecture == "falcon":
         return "Q4_K" if state.name == "Q3_K_L" else default
@@ -235,8 +241,8 @@ def _attn_output(state: _State, _: str) -> str:
     return mixes.get(state.name, default)
 
 
-def _ffn_down(state: _State, tensor: str) -> str:
-    layer, total = state.layer(tensor, state.ffn_down_seen), state.model.num_layers
+def _ffn_down(state: _State, block: int) -> str:
+    layer, total = state.layer(block, state.ffn_down_seen), state.model.num_layers
     state.ffn_down_seen += 1
     name, default = state.name, state.file_type.default
     early, more = state.is_early(layer), use_more_bits(layer, total)
@@ -268,14 +274,14 @@ def _ffn_down_falcon(state: _State, layer: int, *, more: bool) -> str:
     }[state.name]
 
 
-def _ffn_gate(state: _State, tensor: str) -> str:
-    layer = state.layer(tensor, state.ffn_gate_seen)
+def _ffn_gate(state: _State, block: int) -> str:
+    layer = state.layer(block, state.ffn_gate_seen)
     state.ffn_gate_seen += 1
     return _ffn_middle(state, layer)
 
 
-def _ffn_up(state: _State, tensor: str) -> str:
-    layer = state.layer(tensor, state.ffn_up_seen)
+def _ffn_up(state: _State, block: int) -> str:
+    layer = state.layer(block, state.ffn_up_seen)
     state.ffn_up_seen += 1
     return _ffn_middle(state, layer)
 
@@ -286,24 +292,24 @@ def _ffn_middle(state: _State, layer: int) -> str:
     return "IQ3_XXS" if state.name == "IQ3_XS" and middle else state.file_type.default
 
 
-def _small_attn_v(state: _State, _: str) -> str:
+def _small_attn_v(state: _State, _: int) -> str:
     state.attn_v_seen += 1
     if state.model.heads_per_kv_head >= 4 or state.model.num_experts >= 4:
         return "Q4_K"
     return _small_raised(state)
 
 
-def _small_attn_k(state: _State, _: str) -> str:
+def _small_attn_k(state: _State, _: int) -> str:
     return "Q4_K" if state.model.num_experts == 8 else state.file_type.default
 
 
-def _small_ffn_down(state: _State, _: str) -> str:
+def _small_ffn_down(state: _State, _: int) -> str:
     early = state.is_early(state.ffn_down_seen)
     state.ffn_down_seen += 1
     return _small_raised(state) if early else state.file_type.default
 
 
-def _small_attn_output(state: _State, _: str) -> str:
+def _small_attn_output(state: _State, _: int) -> str:
     if state.model.num_experts == 8:
         return "Q5_K"
     mixes = {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}
@@ -314,7 +320,7 @@ def _small_raised(state: _State) -> str:
     return "IQ3_S" if state.name in ("IQ2_S", "IQ2_M") else "Q2_K"
 
 
-_RULES: dict[Category, Callable[[_State, str], str]] = {
+_RULES: dict[Category, Callable[[_State, int], str]] = {
     "attn_v": _attn_v,
     "attn_k": _attn_k,
     "attn_q": _attn_q,
@@ -323,7 +329,7 @@ _RULES: dict[Category, Callable[[_State, str], str]] = {
     "ffn_gate": _ffn_gate,
     "ffn_up": _ffn_up,
 }
-_RULES_SMALL_I: dict[Category, Callable[[_State, str], str]] = {
+_RULES_SMALL_I: dict[Category, Callable[[_State, int], str]] = {
     "attn_v": _small_attn_v,
     "attn_k": _small_attn_k,
     "ffn_down": _small_ffn_down,

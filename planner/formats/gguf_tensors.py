@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from planner.architecture.counts import layer_indices
 from planner.architecture.layers import Attention, LatentAttention, MixtureOfExperts, Recurrent
 from planner.formats.gguf_mix import GgufModel, block_of, tensor_types
+from planner.formats.memo import remember_by_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,9 +37,7 @@ _ATTENTION = {
 _FEED_FORWARD = {
     **dict.fromkeys(("gate_proj", "w1", "wi_0", "gate"), "gate"),
     **dict.fromkeys(("up_proj", "w3", "v1", "wi_1", "wi", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "up"), "up"),
-    **dict.fromkeys(
-        ("down_proj", "w2", "wo", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "down", "output_linear"), "down"
-    ),
+    **dict.fromkeys(("down_proj", "w2", "wo", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "down", "output_linear"), "down"),
     **dict.fromkeys(("gate_up_proj", "input_linear", "Wi"), "gate_up"),
 }
 _RECURRENT = {
@@ -103,6 +102,7 @@ class GgufTensor:
         return -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+@remember_by_identity(32)
 def gguf_tensors(architecture: Architecture, file_type: str, *, rope_factor_values: int = 0) -> tuple[GgufTensor, ...]:
     """Every tensor of ``architecture`` as ``file_type`` (a key of ``FILE_TYPES``) stores it.
 

@@ -21,7 +21,11 @@ class GgmlType:
     type_id: int
     block_values: int
     block_bytes: int
-    is_quantized: bool
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values share blocks."""
+        return self.block_values > 1
 
     def row_bytes(self, values: int) -> int:
         """Bytes of one row of ``values``. Raises ValueError when they don't fill whole blocks."""
@@ -32,41 +36,41 @@ class GgmlType:
 
 # fmt: off
 _TYPES = {
-    "F32": GgmlType("F32", 0, 1, 4, False),
-    "F16": GgmlType("F16", 1, 1, 2, False),
-    "Q4_0": GgmlType("Q4_0", 2, 32, 18, True),
-    "Q4_1": GgmlType("Q4_1", 3, 32, 20, True),
-    "Q5_0": GgmlType("Q5_0", 6, 32, 22, True),
-    "Q5_1": GgmlType("Q5_1", 7, 32, 24, True),
-    "Q8_0": GgmlType("Q8_0", 8, 32, 34, True),
-    "Q8_1": GgmlType("Q8_1", 9, 32, 36, True),
-    "Q2_K": GgmlType("Q2_K", 10, 256, 84, True),
-    "Q3_K": GgmlType("Q3_K", 11, 256, 110, True),
-    "Q4_K": GgmlType("Q4_K", 12, 256, 144, True),
-    "Q5_K": GgmlType("Q5_K", 13, 256, 176, True),
-    "Q6_K": GgmlType("Q6_K", 14, 256, 210, True),
-    "Q8_K": GgmlType("Q8_K", 15, 256, 292, True),
-    "IQ2_XXS": GgmlType("IQ2_XXS", 16, 256, 66, True),
-    "IQ2_XS": GgmlType("IQ2_XS", 17, 256, 74, True),
-    "IQ3_XXS": GgmlType("IQ3_XXS", 18, 256, 98, True),
-    "IQ1_S": GgmlType("IQ1_S", 19, 256, 50, True),
-    "IQ4_NL": GgmlType("IQ4_NL", 20, 32, 18, True),
-    "IQ3_S": GgmlType("IQ3_S", 21, 256, 110, True),
-    "IQ2_S": GgmlType("IQ2_S", 22, 256, 82, True),
-    "IQ4_XS": GgmlType("IQ4_XS", 23, 256, 136, True),
-    "I8": GgmlType("I8", 24, 1, 1, False),
-    "I16": GgmlType("I16", 25, 1, 2, False),
-    "I32": GgmlType("I32", 26, 1, 4, False),
-    "I64": GgmlType("I64", 27, 1, 8, False),
-    "F64": GgmlType("F64", 28, 1, 8, False),
-    "IQ1_M": GgmlType("IQ1_M", 29, 256, 56, True),
-    "BF16": GgmlType("BF16", 30, 1, 2, False),
-    "TQ1_0": GgmlType("TQ1_0", 34, 256, 54, True),
-    "TQ2_0": GgmlType("TQ2_0", 35, 256, 66, True),
-    "MXFP4": GgmlType("MXFP4", 39, 32, 17, True),
-    "NVFP4": GgmlType("NVFP4", 40, 64, 36, True),
-    "Q1_0": GgmlType("Q1_0", 41, 128, 18, True),
-    "Q2_0": GgmlType("Q2_0", 42, 64, 18, True),
+    "F32": GgmlType("F32", 0, 1, 4),
+    "F16": GgmlType("F16", 1, 1, 2),
+    "Q4_0": GgmlType("Q4_0", 2, 32, 18),
+    "Q4_1": GgmlType("Q4_1", 3, 32, 20),
+    "Q5_0": GgmlType("Q5_0", 6, 32, 22),
+    "Q5_1": GgmlType("Q5_1", 7, 32, 24),
+    "Q8_0": GgmlType("Q8_0", 8, 32, 34),
+    "Q8_1": GgmlType("Q8_1", 9, 32, 36),
+    "Q2_K": GgmlType("Q2_K", 10, 256, 84),
+    "Q3_K": GgmlType("Q3_K", 11, 256, 110),
+    "Q4_K": GgmlType("Q4_K", 12, 256, 144),
+    "Q5_K": GgmlType("Q5_K", 13, 256, 176),
+    "Q6_K": GgmlType("Q6_K", 14, 256, 210),
+    "Q8_K": GgmlType("Q8_K", 15, 256, 292),
+    "IQ2_XXS": GgmlType("IQ2_XXS", 16, 256, 66),
+    "IQ2_XS": GgmlType("IQ2_XS", 17, 256, 74),
+    "IQ3_XXS": GgmlType("IQ3_XXS", 18, 256, 98),
+    "IQ1_S": GgmlType("IQ1_S", 19, 256, 50),
+    "IQ4_NL": GgmlType("IQ4_NL", 20, 32, 18),
+    "IQ3_S": GgmlType("IQ3_S", 21, 256, 110),
+    "IQ2_S": GgmlType("IQ2_S", 22, 256, 82),
+    "IQ4_XS": GgmlType("IQ4_XS", 23, 256, 136),
+    "I8": GgmlType("I8", 24, 1, 1),
+    "I16": GgmlType("I16", 25, 1, 2),
+    "I32": GgmlType("I32", 26, 1, 4),
+    "I64": GgmlType("I64", 27, 1, 8),
+    "F64": GgmlType("F64", 28, 1, 8),
+    "IQ1_M": GgmlType("IQ1_M", 29, 256, 56),
+    "BF16": GgmlType("BF16", 30, 1, 2),
+    "TQ1_0": GgmlType("TQ1_0", 34, 256, 54),
+    "TQ2_0": GgmlType("TQ2_0", 35, 256, 66),
+    "MXFP4": GgmlType("MXFP4", 39, 32, 17),
+    "NVFP4": GgmlType("NVFP4", 40, 64, 36),
+    "Q1_0": GgmlType("Q1_0", 41, 128, 18),
+    "Q2_0": GgmlType("Q2_0", 42, 64, 18),
 }
 # fmt: on
 

@@ -5,10 +5,13 @@ Source: TensorRT-Model-Optimizer ``export/quant_utils.py``; every quantised modu
 
 from __future__ import annotations
 
-from planner.faults import Reader
-from planner.formats.format import LINEARS_AND_EXPERTS, Format, Override
+from planner.formats.format import HEAD, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.readers import from_header_only, module_names, unquantized
 from planner.formats.storage import WHOLE, Scaled
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.faults import Reader
 
 
 def modelopt(reader: Reader) -> Format:
@@ -22,7 +25,7 @@ def modelopt(reader: Reader) -> Format:
     scheme = modelopt_algorithm(algorithm, _group_size(reader))
     if scheme is None:
         return from_header_only("modelopt", f"quant_algo {algorithm[:60]} keeps scales its config does not describe")
-    roles = LINEARS_AND_EXPERTS | {"head"}
+    roles = LINEARS_AND_EXPERTS | HEAD
     return Format(f"modelopt {algorithm.lower()}", f"Model Optimizer {algorithm}", scheme, roles, keeps=keeps or ("lm_head",))
 
 
@@ -42,7 +45,7 @@ def modelopt_algorithm(algorithm: str, group_size: int) -> Scaled | None:
 def _mixed(reader: Reader, keeps: tuple[str, ...]) -> Format:
     layers = reader.child("quantized_layers")
     by_scheme: dict[Scaled, list[str]] = {}
-    for name in layers.keys():
+    for name in layers.names():
         layer = layers.child(name)
         scheme = modelopt_algorithm(layer.string("quant_algo", "").upper(), _group_size(layer))
         if scheme is None:
@@ -54,7 +57,13 @@ def _mixed(reader: Reader, keeps: tuple[str, ...]) -> Format:
     only = tuple(name for names in by_scheme.values() for name in names)
     scheme = next(iter(by_scheme))
     return Format(
-        "modelopt mixed", "Model Optimizer, mixed", scheme, LINEARS_AND_EXPERTS | {"head"}, keeps=keeps, only=only, overrides=overrides
+        "modelopt mixed",
+        "Model Optimizer, mixed",
+        scheme,
+        LINEARS_AND_EXPERTS | HEAD,
+        keeps=keeps,
+        only=only,
+        overrides=overrides,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from planner.faults import Fault, Faults, Reader
 from planner.formats import catalog
 from planner.formats.compressed_tensors import compressed_tensors
-from planner.formats.format import EXPERTS, LINEARS, LINEARS_AND_EXPERTS, Format, Override
+from planner.formats.format import EMBEDDINGS, EXPERTS, HEAD, LINEARS, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.modelopt import modelopt, modelopt_algorithm
 from planner.formats.readers import from_header_only, module_names, reject_huge, unquantized
 from planner.formats.storage import WHOLE, BitsAndBytes4Bit, Gptq, QuantoBits, Scaled
@@ -36,7 +36,11 @@ def native_format(config: Mapping[str, object], hf_quant_config: Mapping[str, ob
     reader = Reader(found, path)
     method = _method(reader)
     read = METHODS.get(method)
-    fmt = read(reader) if read else from_header_only(method or "?", HEADER_ONLY.get(method, f"quantization method {method!r} is not known"))
+    fmt = (
+        read(reader)
+        if read
+        else from_header_only(method or "?", HEADER_ONLY.get(method, f"quantization method {method!r} is not known"))
+    )
     reader.raise_faults()
     return _with_expert_dtype(fmt, config) if method == "fp8" else fmt
 
@@ -74,7 +78,7 @@ def _skipping(fmt: Format, reader: Reader, *keys: str) -> Format:
     """``fmt`` with the modules its config leaves alone; a list that is given replaces the default of keeping the head."""
     for key in keys:
         if reader.has(key):
-            return replace(fmt, quantizes=fmt.quantizes | {"head"}, keeps=module_names(reader, key))
+            return replace(fmt, quantizes=fmt.quantizes | HEAD, keeps=module_names(reader, key))
     return fmt
 
 
@@ -86,9 +90,13 @@ def _gptq(reader: Reader) -> Format:
     if layout not in ("gptq", "gptq_v2", "gptq_p"):
         return from_header_only("gptq", f"checkpoint_format {layout} repacks the weights")
     fmt = catalog.gptq_format(bits, group_size)
-    roles = fmt.quantizes | {"head"} if reader.boolean("lm_head", default=False) else fmt.quantizes
+    roles = fmt.quantizes | HEAD if reader.boolean("lm_head", default=False) else fmt.quantizes
     blocks = reader.raw("modules_in_block_to_quantize")
-    only = tuple(name for block in blocks if isinstance(block, list) for name in block if isinstance(name, str)) if isinstance(blocks, list) else ()
+    only = (
+        tuple(name for block in blocks if isinstance(block, list) for name in block if isinstance(name, str))
+        if isinstance(blocks, list)
+        else ()
+    )
     return replace(fmt, quantizes=roles, only=only, overrides=_gptq_dynamic(reader, bits, group_size), rest_dtype=None)
 
 
@@ -98,7 +106,7 @@ def _gptq_dynamic(reader: Reader, bits: int, group_size: int) -> tuple[Override,
     if rules is None:
         return ()
     overrides = []
-    for pattern in rules.keys():
+    for pattern in rules.names():
         if pattern.startswith("-:"):
             overrides.append(Override((pattern[2:],), None))
             rules.raw(pattern)
@@ -197,9 +205,9 @@ def _hqq(reader: Reader) -> Format:
     """HQQ with one setting for all linears; settings by kind of linear are overrides."""
     settings = reader.child("quant_config")
     fmt = _hqq_format(settings.child("weight_quant_params")) if settings.has("weight_quant_params") else None
-    overrides = ()
+    overrides: tuple[Override, ...] = ()
     if fmt is None:
-        tags = [tag for tag in settings.keys() if settings.has(tag)]
+        tags = [tag for tag in settings.names() if settings.has(tag)]
         kinds = [_hqq_format(settings.child(tag).child("weight_quant_params")) for tag in tags]
         overrides = tuple(Override((f"re:.*{tag}",), kind.scheme) for tag, kind in zip(tags, kinds, strict=True))
         fmt = replace(catalog.hqq_format(4, 64), only=tuple(tags) or ("",))
@@ -244,7 +252,7 @@ def _torchao(reader: Reader) -> Format:
         return from_header_only("torchao", f"quant_type {str(kind)[:60]} is not one whose layout is known")
     fmt = catalog.linears_only(f"torchao-{name}", f"torchao {name}", scheme)
     if reader.boolean("include_input_output_embeddings", default=False):
-        fmt = replace(fmt, quantizes=LINEARS | {"embedding", "head"})
+        fmt = replace(fmt, quantizes=LINEARS | EMBEDDINGS | HEAD)
     return _skipping(fmt, reader, "modules_to_not_convert")
 
 

@@ -1,7 +1,7 @@
-"""Matching module names against skip lists, in time linear in the name.
+r"""Matching module names against skip lists, in time linear in the name.
 
 Quantisation configs carry regular expressions, globs and plain suffixes, and they come from strangers: Python's
-``re`` can be made to run for ever. The subset that such lists really use (literals, ``.``, ``.*``, ``.+``, ``\\d+``,
+``re`` can be made to run for ever. The subset that such lists really use (literals, ``.``, ``.*``, ``.+``, ``\d+``,
 ``[0-9]+``, ``(a|b)``, ``^``, ``$``, ``*``) is compiled to a list of steps and simulated as an automaton.
 A pattern outside it is taken literally.
 """
@@ -16,7 +16,10 @@ MAX_PATTERN_CHARACTERS = 512
 MAX_ALTERNATIVES = 64
 
 _GROUP = re.compile(r"\((?:\?:)?([^()*+?{}\[\]]*\|[^()*+?{}\[\]]*)\)(?![*+?{])")
-_STEP = re.compile(r"(?P<any>\.[*+]\??)|(?P<digits>(?:\\d|\[0-9\])[+*]?)|(?P<escaped>\\.)|(?P<star>\*)|(?P<dot>\.)|(?P<end>\$)|(?P<plain>[^\\$*])", re.DOTALL)
+_STEP = re.compile(
+    r"(?P<any>\.[*+]\??)|(?P<digits>(?:\\d|\[0-9\])[+*]?)|(?P<escaped>\\.)|(?P<star>\*)|(?P<dot>\.)|(?P<end>\$)|(?P<plain>[^\\$*])",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ def _compile(pattern: str) -> tuple[tuple[_Step, ...], ...]:
 
 def _alternatives(pattern: str) -> list[str]:
     """The pattern with its groups multiplied out."""
-    pending, done = [pattern], []
+    pending = [pattern]
+    done: list[str] = []
     while pending and len(pending) + len(done) <= MAX_ALTERNATIVES:
         head = pending.pop()
         group = _GROUP.search(head)

@@ -54,6 +54,10 @@ class Scheme(Protocol):
         """The tensors that one weight of ``shape`` becomes."""
         ...
 
+    def __hash__(self) -> int:
+        """Schemes are frozen values."""
+        ...
+
 
 def ceil_div(numerator: int, denominator: int) -> int:
     """⌈numerator / denominator⌉ in integers."""
