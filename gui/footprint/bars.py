@@ -9,7 +9,7 @@ from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QFontMetricsF, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from gui.footprint.scale import ticks
+from gui.scale import ticks
 from gui.painting import paint_component, paint_hatch
 from gui.state import Selection
 from gui.theme import DIAGONAL, SMALL, font, ink_on, theme

@@ -58,6 +58,12 @@ class NumberField(QAbstractSpinBox):
             self._default = value
             self.lineEdit().setPlaceholderText(f"{value}  (default)")
 
+    def set_placeholder(self, value: object) -> None:
+        """What an empty field stands for, in few words."""
+        if isinstance(value, int):
+            self._default = value
+            self.lineEdit().setPlaceholderText(str(value))
+
     def stepBy(self, steps: int) -> None:  # noqa: N802  Qt's name
         """One step of the arrows."""
         now = self.value()

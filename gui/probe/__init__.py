@@ -1,0 +1,1 @@
+"""The Probe tab: a real run beside the prediction."""

@@ -1,0 +1,112 @@
+"""The row of controls above the plot: what to run, on which device, how much of it."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Signal, Slot
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QWidget
+
+from gui.form.editors import ChoiceField, NumberField
+from gui.icons import icon
+from gui.machine import Machine
+from gui.theme import set_role, theme
+from planner.units import GIB
+
+
+class Controls(QWidget):
+    """Buttons ask; the tab does."""
+
+    measure_asked = Signal()
+    stop_asked = Signal()
+    changed = Signal()
+
+    def __init__(self, machine: Machine, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._machine = machine
+        self.measure = QPushButton("Measure", toolTip="Run the load in a child process and draw its memory (Ctrl+R)")
+        self.stop = QPushButton("Stop", toolTip="End the run; what was recorded stays (Ctrl+.)", enabled=False)
+        self.device = ChoiceField([("cpu", "CPU")])
+        self.layers = NumberField()
+        self.new_tokens = NumberField(doubles=True)
+        self.budget_gib = NumberField()
+        self._new_tokens_label = QLabel("New tokens")
+        self._lay_out()
+        self._connect()
+        self._list_devices()
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The most the run may take."""
+        value = self.budget_gib.value()
+        return value * GIB if isinstance(value, int) else None
+
+    def set_running(self, running: bool) -> None:  # noqa: FBT001  a setter
+        """What can be pressed while a run is under way."""
+        self.measure.setEnabled(not running)
+        self.stop.setEnabled(running)
+        for field in (self.device, self.layers, self.new_tokens, self.budget_gib):
+            field.setEnabled(not running)
+
+    def set_task(self, task: str, layers: int, new_tokens: int | None) -> None:
+        """Show the fields of the task; the plan's own values are the defaults."""
+        self.layers.lineEdit().setPlaceholderText(f"all {layers}")
+        self.new_tokens.set_placeholder(new_tokens)
+        self.new_tokens.setVisible(task == "inference")
+        self._new_tokens_label.setVisible(task == "inference")
+
+    def _lay_out(self) -> None:
+        set_role(self.measure, "primary")
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(8)
+        self.actions = QHBoxLayout()
+        self.actions.setSpacing(8)
+        for button in (self.measure, self.stop):
+            self.actions.addWidget(button)
+        row.addLayout(self.actions)
+        row.addSpacing(8)
+        named = (
+            ("Device", self.device, 168, "Where the load runs"),
+            ("Layers", self.layers, 74, "Keep only so many layers; the prediction follows"),
+            ("New tokens", self.new_tokens, 82, "Tokens to make; the prediction follows"),
+            ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),
+        )
+        for name, field, width, tip in named:
+            label = self._new_tokens_label if field is self.new_tokens else QLabel(name)
+            set_role(label, "muted")
+            label.setBuddy(field)
+            field.setAccessibleName(name)
+            field.setToolTip(tip)
+            field.setFixedWidth(width)
+            row.addWidget(label)
+            row.addWidget(field)
+        self.budget_gib.lineEdit().setPlaceholderText("GiB")
+        row.addStretch(1)
+
+    def _connect(self) -> None:
+        self.measure.clicked.connect(self.measure_asked)
+        self.stop.clicked.connect(self.stop_asked)
+        for field in (self.device, self.layers, self.new_tokens, self.budget_gib):
+            field.edited.connect(self._changed)
+        self._machine.changed.connect(self._list_devices)
+        theme().changed.connect(self._restyle)
+        self._restyle()
+
+    @Slot()
+    def _changed(self) -> None:
+        self.changed.emit()
+
+    @Slot()
+    def _list_devices(self) -> None:
+        chosen = self.device.value()
+        found = [(f"cuda:{reading.index}", f"cuda:{reading.index}  {reading.name}") for reading in self._machine.readings]
+        self.device.clear()
+        for value, label in [*found, ("cpu", "CPU" if found else "CPU (no GPU here)")]:
+            self.device.addItem(label, value)
+        if chosen in [value for value, _ in found]:
+            self.device.set_value(chosen)
+        self.changed.emit()
+
+    @Slot()
+    def _restyle(self) -> None:
+        self.measure.setIcon(icon("measure", "accent_text"))
+        self.stop.setIcon(icon("stop", "muted"))

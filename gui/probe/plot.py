@@ -1,0 +1,240 @@
+"""The live plot: three meters over time, phase bands, predicted levels and the capacity line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyqtgraph as pg
+from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtGui import QColor, QFont, QHideEvent, QPen, QShowEvent
+from PySide6.QtWidgets import QVBoxLayout, QWidget
+
+from gui.probe.run import Band, Run
+from gui.scale import ticks
+from gui.theme import SMALL, font, theme
+from gui.words import PHASES, word
+from planner.footprint import METERS
+from planner.units import format_bytes
+
+FRAME_MS = 33
+_MIN_SPAN_S = 2.0
+_ROOM_ABOVE = 1.12
+_CAPACITY_IN_VIEW = 3.0
+"""The capacity line is drawn when it is at most this many times the highest level; else it is told in words."""
+
+Levels = Mapping[str, Mapping[str, int]]
+"""Predicted bytes by phase and meter."""
+
+
+class BytesAxis(pg.AxisItem):
+    """Round marks in one unit."""
+
+    def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:  # noqa: N802
+        """Where the marks are."""
+        return [(1.0, [position for position, _ in ticks(maximum, 6) if position >= minimum])]
+
+    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:  # noqa: N802
+        """How they are written."""
+        labels = dict(ticks(self.range[1], 6))
+        return [labels.get(value, "") for value in values]
+
+
+class ProbePlot(QWidget):
+    """Shows a run; repaints on one timer, and only when something came and it can be seen."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._run = Run()
+        self._levels: Levels = {}
+        self._capacity_bytes: int | None = None
+        self._dirty = True
+        self._bands: list[tuple[pg.LinearRegionItem, pg.TextItem]] = []
+        self.widget = pg.PlotWidget(axisItems={"left": BytesAxis("left"), "bottom": pg.AxisItem("bottom")})
+        self._make_items()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.widget)
+        self._timer = QTimer(self, interval=FRAME_MS)
+        self._timer.timeout.connect(self._frame)
+        self.widget.setAccessibleName("Memory of the run over time")
+        theme().changed.connect(self.restyle)
+        self.restyle()
+
+    def show_run(self, run: Run) -> None:
+        """Show another run from its beginning."""
+        self._run = run
+        self.mark_dirty()
+
+    def set_levels(self, levels: Levels, capacity_bytes: int | None) -> None:
+        """The predicted level of every phase and meter, and where memory ends."""
+        self._levels, self._capacity_bytes = levels, capacity_bytes
+        self.mark_dirty()
+
+    def mark_dirty(self) -> None:
+        """Something came: draw it with the next frame."""
+        self._dirty = True
+
+    @property
+    def frames_running(self) -> bool:
+        """Whether the repaint timer is on: only while the plot can be seen."""
+        return self._timer.isActive()
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  Qt's name
+        """Draw again."""
+        self._timer.start()
+        self._frame()
+        super().showEvent(event)
+
+    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  Qt's name
+        """What cannot be seen is not drawn."""
+        self._timer.stop()
+        super().hideEvent(event)
+
+    def _make_items(self) -> None:
+        plot = self.widget.getPlotItem()
+        plot.setMenuEnabled(False)
+        plot.hideButtons()
+        plot.getViewBox().setMouseEnabled(x=False, y=False)
+        plot.getViewBox().disableAutoRange()
+        self._capacity = pg.InfiniteLine(angle=0, movable=False)
+        self._capacity_text = pg.TextItem(anchor=(1, 1))
+        plot.addItem(self._capacity)
+        plot.addItem(self._capacity_text)
+        self._curves = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
+        self._predicted = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
+        self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
+        for item in self._peaks.values():
+            plot.addItem(item)
+
+    @Slot()
+    def restyle(self) -> None:
+        """Look every colour up again."""
+        self.widget.setBackground(theme().colour("surface"))
+        for side in ("left", "bottom"):
+            axis = self.widget.getAxis(side)
+            axis.setPen(theme().colour("border"))
+            axis.setTextPen(theme().colour("muted"))
+            axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=-4)
+        self.widget.getAxis("left").setWidth(64)
+        self.widget.showGrid(x=False, y=True, alpha=0.12)
+        for meter in METERS:
+            colour = theme().colour(meter)
+            self._curves[meter].setPen(pg.mkPen(colour, width=1))
+            self._predicted[meter].setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
+            self._peaks[meter].setBrush(pg.mkBrush(colour))
+            self._peaks[meter].setPen(pg.mkPen(theme().colour("surface"), width=1))
+        self._capacity.setPen(QPen(theme().colour("capacity"), 1))
+        self._capacity_text.setColor(theme().colour("capacity"))
+        self._capacity_text.setFont(font(SMALL, bold=True))
+        for region, text in self._bands:
+            self._paint_band(region, text, self._bands.index((region, text)))
+        self.mark_dirty()
+
+    @Slot()
+    def _frame(self) -> None:
+        """One repaint. While a phase is open its band grows with the clock of the samples."""
+        if not self._dirty:
+            return
+        self._dirty = False
+        self._draw_samples()
+        self._draw_bands()
+        self._draw_levels()
+        self._set_ranges()
+
+    def _draw_samples(self) -> None:
+        samples = self._run.samples
+        for column, meter in enumerate(METERS):
+            self._curves[meter].setData(samples.time_s, samples.column(column))
+            ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
+            self._peaks[meter].setData([_middle(band) for band in ended], [float((band.peaks or {})[meter]) for band in ended])
+
+    def _draw_bands(self) -> None:
+        bands = self._run.bands
+        while len(self._bands) < len(bands):
+            self._bands.append(self._new_band(len(self._bands)))
+        for index, (region, text) in enumerate(self._bands):
+            shown = index < len(bands)
+            region.setVisible(shown)
+            text.setVisible(shown)
+            if shown:
+                begin, end = self._extent(bands[index])
+                region.setRegion((begin, end))
+                text.setText(_band_label(bands[index], end - begin, self._span()))
+                text.setPos((begin + end) / 2, self._top())
+
+    def _new_band(self, index: int) -> tuple[pg.LinearRegionItem, pg.TextItem]:
+        region = pg.LinearRegionItem(movable=False)
+        region.setZValue(-20)
+        text = pg.TextItem(anchor=(0.5, 0))
+        text.setFont(font(SMALL, bold=True))
+        self._paint_band(region, text, index)
+        self.widget.addItem(region)
+        self.widget.addItem(text)
+        return region, text
+
+    def _paint_band(self, region: pg.LinearRegionItem, text: pg.TextItem, index: int) -> None:
+        tint = QColor(theme().colour("accent"))
+        tint.setAlphaF(0.10 if index % 2 == 0 else 0.04)
+        region.setBrush(tint)
+        edge = QColor(theme().colour("border"))
+        for line in region.lines:
+            line.setPen(pg.mkPen(edge, width=1))
+        text.setColor(theme().colour("muted"))
+
+    def _draw_levels(self) -> None:
+        for meter in METERS:
+            x, y = self._steps(meter)
+            self._predicted[meter].setData(np.array(x), np.array(y))
+
+    def _steps(self, meter: str) -> tuple[list[float], list[float]]:
+        """A level over every band of its phase, with a gap after it."""
+        x: list[float] = []
+        y: list[float] = []
+        for band in self._run.bands:
+            level = self._levels.get(band.name, {}).get(meter)
+            if level is not None:
+                begin, end = self._extent(band)
+                x += [begin, end, end]
+                y += [float(level), float(level), np.nan]
+        return x, y
+
+    def _extent(self, band: Band) -> tuple[float, float]:
+        return band.begin_s, band.end_s if band.end_s is not None else max(self._run.last_s, band.begin_s)
+
+    def _span(self) -> float:
+        return max(_MIN_SPAN_S, self._run.last_s)
+
+    def _highest(self) -> float:
+        reached = {band.name for band in self._run.bands}
+        levels = [max(meters.values(), default=0) for name, meters in self._levels.items() if name in reached or not reached]
+        return max([self._run.highest_bytes, *levels, 1.0])
+
+    def _top(self) -> float:
+        capacity = self._capacity_bytes or 0
+        highest = self._highest()
+        return max(highest, capacity if capacity <= highest * _CAPACITY_IN_VIEW else 0) * _ROOM_ABOVE
+
+    def _set_ranges(self) -> None:
+        top = self._top()
+        self.widget.setXRange(0, self._span(), padding=0.01)
+        self.widget.setYRange(0, top, padding=0)
+        capacity = self._capacity_bytes
+        in_view = capacity is not None and capacity <= top
+        self._capacity.setVisible(in_view)
+        self._capacity_text.setVisible(in_view)
+        if in_view and capacity is not None:
+            self._capacity.setPos(capacity)
+            self._capacity_text.setText(f"Capacity {format_bytes(capacity)}")
+            self._capacity_text.setPos(self._span(), capacity)
+
+
+def _middle(band: Band) -> float:
+    return (band.begin_s + (band.end_s if band.end_s is not None else band.begin_s)) / 2
+
+
+def _band_label(band: Band, width_s: float, span_s: float) -> str:
+    """The phase's name while there is room for it."""
+    name = word(PHASES, band.name).label
+    name = f"{name} {band.step}" if band.step > 1 else name
+    return name if width_s / span_s > 0.008 * len(name) + 0.01 else ""

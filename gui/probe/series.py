@@ -1,0 +1,50 @@
+"""Samples over time in buffers that a plot can show without copying."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Ring:
+    """The last ``capacity`` rows of ``1 + columns`` numbers (time first), always one contiguous slice.
+
+    The buffer is twice as long as what it keeps; when it is full the newer half moves to the front, so that adding is
+    constant time on average and a view needs no copy.
+    """
+
+    def __init__(self, columns: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._rows = np.full((1 + columns, 2 * capacity), np.nan)
+        self._end = 0
+
+    def add(self, time_s: float, values: tuple[float, ...]) -> None:
+        """One row; NaN for a missing reading."""
+        if self._end == self._rows.shape[1]:
+            self._rows[:, : self._capacity] = self._rows[:, self._capacity :]
+            self._end = self._capacity
+        self._rows[0, self._end] = time_s
+        self._rows[1:, self._end] = values
+        self._end += 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._end = 0
+
+    def __len__(self) -> int:
+        return min(self._end, self._capacity)
+
+    @property
+    def time_s(self) -> Floats:
+        """The times, oldest first."""
+        return self._rows[0, self._begin : self._end]
+
+    def column(self, number: int) -> Floats:
+        """The values of a column, as old as :attr:`time_s`."""
+        return self._rows[1 + number, self._begin : self._end]
+
+    @property
+    def _begin(self) -> int:
+        return max(0, self._end - self._capacity)

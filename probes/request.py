@@ -1,0 +1,74 @@
+"""From a plan to what a measurement needs: the order for the worker, and the prediction of exactly that run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+
+from planner.footprint import Footprint
+from planner.scenario import InlineConfig, Scenario, to_json
+from probes.orders import measure_order
+from resources.plan import Plan, make_plan
+
+_LAYER_KEYS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+)  # fmt: skip
+_LEFT_FREE = 0.1
+"""Share of the free system memory that a run on the CPU must leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run that can be ordered, and its prediction."""
+
+    order: Mapping[str, Any]
+    prediction: Footprint
+
+
+def request(
+    plan: Plan,
+    device: str,
+    layers: int | None = None,
+    new_tokens: int | None = None,
+    budget_bytes: int | None = None,
+) -> Request:
+    """Ask for ``plan`` on ``device`` (``cpu`` or ``cuda:N``), with fewer layers or new tokens if given.
+
+    On the CPU a run without a budget gets nine tenths of the free memory, so that the system's out-of-memory killer
+    stays asleep. Raises what :func:`resources.plan.make_plan` and :func:`probes.orders.measure_order` raise.
+    """
+    config = plan.source.config
+    scenario = _with_new_tokens(plan.scenario, new_tokens)
+    reduced = scenario if layers is None else replace(scenario, model=InlineConfig(keep_layers(config, layers)))
+    prediction = plan.footprint if reduced == plan.scenario else make_plan(reduced).footprint
+    if device == "cpu" and budget_bytes is None:
+        budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
+    return Request(measure_order(to_json(scenario), config, device, layers, budget_bytes), prediction)
+
+
+def keep_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The config of the same model with its first ``layers`` layers; lists with one entry per layer are cut alike."""
+    kept = deepcopy(dict(config))
+    for key, value in kept.items():
+        if isinstance(value, dict) and "patch_size" not in value and any(name in value for name in _LAYER_KEYS):
+            kept[key] = keep_layers(value, layers)
+    for key in _LAYER_KEYS:
+        whole = kept.get(key)
+        if isinstance(whole, int) and whole > layers:
+            kept |= {name: value[:layers] for name, value in kept.items() if _per_layer(value, whole)}
+            kept[key] = layers
+    return kept
+
+
+def _per_layer(value: object, layers: int) -> bool:
+    return isinstance(value, list | str) and len(value) == layers
+
+
+def _with_new_tokens(scenario: Scenario, new_tokens: int | None) -> Scenario:
+    if new_tokens is None or scenario.task != "inference":
+        return scenario
+    return replace(scenario, inference=replace(scenario.inference, new_tokens=new_tokens))
