@@ -14,13 +14,16 @@ from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
 
 from gui.operations import Operation, Operations
+from planner.architecture.config import UnknownArchitecture
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase
 from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
-from resources.catalog import model_ids
+from resources.catalog import UnknownModel, model_ids
+from resources.hub_errors import HubError
 from resources.plan import Plan, make_plan
 
 _UNDO_LIMIT = 500
+_SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class State(QObject):
         self._operations = operations
         self._scenario = scenario
         self._plan: Plan | None = None
+        self._settled = scenario
         self._faults: tuple[Fault, ...] = ()
         self._selection = Selection()
         self._busy = False
@@ -66,6 +70,11 @@ class State(QObject):
     def plan(self) -> Plan | None:
         """The last good plan. It is of :attr:`scenario` when there are no faults and nothing is being read."""
         return self._plan
+
+    @property
+    def settled(self) -> Scenario:
+        """The scenario of the last good plan with every default filled in."""
+        return self._settled
 
     @property
     def footprint(self) -> Footprint | None:
@@ -116,13 +125,13 @@ class State(QObject):
         self._recompute()
 
     def shown_phase(self) -> tuple[GpuFootprint, Phase] | None:
-        """The GPU and phase that the selection points at, the peak when it names none."""
+        """The GPU and phase that the selection points at, the peak when it names none; None when none could be sized."""
         footprint = self.footprint
         if footprint is None or not footprint.gpus:
             return None
         gpu = footprint.gpus[min(self._selection.gpu, len(footprint.gpus) - 1)]
-        named = [phase for phase in gpu.phases if phase.name == self._selection.phase]
-        return gpu, (named[0] if named else gpu.peak)
+        named = next((phase for phase in gpu.phases if phase.name == self._selection.phase), gpu.peak)
+        return (gpu, named) if named else None
 
     def _recompute(self) -> None:
         self._operations.cancel("plan")
@@ -142,6 +151,7 @@ class State(QObject):
         self._set_busy(busy=False)
         if isinstance(result, Plan):
             self._plan = result
+            self._settled = parse_scenario(result.footprint.scenario)
             self._set_faults(())
             self.plan_changed.emit(result)
         elif isinstance(result, tuple):
@@ -185,15 +195,15 @@ def _attempt(scenario: Scenario) -> Plan | tuple[Fault, ...]:
         return make_plan(scenario)
     except Faults as faults:
         return faults.faults
-    except (LookupError, ValueError, OSError) as error:
+    except (UnknownArchitecture, UnknownModel, HubError, OSError) as error:
         return (_fault_of(str(error)),)
 
 
 def _fault_of(text: str) -> Fault:
     """Errors of resources start with the path of their field: ``hardware.gpu: no GPU is called …``."""
     path, colon, message = text.partition(": ")
-    known = colon and path.replace(".", "").replace("_", "").isalnum() and " " not in path
-    return Fault(path, message) if known else Fault("", text)
+    known = colon and path.partition(".")[0] in _SECTIONS
+    return Fault(path, message) if known else Fault("model", text)
 
 
 def _at_hand(scenario: Scenario) -> bool:

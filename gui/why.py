@@ -51,14 +51,17 @@ class WhyPanel(QWidget):
     @Slot()
     def _refresh(self) -> None:
         shown, footprint = self._state.shown_phase(), self._state.footprint
-        if shown is None or footprint is None:
+        if footprint is None:
             self._text.setHtml("")
+            return
+        self._text.document().setDefaultStyleSheet(_sheet())
+        if shown is None:
+            self._text.setHtml("".join(f"<p class='note'>{escape(note)}</p>" for note in footprint.notes))
             return
         _, phase = shown
         component = self._state.selection.component
         if component is None or not phase.components.get(component):
             component = max(phase.components, key=lambda name: phase.components[name], default="weights")
-        self._text.document().setDefaultStyleSheet(_sheet())
         self._text.setHtml(explanation(footprint, phase, component))
 
 
@@ -73,26 +76,41 @@ def explanation(footprint: Footprint, phase: Phase, component: str) -> str:
         f"<p class='muted'>{size:,} bytes · {escape(word(PHASES, phase.name).label.lower())}</p>",
         f"<p class='muted'>{escape(named.meaning)}</p>",
     ]
-    parts += [_term(term, alone=len(terms) == 1) for term in terms]
+    parts += _terms(sorted(terms, key=lambda term: -term.bytes))
     if footprint.notes:
         parts.append("<p class='head'>DEFAULTS AND NOTES</p>")
         parts += [f"<p class='note'>{escape(note)}</p>" for note in footprint.notes]
     return "".join(parts)
 
 
+def _terms(terms: list[Term]) -> list[str]:
+    """Each term with the numbers put in; sources and certainties that repeat are told once, after the last."""
+    if not terms:
+        return []
+    parts = [f"<p class='head'>{'FORMULA' if len(terms) == 1 else f'SUM OF {len(terms)} TERMS'}</p>"]
+    for term, after in zip(terms, [*terms[1:], None], strict=True):
+        parts.append(_term(term, alone=len(terms) == 1))
+        if after is None or (after.certainty, after.because) != (term.certainty, term.because):
+            sure = word(CERTAINTIES, term.certainty)
+            parts.append(f"<p class='source'><b>{escape(sure.label)}.</b> {escape(sure.meaning)}</p>")
+            parts.append(f"<p class='source'>{escape(term.because)}</p>")
+    return parts
+
+
 def _term(term: Term, *, alone: bool) -> str:
-    sure = word(CERTAINTIES, term.certainty)
-    rows = "".join(
-        f"<tr><td class='name'>{escape(name.replace('_', ' '))}</td><td align='right'>{_number(value)}</td></tr>"
-        for name, value in term.values.items()
-    )
-    size = "" if alone else f"<p class='part'>{format_bytes(term.bytes)}</p>"
-    return (
-        f"<p class='head'>FORMULA</p>{size}<p class='formula'>{escape(term.formula)}</p>"
-        f"<table width='100%' cellspacing='0' cellpadding='2'>{rows}</table>"
-        f"<p class='source'><b>{escape(sure.label)}.</b> {escape(sure.meaning)}</p>"
-        f"<p class='source'>{escape(term.because)}</p>"
-    )
+    formula = f"<p class='formula'>{escape(term.formula)}</p>"
+    if alone:
+        rows = "".join(
+            f"<tr><td class='name'>{escape(_spaced(name))}</td><td align='right'>{_number(value)}</td></tr>"
+            for name, value in term.values.items()
+        )
+        return f"{formula}<table width='100%' cellspacing='0' cellpadding='2'>{rows}</table>"
+    values = " · ".join(f"{escape(_spaced(name))} {_number(value)}" for name, value in term.values.items())
+    return f"<p class='part'>{format_bytes(term.bytes)}</p>{formula}<p class='values'>{values}</p>"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _number(value: float | str) -> str:
@@ -111,6 +129,7 @@ def _sheet() -> str:
     .muted, .name, .note, .source {{ color: {muted}; }}
     .source, .note {{ font-size: 11px; }}
     .head {{ color: {muted}; font-size: 11px; font-weight: 600; margin-top: 14px; }}
-    .part {{ font-weight: 600; }}
-    .formula {{ color: {accent}; font-weight: 600; }}
+    .part {{ font-weight: 600; margin: 7px 0 1px 0; }}
+    .formula {{ color: {accent}; margin-bottom: 2px; }}
+    .values {{ color: {muted}; font-size: 11px; }}
     """

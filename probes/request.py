@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from planner.footprint import Footprint
-from planner.scenario import InlineConfig, Scenario, to_json
+from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
 from probes.orders import measure_order
 from resources.plan import Plan, make_plan
 
@@ -42,9 +42,10 @@ def request(
     stays asleep. Raises what :func:`resources.plan.make_plan` and :func:`probes.orders.measure_order` raise.
     """
     config = plan.source.config
-    scenario = _with_new_tokens(plan.scenario, new_tokens)
+    settled = parse_scenario(plan.footprint.scenario)
+    scenario = _with_new_tokens(settled, new_tokens)
     reduced = scenario if layers is None else replace(scenario, model=InlineConfig(keep_layers(config, layers)))
-    prediction = plan.footprint if reduced == plan.scenario else make_plan(reduced).footprint
+    prediction = make_plan(reduced, device="cpu" if device == "cpu" else "cuda").footprint
     if device == "cpu" and budget_bytes is None:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
     return Request(measure_order(to_json(scenario), config, device, layers, budget_bytes), prediction)

@@ -47,7 +47,8 @@ def rows_of(footprint: Footprint, phase: str | None) -> tuple[Row, ...]:
     """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU."""
     rows = []
     for gpu in footprint.gpus:
-        shown = gpu.phases if len(footprint.gpus) == 1 else [p for p in gpu.phases if p.name == (phase or gpu.peak.name)]
+        named = phase or (gpu.peak.name if gpu.peak else None)
+        shown = gpu.phases if len(footprint.gpus) == 1 else [found for found in gpu.phases if found.name == named]
         for found in shown:
             label = word(PHASES, found.name).label if len(footprint.gpus) == 1 else f"GPU {gpu.index}"
             parts = tuple((name, found.components[name]) for name in ORDER if found.components.get(name, 0) > 0)

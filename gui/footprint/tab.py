@@ -78,8 +78,7 @@ class FootprintTab(QWidget):
         plan = self._state.plan
         if plan is None:
             return
-        simulated = plan.gpu is not None and not self._machine.has(plan.gpu.name)
-        self.verdict.show_footprint(plan.footprint, plan.gpu.name if plan.gpu else "no GPU chosen", simulated=simulated)
+        self.verdict.show_footprint(plan.footprint, plan.gpu.name, simulated=not self._machine.has(plan.gpu.name))
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
         self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])
         self._show_currency()
@@ -95,6 +94,7 @@ class FootprintTab(QWidget):
     def _show_selection(self) -> None:
         shown, footprint = self._state.shown_phase(), self._state.footprint
         if shown is None or footprint is None:
+            self._show_nothing()
             return
         _, phase = shown
         rows = rows_of(footprint, self._state.selection.phase)
@@ -106,6 +106,13 @@ class FootprintTab(QWidget):
         self.table.components.show_lines(lines_of(phase, footprint.terms))
         self.table.choose(self._state.selection.component)
         self._meters.setText("   ".join(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
+
+    def _show_nothing(self) -> None:
+        """No phase could be sized: the verdict says why."""
+        self.bars.show_rows(())
+        self._legend.show_components(())
+        self.table.components.show_lines(())
+        self._meters.setText("")
 
     @Slot(str)
     def _pick_component(self, component: str) -> None:

@@ -41,8 +41,15 @@ def lines_of(phase: Phase, terms: tuple[Term, ...]) -> tuple[Line, ...]:
 def _line(component: str, size_bytes: int, phase: Phase, terms: tuple[Term, ...]) -> Line:
     mine = [term for term in terms if term.component == component and term.phase in (None, phase.name)]
     certainty = max((term.certainty for term in mine), key=_SURENESS.index, default="modelled")
-    formula = "  +  ".join(dict.fromkeys(term.formula for term in mine))
-    return Line(component, size_bytes, size_bytes / max(phase.device, 1), certainty, formula)
+    return Line(component, size_bytes, size_bytes / max(phase.device, 1), certainty, _formula(mine))
+
+
+def _formula(terms: list[Term]) -> str:
+    """The largest term, and how many more there are."""
+    largest = max(terms, key=lambda term: term.bytes, default=None)
+    if largest is None:
+        return ""
+    return f"{largest.formula}   + {len(terms) - 1} more" if len(terms) > 1 else largest.formula
 
 
 class ComponentModel(QAbstractTableModel):

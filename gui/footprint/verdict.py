@@ -13,7 +13,7 @@ from gui.words import PHASES, VERDICTS, word
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
-    from planner.footprint import Footprint
+    from planner.footprint import Footprint, GpuFootprint, Phase
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
 
@@ -74,7 +74,7 @@ class VerdictCard(QFrame):
     @Slot()
     def _refresh(self) -> None:
         footprint = self._footprint
-        if footprint is None or not footprint.gpus:
+        if footprint is None:
             return
         role = ROLES[footprint.verdict]
         self._icon.setPixmap(icon(footprint.verdict, role).pixmap(QSize(24, 24)))
@@ -86,19 +86,30 @@ class VerdictCard(QFrame):
         self.setAccessibleName(f"Verdict: {self.text}. {self._detail.text()}")
 
 
+def _worst(footprint: Footprint) -> tuple[GpuFootprint, Phase] | None:
+    sized = [(gpu, gpu.peak) for gpu in footprint.gpus if gpu.peak]
+    return max(sized, key=lambda pair: pair[1].device, default=None)
+
+
 def _figures(footprint: Footprint) -> str:
-    worst = max(footprint.gpus, key=lambda gpu: gpu.peak.device)
-    peak = format_bytes(worst.peak.device)
-    if not worst.capacity_bytes:
+    worst = _worst(footprint)
+    if worst is None:
+        weights = footprint.weight_bytes
+        return f"weights alone {format_bytes(weights)}" if weights else ""
+    gpu, phase = worst
+    peak = format_bytes(phase.device)
+    if not gpu.capacity_bytes:
         return peak
-    (number, unit), capacity = peak.split(), format_bytes(worst.capacity_bytes)
+    (number, unit), capacity = peak.split(), format_bytes(gpu.capacity_bytes)
     return f"{number} of {capacity}" if capacity.endswith(unit) else f"{peak} of {capacity}"
 
 
 def _detail(footprint: Footprint, where: str) -> str:
-    worst = max(footprint.gpus, key=lambda gpu: gpu.peak.device)
-    count = f"{len(footprint.gpus)} × " if len(footprint.gpus) > 1 else ""
-    parts = [f"{count}{where}", f"peak in {word(PHASES, worst.peak.name).label.lower()}"]
+    parts = [f"{len(footprint.gpus)} × {where}" if len(footprint.gpus) > 1 else where]
+    worst = _worst(footprint)
+    if worst is None:
+        return "  ·  ".join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
+    parts.append(f"peak in {word(PHASES, worst[1].name).label.lower()}")
     if footprint.headroom_bytes is not None:
         short = footprint.headroom_bytes < 0
         parts.append(f"{'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))}")

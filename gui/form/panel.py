@@ -143,9 +143,10 @@ class FormPanel(QScrollArea):
     @Slot(object)
     def _show_plan(self, plan: Plan) -> None:
         self._summary.setText(summary(plan))
+        settled = self._state.settled
         for path, field in self.fields.items():
-            if field.spec.task in (None, plan.scenario.task):
-                field.set_default(_shown(value_at(plan.scenario, path)))
+            if field.spec.task in (None, settled.task):
+                field.set_default(_shown(value_at(settled, path)))
 
     @Slot(object)
     def _show_faults(self, faults: tuple[Fault, ...]) -> None:

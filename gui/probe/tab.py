@@ -130,16 +130,15 @@ class ProbeTab(QWidget):
         plan = self._state.plan
         if plan is None:
             return
-        inference = plan.scenario.inference.new_tokens if plan.scenario.task == "inference" else None
-        self.controls.set_task(plan.scenario.task, len(plan.architecture.decoder.layers), inference)
+        settled = self._state.settled
+        inference = settled.inference.new_tokens if settled.task == "inference" else None
+        self.controls.set_task(settled.task, len(plan.architecture.decoder.layers), inference)
         if self._run is None:
-            self._show_levels(plan.footprint, on_cpu=self.controls.device.value() == "cpu")
+            self._show_levels(plan.footprint)
 
-    def _show_levels(self, prediction: Footprint, *, on_cpu: bool) -> None:
-        self._levels = levels_of(prediction, on_cpu=on_cpu)
-        self._key.set_on_cpu(on_cpu)
-        capacity = prediction.gpus[0].capacity_bytes if prediction.gpus and not on_cpu else None
-        self.plot.set_levels(self._levels, capacity)
+    def _show_levels(self, prediction: Footprint) -> None:
+        self._levels = levels_of(prediction)
+        self.plot.set_levels(self._levels, None)
         self._show_table()
 
     def _show_table(self) -> None:
@@ -148,7 +147,8 @@ class ProbeTab(QWidget):
     @Slot(object)
     def _begin(self, asked: Request) -> None:
         self._open_run(Measurement(asked.order["scenario"], asked.prediction.to_json()))
-        self._show_levels(asked.prediction, on_cpu=asked.order["device"] == "cpu")
+        self._show_levels(asked.prediction)
+        self._key.set_on_cpu(asked.order["device"] == "cpu")
         self.live.start(asked)
 
     def _open_run(self, measurement: Measurement) -> None:
@@ -217,7 +217,7 @@ class ProbeTab(QWidget):
         for event in recorded.events:
             run.take(event)
         prediction = recorded.header.get("prediction")
-        self._levels = levels_of_json(prediction if isinstance(prediction, dict) else {}, on_cpu=run.on_cpu)
+        self._levels = levels_of_json(prediction if isinstance(prediction, dict) else {})
         self._key.set_on_cpu(run.on_cpu)
         self.plot.set_levels(self._levels, run.total_bytes)
         self.status.show_path(path)
@@ -233,16 +233,14 @@ def _read(path: Path) -> tuple[Path, Recorded, Measurement]:
     return path, recorded, Measurement.of_recording(recorded)
 
 
-def levels_of(prediction: Footprint, *, on_cpu: bool) -> Levels:
-    """The predicted level of each phase and meter; on a CPU there is one for ``allocated`` alone."""
-    meters = METERS[:1] if on_cpu else METERS
+def levels_of(prediction: Footprint) -> Levels:
+    """The predicted level of each phase and meter."""
     phases = prediction.gpus[0].phases if prediction.gpus else ()
-    return {phase.name: {meter: phase.meter(meter) for meter in meters} for phase in phases}
+    return {phase.name: {meter: phase.meter(meter) for meter in METERS} for phase in phases}
 
 
-def levels_of_json(prediction: dict[str, object], *, on_cpu: bool) -> Levels:
+def levels_of_json(prediction: dict[str, object]) -> Levels:
     """The same from a recorded footprint."""
-    meters = METERS[:1] if on_cpu else METERS
     gpus = prediction.get("gpus")
     phases = gpus[0].get("phases", []) if isinstance(gpus, list) and gpus else []
-    return {str(phase["name"]): {meter: int(phase[meter]) for meter in meters} for phase in phases}
+    return {str(phase["name"]): {meter: int(phase[meter]) for meter in METERS} for phase in phases}
