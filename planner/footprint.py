@@ -91,14 +91,14 @@ class GpuFootprint:
     phases: tuple[Phase, ...]
 
     @property
-    def peak(self) -> Phase:
-        """The phase that takes most of the device."""
-        return max(self.phases, key=lambda phase: phase.device)
+    def peak(self) -> Phase | None:
+        """The phase that takes most of the device; None when no phase could be sized."""
+        return max(self.phases, key=lambda phase: phase.device, default=None)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready data."""
         peak = self.peak
-        shown = {"phase": peak.name, "allocated": peak.allocated, "reserved": peak.reserved, "device": peak.device}
+        shown = peak and {"phase": peak.name, "allocated": peak.allocated, "reserved": peak.reserved, "device": peak.device}
         return {
             "index": self.index, "capacity_bytes": self.capacity_bytes, "peak": shown,
             "phases": [phase.to_json() for phase in self.phases],

@@ -1,12 +1,15 @@
-"""Meters of the machine's own memory: what a process and its children hold."""
+"""The meters beside a probe: what its processes hold of the system's memory and of each GPU's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
+
+from probes.nvml import GpuReading, Nvml, number_or_none
+from probes.sampler import IDLE_INTERVAL_S
 
 WALK_INTERVAL_S = 0.5
 """Between two searches for new children: each reads the whole process table."""
@@ -39,6 +42,60 @@ class ProcessTree:
             self.walk()
         sizes = [size for member in self._members.values() if (size := _rss_bytes(member))]
         return sum(sizes) if sizes else None
+
+
+class ProbeMeters:
+    """Reads everything that can be seen of a worker from outside."""
+
+    def __init__(self, pid: int, nvml: Nvml, before: Sequence[GpuReading]) -> None:
+        """``before`` are the GPUs before the worker started: what they use then is not its doing."""
+        self._tree = ProcessTree(pid)
+        self._nvml = nvml
+        self._used_before = {(gpu.index, gpu.mig_index): gpu.memory.used_bytes for gpu in before}
+        self._slow_at = -IDLE_INTERVAL_S
+        self._troubles: dict[int, str] = {gpu.index: gpu.trouble for gpu in before}
+        self._new_troubles: list[str] = []
+
+    def read(self) -> dict[str, object]:
+        """``rss``, the process tree's resident bytes, and ``gpus`` when there are any; None is N/A.
+
+        Each GPU has ``index``, ``mig_index``, ``used``, ``free``, ``delta`` (``used`` less what was before the run), and
+        twice a second ``process`` (what the driver lists for the tree), ``utilization_percent``, ``power_watts`` and
+        ``temperature_celsius``. The three sizes are separate series: none stands in for another.
+        """
+        slow = time.monotonic() - self._slow_at >= IDLE_INTERVAL_S
+        if slow:
+            self._slow_at = time.monotonic()
+        rss_bytes = self._tree.rss_bytes()
+        readings = self._nvml.readings() if slow else self._nvml.memory()
+        self._note_troubles(readings)
+        gpus = [self._quick(gpu) | (self._slow(gpu) if slow else {}) for gpu in readings]
+        return {"rss": rss_bytes, "gpus": gpus} if gpus else {"rss": rss_bytes}
+
+    def new_troubles(self) -> list[str]:
+        """What has gone wrong with a GPU since the last call."""
+        new, self._new_troubles = self._new_troubles, []
+        return new
+
+    def _quick(self, gpu: GpuReading) -> dict[str, object]:
+        used, before = gpu.memory.used_bytes, self._used_before.get((gpu.index, gpu.mig_index))
+        delta = None if used is None or before is None else used - before
+        free = gpu.memory.free_bytes
+        return {"index": gpu.index, "mig_index": gpu.mig_index, "used": used, "free": free, "delta": delta}
+
+    def _slow(self, gpu: GpuReading) -> dict[str, object]:
+        return {
+            "process": gpu.process_bytes(self._tree.pids),
+            "utilization_percent": number_or_none(gpu.utilization_percent),
+            "power_watts": number_or_none(gpu.power_watts),
+            "temperature_celsius": number_or_none(gpu.temperature_celsius),
+        }
+
+    def _note_troubles(self, readings: Sequence[GpuReading]) -> None:
+        for gpu in readings:
+            if gpu.trouble and self._troubles.get(gpu.index) != gpu.trouble:
+                self._troubles[gpu.index] = gpu.trouble
+                self._new_troubles.append(f"GPU {gpu.index}: {gpu.trouble}")
 
 
 def kernel_oom_kills() -> int | None:

@@ -86,7 +86,7 @@ class ProcessGroup:
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark
+            return bool(process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark)
         except (psutil.Error, OSError):
             return False
 

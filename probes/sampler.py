@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +15,8 @@ PROBE_INTERVAL_S = 0.05
 """Between two readings while a probe runs."""
 IDLE_INTERVAL_S = 0.5
 """Between two readings when nothing of ours runs; also for what is slow to read (processes, power)."""
+
+_LAST_READING_S = 5.0
 
 
 class Sampler:
@@ -36,12 +39,12 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the reading under way; returns when the thread is gone. May be called twice."""
+        """End after the reading under way, which is waited for a few seconds: a dying driver may never answer."""
         self._stopped.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_LAST_READING_S)
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

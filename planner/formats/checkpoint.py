@@ -10,7 +10,7 @@ from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.layers import MixtureOfExperts, Weight
 from planner.formats.format import Format, weight_bytes
 from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
-from planner.formats.memo import remember_by_identity
+from planner.memo import remember_by_identity
 from planner.formats.patterns import names_layers
 
 if TYPE_CHECKING:

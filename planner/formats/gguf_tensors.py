@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from planner.architecture.counts import layer_indices
 from planner.architecture.layers import Attention, LatentAttention, MixtureOfExperts, Recurrent
 from planner.formats.gguf_mix import GgufModel, block_of, tensor_types
-from planner.formats.memo import remember_by_identity
+from planner.memo import remember_by_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

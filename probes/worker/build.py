@@ -242,7 +242,8 @@ def _without_memory(on_meta: bool) -> Iterator[None]:
 def _instantiate(model_class: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
     if attention not in _ATTENTIONS:
         raise WorkerError("unsupported", f"attention {attention!r} is not one transformers has", "scenario.inference.attention")
-    kwargs: dict[str, Any] = {"torch_dtype": dtype}
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
+    kwargs: dict[str, Any] = {}
     if _ATTENTIONS[attention] is not None:
         kwargs["attn_implementation"] = _ATTENTIONS[attention]
     return model_class._from_config(config, **kwargs)

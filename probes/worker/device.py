@@ -36,6 +36,9 @@ class Meter(Protocol):
     def peak(self) -> tuple[int, int]:
         """Highest (allocated, reserved) since the phase began."""
 
+    def device_peak(self) -> int:
+        """Highest device figure since the phase began as far as a counter says it, 0 where only samples do."""
+
     def components(self) -> dict[str, int] | None:
         """Bytes of each component at the allocated peak, None when not known."""
 
@@ -46,6 +49,7 @@ class CpuMeter:
     def __init__(self, tracker: StorageTracker) -> None:
         self._tracker = tracker
         self._baseline_bytes = resident_bytes()
+        self._counts_peak = False
 
     def read(self) -> Reading:
         allocated = self._tracker.allocated
@@ -54,9 +58,13 @@ class CpuMeter:
 
     def begin_phase(self) -> None:
         self._tracker.begin_phase()
+        self._counts_peak = _restart_resident_peak()
 
     def peak(self) -> tuple[int, int]:
         return self._tracker.peak, self._tracker.peak
+
+    def device_peak(self) -> int:
+        return max(0, _resident_peak_bytes() - self._baseline_bytes) if self._counts_peak else 0
 
     def components(self) -> dict[str, int] | None:
         return self._tracker.peak_components()
@@ -68,6 +76,12 @@ class TraceMeter(CpuMeter):
     def read(self) -> Reading:
         allocated = self._tracker.allocated
         return Reading(allocated, allocated, allocated, 0, 0)
+
+    def begin_phase(self) -> None:
+        self._tracker.begin_phase()
+
+    def device_peak(self) -> int:
+        return self._tracker.peak
 
 
 class CudaMeter:
@@ -91,6 +105,9 @@ class CudaMeter:
     def peak(self) -> tuple[int, int]:
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
+
+    def device_peak(self) -> int:
+        return torch.cuda.max_memory_reserved(self._device)
 
     def components(self) -> dict[str, int] | None:
         return None
@@ -159,6 +176,24 @@ def resident_bytes() -> int:
     except ImportError:
         return _peak_resident_bytes()
     return int(psutil.Process().memory_info().rss)
+
+
+def _restart_resident_peak() -> bool:
+    """Start the kernel's high-water mark of resident memory anew (proc(5), clear_refs). False where it can't be."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident_peak_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _peak_resident_bytes() -> int:

@@ -86,7 +86,7 @@ class Phases:
         components = self.meter.components()
         if components is None and self.walk_components is not None:
             components = self.walk_components()
-        device = max(self._device_peak, reserved if components is None else 0)
+        device = max(self._device_peak, self.meter.device_peak())
         self._peaks.setdefault((name, step), PhasePeak(name, step)).raise_to(allocated, reserved, device, components)
         self._tell(name, "end", step)
         self.wire.send(

@@ -14,11 +14,12 @@ from . import device as devices
 from .attribution import ADAPTERS, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
 from .errors import OutOfMemory, WorkerError
+from .fake import Answers, fake_tensors
 from .inference import InferenceLoad
 from .order import Order
 from .phases import Phases, Sampler
 from .trace import Trace
-from .tracker import StorageTracker, rounded
+from .tracker import Differences, StorageTracker, rounded
 from .wire import Wire
 
 
@@ -81,21 +82,33 @@ class Run:
             self._on_cuda()
 
     def _on_tracker(self) -> None:
-        order = self._order
         assert self._built is not None
-        attribution = Attribution()
-        if not order.fake:
+        if not self._order.fake:
             devices.check_machine_memory(weight_bytes(self._built.model))
-        trace = Trace(self._wire, attribution) if order.fake else None
-        budget_bytes = None if order.fake else order.budget_bytes
-        tracker = StorageTracker(attribution, sink=trace, budget_bytes=budget_bytes)
+            self._measure_on_cpu()
+        else:
+            self._rehearse()
+
+    def _measure_on_cpu(self) -> None:
+        attribution = Attribution()
+        tracker = StorageTracker(attribution, budget_bytes=self._order.budget_bytes)
         attribution.tracker = tracker
-        meter = devices.TraceMeter(tracker) if order.fake else devices.CpuMeter(tracker)
-        listeners = [trace] if trace is not None else []
-        self._phases = Phases(self._wire, meter, listeners, on_begin=attribution.enter_phase)
-        make = make_fake if order.fake else make_real(torch.device("cpu"))
-        with _fake_mode(order.fake), tracker, self._sampling():
+        self._phases = Phases(self._wire, devices.CpuMeter(tracker), on_begin=attribution.enter_phase)
+        make = make_real(torch.device("cpu"))
+        with tracker, self._sampling():
             self._load(torch.device("cpu"), make, attribution)
+
+    def _rehearse(self) -> None:
+        attribution = Attribution()
+        trace = Trace(self._wire, attribution)
+        answers = Answers(attribution)
+        tracker = StorageTracker(attribution, trace, Differences(replace=answers.replacements()))
+        attribution.tracker = tracker
+        self._phases = Phases(self._wire, devices.TraceMeter(tracker), [trace], on_begin=attribution.enter_phase)
+        with fake_tensors(), tracker:
+            self._load(torch.device("cpu"), make_fake, attribution)
+        if answers.asked:
+            self._notes.append(f"values were assumed (no padding) where {len(answers.asked)} modules asked for them")
 
     def _on_cuda(self) -> None:
         device = devices.open_cuda(self._order.device, self._order.budget_bytes)
@@ -121,9 +134,6 @@ class Run:
     @contextlib.contextmanager
     def _sampling(self) -> Iterator[None]:
         assert self._phases is not None
-        if self._order.fake:
-            yield
-            return
         sampler = Sampler(self._phases, self._order.sample_interval_s)
         sampler.start()
         try:
@@ -161,17 +171,6 @@ def weight_bytes(model: Any) -> int:
     """Bytes of the model's parameters and buffers as the allocator counts them."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(rounded(tensor.numel() * tensor.element_size()) for tensor in tensors)
-
-
-@contextlib.contextmanager
-def _fake_mode(on: bool) -> Iterator[None]:
-    if not on:
-        yield
-        return
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 def _peft_version() -> str | None:

@@ -8,6 +8,8 @@ through the same code, so that a rehearsal with the CPU's own operators equals a
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -52,14 +54,16 @@ class Labeller(Protocol):
         """Index into :data:`COMPONENTS`."""
 
 
-class Substitute(Protocol):
-    """What another device does where this one differs."""
+@dataclass(frozen=True)
+class Differences:
+    """What another device, or a tensor without values, does where the running operator would do otherwise.
 
-    def apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        """(True, result) where the operator was replaced, else (False, None)."""
+    ``replace`` maps an operator to a function ``(func, args, kwargs) -> result`` that runs in its place;
+    ``scratch_bytes`` one to ``(args, kwargs, result) -> bytes`` that live inside the operator only.
+    """
 
-    def scratch_bytes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-        """Bytes that live inside the operator only, beside what it returns."""
+    replace: Mapping[Any, Callable[[Any, Any, Any], Any]] = field(default_factory=dict)
+    scratch_bytes: Mapping[Any, Callable[[Any, Any, Any], int]] = field(default_factory=dict)
 
 
 class _Death(weakref.ref):  # type: ignore[type-arg]
@@ -72,10 +76,12 @@ class _Death(weakref.ref):  # type: ignore[type-arg]
 class _Storage:
     """One live storage."""
 
-    __slots__ = ("component", "death", "ident", "nbytes", "rounded_bytes")
+    __slots__ = ("component", "death", "func", "ident", "nbytes", "rounded_bytes")
+    death: _Death
 
-    def __init__(self, ident: int, nbytes: int, component: int) -> None:
+    def __init__(self, ident: int, nbytes: int, component: int, func: Any) -> None:
         self.ident = ident
+        self.func = func
         self.nbytes = nbytes
         self.rounded_bytes = rounded(nbytes)
         self.component = component
@@ -92,7 +98,7 @@ class StorageTracker(TorchDispatchMode):
         self,
         labeller: Labeller,
         sink: Sink | None = None,
-        substitute: Substitute | None = None,
+        differences: Differences | None = None,
         budget_bytes: int | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +106,8 @@ class StorageTracker(TorchDispatchMode):
         self.peak = 0
         self._labeller = labeller
         self._sink = sink
-        self._substitute = substitute
+        self._replace = differences.replace if differences else {}
+        self._scratch_bytes = differences.scratch_bytes if differences else {}
         self._budget_bytes = budget_bytes
         self._live: dict[int, _Storage] = {}
         self.next_ident = 0
@@ -110,22 +117,17 @@ class StorageTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        substitute = self._substitute
-        if substitute is None:
-            out = func(*args, **kwargs)
-        else:
-            done, out = substitute.apply(func, args, kwargs)
-            if not done:
-                out = func(*args, **kwargs)
-            scratch_bytes = substitute.scratch_bytes(func, args, kwargs, out)
+        replacement = self._replace.get(func)
+        out = func(*args, **kwargs) if replacement is None else replacement(func, args, kwargs)
         if isinstance(out, torch.Tensor):
             self._see(func, out)
         elif isinstance(out, (tuple, list)):
             for item in out:
                 if isinstance(item, torch.Tensor):
                     self._see(func, item)
-        if substitute is not None and scratch_bytes:
-            self._flash(func, scratch_bytes)
+        scratch_bytes = self._scratch_bytes.get(func)
+        if scratch_bytes is not None:
+            self._flash(func, scratch_bytes(args, kwargs, out))
         return out
 
     def begin_phase(self) -> None:
@@ -154,6 +156,11 @@ class StorageTracker(TorchDispatchMode):
         if storage is not None and storage.ident == ident and storage.component == old:
             self._move(storage, new)
 
+    def maker_of(self, tensor: torch.Tensor) -> Any:
+        """The operator that made the tensor's storage, None for one from before."""
+        storage = self._live.get(tensor.untyped_storage()._cdata)
+        return storage.func if storage is not None else None
+
     def forget(self, tensor: torch.Tensor) -> None:
         """The tensor's storage is not on the device after all."""
         storage = self._live.pop(tensor.untyped_storage()._cdata, None)
@@ -177,16 +184,16 @@ class StorageTracker(TorchDispatchMode):
             return
         ident = self.next_ident
         self.next_ident += 1
-        entry = _Storage(ident, nbytes, self._labeller.component_of(func, tensor, key))
+        entry = _Storage(ident, nbytes, self._labeller.component_of(func, tensor, key), func)
         entry.death = _Death(storage, self._died)
         entry.death.key = key
-        self._add(entry, key, func)
+        self._add(entry, key)
 
-    def _add(self, entry: _Storage, key: int, func: Any) -> None:
+    def _add(self, entry: _Storage, key: int) -> None:
         budget_bytes = self._budget_bytes
         if budget_bytes is not None and self.allocated + entry.rounded_bytes > budget_bytes:
             raise OutOfMemory(
-                f"the memory budget of {budget_bytes} bytes is used up: {func} asked for {entry.nbytes} bytes",
+                f"the memory budget of {budget_bytes} bytes is used up: {entry.func} asked for {entry.nbytes} bytes",
                 entry.nbytes,
                 budget_bytes - self.allocated,
             )
@@ -197,7 +204,7 @@ class StorageTracker(TorchDispatchMode):
             self.peak = self.allocated
             self._is_at_peak = True
         if self._sink is not None:
-            self._sink.alloc(entry.ident, entry.nbytes, entry.component, str(func))
+            self._sink.alloc(entry.ident, entry.nbytes, entry.component, str(entry.func))
 
     def _died(self, death: Any) -> None:
         storage = self._live.pop(death.key, None)
@@ -214,19 +221,21 @@ class StorageTracker(TorchDispatchMode):
     def _resized(self, func: Any, tensor: torch.Tensor, known: _Storage, nbytes: int) -> None:
         # resize_ allocates the new block, copies, then frees the old one.
         key = tensor.untyped_storage()._cdata
-        entry = _Storage(self.next_ident, nbytes, known.component)
+        entry = _Storage(self.next_ident, nbytes, known.component, func)
         self.next_ident += 1
         entry.death = known.death
         if nbytes:
-            self._add(entry, key, func)
+            self._add(entry, key)
         else:
             del self._live[key]
         self._subtract(known)
 
     def _flash(self, func: Any, nbytes: int) -> None:
-        entry = _Storage(self.next_ident, nbytes, COMPONENT_INDEX["workspace"])
+        if not nbytes:
+            return
+        entry = _Storage(self.next_ident, nbytes, COMPONENT_INDEX["workspace"], func)
         self.next_ident += 1
-        self._add(entry, -1, func)
+        self._add(entry, -1)
         del self._live[-1]
         self._subtract(entry)
 

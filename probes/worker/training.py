@@ -62,9 +62,11 @@ class TrainingLoad:
             self._model.enable_input_require_grads()
 
     def _step(self, phases: Phases, step: int, device: torch.device) -> None:
-        for micro in range(self._workload.gradient_accumulation):
+        # The Trainer fetches all batches of a step at once and keeps them until its end (trainer.py, get_batch_samples).
+        batches = [self._batch(device) for _ in range(self._workload.gradient_accumulation)]
+        for micro, input_ids in enumerate(batches):
             with phases.phase("forward", step, micro):
-                loss = self._forward(self._batch(device))
+                loss = self._forward(input_ids)
             with phases.phase("backward", step, micro):
                 loss.backward()
         with phases.phase("optimizer", step):

@@ -1,0 +1,1 @@
+"""How each framework arranges the components in time: one file an engine."""

@@ -1,0 +1,46 @@
+"""What a machine adds outside the tensors: context, cuBLAS workspaces, what the allocator keeps. Defaults until measured.
+
+Every figure here is ``modelled``: a typical value of published runs, with its source, replaced by a calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.gpu import Gpu
+from planner.units import MIB
+
+CONTEXT_MIB = {"Ampere": 256, "Ada": 453, "Hopper": 500, "Blackwell": 749, "Blackwell Ultra": 749}
+"""CUDA context by architecture with lazily loaded kernels (CUDA 11.7 and later): RTX 3090 under torch 2.7, RTX 4090
+under llama.cpp, RTX PRO 6000 Blackwell as published; Hopper from the upper end of published 250 to 500 MiB."""
+OTHER_CONTEXT_MIB = 400
+CONTEXT_BAND = 0.5
+"""The context grows as kernels load, and differs between driver releases: published values spread by half."""
+CUBLAS_WORKSPACE_BYTES = 8519680
+"""cuBLAS workspace per handle and stream: 2 · 4096 KiB + 8 · 16 KiB (ATen/cuda/CUDABlas.cpp, before sm_90)."""
+CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
+"""The same from sm_90 on (4096 KiB · 8)."""
+LARGE_SEGMENT_BYTES = 2 * MIB
+"""Segments of large blocks are multiples of this (CUDACachingAllocator.cpp, kRoundLarge)."""
+FREED_BLOCKS_KEPT = 0.15
+"""Share of a phase's transient bytes that the allocator holds in addition as blocks of the wrong size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Bytes outside the tensors on one device."""
+
+    context_bytes: int
+    context_band_bytes: int
+    cublas_workspace_bytes: int
+    source: str
+
+
+def overheads(gpu: Gpu | None) -> Overheads:
+    """The catalog's defaults for a GPU; nothing for a CPU (None)."""
+    if gpu is None:
+        return Overheads(0, 0, 0, "no CUDA on a CPU")
+    context = CONTEXT_MIB.get(gpu.arch, OTHER_CONTEXT_MIB) * MIB
+    capability = gpu.compute_capability or (0, 0)
+    workspace = CUBLAS_WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else CUBLAS_WORKSPACE_BYTES
+    return Overheads(context, int(context * CONTEXT_BAND), workspace, f"default of the {gpu.arch} architecture, not measured here")

@@ -1,0 +1,176 @@
+"""How a question becomes an answer: settle the defaults, let the engine lay out its phases, add what the machine adds.
+
+``predict`` is pure and instant: scenario, architecture and GPU in, footprint out. What it has no derivation for makes
+the verdict ``unknown``, with the reason among the notes and everything that is known (parameters, weights) still said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from planner.architecture.counts import parameter_count
+from planner.architecture.layers import Architecture
+from planner.components.layer import NotModelled, require_modelled
+from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
+from planner.components.tape import Level
+from planner.defaults import settle
+from planner.engines.transformers import Generation, Step, TrainingStep, generation_phases, training_phases
+from planner.explain import terms_of
+from planner.faults import Fault, Faults
+from planner.footprint import Footprint, GpuFootprint, Phase, judge
+from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format
+from planner.gpu import Gpu
+from planner.machine import FREED_BLOCKS_KEPT, Overheads, overheads
+from planner.scenario import Scenario, to_json
+
+Device = Literal["cuda", "cpu"]
+TRANSIENT = ("activations", "logits", "workspace")
+"""Components that come and go within a step; the rest is made once."""
+PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def predict(
+    scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None = None, *, device: Device = "cuda"
+) -> Footprint:
+    """The footprint of a scenario.
+
+    ``native``: the format of the checkpoint (default: plain, in the config's dtype). ``device``: ``cpu`` predicts the
+    same run on a CPU, where reserved equals allocated and device is the process's own growth.
+    Raises :class:`planner.faults.Faults` for choices that contradict each other.
+    """
+    stored = "native" if native is not None and native.is_quantized else architecture.dtype
+    settled, notes = settle(scenario, architecture, stored)
+    fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
+    notes = (*notes, *architecture.notes)
+    machine = overheads(gpu if device == "cuda" else None)
+    capacity = settled.hardware.capacity_bytes or gpu.capacity_bytes
+    try:
+        steps = _phases(settled, architecture, fmt, device, machine)
+    except NotModelled as reason:
+        return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
+    phases = _meters(steps, machine)
+    parameters = parameter_count(architecture)
+    peak = max(phases, key=lambda phase: phase.device)
+    uncertainty = machine.context_band_bytes + peak.components.get("allocator_slack", 0) // 2
+    return Footprint(
+        scenario=to_json(settled),
+        level="predict",
+        parameters=parameters,
+        trainable_parameters=parameters if settled.task == "training" else 0,
+        weight_bytes=_weight_bytes(architecture, fmt),
+        gpus=(GpuFootprint(0, capacity, phases),),
+        verdict=judge(peak.device, capacity, uncertainty),
+        headroom_bytes=capacity - peak.device,
+        uncertainty_bytes=uncertainty,
+        terms=terms_of(steps, phases, architecture, machine),
+        notes=notes,
+    )
+
+
+def _format(name: str) -> Format:
+    try:
+        return parse_format(name)
+    except UnknownFormat as error:
+        raise Faults([Fault("weights", str(error))]) from error
+
+
+def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device: Device, machine: Overheads) -> list[Step]:
+    """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
+    _require_plain(scenario, fmt)
+    require_modelled(architecture)
+    dtype_bytes = PLAIN_BYTES[scenario.weights]
+    weights = plain_weights(architecture, dtype_bytes)
+    steps = _generation(scenario, architecture, weights, dtype_bytes, device)
+    if scenario.task == "training":
+        steps = _training(scenario, architecture, weights, dtype_bytes, device)
+    if machine.cublas_workspace_bytes:
+        for step in steps[1:]:
+            step.hold_cublas_workspace(machine.cublas_workspace_bytes)
+    return steps
+
+
+def _generation(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device) -> list[Step]:
+    ask = scenario.inference
+    work = Generation(ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda")
+    return generation_phases(architecture, weights, work)
+
+
+def _training(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device) -> list[Step]:
+    ask, cuda = scenario.training, device == "cuda"
+    states = optimizer_states(architecture, ask.optimizer, dtype_bytes, cuda=cuda)
+    work = TrainingStep(
+        ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda
+    )
+    transient = optimizer_transient(architecture, ask.optimizer, dtype_bytes)
+    return training_phases(architecture, weights, states, work, transient)
+
+
+def _require_plain(scenario: Scenario, fmt: Format) -> None:
+    """Raise :class:`NotModelled` for what no derivation covers yet."""
+    inference, training = scenario.inference, scenario.training
+    asked = {
+        "engine": (scenario.engine, ("transformers",)),
+        "weights": (scenario.weights if fmt.is_quantized or scenario.weights not in PLAIN_BYTES else "", ("",)),
+    }
+    if scenario.task == "inference":
+        asked |= {
+            "inference.attention": (inference.attention, ("sdpa", "flash")),
+            "inference.kv_cache": (inference.kv_cache, ("auto",)),
+            "inference.engine_options": (str(inference.engine_options.get("cache_implementation", "dynamic")), ("dynamic",)),
+        }
+    else:
+        asked |= {
+            "training.method": (training.method, ("full",)),
+            "training.precision": (training.precision, ("bf16", "fp32")),
+            "training.optimizer": (training.optimizer, tuple(STATE_TENSORS)),
+            "training.checkpointing": (training.checkpointing, ("none", "full")),
+            "training.loss": (training.loss, ("default",)),
+            "training.attention": (training.attention, ("sdpa", "flash")),
+        }
+    for field, (value, modelled) in asked.items():
+        if value not in modelled:
+            raise NotModelled(f"{field}: {value} has no closed form yet")
+    spread = scenario.parallel, scenario.offload, scenario.hardware.gpus, scenario.hardware.nodes
+    if spread != (type(scenario.parallel)(), type(scenario.offload)(), 1, 1):
+        raise NotModelled("several GPUs and offloading have no closed form yet")
+
+
+def _meters(steps: Sequence[Step], machine: Overheads) -> tuple[Phase, ...]:
+    """The three meters of each phase: what was reserved once stays reserved, a share of the transients comes on top."""
+    phases: list[Phase] = []
+    reserved = 0
+    for step in steps:
+        allocated = step.peak.level.total
+        components = step.peak.level.components()
+        if machine.context_bytes:
+            transient = sum(components.get(name, 0) for name in TRANSIENT)
+            reserved = max(reserved, allocated + int(FREED_BLOCKS_KEPT * transient))
+        else:
+            reserved = allocated
+        if machine.context_bytes:
+            components |= {"allocator_slack": reserved - allocated, "cuda_context": machine.context_bytes}
+        phases.append(Phase(step.name, allocated, reserved, reserved + machine.context_bytes, components))
+    return tuple(phases)
+
+
+def _weight_bytes(architecture: Architecture, fmt: Format) -> int | None:
+    try:
+        return checkpoint_bytes(architecture, fmt).total_bytes
+    except BytesUnknown:
+        return None
+
+
+def _unknown(scenario: Scenario, architecture: Architecture, fmt: Format, capacity: int, notes: tuple[str, ...]) -> Footprint:
+    """Everything that is known when a phase is not: parameters and weights; does not fit if the weights alone don't."""
+    weights = _weight_bytes(architecture, fmt)
+    return Footprint(
+        scenario=to_json(scenario),
+        level="predict",
+        parameters=parameter_count(architecture),
+        trainable_parameters=0,
+        weight_bytes=weights,
+        gpus=(GpuFootprint(0, capacity, ()),),
+        verdict="unknown",
+        notes=notes,
+    )

@@ -1,0 +1,385 @@
+"""A probe from outside: starts the worker, listens, samples beside it, records, and ends it whatever happens.
+
+Events
+======
+``on_event`` gets every event as a dictionary with ``event`` and ``t`` (seconds since the session began), from one of the
+session's threads and one at a time. They are the worker's (:mod:`probes.worker`) with ``t`` put on this clock, and
+
+``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`
+``note``     ``message``: something the user should know, such as a full disk or garbage on the wire
+``outcome``  the last event: :meth:`probes.outcome.Outcome.to_json`
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+
+from probes.meters import ProbeMeters, kernel_oom_kills
+from probes.nvml import GpuReading, Nvml
+from probes.outcome import Facts, Kind, Outcome, judge
+from probes.preflight import why_not
+from probes.processes import ProcessGroup, project_environment
+from probes.recording import Event, Recording, RecordingState
+from probes.sampler import PROBE_INTERVAL_S, Sampler
+from probes.wire import LINE_LIMIT_BYTES, Line, bounded_lines, decode_event, shown
+
+logger = logging.getLogger(__name__)
+
+PROJECT = str(Path(__file__).resolve().parents[1])
+_STDERR_KEPT_BYTES = 16 * 2**10
+_BAD_LINES_SHOWN = 3
+_POLL_S = 0.1
+_HURRIED_GRACE_S = 0.3
+_DRAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a probe is ended: ``time_s`` after its start, ``silence_s`` without a line; None is never.
+
+    ``grace_s`` passes between the steps of ending it: interrupt, terminate, kill. ``line_bytes`` bounds one line.
+    """
+
+    time_s: float | None = None
+    silence_s: float | None = 120.0
+    grace_s: float = 2.0
+    line_bytes: int = LINE_LIMIT_BYTES
+
+
+def worker_command() -> list[str]:
+    """The command that starts the worker on this machine. ``-P`` keeps the user's folder from shadowing modules."""
+    return [sys.executable, "-P", "-m", "probes.worker"]
+
+
+class ProbeSession:
+    """One run of a worker. ``start`` returns at once; ``wait`` or the event ``outcome`` tell the end.
+
+    Used as a context manager, or when the program exits, it ends the worker and every process that it started.
+    """
+
+    def __init__(
+        self,
+        order: Mapping[str, object],
+        on_event: Callable[[Event], object] | None = None,
+        *,
+        prediction: Mapping[str, object] | None = None,
+        limits: Limits | None = None,
+        recording_path: Path | None = None,
+        command: Sequence[str] | None = None,
+        nvml: Nvml | None = None,
+    ) -> None:
+        """``prediction`` (a footprint) goes into the recording's header; ``command`` replaces :func:`worker_command`."""
+        self.order = dict(order)
+        self.outcome: Outcome | None = None
+        self._prediction = prediction
+        self._on_event = on_event
+        self._limits = limits or Limits()
+        self._recording_path = recording_path
+        self._command = command
+        self._nvml = nvml or Nvml()
+        self._recording: Recording | None = None
+        self._group: ProcessGroup | None = None
+        self._meters: ProbeMeters | None = None
+        self._emitting = threading.Lock()
+        self._stop_asked = threading.Event()
+        self._hurry = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="probe-session", daemon=True)
+        self._origin = time.monotonic()
+        self._child_offset_s: float | None = None
+        self._heard_at = self._origin
+        self._phase = ""
+        self._verdict: Event | None = None
+        self._verdict_at = math.inf
+        self._stderr = b""
+        self._bad_lines = 0
+        self._recording_trouble = ""
+
+    def start(self) -> None:
+        """Begin, on threads of its own."""
+        self._origin = self._heard_at = time.monotonic()
+        _LIVE.add(self)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end; returns at once. After its end this does nothing."""
+        self._stop_asked.set()
+
+    def wait(self, timeout_s: float | None = None) -> Outcome | None:
+        """The outcome, or None if the run has not ended after ``timeout_s``."""
+        self._ended.wait(timeout_s)
+        return self.outcome if self._ended.is_set() else None
+
+    def close(self) -> None:
+        """End it quickly and wait until nothing of it is left. Not to be called from ``on_event``; ``stop`` may be."""
+        self._hurry.set()
+        self.stop()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, once it has started."""
+        return self._group.pid if self._group else None
+
+    @property
+    def recording(self) -> RecordingState:
+        """Where the run is recorded and whether that works."""
+        return self._recording.state if self._recording else RecordingState(None)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # The session's thread: from the start to the outcome.
+
+    def _run(self) -> None:
+        kills_before = kernel_oom_kills()
+        try:
+            outcome = self._conduct(kills_before)
+        except Exception as error:
+            logger.exception("the session failed")
+            outcome = Outcome("failed", self._now(), self._phase, f"Highwater failed at running the probe: {error!r}")
+            if self._group is not None:
+                self._group.sweep()
+        self._finish(outcome)
+
+    def _conduct(self, kills_before: int | None) -> Outcome:
+        before = self._nvml.readings()
+        self._open_recording(before)
+        command = self._command or worker_command()
+        reason = "" if self._command else why_not()
+        if reason:
+            return Outcome("could_not_start", self._now(), message=reason)
+        try:
+            group = ProcessGroup(command, project_environment(PROJECT))
+        except (OSError, ValueError) as error:
+            return Outcome("could_not_start", self._now(), message=f"{command[0]} could not be started: {error}")
+        self._group, self._meters = group, ProbeMeters(group.pid, self._nvml, before)
+        readers = self._listen(group)
+        with Sampler(self._sample, PROBE_INTERVAL_S, "probe-sampler"):
+            forced = self._watch(group)
+        group.sweep()
+        for reader in readers:
+            reader.join(_DRAIN_S)
+        limit_s = {"timed_out": self._limits.time_s, "hung": self._limits.silence_s}.get(forced or "")
+        return judge(self._verdict, forced, self._facts(group.wait(0), kills_before), limit_s)
+
+    def _open_recording(self, readings: Sequence[GpuReading]) -> None:
+        order = {key: value for key, value in self.order.items() if key not in ("scenario", "config")}
+        header = {
+            "scenario": self.order.get("scenario"),
+            "config": self.order.get("config"),
+            "order": order,
+            "prediction": self._prediction,
+            "environment": environment(self._nvml, readings),
+        }
+        self._recording = Recording(header, self._recording_path)
+        self._tell_recording_trouble()
+
+    def _listen(self, group: ProcessGroup) -> list[threading.Thread]:
+        process = group.process
+        targets = [(self._feed, process.stdin), (self._read_events, process.stdout), (self._read_stderr, process.stderr)]
+        threads = [
+            threading.Thread(target=target, args=(stream,), name=f"probe{target.__name__}", daemon=True)
+            for target, stream in targets
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _watch(self, group: ProcessGroup) -> Kind | None:
+        """Wait for the end; why it had to be brought about, None if it came by itself."""
+        forced: Kind | None = None
+        steps = [group.interrupt, group.terminate, group.kill]
+        next_step_at = -math.inf
+        while group.wait(_POLL_S) is None:
+            forced = forced or self._reason_to_end()
+            finishing = time.monotonic() - self._verdict_at > self._grace_s
+            if (forced or finishing) and steps and time.monotonic() >= next_step_at:
+                steps.pop(0)()
+                next_step_at = time.monotonic() + self._grace_s
+        return forced
+
+    @property
+    def _grace_s(self) -> float:
+        return min(_HURRIED_GRACE_S, self._limits.grace_s) if self._hurry.is_set() else self._limits.grace_s
+
+    def _reason_to_end(self) -> Kind | None:
+        now, limits = time.monotonic(), self._limits
+        if self._stop_asked.is_set():
+            return "stopped"
+        if limits.time_s is not None and now - self._origin > limits.time_s:
+            return "timed_out"
+        if limits.silence_s is not None and now - self._heard_at > limits.silence_s:
+            return "hung"
+        return None
+
+    def _facts(self, status: int | None, kills_before: int | None) -> Facts:
+        return Facts(
+            after_s=self._now(),
+            phase=self._phase,
+            exit_status=status,
+            oom_kills=(kernel_oom_kills() or 0) - (kills_before or 0),
+            stderr_tail=self._stderr.decode("utf-8", "replace"),
+        )
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        if self._bad_lines > _BAD_LINES_SHOWN:
+            self._note(f"The probe sent {self._bad_lines} lines in all that are not events.")
+        self._emit({"event": "outcome", "t": self._now(), **outcome.to_json()})
+        if self._recording is not None:
+            self._recording.close()
+        _LIVE.discard(self)
+        self._ended.set()
+
+    # The three streams, each on a thread.
+
+    def _feed(self, stream: IO[bytes]) -> None:
+        """Give the order. A worker that died already is noticed elsewhere."""
+        with contextlib.suppress(OSError, ValueError):
+            stream.write(json.dumps(self.order, separators=(",", ":")).encode() + b"\n")
+            stream.close()
+
+    def _read_stderr(self, stream: IO[bytes]) -> None:
+        for chunk in iter(lambda: _read_some(stream, 2**16), b""):
+            self._stderr = (self._stderr + chunk)[-_STDERR_KEPT_BYTES:]
+
+    def _read_events(self, stream: IO[bytes]) -> None:
+        for line in bounded_lines(lambda size: self._hear(stream, size), self._limits.line_bytes):
+            event = None if line.fault else decode_event(line.data)
+            if event is not None:
+                self._take(event)
+            elif line.fault or line.data.strip():
+                self._note_bad_line(line)
+
+    def _hear(self, stream: IO[bytes], size: int) -> bytes:
+        chunk = _read_some(stream, size)
+        self._heard_at = time.monotonic()
+        return chunk
+
+    def _take(self, event: Event) -> None:
+        event["t"] = self._on_our_clock(event.get("t"))
+        if event["event"] == "phase" and event.get("state") == "begin":
+            self._phase = str(event.get("name", ""))
+        if event["event"] in ("result", "error"):
+            self._verdict, self._verdict_at = event, time.monotonic()
+        self._emit(event)
+
+    def _on_our_clock(self, told: object) -> float:
+        """Seconds since the session began. Monotonic clocks are system-wide, so a worker here needs no shift.
+
+        A first time that lies outside the session is another machine's clock; it is taken to be now.
+        """
+        now = time.monotonic()
+        if not isinstance(told, int | float) or isinstance(told, bool) or not -1e15 < told < 1e15:
+            return self._now()
+        if self._child_offset_s is None:
+            self._child_offset_s = 0.0 if self._origin <= told <= now else now - told
+        return round(min(max(0.0, told + self._child_offset_s - self._origin), now - self._origin), 6)
+
+    def _note_bad_line(self, line: Line) -> None:
+        """Tell the first few; the rest are counted."""
+        self._bad_lines += 1
+        if self._bad_lines <= _BAD_LINES_SHOWN:
+            self._note(f"The probe sent {line.fault or 'what is not an event'}: {shown(line.data)}")
+
+    def _note(self, message: str) -> None:
+        self._emit({"event": "note", "t": self._now(), "message": message})
+
+    # The sampler's thread.
+
+    def _sample(self) -> None:
+        meters = self._meters
+        if meters is None:
+            return
+        self._emit({"event": "sample", "t": self._now(), **meters.read()})
+        for trouble in meters.new_troubles():
+            self._note(trouble)
+
+    # Where all events go.
+
+    def _emit(self, event: Event) -> None:
+        with self._emitting:
+            if self._recording is not None:
+                self._record(event, self._recording)
+            self._tell(event)
+
+    def _record(self, event: Event, recording: Recording) -> None:
+        try:
+            recording.append(event)
+        except (ValueError, RecursionError):
+            logger.warning("an event could not be written as JSON and is not in the recording")
+        self._tell_recording_trouble()
+
+    def _tell_recording_trouble(self) -> None:
+        trouble = self._recording.state.trouble if self._recording else ""
+        if trouble and not self._recording_trouble:
+            self._recording_trouble = trouble
+            self._tell({"event": "note", "t": self._now(), "message": trouble})
+
+    def _tell(self, event: Event) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:
+            logger.exception("the receiver of a probe's events failed; it gets no more")
+            self._on_event = None
+
+    def _now(self) -> float:
+        return round(time.monotonic() - self._origin, 6)
+
+
+_LIVE: weakref.WeakSet[ProbeSession] = weakref.WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """End every session that is still running."""
+    for session in tuple(_LIVE):
+        session.close()
+
+
+def environment(nvml: Nvml, readings: Sequence[GpuReading]) -> dict[str, object]:
+    """What a recording says about the machine: system, memory, driver, GPUs."""
+    return {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "driver": nvml.driver_version or None,
+        "cuda_driver": nvml.cuda_version or None,
+        "nvml": str(nvml.state) or None,
+        "gpus": [gpu.to_json() for gpu in readings],
+    }
+
+
+def _read_some(stream: IO[bytes], size: int) -> bytes:
+    """What has arrived, at most ``size``; b"" at the end and when the pipe is gone."""
+    try:
+        return os.read(stream.fileno(), size)
+    except (OSError, ValueError):
+        return b""

@@ -1,0 +1,83 @@
+"""From a scenario to its footprint: find the model and the card, read the architecture, predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.architecture import Architecture, read_config
+from planner.defaults import DEFAULT_GPU
+from planner.faults import Fault, Faults
+from planner.footprint import Footprint
+from planner.formats import Format, native_format
+from planner.gpu import Gpu
+from planner.predict import Device, predict
+from planner.scenario import InlineConfig, ModelPath, ModelRef, Scenario
+from resources import gpus
+from resources.sources import ModelSource, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model found: where it came from, what it is, how its checkpoint is stored."""
+
+    source: ModelSource
+    architecture: Architecture
+    native: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A footprint with what it was made from."""
+
+    scenario: Scenario
+    footprint: Footprint
+    model: Model
+    gpu: Gpu
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is."""
+        return self.model.architecture
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model came from."""
+        return self.model.source
+
+
+def find_model(model: ModelRef, *, network: bool = True) -> Model:
+    """The model a scenario names. May read disk and network.
+
+    Raises :class:`planner.faults.Faults`, ``UnknownArchitecture`` or an error of ``resources`` whose text says what to do.
+    """
+    if isinstance(model, str):
+        return _by_name(model, network)
+    reference = {"path": model.path} if isinstance(model, ModelPath) else {"config": dict(model.config)}
+    return _read(resolve(reference, network=network))
+
+
+def make_plan(scenario: Scenario, *, network: bool = True, device: Device = "cuda") -> Plan:
+    """Answer a scenario. Raises what :func:`find_model` raises, and Faults for a GPU that is not in the catalog."""
+    model = find_model(scenario.model, network=network)
+    gpu = find_gpu(scenario.hardware.gpu)
+    footprint = predict(scenario, model.architecture, gpu, model.native, device=device)
+    return Plan(scenario, footprint, model, gpu)
+
+
+def find_gpu(name: str | None) -> Gpu:
+    """The card of that name, the default card for None; Faults with the nearest names otherwise."""
+    try:
+        return gpus.gpu(name or DEFAULT_GPU)
+    except gpus.UnknownGpu as error:
+        raise Faults([Fault("hardware.gpu", str(error).removeprefix("hardware.gpu: "))]) from error
+
+
+@lru_cache(maxsize=64)
+def _by_name(name: str, network: bool) -> Model:  # noqa: FBT001  a cache key
+    return _read(resolve(name, network=network))
+
+
+def _read(source: ModelSource) -> Model:
+    architecture = read_config(source.config)
+    return Model(source, architecture, native_format(source.config, source.hf_quant_config))
