@@ -17,6 +17,7 @@ from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
 from .inference import InferenceLoad
 from .order import Order
+from .personality import CudaPersonality
 from .phases import Phases, Sampler
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
@@ -102,13 +103,24 @@ class Run:
         attribution = Attribution()
         trace = Trace(self._wire, attribution)
         answers = Answers(attribution)
-        tracker = StorageTracker(attribution, trace, Differences(replace=answers.replacements()))
+        differences = Differences(replace=answers.replacements())
+        personality = self._personality(attribution)
+        if personality is not None:
+            differences |= personality.differences()
+        tracker = StorageTracker(attribution, trace, differences)
         attribution.tracker = tracker
         self._phases = Phases(self._wire, devices.TraceMeter(tracker), [trace], on_begin=attribution.enter_phase)
-        with fake_tensors(), tracker:
+        amp = self._order.task == "training" and self._order.training.precision.startswith("amp-")
+        functions = personality.functions(amp) if personality is not None else contextlib.nullcontext()
+        with fake_tensors(), functions, tracker:
             self._load(torch.device("cpu"), make_fake, attribution)
         if answers.asked:
             self._notes.append(f"values were assumed (no padding) where {len(answers.asked)} modules asked for them")
+
+    def _personality(self, attribution: Attribution) -> CudaPersonality | None:
+        if self._order.personality == "cpu":
+            return None
+        return CudaPersonality(self._order.compute_capability, attribution)
 
     def _on_cuda(self) -> None:
         device = devices.open_cuda(self._order.device, self._order.budget_bytes)

@@ -65,6 +65,10 @@ class Differences:
     replace: Mapping[Any, Callable[[Any, Any, Any], Any]] = field(default_factory=dict)
     scratch_bytes: Mapping[Any, Callable[[Any, Any, Any], int]] = field(default_factory=dict)
 
+    def __or__(self, other: Differences) -> Differences:
+        """Both; the other's where both say something."""
+        return Differences({**self.replace, **other.replace}, {**self.scratch_bytes, **other.scratch_bytes})
+
 
 class _Death(weakref.ref):  # type: ignore[type-arg]
     """A weak reference that knows its storage's key."""
@@ -161,6 +165,12 @@ class StorageTracker(TorchDispatchMode):
         storage = self._live.get(tensor.untyped_storage()._cdata)
         return storage.func if storage is not None else None
 
+    def hold(self, nbytes: int, component: int, op: str) -> None:
+        """Something that never dies was allocated beside what operators return."""
+        entry = _Storage(self.next_ident, nbytes, component, op)
+        self.next_ident += 1
+        self._add(entry, -1 - entry.ident)
+
     def forget(self, tensor: torch.Tensor) -> None:
         """The tensor's storage is not on the device after all."""
         storage = self._live.pop(tensor.untyped_storage()._cdata, None)
@@ -235,8 +245,9 @@ class StorageTracker(TorchDispatchMode):
             return
         entry = _Storage(self.next_ident, nbytes, COMPONENT_INDEX["workspace"], func)
         self.next_ident += 1
-        self._add(entry, -1)
-        del self._live[-1]
+        key = -1 - entry.ident
+        self._add(entry, key)
+        del self._live[key]
         self._subtract(entry)
 
     def _move(self, storage: _Storage, component: int) -> None:
