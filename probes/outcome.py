@@ -158,7 +158,9 @@ class Facts:
     stderr_tail: str
 
 
-def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None) -> Outcome:
+def judge(
+    told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None
+) -> Outcome:
     """How a probe ended. What the worker said last (a ``result`` or ``error`` event) counts most, then why it was ended
     (``forced``), then how it died.
     """

@@ -77,6 +77,13 @@ class ProcessGroup:
             psutil.wait_procs(left, timeout=0.2)
         return killed
 
+    def close(self) -> None:
+        """Let go of the pipes."""
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if _POSIX:

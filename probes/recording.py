@@ -139,12 +139,14 @@ class Recording:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = "free some space or set HIGHWATER_HOME to another disk"
-        elif error.errno == errno.EEXIST:
+        elif self.path.exists():
             remedy = "choose another name: recordings are never overwritten"
         else:
             remedy = "set HIGHWATER_HOME to a folder that can be written"
         kept = f"its first {self._events} events are kept" if self._size else "nothing of it was written"
-        self._trouble = f"The run is not being recorded: {self.path}: {reason}; {kept}. {remedy[0].upper()}{remedy[1:]}."
+        self._trouble = (
+            f"The run is not being recorded: {error.filename or self.path}: {reason}; {kept}. {remedy[0].upper()}{remedy[1:]}."
+        )
         logger.warning("%s", self._trouble)
 
     def _drop_torn_line(self) -> None:

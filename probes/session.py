@@ -5,6 +5,7 @@ Events
 ``on_event`` gets every event as a dictionary with ``event`` and ``t`` (seconds since the session began), from one of the
 session's threads and one at a time. They are the worker's (:mod:`probes.worker`) with ``t`` put on this clock, and
 
+``environment``  the first event: system, memory, driver, GPUs (:func:`environment`)
 ``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`
 ``note``     ``message``: something the user should know, such as a full disk or garbage on the wire
 ``outcome``  the last event: :meth:`probes.outcome.Outcome.to_json`
@@ -182,24 +183,30 @@ class ProbeSession:
         group.sweep()
         for reader in readers:
             reader.join(_DRAIN_S)
+        group.close()
         limit_s = {"timed_out": self._limits.time_s, "hung": self._limits.silence_s}.get(forced or "")
         return judge(self._verdict, forced, self._facts(group.wait(0), kills_before), limit_s)
 
     def _open_recording(self, readings: Sequence[GpuReading]) -> None:
+        told = environment(self._nvml, readings)
         order = {key: value for key, value in self.order.items() if key not in ("scenario", "config")}
         header = {
             "scenario": self.order.get("scenario"),
             "config": self.order.get("config"),
             "order": order,
             "prediction": self._prediction,
-            "environment": environment(self._nvml, readings),
+            "environment": told,
         }
         self._recording = Recording(header, self._recording_path)
-        self._tell_recording_trouble()
+        self._emit({"event": "environment", "t": self._now(), **told})
 
     def _listen(self, group: ProcessGroup) -> list[threading.Thread]:
         process = group.process
-        targets = [(self._feed, process.stdin), (self._read_events, process.stdout), (self._read_stderr, process.stderr)]
+        targets = [
+            (self._feed, process.stdin),
+            (self._read_events, process.stdout),
+            (self._read_stderr, process.stderr),
+        ]
         threads = [
             threading.Thread(target=target, args=(stream,), name=f"probe{target.__name__}", daemon=True)
             for target, stream in targets
@@ -284,8 +291,13 @@ class ProbeSession:
         if event["event"] == "phase" and event.get("state") == "begin":
             self._phase = str(event.get("name", ""))
         if event["event"] in ("result", "error"):
-            self._verdict, self._verdict_at = event, time.monotonic()
+            self._hear_verdict(event)
         self._emit(event)
+
+    def _hear_verdict(self, event: Event) -> None:
+        """Keep the last word; a result stays one whatever follows it."""
+        if self._verdict is None or self._verdict["event"] != "result":
+            self._verdict, self._verdict_at = event, time.monotonic()
 
     def _on_our_clock(self, told: object) -> float:
         """Seconds since the session began. Monotonic clocks are system-wide, so a worker here needs no shift.

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.recording import (
+    Recording,
+    RecordingError,
+    file_name,
+    highwater_home,
+    read_recording,
+    recordings_folder,
+)
+from tests.probes.fake_nvml import PROJECT
+
+HEADER = {"scenario": {"model": "org/Some-Model", "task": "inference"}, "prediction": None}
+
+
+def event(number: int) -> dict[str, object]:
+    return {"event": "memory", "t": number * 0.05, "allocated": number * 512, "phase": "prefill"}
+
+
+def write(path: Path, count: int) -> None:
+    with Recording(HEADER, path) as recording:
+        for number in range(count):
+            recording.append(event(number))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl", 5000)
+    recorded = read_recording(tmp_path / "r.jsonl")
+    assert recorded.header["highwater_recording"] == 1
+    assert recorded.header["scenario"] == HEADER["scenario"]
+    assert recorded.events == [event(number) for number in range(5000)]
+    assert recorded.skipped_lines == 0
+
+
+def test_every_event_is_on_disk_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    recording = Recording(HEADER, path)
+    for number in range(3):
+        recording.append(event(number))
+        assert len(read_recording(path).events) == number + 1
+    recording.close()
+
+
+def test_a_torn_tail_costs_only_its_own_line(tmp_path: Path) -> None:
+    """Whatever byte a file ends at, every line that is complete is read."""
+    path, torn = tmp_path / "r.jsonl", tmp_path / "torn.jsonl"
+    write(path, 4)
+    data = path.read_bytes()
+    for end in range(data.index(b"\n") + 1, len(data) + 1):
+        torn.write_bytes(data[:end])
+        whole = data[:end].count(b"\n") - 1
+        recorded = read_recording(torn)
+        assert recorded.events[:whole] == [event(number) for number in range(whole)]
+        assert len(recorded.events) + recorded.skipped_lines == whole + (not data[:end].endswith(b"\n"))
+
+
+def test_a_broken_line_in_the_middle_is_skipped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2:2] = [b"\x00\x00garbage\n", b"[1,2],[3]\n", b'"text"\n']
+    path.write_bytes(b"".join(lines))
+    recorded = read_recording(path)
+    assert recorded.events == [event(number) for number in range(3)]
+    assert recorded.skipped_lines == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a Highwater recording"),
+        (b"\x89PNG\r\n", "not a Highwater recording"),
+        (b'{"version":1}\n', "not a Highwater recording"),
+        (b'{"highwater_recording":2}\n', "reads version 1"),
+    ],
+)
+def test_other_files_are_refused_with_their_name(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=said) as caught:
+        read_recording(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, 2)
+    with Recording(HEADER, path) as second:
+        second.append(event(7))
+        assert "never overwritten" in second.state.trouble
+        assert second.state.path is None
+    assert len(read_recording(path).events) == 2
+
+
+def test_a_full_disk_is_a_state_and_what_was_written_stays_readable(tmp_path: Path) -> None:
+    """The file size limit fails a write half-way, as a full disk does."""
+    path = tmp_path / "r.jsonl"
+    script = f"""
+import resource, sys
+from pathlib import Path
+from probes.recording import Recording
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+recording = Recording({HEADER!r}, Path({str(path)!r}))
+for number in range(50):
+    recording.append({{"event": "memory", "t": number, "allocated": 512}})
+recording.close()
+print(recording.state.events, recording.state.trouble)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True)
+    kept, trouble = done.stdout.split(" ", 1)
+    assert "not being recorded" in trouble
+    assert "space" in trouble
+    recorded = read_recording(path)
+    assert recorded.skipped_lines == 0
+    assert len(recorded.events) == int(kept) > 5
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_without_a_byte_left_says_so_and_keeps_quiet_after() -> None:
+    with Recording(HEADER, Path("/dev/full")) as recording:
+        for number in range(3):
+            recording.append(event(number))
+        state = recording.state
+    assert "No space left" in state.trouble
+    assert state.events == 0
+    assert state.path is None or state.path == Path("/dev/full")
+
+
+def test_a_folder_that_cannot_be_made_is_a_state(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with Recording(HEADER, tmp_path / "file" / "r.jsonl") as recording:
+        recording.append(event(0))
+        assert "HIGHWATER_HOME" in recording.state.trouble
+        assert recording.state.path is None
+
+
+def test_the_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HIGHWATER_HOME", str(tmp_path))
+    assert recordings_folder() == tmp_path / "recordings"
+    with Recording(HEADER) as recording:
+        assert recording.path.parent == tmp_path / "recordings"
+    monkeypatch.delenv("HIGHWATER_HOME")
+    assert highwater_home().name == "highwater"
+
+
+@given(st.text(max_size=80), st.text(max_size=20))
+def test_names_are_safe_and_unique(model: str, task: str) -> None:
+    """No model name makes a file name that leaves its folder or is met twice."""
+    header = {"scenario": {"model": model, "task": task}}
+    names = {file_name(header) for _ in range(3)}
+    assert len(names) == 3
+    assert all(Path(name).name == name and len(name) < 200 and name.isascii() for name in names)
+
+
+def test_lines_are_plain_json(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl", 1)
+    first, second = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert json.loads(first)["created"].endswith("+00:00")
+    assert json.loads(second) == event(0)

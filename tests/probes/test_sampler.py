@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from probes.sampler import Sampler
+
+
+def test_the_grid_does_not_drift() -> None:
+    """next += interval: the n-th reading is due at start + n · interval, however long each reading takes."""
+    times: list[float] = []
+
+    def read() -> None:
+        times.append(time.monotonic())
+        time.sleep(0.01)
+
+    with Sampler(read, 0.04):
+        time.sleep(1.0)
+    late = [(at - times[0]) - round((at - times[0]) / 0.04) * 0.04 for at in times]
+    assert len(times) >= 15
+    assert sorted(late)[len(late) // 2] < 0.01  # a thread that slept the interval would be 0.12 late by the middle
+
+
+def test_slow_readings_are_skipped_and_counted_not_caught_up() -> None:
+    times: list[float] = []
+
+    def read() -> None:
+        times.append(time.monotonic())
+        if len(times) == 2:
+            time.sleep(0.35)
+
+    with Sampler(read, 0.05) as sampler:
+        time.sleep(0.8)
+    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    assert max(gaps) >= 0.35
+    assert sampler.missed >= 5
+    assert len(times) <= 0.8 / 0.05 + 2 - 5
+
+
+def test_a_reading_that_raises_is_logged_once_and_sampling_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    enough = threading.Event()
+    count = 0
+
+    def read() -> None:
+        nonlocal count
+        count += 1
+        if count >= 4:
+            enough.set()
+        message = "no answer"
+        raise RuntimeError(message)
+
+    with caplog.at_level(logging.ERROR), Sampler(read, 0.01):
+        assert enough.wait(5)
+    assert len(caplog.records) == 1
+
+
+def test_stop_leaves_no_thread_and_may_come_twice_or_first() -> None:
+    before = threading.active_count()
+    sampler = Sampler(lambda: None, 0.01)
+    sampler.stop()
+    sampler = Sampler(lambda: None, 0.01)
+    sampler.start()
+    sampler.stop()
+    sampler.stop()
+    assert threading.active_count() == before
