@@ -34,7 +34,7 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B
 BOOL, STRING, ARRAY = 7, 8, 9
 MAX_HEADER_BYTES = 64 * 2**20
 """The largest vocabularies (262,144 tokens and 514,906 merges) come to 16 MB."""
-MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 65_536, 65_536, 2_000_000
+MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 65_536, 65_536, 1_200_000
 MAX_KEPT_ELEMENTS, MAX_KEPT_STRING_BYTES = 4096, 4096
 MAX_KEPT_ELEMENTS_IN_ALL = 262_144
 MAX_NAME_BYTES, MAX_DIMENSIONS, MAX_ARRAY_DEPTH = 512, 4, 3
@@ -143,13 +143,14 @@ class _Stream:
         self.spend(count, path)
         unpack, done = struct.Struct("<Q").unpack_from, 0
         while done < count:
-            data, at, end = self._data, self._at, len(self._data)
-            while done < count and at + 8 <= end:
-                size = unpack(data, at)[0]
-                if at + 8 + size > end:
-                    break
-                at += 8 + size
+            data, at, last = self._data, self._at, len(self._data) - 8
+            before = at
+            while done < count and at <= last:
+                before = at
+                at += 8 + unpack(data, at)[0]
                 done += 1
+            if at > len(data):
+                at, done = before, done - 1
             self._at = at
             if done < count:
                 self.skip(self.integer("<Q", path), path)

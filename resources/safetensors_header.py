@@ -21,7 +21,8 @@ DTYPE_BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-HEADER = Limits(max_bytes=16 * MIB, max_items=500_000, max_depth=8)
+HEADER = Limits(max_bytes=16 * MIB, max_items=300_000, max_depth=8)
+"""Of one file: eight items a tensor. Larger checkpoints than 37,000 tensors come in shards."""
 MAX_DIMENSIONS = 16
 MAX_SHARDS = 2048
 MAX_FILE_BYTES = 2**60

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from planner.faults import Fault, Faults
 
@@ -29,7 +29,7 @@ class Limits:
 
 CONFIG = Limits(max_bytes=4 * MIB, max_items=200_000)
 """``config.json`` and the like: the largest known (per-layer block lists) are under 100 KB."""
-INDEX = Limits(max_bytes=32 * MIB, max_items=500_000)
+INDEX = Limits(max_bytes=32 * MIB, max_items=300_000)
 """Tensor tables: ``model.safetensors.index.json`` of a 1T mixture of experts has 140,000 entries in 14 MB."""
 
 
@@ -99,6 +99,8 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 def shown(key: str) -> str:
     """A key as a path shows it: short, and printable on any terminal."""
     plain = key.encode("utf-8", "backslashreplace").decode("utf-8")
+    if plain.isprintable() and len(plain) <= 80:
+        return plain
     printable = "".join(letter if letter.isprintable() else "�" for letter in plain[:81])
     return printable if len(printable) <= 80 else printable[:77] + "..."
 
@@ -124,26 +126,28 @@ def _float(text: str) -> float:
 
 def _check(value: object, label: str, max_depth: int, *, infinity: bool, surrogates: bool) -> None:
     faults: list[Fault] = []
-    stack: list[tuple[object, str, int]] = [(value, f"{label}:", 1)]
+    stack: list[tuple[object, _Place, int]] = [(value, None, 1)]
     while stack and len(faults) < 10:
-        item, path, depth = stack.pop()
+        item, place, depth = stack.pop()
         if depth > max_depth:
-            _refuse(path, f"is nested deeper than {max_depth} levels")
+            _refuse(_path(label, place), f"is nested deeper than {max_depth} levels")
         if isinstance(item, _Repeated):
-            faults.append(Fault(_join(path, item.key), "is given twice"))
+            faults.append(Fault(_path(label, (place, item.key)), "is given twice"))
         for key, child in _children(item):
             if isinstance(child, dict | list):
-                stack.append((child, _join(path, key), depth + 1))
-            elif isinstance(child, float) and not math.isfinite(child) and not (infinity and not isinstance(child, _BadNumber)):
-                faults.append(Fault(_join(path, key), "must be a finite number"))
-            elif surrogates and isinstance(child, str) and not _is_text(child):
-                faults.append(Fault(_join(path, key), "must be valid Unicode"))
-            if surrogates and isinstance(key, str) and not _is_text(key):
-                faults.append(Fault(_join(path, key), "must be valid Unicode"))
+                stack.append((child, (place, key), depth + 1))
+            elif isinstance(child, float) and not math.isfinite(child) and (isinstance(child, _BadNumber) or not infinity):
+                faults.append(Fault(_path(label, (place, key)), "must be a finite number"))
+            if surrogates and not (_is_text(child) and _is_text(key)):
+                faults.append(Fault(_path(label, (place, key)), "must be valid Unicode"))
     if isinstance(value, float) and not math.isfinite(value):
         faults.append(Fault(label, "must be a finite number"))
     if faults:
         raise Faults(faults)
+
+
+_Place = tuple[Any, str | int] | None
+"""Where a value stands: its container's place and its key there. Spelled out only for a fault."""
 
 
 def _children(item: object) -> Iterator[tuple[str | int, object]]:
@@ -153,18 +157,25 @@ def _children(item: object) -> Iterator[tuple[str | int, object]]:
         yield from enumerate(item)
 
 
-def _is_text(text: str) -> bool:
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or value.isascii():
+        return True
     try:
-        text.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _join(path: str, key: str | int) -> str:
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    return f"{path}{shown(key)}" if path.endswith(":") else f"{path}.{shown(key)}"
+def _path(label: str, place: _Place) -> str:
+    keys: list[str | int] = []
+    while place is not None:
+        place, key = place
+        keys.append(key)
+    path = ""
+    for key in reversed(keys[-20:]):
+        path += f"[{key}]" if isinstance(key, int) else f".{shown(key)}"
+    return f"{label}:{path.removeprefix('.')}"
 
 
 def _refuse(path: str, message: str) -> NoReturn:
