@@ -1,0 +1,53 @@
+# make run    set everything up and open the window
+# make test   set everything up and run every check
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+FUZZ_SECONDS ?= 60
+
+.PHONY: run test lint types unit fuzz bench accuracy screenshots system clean
+
+run: $(VENV)/run.stamp
+	@$(PY) main.py
+
+test: system lint types unit fuzz
+
+lint: $(VENV)/dev.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(PY) -m mypy
+
+unit: $(VENV)/dev.stamp
+	$(PY) -m pytest --cov --cov-report=term:skip-covered
+
+fuzz: $(VENV)/dev.stamp
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+bench: $(VENV)/dev.stamp
+	$(PY) -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+screenshots: $(VENV)/run.stamp
+	$(PY) main.py --screenshot docs/images/footprint-light.png --size 1400x900 --theme light
+	$(PY) main.py --screenshot docs/images/footprint-dark.png --size 1400x900 --theme dark
+
+# The libraries Qt needs, installed when root and apt are at hand, else named.
+system: $(VENV)/run.stamp
+	@$(PY) -m cli.system_packages
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PY) -m pip install --quiet --editable ".[probe]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PY) -m pip install --quiet --editable ".[probe,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

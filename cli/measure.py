@@ -1,0 +1,112 @@
+"""Measure a scenario: a short load in a child process, beside its prediction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from cli import exits
+from cli.inputs import BAD_INPUT, messages_of, plan_of, read_scenario
+from cli.predict import title_of
+from cli.tables import console, table
+from planner.units import MIB, format_bytes
+from probes.measurement import Measurement
+from probes.outcome import Outcome
+from probes.preflight import why_not
+from probes.request import request
+from probes.session import Limits, ProbeSession
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Scenario, device, limits, recording."""
+    parser.add_argument("scenario", help="scenario file (JSON), or - for standard input")
+    parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
+    parser.add_argument("--layers", type=int, help="build only so many layers")
+    parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
+    parser.add_argument("--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="where to record (default: the recordings folder)")
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the probe to its end and print predicted, measured and error."""
+    problem = why_not()
+    if problem:
+        return exits.fail(exits.NOT_DONE_HERE, problem)
+    if options.record is not None and options.record.exists():
+        return exits.fail(exits.BAD_INPUT, f"--record: {options.record} exists already; name a new file")
+    try:
+        plan = plan_of(read_scenario(options.scenario))
+        budget = None if options.budget is None else int(options.budget * MIB)
+        asked = request(plan, options.device or default_device(), options.layers, None, budget)
+    except BAD_INPUT as error:
+        return exits.fail(exits.BAD_INPUT, *messages_of(error))
+    except ValueError as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    except OSError as error:
+        return exits.fail(exits.NOT_DONE_HERE, *messages_of(error))
+    prediction = asked.prediction.to_json()
+    measurement = Measurement(asked.order["scenario"], prediction)
+    limits = Limits(time_s=options.time_limit)
+    with ProbeSession(
+        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record
+    ) as session:
+        session.start()
+        outcome = _wait(session)
+        recording = session.recording
+    if options.json:
+        shown = measurement.footprint().to_json() | {"recording": recording.path and str(recording.path)}
+        json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        _print(measurement, outcome, title_of(plan), asked.order["device"])
+        if recording.path:
+            console().print(f"recording: {recording.path}", soft_wrap=True)
+    if recording.trouble:
+        exits.fail(outcome.exit_code, recording.trouble)
+    if outcome.exit_code:
+        exits.fail(outcome.exit_code, outcome.text)
+    return outcome.exit_code
+
+
+def default_device() -> str:
+    """``cuda:0`` where NVML sees a GPU, else ``cpu``."""
+    from probes.nvml import Nvml  # noqa: PLC0415
+
+    nvml = Nvml()
+    try:
+        return "cuda:0" if nvml.open().available and nvml.readings() else "cpu"
+    finally:
+        nvml.close()
+
+
+def _wait(session: ProbeSession) -> Outcome:
+    while True:
+        outcome = session.wait(0.2)
+        if outcome is not None:
+            return outcome
+
+
+def _print(measurement: Measurement, outcome: Outcome, title: str, device: str) -> None:
+    out = console()
+    on = "CPU (no GPU used: allocated compares, device is the process's own growth)" if device == "cpu" else device
+    out.print(f"[bold]{title}[/bold] · measured on {on}", soft_wrap=True)
+    out.print(outcome.text, soft_wrap=True)
+    predicted = {phase["name"]: phase for gpu in (measurement.prediction or {}).get("gpus", ()) for phase in gpu["phases"]}
+    errors = measurement.error()
+    made = table(["phase", "predicted allocated", "measured allocated", "error", "reserved", "device"], numeric=range(1, 6))
+    for step in measurement.phases:
+        phase = step.phase()
+        error = errors.get(phase.name, {}).get("allocated")
+        known = predicted.get(phase.name)
+        made.add_row(
+            phase.name,
+            format_bytes(known["allocated"]) if known else "unknown",
+            format_bytes(phase.allocated),
+            "N/A" if error is None else f"{100 * error:+.2f} %",
+            format_bytes(phase.reserved),
+            format_bytes(phase.device),
+        )
+    out.print(made)

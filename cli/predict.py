@@ -1,0 +1,39 @@
+"""Predict the memory of a scenario, in closed form."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from cli import exits
+from cli.inputs import BAD_INPUT, messages_of, plan_of, read_scenario
+from cli.tables import print_footprint
+from resources.plan import Plan
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Scenario and form of the answer."""
+    parser.add_argument("scenario", help="scenario file (JSON), or - for standard input")
+    parser.add_argument("--json", action="store_true", help="print the whole footprint as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the footprint; the status tells the verdict."""
+    try:
+        plan = plan_of(read_scenario(options.scenario))
+    except BAD_INPUT as error:
+        return exits.fail(exits.BAD_INPUT, *messages_of(error))
+    except OSError as error:
+        return exits.fail(exits.NOT_DONE_HERE, *messages_of(error))
+    if options.json:
+        json.dump(plan.footprint.to_json(), sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        print_footprint(plan.footprint, title_of(plan))
+    return exits.OF_VERDICT[plan.footprint.verdict]
+
+
+def title_of(plan: Plan) -> str:
+    """``meta-llama/Llama-3.1-8B · inference · H100 SXM5 80GB``."""
+    return f"{plan.source.label} · {plan.scenario.task} · {plan.gpu.name}"

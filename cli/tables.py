@@ -1,0 +1,69 @@
+"""Footprints and lists as aligned tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.footprint import COMPONENTS, Footprint, Phase
+from planner.units import format_bytes
+
+VERDICT_WORDS = {"fits": "✔ fits", "tight": "▲ tight", "does_not_fit": "✘ does not fit", "unknown": "? unknown"}
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table when it is no terminal."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=120)
+
+
+def table(headings: Sequence[str], numeric: Sequence[int] = ()) -> Table:
+    """A light table; the columns in ``numeric`` are right-aligned."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if index in numeric else "left", no_wrap=index in numeric)
+    return made
+
+
+def print_footprint(footprint: Footprint, title: str) -> None:
+    """Verdict, phases by component, notes."""
+    out = console()
+    out.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    out.print(headline(footprint), soft_wrap=True)
+    for gpu in footprint.gpus:
+        if gpu.phases:
+            out.print()
+            out.print(phase_table(gpu.phases))
+    if footprint.notes:
+        out.print()
+    for note in footprint.notes:
+        out.print(f"· {note}", soft_wrap=True)
+
+
+def headline(footprint: Footprint) -> str:
+    """``✔ fits: 19.8 of 79.2 GiB at the peak (prefill), 59.4 GiB to spare``."""
+    words = VERDICT_WORDS[footprint.verdict]
+    gpu = footprint.gpus[0] if footprint.gpus else None
+    if gpu is None or gpu.peak is None or gpu.capacity_bytes is None:
+        known = f"; weights {format_bytes(footprint.weight_bytes)}" if footprint.weight_bytes is not None else ""
+        return f"{words}{known}"
+    band = f" ± {format_bytes(footprint.uncertainty_bytes)}" if footprint.uncertainty_bytes else ""
+    spare = gpu.capacity_bytes - gpu.peak.device
+    rest = f"{format_bytes(spare)} to spare" if spare >= 0 else f"{format_bytes(-spare)} too much"
+    peak = f"{format_bytes(gpu.peak.device)}{band} of {format_bytes(gpu.capacity_bytes)} at the peak ({gpu.peak.name})"
+    return f"{words}: {peak}, {rest}"
+
+
+def phase_table(phases: Sequence[Phase]) -> Table:
+    """Components down, phases across, the three meters below."""
+    made = table(["", *(phase.name for phase in phases)], numeric=range(1, len(phases) + 1))
+    for component in COMPONENTS:
+        sizes = [phase.components.get(component, 0) for phase in phases]
+        if any(sizes):
+            made.add_row(component, *(format_bytes(size) if size else "–" for size in sizes))
+    made.add_section()
+    for meter in ("allocated", "reserved", "device"):
+        made.add_row(f"[bold]{meter}[/bold]", *(f"[bold]{format_bytes(phase.meter(meter))}[/bold]" for phase in phases))
+    return made

@@ -1,0 +1,17 @@
+"""Highwater's entry point: the window without arguments, a verb for everything that needs no screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb, or open the window; returns the exit status (see ``python main.py --help``)."""
+    from cli import parser  # noqa: PLC0415  the window's start should not wait for what only verbs need
+
+    return parser.run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
