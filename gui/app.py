@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PySide6.QtCore import QDeadlineTimer, QEventLoop, Qt, QTimer
 from PySide6.QtGui import QGuiApplication
@@ -60,15 +61,16 @@ def screenshot(
     if QApplication.instance() is None and not has_display():
         os.environ["QT_QPA_PLATFORM"] = "offscreen"
     application = make_application()
-    window = make_window(_scenario_of(scenario))
-    theme().choose(scheme)
-    window.resize(*size)
-    window.show()
-    window.show_tab(tab)
-    window.context.machine.start()
-    _settle(application, window)
-    saved = window.grab().save(str(file))
-    window.close()
+    with TemporaryDirectory() as folder:
+        window = make_window(_scenario_of(scenario), Settings(Path(folder) / "settings.ini"))
+        theme().choose(scheme)
+        window.resize(*size)
+        window.show()
+        window.show_tab(tab)
+        window.context.machine.start()
+        _settle(application, window)
+        saved = window.grab().save(str(file), "PNG")
+        window.close()
     if not saved:
         raise OSError(f"{file} could not be written")
 
@@ -89,12 +91,8 @@ def make_application() -> QApplication:
 
 def make_window(scenario: Scenario | None = None, settings: Settings | None = None) -> MainWindow:
     """A window with parts of its own. Without a scenario it shows the first plan, on the GPU found here if any."""
-    application = QApplication.instance()
-    if application is None:
-        raise RuntimeError("make_application() comes first")
-    operations = Operations(application)
-    machine = Machine(application)
-    state = State(scenario or FIRST_SCENARIO, operations, application)
+    operations, machine = Operations(), Machine()
+    state = State(scenario or FIRST_SCENARIO, operations)
     window = MainWindow(Context(state, machine, operations, settings or Settings()))
     if scenario is None:
         adopt_detected_gpu(state, machine)

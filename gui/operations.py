@@ -32,7 +32,7 @@ class Operations(QObject):
 
     _ended = Signal(object, int, object)
 
-    def __init__(self, parent: QObject) -> None:
+    def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._pool = QThreadPool(self)
         self._pool.setMaxThreadCount(4)

@@ -224,20 +224,20 @@ class _Edit(QUndoCommand):
     def __init__(self, owner: _Owner, before: Scenario, after: Scenario, text: str, merge_key: str) -> None:
         super().__init__(text)
         self._restore: Callable[[Scenario], None] = owner.restore
-        self._before, self._after, self._merge_key = before, after, merge_key
+        self.before, self.after, self.merge_key = before, after, merge_key
 
     def id(self) -> int:
-        return 1 if self._merge_key else -1
+        return 1 if self.merge_key else -1
 
-    def mergeWith(self, other: QUndoCommand) -> bool:  # noqa: N802  Qt's name
-        if not isinstance(other, _Edit) or other._merge_key != self._merge_key:
+    def mergeWith(self, other: QUndoCommand) -> bool:
+        if not isinstance(other, _Edit) or other.merge_key != self.merge_key:
             return False
-        self._after = other._after
-        self.setObsolete(self._before == self._after)
+        self.after = other.after
+        self.setObsolete(self.before == self.after)
         return True
 
     def undo(self) -> None:
-        self._restore(self._before)
+        self._restore(self.before)
 
     def redo(self) -> None:
-        self._restore(self._after)
+        self._restore(self.after)

@@ -18,7 +18,8 @@ QMenu::item:selected { background: @accent_soft; color: @text; }
 QMenu::item:disabled { color: @muted; }
 QMenu::separator { height: 1px; background: @border; margin: 4px 6px; }
 QStatusBar { background: @window; }
-QSplitter::handle { background: @border; }
+QSplitter::handle:horizontal { background: @border; }
+QSplitter::handle:vertical { background: transparent; }
 QScrollArea { border: none; background: transparent; }
 QScrollBar:vertical { background: transparent; width: 10px; margin: 0; }
 QScrollBar::handle:vertical { background: @border; border-radius: 4px; min-height: 28px; margin: 1px; }
@@ -79,7 +80,7 @@ QTabBar::tab:focus { color: @accent; }
 
 QTableView { background: @surface; border: 1px solid @border; border-radius: 6px; gridline-color: transparent;
   selection-background-color: @accent_soft; selection-color: @text; outline: 0; }
-QTableView::item { padding: 0 8px; border-bottom: 1px solid @grid; }
+QTableView::item { padding: 0 7px; border-bottom: 1px solid @grid; }
 QTableView:focus { border: 1px solid @accent; }
 QHeaderView { background: transparent; }
 QHeaderView::section { background: @surface; color: @muted; border: none; border-bottom: 1px solid @border; padding: 5px 8px; }
@@ -101,7 +102,8 @@ QLabel[role="good"] { color: @fits; }
 QLabel[role="warning"] { color: @tight; }
 QLabel[role="bad"] { color: @over; }
 QLabel[role="title"] { font-size: 15px; font-weight: 600; }
-QLabel[role="badge"] { color: @tight; border: 1px solid @tight; border-radius: 4px; padding: 1px 6px; font-size: 11px; font-weight: 600; }
+QLabel[role="badge"] { color: @tight; border: 1px solid @tight; border-radius: 4px; padding: 1px 6px;
+  font-size: 11px; font-weight: 600; }
 """
 
 

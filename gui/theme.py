@@ -137,7 +137,7 @@ def theme() -> Theme:
     """The theme of the running application; made on first use."""
     application = QGuiApplication.instance()
     if not isinstance(application, QApplication):
-        raise RuntimeError("a QApplication must exist before its theme")
+        raise TypeError("a QApplication must exist before its theme")
     found = application.findChild(Theme)
     return found if isinstance(found, Theme) else Theme(application)
 

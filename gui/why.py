@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gui.state import State
     from planner.footprint import Footprint, Phase, Term
 
-WIDTH = 300
+WIDTH, NARROW = 300, 222
 
 
 class WhyPanel(QWidget):
@@ -39,7 +39,7 @@ class WhyPanel(QWidget):
 
     def _lay_out(self) -> None:
         set_role(self, "side")
-        self.setMinimumWidth(220)
+        self.setMinimumWidth(NARROW)
         heading = QLabel("WHY")
         set_role(heading, "section")
         column = QVBoxLayout(self)

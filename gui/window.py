@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Slot
-from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QKeySequence
+from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QKeySequence, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QMainWindow, QMessageBox, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
 from gui import files
@@ -19,6 +19,7 @@ from gui.settings import ADVANCED, GEOMETRY, TAB, THEME
 from gui.strip import GpuStrip
 from gui.tabs import TABS
 from gui.theme import theme
+from gui.why import NARROW as WHY_NARROW
 from gui.why import WIDTH as WHY_WIDTH
 from gui.why import WhyPanel
 from planner.scenario import ModelPath
@@ -36,6 +37,8 @@ class MainWindow(QMainWindow):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
+        for part in (context.operations, context.machine, context.state):
+            part.setParent(self)
         self.form = FormPanel(context.state, advanced=context.settings.get(ADVANCED))
         self.why = WhyPanel(context.state)
         self.strip = GpuStrip(context.machine)
@@ -166,7 +169,6 @@ class MainWindow(QMainWindow):
         geometry = settings.get(GEOMETRY)
         if geometry:
             self.restoreGeometry(geometry)
-        self._splitter.setSizes([FORM_WIDTH, self.width() - FORM_WIDTH - WHY_WIDTH, WHY_WIDTH])
         names = [tab.name for tab in TABS]
         wanted = settings.get(TAB)
         self.show_tab(wanted if wanted in names else names[0])
@@ -180,7 +182,14 @@ class MainWindow(QMainWindow):
             self.tabs.widget(index).layout().addWidget(self._built[name])
         return self._built[name]
 
-    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  Qt's name
+    def showEvent(self, event: QShowEvent) -> None:
+        """Share the width out once it is known: a narrow window takes from the why panel first."""
+        if not event.spontaneous():
+            why = WHY_WIDTH if self.width() >= DEFAULT_SIZE[0] * 0.85 else WHY_NARROW
+            self._splitter.setSizes([FORM_WIDTH, self.width() - FORM_WIDTH - why, why])
+        super().showEvent(event)
+
+    def closeEvent(self, event: QCloseEvent) -> None:
         """Remember the layout and end what runs."""
         settings = self._context.settings
         settings.set(GEOMETRY, self.saveGeometry().data())
@@ -192,12 +201,12 @@ class MainWindow(QMainWindow):
         self._context.operations.close()
         super().closeEvent(event)
 
-    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  Qt's name
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
         """Files are welcome."""
         if any(url.isLocalFile() for url in event.mimeData().urls()):
             event.acceptProposedAction()
 
-    def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802  Qt's name
+    def dropEvent(self, event: QDropEvent) -> None:
         """Open the first file that is dropped."""
         local = [url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()]
         if local:

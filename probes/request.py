@@ -41,14 +41,19 @@ def request(
     On the CPU a run without a budget gets nine tenths of the free memory, so that the system's out-of-memory killer
     stays asleep. Raises what :func:`resources.plan.make_plan` and :func:`probes.orders.measure_order` raise.
     """
-    config = plan.source.config
-    settled = parse_scenario(plan.footprint.scenario)
-    scenario = _with_new_tokens(settled, new_tokens)
-    reduced = scenario if layers is None else replace(scenario, model=InlineConfig(keep_layers(config, layers)))
-    prediction = make_plan(reduced, device="cpu" if device == "cpu" else "cuda").footprint
+    scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
+    prediction = predict_run(plan, device, layers, new_tokens)
     if device == "cpu" and budget_bytes is None:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
-    return Request(measure_order(to_json(scenario), config, device, layers, budget_bytes), prediction)
+    return Request(measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes), prediction)
+
+
+def predict_run(plan: Plan, device: str, layers: int | None = None, new_tokens: int | None = None) -> Footprint:
+    """The prediction of the run that :func:`request` would order; without its arguments, of the plan on that device."""
+    scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
+    if layers is not None:
+        scenario = replace(scenario, model=InlineConfig(keep_layers(plan.source.config, layers)))
+    return make_plan(scenario, device="cpu" if device == "cpu" else "cuda").footprint
 
 
 def keep_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:

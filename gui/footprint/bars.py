@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QFontMetricsF, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from gui.scale import ticks
 from gui.painting import paint_component, paint_hatch
+from gui.scale import ticks
 from gui.state import Selection
 from gui.theme import DIAGONAL, SMALL, font, ink_on, theme
 from gui.words import COMPONENTS, PHASES, word
@@ -109,11 +108,11 @@ class Bars(QWidget):
                 return segment.rectangle
         return QRectF()
 
-    def sizeHint(self) -> QSize:  # noqa: N802  Qt's name
+    def sizeHint(self) -> QSize:
         """As high as the rows need."""
         return QSize(420, self._height())
 
-    def minimumSizeHint(self) -> QSize:  # noqa: N802  Qt's name
+    def minimumSizeHint(self) -> QSize:
         """Rows keep their height, bars may shrink."""
         return QSize(260, self._height())
 
@@ -149,11 +148,11 @@ class Bars(QWidget):
                 return Selection(segment.component, row.phase, row.gpu)
         return None
 
-    def resizeEvent(self, _event: object) -> None:  # noqa: N802  Qt's name
+    def resizeEvent(self, _event: object) -> None:
         """Lay the segments out anew."""
         self._place()
 
-    def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802  Qt's name
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:
         """Point at what is under the mouse."""
         found = self._at(event.position())
         if found != self._hover:
@@ -162,19 +161,19 @@ class Bars(QWidget):
             self.hovered.emit(found)
             self.update()
 
-    def leaveEvent(self, _event: QEvent) -> None:  # noqa: N802  Qt's name
+    def leaveEvent(self, _event: QEvent) -> None:
         """Point at nothing."""
         self._hover = None
         self.hovered.emit(None)
         self.update()
 
-    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  Qt's name
+    def mousePressEvent(self, event: QMouseEvent) -> None:
         """Select the segment under the mouse."""
         found = self._at(event.position())
         if found and event.button() == Qt.MouseButton.LeftButton:
             self.picked.emit(found)
 
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  Qt's name
+    def keyPressEvent(self, event: QKeyEvent) -> None:
         """Left and right move along a bar, up and down between bars."""
         steps = {Qt.Key.Key_Left: (0, -1), Qt.Key.Key_Right: (0, 1), Qt.Key.Key_Up: (-1, 0), Qt.Key.Key_Down: (1, 0)}
         step = steps.get(Qt.Key(event.key()))
@@ -207,7 +206,7 @@ class Bars(QWidget):
         )  # fmt: skip
         return f"<b>{named.label}</b> {format_bytes(size)}<br>{named.meaning}"
 
-    def paintEvent(self, _event: QPaintEvent) -> None:  # noqa: N802  Qt's name
+    def paintEvent(self, _event: QPaintEvent) -> None:
         """Axis, bars, capacity, in this order."""
         painter = QPainter(self)
         painter.setFont(font(SMALL, tabular=True))
@@ -221,7 +220,7 @@ class Bars(QWidget):
 
     def _paint_axis(self, painter: QPainter) -> None:
         bottom = self.height() - _BOTTOM
-        for position, label in ticks(self._limit(), max(3, min(8, self.width() // 90))):
+        for position, label in ticks(self._limit(), max(3, min(8, self.width() // 70))):
             x = round(self._x(position)) + 0.5
             painter.setPen(theme().colour("grid"))
             painter.drawLine(QPointF(x, _TOP), QPointF(x, bottom))

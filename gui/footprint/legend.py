@@ -34,15 +34,15 @@ class Legend(QWidget):
             self.updateGeometry()
             self.update()
 
-    def hasHeightForWidth(self) -> bool:  # noqa: N802  Qt's name
+    def hasHeightForWidth(self) -> bool:
         """The text flows."""
         return True
 
-    def heightForWidth(self, width: int) -> int:  # noqa: N802  Qt's name
+    def heightForWidth(self, width: int) -> int:
         """Lines needed at ``width``."""
         return (max((int(at.y()) for _, at in self._flow(width)), default=0) // _LINE + 1) * _LINE
 
-    def sizeHint(self) -> QSize:  # noqa: N802  Qt's name
+    def sizeHint(self) -> QSize:
         """One or two lines."""
         return QSize(300, self.heightForWidth(max(self.width(), 300)))
 
@@ -56,7 +56,7 @@ class Legend(QWidget):
             x += needed + _SPACE
         return placed
 
-    def paintEvent(self, _event: QPaintEvent) -> None:  # noqa: N802  Qt's name
+    def paintEvent(self, _event: QPaintEvent) -> None:
         """Swatch and name, one after the other."""
         painter = QPainter(self)
         painter.setPen(theme().colour("muted"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Slot
+from PySide6.QtCore import Qt, Slot
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from gui.footprint.bars import Bars, rows_of
@@ -14,13 +14,14 @@ from gui.footprint.verdict import VerdictCard
 from gui.form.editors import Segments
 from gui.state import Selection
 from gui.theme import set_role
-from gui.words import PHASES, METERS, word
+from gui.words import METERS, PHASES, word
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
 from planner.footprint import METERS as METER_NAMES
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
     from gui.context import Context
+    from planner.footprint import Phase
 
 
 class FootprintTab(QWidget):
@@ -35,7 +36,7 @@ class FootprintTab(QWidget):
         self.table = ComponentTable()
         self.phases = Segments()
         self._legend = Legend()
-        self._meters = QLabel()
+        self._meters = QLabel(wordWrap=True, alignment=Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self._lay_out()
         self._connect()
         self._show_plan()
@@ -51,8 +52,7 @@ class FootprintTab(QWidget):
         chart.addWidget(self._legend)
         row = QHBoxLayout()
         row.addWidget(self.phases)
-        row.addStretch(1)
-        row.addWidget(self._meters)
+        row.addWidget(self._meters, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
@@ -105,7 +105,7 @@ class FootprintTab(QWidget):
         self.phases.set_value(phase.name)
         self.table.components.show_lines(lines_of(phase, footprint.terms))
         self.table.choose(self._state.selection.component)
-        self._meters.setText("   ".join(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
+        self._meters.setText("   ".join(_meter(name, phase) for name in METER_NAMES))
 
     def _show_nothing(self) -> None:
         """No phase could be sized: the verdict says why."""
@@ -123,3 +123,8 @@ class FootprintTab(QWidget):
     def _pick_phase(self, phase: object) -> None:
         now = self._state.selection
         self._state.select(Selection(now.component, str(phase), now.gpu))
+
+
+def _meter(name: str, phase: Phase) -> str:
+    """A meter and its figure, kept on one line."""
+    return f"{word(METERS, name).label} {format_bytes(phase.meter(name))}".replace(" ", "\u00a0")

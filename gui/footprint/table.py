@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, QSortFilterProxyModel, Qt, Signal, Slot
-from PySide6.QtGui import QColor, QIcon, QPainter, QPixmap
+from PySide6.QtCore import QAbstractTableModel, QEvent, QModelIndex, QPersistentModelIndex, QSortFilterProxyModel, Qt, Signal, Slot
+from PySide6.QtGui import QColor, QIcon, QPainter, QPixmap, QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from gui.painting import paint_component
@@ -18,6 +19,9 @@ from planner.units import format_bytes
 
 _NO_PARENT = QModelIndex()
 _SURENESS = ("exact", "measured", "derived", "modelled")
+_ROOM_FOR_FORMULA = 560
+_WIDE = ((0, 150), (1, 96), (2, 72), (3, 90))
+_NARROW = ((1, 84), (2, 64), (3, 80))
 Index = QModelIndex | QPersistentModelIndex
 
 
@@ -80,15 +84,15 @@ class ComponentModel(QAbstractTableModel):
         """The row of a component, -1 when it has none."""
         return next((row for row, line in enumerate(self._lines) if line.component == component), -1)
 
-    def rowCount(self, parent: Index = _NO_PARENT) -> int:  # noqa: N802  Qt's name
+    def rowCount(self, parent: Index = _NO_PARENT) -> int:
         """One row per component."""
         return 0 if parent.isValid() else len(self._lines)
 
-    def columnCount(self, parent: Index = _NO_PARENT) -> int:  # noqa: N802  Qt's name
+    def columnCount(self, parent: Index = _NO_PARENT) -> int:
         """Component, size, share, certainty, formula."""
         return 0 if parent.isValid() else len(self.HEADERS)
 
-    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:  # noqa: N802
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Column titles."""
         if orientation != Qt.Orientation.Horizontal or not 0 <= section < len(self.HEADERS):
             return None
@@ -103,20 +107,16 @@ class ComponentModel(QAbstractTableModel):
         if not index.isValid() or not 0 <= index.row() < len(self._lines):
             return None
         line, column = self._lines[index.row()], index.column()
-        match role:
-            case Qt.ItemDataRole.DisplayRole:
-                return _text(line, column)
-            case Qt.ItemDataRole.UserRole:
-                return (ORDER.index(line.component), line.size_bytes, line.share, _SURENESS.index(line.certainty), line.formula)[column]
-            case Qt.ItemDataRole.TextAlignmentRole:
-                return _alignment(column)
-            case Qt.ItemDataRole.DecorationRole:
-                return swatch(line.component) if column == 0 else None
-            case Qt.ItemDataRole.ToolTipRole:
-                return _tip(line, column)
-            case Qt.ItemDataRole.ForegroundRole:
-                return QColor(theme().colour("muted")) if column > 1 else None
-        return None
+        reader = _ROLES.get(Qt.ItemDataRole(role))
+        return reader(line, column) if reader else None
+
+
+class NumberSort(QSortFilterProxyModel):
+    """Sorts by Python's own comparison: Qt's would read a size beyond 31 bits beside a smaller one as a 32-bit number."""
+
+    def lessThan(self, left: Index, right: Index) -> bool:
+        """Whether the raw number of ``left`` is less."""
+        return bool(left.data(self.sortRole()) < right.data(self.sortRole()))
 
 
 class ComponentTable(QTableView):
@@ -128,7 +128,7 @@ class ComponentTable(QTableView):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.components = ComponentModel(self)
-        self._sorted = QSortFilterProxyModel(self)
+        self._sorted = NumberSort(self)
         self._sorted.setSourceModel(self.components)
         self._sorted.setSortRole(Qt.ItemDataRole.UserRole)
         self.setModel(self._sorted)
@@ -155,10 +155,19 @@ class ComponentTable(QTableView):
         header = self.horizontalHeader()
         header.setHighlightSections(False)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
-        header.setSectionResizeMode(4, QHeaderView.ResizeMode.Stretch)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         header.setMinimumSectionSize(60)
-        for column, width in ((0, 150), (1, 96), (2, 72), (3, 90)):
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """The formula is shown where there is room for it; the why panel has it anyway."""
+        narrow = self.width() < _ROOM_FOR_FORMULA
+        self.setColumnHidden(4, narrow)
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(4, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch if narrow else QHeaderView.ResizeMode.Interactive)
+        for column, width in _NARROW if narrow else _WIDE:
             self.setColumnWidth(column, width)
+        super().resizeEvent(event)
 
     def choose(self, component: str | None) -> None:
         """Mark the row of a component without picking it."""
@@ -170,9 +179,10 @@ class ComponentTable(QTableView):
             self.setCurrentIndex(self._sorted.mapFromSource(self.components.index(row, 0)))
         self.blockSignals(blocked)
 
-    def leaveEvent(self, event: object) -> None:  # noqa: N802  Qt's name
+    def leaveEvent(self, event: QEvent) -> None:
         """The mouse points at no row any more."""
         self.hovered.emit(None)
+        super().leaveEvent(event)
 
     @Slot(QModelIndex, QModelIndex)
     def _moved(self, current: QModelIndex, _previous: QModelIndex) -> None:
@@ -215,3 +225,22 @@ def _tip(line: Line, column: int) -> str:
 def _alignment(column: int) -> Qt.AlignmentFlag:
     side = Qt.AlignmentFlag.AlignRight if column in (1, 2) else Qt.AlignmentFlag.AlignLeft
     return side | Qt.AlignmentFlag.AlignVCenter
+
+
+def _raw(line: Line, column: int) -> object:
+    order, sure = ORDER.index(line.component), _SURENESS.index(line.certainty)
+    return (order, line.size_bytes, line.share, sure, line.formula)[column]
+
+
+def _ink(_line: Line, column: int) -> QColor | None:
+    return theme().colour("muted") if column > 1 else None
+
+
+_ROLES: dict[Qt.ItemDataRole, Callable[[Line, int], Any]] = {
+    Qt.ItemDataRole.DisplayRole: _text,
+    Qt.ItemDataRole.UserRole: _raw,
+    Qt.ItemDataRole.ToolTipRole: _tip,
+    Qt.ItemDataRole.ForegroundRole: _ink,
+    Qt.ItemDataRole.TextAlignmentRole: lambda _line, column: _alignment(column),
+    Qt.ItemDataRole.DecorationRole: lambda line, column: swatch(line.component) if column == 0 else None,
+}

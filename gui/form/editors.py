@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QEvent, QObject, QStringListModel, Qt, Signal, Slot
 from PySide6.QtGui import QAction, QFocusEvent, QKeyEvent, QKeySequence, QValidator, QWheelEvent
-from PySide6.QtWidgets import QAbstractSpinBox, QButtonGroup, QComboBox, QCompleter, QHBoxLayout, QLineEdit, QSizePolicy, QToolButton, QWidget
+from PySide6.QtWidgets import (
+    QAbstractSpinBox,
+    QButtonGroup,
+    QComboBox,
+    QCompleter,
+    QHBoxLayout,
+    QLineEdit,
+    QSizePolicy,
+    QToolButton,
+    QWidget,
+)
 
 from gui.icons import icon
 from gui.theme import font, set_role, theme
@@ -19,12 +29,12 @@ _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
 class LeaveUndo(QObject):
     """Keeps a text field from taking Ctrl+Z for itself: undo belongs to the scenario."""
 
-    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:  # noqa: N802  Qt's name
+    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
         """Hand undo and redo on to the window's actions."""
-        if event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent):
-            if any(event.matches(key) for key in _UNDO_KEYS):
-                event.ignore()
-                return True
+        asked = event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent)
+        if asked and any(event.matches(key) for key in _UNDO_KEYS):
+            event.ignore()
+            return True
         return False
 
 
@@ -64,7 +74,7 @@ class NumberField(QAbstractSpinBox):
             self._default = value
             self.lineEdit().setPlaceholderText(str(value))
 
-    def stepBy(self, steps: int) -> None:  # noqa: N802  Qt's name
+    def stepBy(self, steps: int) -> None:
         """One step of the arrows."""
         now = self.value()
         start = now if isinstance(now, int) else self._default
@@ -72,7 +82,7 @@ class NumberField(QAbstractSpinBox):
         self.lineEdit().setText(str(changed))
         self.edited.emit(changed)
 
-    def stepEnabled(self) -> QAbstractSpinBox.StepEnabledFlag:  # noqa: N802  Qt's name
+    def stepEnabled(self) -> QAbstractSpinBox.StepEnabledFlag:
         """Both ways: there is always a next number, and below one the step stays."""
         return QAbstractSpinBox.StepEnabledFlag.StepUpEnabled | QAbstractSpinBox.StepEnabledFlag.StepDownEnabled
 
@@ -81,7 +91,7 @@ class NumberField(QAbstractSpinBox):
         good = all(character in _ALLOWED for character in text) and len(text) <= 24
         return (QValidator.State.Acceptable if good else QValidator.State.Invalid), text, position
 
-    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802  Qt's name
+    def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the number, unless the field has the focus."""
         _wheel_if_focused(self, event, super().wheelEvent)
 
@@ -123,10 +133,13 @@ class ChoiceField(QComboBox):
 
     def set_default(self, value: object) -> None:
         """Say what ``auto`` or ``native`` comes to, where the plan tells."""
-        if isinstance(value, str) and self.currentData() in {"auto", "native"} and value != self.currentData():
-            self.setItemText(self.currentIndex(), f"{self.currentData()}  ({value})")
+        for name in ("auto", "native"):
+            index = self.findData(name)
+            if index >= 0:
+                told = index == self.currentIndex() and value != name
+                self.setItemText(index, f"{name}  ({value})" if told else name)
 
-    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802  Qt's name
+    def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the choice, unless the field has the focus."""
         _wheel_if_focused(self, event, super().wheelEvent)
 
@@ -173,14 +186,14 @@ class SearchField(QLineEdit):
         """What an empty field stands for."""
         self.setPlaceholderText(str(value or ""))
 
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802  Qt's name
+    def keyPressEvent(self, event: QKeyEvent) -> None:
         """Down opens the list."""
         if event.key() == Qt.Key.Key_Down and not self._completer.popup().isVisible():
             self._show_all()
             return
         super().keyPressEvent(event)
 
-    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802  Qt's name
+    def focusInEvent(self, event: QFocusEvent) -> None:
         """Select all, so that typing starts a new search."""
         super().focusInEvent(event)
         if event.reason() in (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason):

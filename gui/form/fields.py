@@ -1,5 +1,7 @@
 """Which fields the form has: where each stands, which value of the scenario it edits, and what it teaches."""
 
+# ruff: noqa: E501  one field a line reads as the table it is
+
 from __future__ import annotations
 
 from collections.abc import Callable

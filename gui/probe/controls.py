@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Signal, Slot
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QWidget
+from PySide6.QtCore import QSize, Signal, Slot
+from PySide6.QtGui import QResizeEvent
+from PySide6.QtWidgets import QBoxLayout, QHBoxLayout, QLabel, QPushButton, QWidget
 
 from gui.form.editors import ChoiceField, NumberField
 from gui.icons import icon
 from gui.machine import Machine
 from gui.theme import set_role, theme
 from planner.units import GIB
+
+_ONE_ROW, _TWO_ROWS = 860, 470
 
 
 class Controls(QWidget):
@@ -55,18 +58,21 @@ class Controls(QWidget):
 
     def _lay_out(self) -> None:
         set_role(self.measure, "primary")
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.setSpacing(8)
+        self._wrap = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
+        self._wrap.setContentsMargins(0, 0, 0, 0)
+        self._wrap.setSpacing(8)
+        first, second = QHBoxLayout(), QHBoxLayout()
+        self._wrap.addLayout(first)
+        self._wrap.addLayout(second, 1)
         self.actions = QHBoxLayout()
         self.actions.setSpacing(8)
         for button in (self.measure, self.stop):
             self.actions.addWidget(button)
-        row.addLayout(self.actions)
-        row.addSpacing(8)
+        first.addLayout(self.actions)
+        first.addSpacing(4)
         named = (
             ("Device", self.device, 168, "Where the load runs"),
-            ("Layers", self.layers, 74, "Keep only so many layers; the prediction follows"),
+            ("Layers", self.layers, 86, "Keep only so many layers; the prediction follows"),
             ("New tokens", self.new_tokens, 82, "Tokens to make; the prediction follows"),
             ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),
         )
@@ -77,10 +83,24 @@ class Controls(QWidget):
             field.setAccessibleName(name)
             field.setToolTip(tip)
             field.setFixedWidth(width)
+            row = first if field is self.device else second
+            row.setSpacing(8)
             row.addWidget(label)
             row.addWidget(field)
+        first.addStretch(1)
+        second.addStretch(1)
         self.budget_gib.lineEdit().setPlaceholderText("GiB")
-        row.addStretch(1)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """One row while there is room, else two."""
+        direction = QBoxLayout.Direction.LeftToRight if self.width() >= _ONE_ROW else QBoxLayout.Direction.TopToBottom
+        if direction != self._wrap.direction():
+            self._wrap.setDirection(direction)
+        super().resizeEvent(event)
+
+    def minimumSizeHint(self) -> QSize:
+        """As narrow as two rows are."""
+        return QSize(_TWO_ROWS, self._wrap.minimumSize().height())
 
     def _connect(self) -> None:
         self.measure.clicked.connect(self.measure_asked)

@@ -12,9 +12,9 @@ from probes.session import ProbeSession
 
 
 class LiveProbe(QObject):
-    """Runs one session at a time. ``ended`` follows the last event."""
+    """Runs one session at a time. ``told`` carries each event, ``ended`` follows the last event."""
 
-    event = Signal(object)
+    told = Signal(object)
     ended = Signal()
     _arrived = Signal(object, object)
 
@@ -64,7 +64,7 @@ class LiveProbe(QObject):
     def _deliver(self, session: ProbeSession, event: Event) -> None:
         if session is not self._session:
             return
-        self.event.emit(event)
+        self.told.emit(event)
         if event.get("event") == "outcome":
             session.wait(1.0)
             self._session = None

@@ -30,14 +30,22 @@ Levels = Mapping[str, Mapping[str, int]]
 class BytesAxis(pg.AxisItem):
     """Round marks in one unit."""
 
-    def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:  # noqa: N802
+    def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:
         """Where the marks are."""
         return [(1.0, [position for position, _ in ticks(maximum, 6) if position >= minimum])]
 
-    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:  # noqa: N802
+    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
         """How they are written."""
         labels = dict(ticks(self.range[1], 6))
         return [labels.get(value, "") for value in values]
+
+
+class SecondsAxis(pg.AxisItem):
+    """Round marks, each with its unit."""
+
+    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
+        """How they are written."""
+        return [f"{value:g} s" for value in values]
 
 
 class ProbePlot(QWidget):
@@ -46,11 +54,12 @@ class ProbePlot(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._run = Run()
+        self._preview: list[Band] = []
         self._levels: Levels = {}
         self._capacity_bytes: int | None = None
         self._dirty = True
         self._bands: list[tuple[pg.LinearRegionItem, pg.TextItem]] = []
-        self.widget = pg.PlotWidget(axisItems={"left": BytesAxis("left"), "bottom": pg.AxisItem("bottom")})
+        self.widget = pg.PlotWidget(axisItems={"left": BytesAxis("left"), "bottom": SecondsAxis("bottom")})
         self._make_items()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -69,7 +78,13 @@ class ProbePlot(QWidget):
     def set_levels(self, levels: Levels, capacity_bytes: int | None) -> None:
         """The predicted level of every phase and meter, and where memory ends."""
         self._levels, self._capacity_bytes = levels, capacity_bytes
+        self._preview = [Band(name, 0, float(index), float(index + 1)) for index, name in enumerate(levels)]
         self.mark_dirty()
+
+    @property
+    def _shown_bands(self) -> list[Band]:
+        """The run's phases; before a run the predicted ones, each as wide as the next."""
+        return self._run.bands if self._run.bands or self._run.last_s else self._preview
 
     def mark_dirty(self) -> None:
         """Something came: draw it with the next frame."""
@@ -80,13 +95,13 @@ class ProbePlot(QWidget):
         """Whether the repaint timer is on: only while the plot can be seen."""
         return self._timer.isActive()
 
-    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  Qt's name
+    def showEvent(self, event: QShowEvent) -> None:
         """Draw again."""
         self._timer.start()
         self._frame()
         super().showEvent(event)
 
-    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  Qt's name
+    def hideEvent(self, event: QHideEvent) -> None:
         """What cannot be seen is not drawn."""
         self._timer.stop()
         super().hideEvent(event)
@@ -115,7 +130,7 @@ class ProbePlot(QWidget):
             axis = self.widget.getAxis(side)
             axis.setPen(theme().colour("border"))
             axis.setTextPen(theme().colour("muted"))
-            axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=-4)
+            axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=0, maxTickLevel=0)
         self.widget.getAxis("left").setWidth(64)
         self.widget.showGrid(x=False, y=True, alpha=0.12)
         for meter in METERS:
@@ -150,7 +165,7 @@ class ProbePlot(QWidget):
             self._peaks[meter].setData([_middle(band) for band in ended], [float((band.peaks or {})[meter]) for band in ended])
 
     def _draw_bands(self) -> None:
-        bands = self._run.bands
+        bands = self._shown_bands
         while len(self._bands) < len(bands):
             self._bands.append(self._new_band(len(self._bands)))
         for index, (region, text) in enumerate(self._bands):
@@ -191,7 +206,7 @@ class ProbePlot(QWidget):
         """A level over every band of its phase, with a gap after it."""
         x: list[float] = []
         y: list[float] = []
-        for band in self._run.bands:
+        for band in self._shown_bands:
             level = self._levels.get(band.name, {}).get(meter)
             if level is not None:
                 begin, end = self._extent(band)
@@ -203,11 +218,13 @@ class ProbePlot(QWidget):
         return band.begin_s, band.end_s if band.end_s is not None else max(self._run.last_s, band.begin_s)
 
     def _span(self) -> float:
+        if self._shown_bands is self._preview:
+            return max(1.0, float(len(self._preview)))
         return max(_MIN_SPAN_S, self._run.last_s)
 
     def _highest(self) -> float:
-        reached = {band.name for band in self._run.bands}
-        levels = [max(meters.values(), default=0) for name, meters in self._levels.items() if name in reached or not reached]
+        reached = {band.name for band in self._shown_bands}
+        levels = [max(meters.values(), default=0) for name, meters in self._levels.items() if name in reached]
         return max([self._run.highest_bytes, *levels, 1.0])
 
     def _top(self) -> float:
@@ -218,6 +235,7 @@ class ProbePlot(QWidget):
     def _set_ranges(self) -> None:
         top = self._top()
         self.widget.setXRange(0, self._span(), padding=0.01)
+        self.widget.getAxis("bottom").setStyle(showValues=self._shown_bands is not self._preview)
         self.widget.setYRange(0, top, padding=0)
         capacity = self._capacity_bytes
         in_view = capacity is not None and capacity <= top

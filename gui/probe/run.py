@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import Any, ClassVar
 
 from gui.probe.series import Ring
 from planner.footprint import METERS
@@ -75,7 +75,7 @@ class Run:
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         total = event.get("total")
-        count = f" {event.get('done')} of {total}" if total else ""
+        count = f" {event.get('done')} of {total}" if isinstance(total, int) and total > 1 else ""
         self.progress = f"{event.get('what')}{count}"
 
     def _note(self, event: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class Run:
     def _raise(self, values: tuple[float, ...]) -> None:
         self.highest_bytes = max([self.highest_bytes, *(value for value in values if value == value)])  # noqa: PLR0124  NaN
 
-    _HANDLERS = {
+    _HANDLERS: ClassVar[dict[str, Callable[[Run, Mapping[str, Any]], None]]] = {
         "hello": _hello, "memory": _memory, "phase": _phase, "progress": _progress, "note": _note, "outcome": _outcome,
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 from PySide6.QtCore import QSize, Qt, Signal, Slot
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from gui.elided import ElidedLabel
 from gui.icons import icon
 from gui.theme import set_role, theme
 
@@ -27,7 +28,7 @@ class StatusLine(QWidget):
         self._icon = QLabel()
         self._text = QLabel(wordWrap=True, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
         self._notes = QLabel(wordWrap=True, visible=False)
-        self._path = QLabel(visible=False, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._path = ElidedLabel(visible=False)
         self._open = QPushButton("Open recording …", toolTip="Replay a run into the plot (Ctrl+Shift+O)")
         self._lay_out()
         self._open.clicked.connect(self.open_asked)
@@ -58,7 +59,7 @@ class StatusLine(QWidget):
     def show_outcome(self, outcome: Mapping[str, Any], where: str) -> None:
         """Say how a run ended."""
         look = _LOOKS.get(str(outcome.get("kind")), _TROUBLE)
-        self.say(f"{outcome.get('title')} {where}. {outcome.get('text')}", look)
+        self.say(f"{where} {outcome.get('text')}".strip(), look)
 
     def show_notes(self, notes: list[str]) -> None:
         """Show what a run remarked, each thing once."""

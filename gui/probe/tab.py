@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, Slot
-from PySide6.QtGui import QCloseEvent
+from PySide6.QtGui import QCloseEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QFrame, QSplitter, QVBoxLayout, QWidget
 
 from gui.operations import Operation
@@ -23,10 +23,11 @@ from gui.words import PHASES, word
 from planner.footprint import METERS, Footprint
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
-from probes.request import Request, request
+from probes.request import Request, predict_run, request
 
 if TYPE_CHECKING:
     from gui.context import Context
+    from resources.plan import Plan
 
 
 class ProbeTab(QWidget):
@@ -88,7 +89,12 @@ class ProbeTab(QWidget):
             return
         self._operations.start(Operation("probe", partial(_read, path), self._show_recorded, self._fail))
 
-    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802  Qt's name
+    def showEvent(self, event: QShowEvent) -> None:
+        """Catch up with the plan."""
+        super().showEvent(event)
+        self._show_plan()
+
+    def closeEvent(self, event: QCloseEvent) -> None:
         """End what runs."""
         self.live.close()
         super().closeEvent(event)
@@ -106,6 +112,7 @@ class ProbeTab(QWidget):
         split.addWidget(self.table)
         split.setStretchFactor(0, 3)
         split.setStretchFactor(1, 2)
+        split.setSizes([420, 262])
         card.setMinimumHeight(190)
         self.table.setMinimumHeight(110)
         column = QVBoxLayout(self)
@@ -120,7 +127,7 @@ class ProbeTab(QWidget):
         self.controls.stop_asked.connect(self.stop)
         self.controls.changed.connect(self._show_plan)
         self.status.open_asked.connect(self._ask_recording)
-        self.live.event.connect(self._take)
+        self.live.told.connect(self._take)
         self.live.ended.connect(self._ended)
         self._state.plan_changed.connect(self._show_plan)
 
@@ -133,8 +140,18 @@ class ProbeTab(QWidget):
         settled = self._state.settled
         inference = settled.inference.new_tokens if settled.task == "inference" else None
         self.controls.set_task(settled.task, len(plan.architecture.decoder.layers), inference)
-        if self._run is None:
-            self._show_levels(plan.footprint)
+        if self._run is None and self.isVisible():
+            self._preview(plan)
+
+    def _preview(self, plan: Plan) -> None:
+        """The levels that a run with these controls will be held against."""
+        controls = self.controls
+        device, layers, tokens = controls.device.value(), controls.layers.value(), controls.new_tokens.value()
+        if isinstance(layers, str) or isinstance(tokens, str) or 0 in (layers, tokens):
+            return
+        self._show_levels(predict_run(plan, str(device), layers, tokens))
+        self._key.set_on_cpu(device == "cpu")
+        self._key.set_title(f"Predicted for {'CPU' if device == 'cpu' else device}")
 
     def _show_levels(self, prediction: Footprint) -> None:
         self._levels = levels_of(prediction)
@@ -156,6 +173,7 @@ class ProbeTab(QWidget):
         self.plot.show_run(self._run)
         self.status.show_notes([])
         self.status.show_path(None)
+        self._key.set_title(title_of(measurement))
 
     @Slot(object)
     def _take(self, event: Event) -> None:
@@ -194,7 +212,7 @@ class ProbeTab(QWidget):
 
     def _show_outcome(self) -> None:
         if self._run is not None and self._run.outcome is not None:
-            where = "on CPU (no GPU was used)" if self._run.on_cpu else ""
+            where = "Ran on CPU, no GPU was used." if self._run.on_cpu else ""
             self.status.show_outcome(self._run.outcome, where)
         self._show_table()
 
@@ -231,6 +249,13 @@ class ProbeTab(QWidget):
 def _read(path: Path) -> tuple[Path, Recorded, Measurement]:
     recorded = read_recording(path)
     return path, recorded, Measurement.of_recording(recorded)
+
+
+def title_of(measurement: Measurement) -> str:
+    """Which run is on screen: model and task."""
+    model = measurement.scenario.get("model")
+    name = model.rsplit("/", 1)[-1] if isinstance(model, str) else "custom model"
+    return f"{name} · {measurement.scenario.get('task')}"
 
 
 def levels_of(prediction: Footprint) -> Levels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
@@ -79,15 +80,15 @@ class ComparisonModel(QAbstractTableModel):
             self._rows = rows
             self.dataChanged.emit(self.index(0, 0), self.index(len(rows) - 1, len(self.HEADERS) - 1))
 
-    def rowCount(self, parent: Index = _NO_PARENT) -> int:  # noqa: N802  Qt's name
+    def rowCount(self, parent: Index = _NO_PARENT) -> int:
         """One row per phase and meter."""
         return 0 if parent.isValid() else len(self._rows)
 
-    def columnCount(self, parent: Index = _NO_PARENT) -> int:  # noqa: N802  Qt's name
+    def columnCount(self, parent: Index = _NO_PARENT) -> int:
         """Phase, meter, predicted, measured, error."""
         return 0 if parent.isValid() else len(self.HEADERS)
 
-    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:  # noqa: N802
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Column titles."""
         if orientation != Qt.Orientation.Horizontal or not 0 <= section < len(self.HEADERS):
             return None
@@ -100,20 +101,8 @@ class ComparisonModel(QAbstractTableModel):
         if not index.isValid() or not 0 <= index.row() < len(self._rows):
             return None
         row, column = self._rows[index.row()], index.column()
-        match role:
-            case Qt.ItemDataRole.DisplayRole:
-                return _text(row, column)
-            case Qt.ItemDataRole.UserRole:
-                return (row.phase, row.meter, row.predicted_bytes, row.measured_bytes, row.error)[column]
-            case Qt.ItemDataRole.TextAlignmentRole:
-                return _alignment(column)
-            case Qt.ItemDataRole.ForegroundRole:
-                return _ink(row, column)
-            case Qt.ItemDataRole.FontRole:
-                return font(bold=column == 4, tabular=True)
-            case Qt.ItemDataRole.ToolTipRole:
-                return _tip(row, column)
-        return None
+        reader = _ROLES.get(Qt.ItemDataRole(role))
+        return reader(row, column) if reader else None
 
 
 class ComparisonTable(QTableView):
@@ -131,9 +120,14 @@ class ComparisonTable(QTableView):
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setTabKeyNavigation(False)
         self.verticalHeader().hide()
-        self.verticalHeader().setDefaultSectionSize(24)
+        self.verticalHeader().setDefaultSectionSize(22)
         self.horizontalHeader().setHighlightSections(False)
-        self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        for column, width in ((0, 72), (2, 88), (3, 88), (4, 62)):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+            self.setColumnWidth(column, width)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         theme().changed.connect(self._restyle)
 
     @Slot()
@@ -175,5 +169,19 @@ def _alignment(column: int) -> Qt.AlignmentFlag:
     return side | Qt.AlignmentFlag.AlignVCenter
 
 
+def _raw(row: Comparison, column: int) -> object:
+    return (row.phase, row.meter, row.predicted_bytes, row.measured_bytes, row.error)[column]
+
+
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else nan
+
+
+_ROLES: dict[Qt.ItemDataRole, Callable[[Comparison, int], Any]] = {
+    Qt.ItemDataRole.DisplayRole: _text,
+    Qt.ItemDataRole.UserRole: _raw,
+    Qt.ItemDataRole.ToolTipRole: _tip,
+    Qt.ItemDataRole.ForegroundRole: _ink,
+    Qt.ItemDataRole.TextAlignmentRole: lambda _row, column: _alignment(column),
+    Qt.ItemDataRole.FontRole: lambda _row, column: font(bold=column == 4, tabular=True),
+}
