@@ -24,7 +24,7 @@ class CachingAllocator:
 
     ``allocated_bytes``, ``active_bytes`` (allocated, or awaiting another stream), ``reserved_bytes`` and ``requested_bytes``
     are torch.cuda.memory_stats' figures of those names, ``peak_*`` their peaks since :meth:`reset_peaks`.
-    ``log`` collects :class:`Action` entries when given. Misuse raises Faults under the argument's name.
+    ``log`` collects :class:`Action` entries when given. Misuse raises Faults under the name of the event's field.
     """
 
     def __init__(self, options: AllocatorOptions | None = None, log: list[Action] | None = None) -> None:
@@ -33,6 +33,8 @@ class CachingAllocator:
         self.peak_allocated_bytes = self.peak_active_bytes = 0
         self._constants = self.options.constants
         self._allowed = self.options.allowed_bytes
+        self._expands = self.options.expandable_segments
+        self._split_limit = self.options.max_split_size_bytes
         self._collects_garbage = self._allowed is not None and self.options.garbage_collection_threshold > 0.0
         self._sizes = Sizes(self.options)
         self._log = Log(log)
@@ -57,12 +59,12 @@ class CachingAllocator:
 
     # -- what a program does
 
-    def malloc(self, id: int, size_bytes: int, stream: int = 0, pool: int = 0) -> None:
+    def malloc(self, storage: int, size_bytes: int, stream: int = 0, pool: int = 0) -> None:
         """Allocate a storage. Raises OutOfMemoryError when every way of the retry chain failed."""
-        if id in self._live:
-            raise Faults([Fault("id", f"{id} is already allocated; free it first")])
+        if storage in self._live:
+            raise Faults([Fault("id", f"{storage} is already allocated; free it first")])
         if size_bytes <= 0:
-            self._malloc_nothing(id, size_bytes)
+            self._malloc_nothing(storage, size_bytes)
             return
         if self._waits.blocks and not self._captures:  # events cannot be asked during a capture
             self._waits.process()
@@ -71,13 +73,13 @@ class CachingAllocator:
         block = self._find_free(block_pool, size, stream) or self._grow(block_pool, size, stream)
         if block is None:
             raise OutOfMemoryError(self._report(size_bytes, size, stream, pool))
-        self._hand_out(block, id, size, size_bytes)
+        self._hand_out(block, storage, size, size_bytes)
 
-    def free(self, id: int) -> None:
+    def free(self, storage: int) -> None:
         """Free a storage; its block waits for the streams recorded on it."""
-        if id not in self._live:
-            raise Faults([Fault("id", f"{id} is not allocated")])
-        block = self._live.pop(id)
+        if storage not in self._live:
+            raise Faults([Fault("id", f"{storage} is not allocated")])
+        block = self._live.pop(storage)
         if block is None:
             return
         block.allocated = False
@@ -88,11 +90,11 @@ class CachingAllocator:
         else:
             self._free_block(block)
 
-    def record_stream(self, id: int, stream: int) -> None:
+    def record_stream(self, storage: int, stream: int) -> None:
         """Note that another stream uses a storage."""
-        if id not in self._live:
-            raise Faults([Fault("id", f"{id} is not allocated")])
-        block = self._live[id]
+        if storage not in self._live:
+            raise Faults([Fault("id", f"{storage} is not allocated")])
+        block = self._live[storage]
         if block is None or block.stream == stream:
             return
         block.used_by = (block.used_by or set()) | {stream}
@@ -138,10 +140,10 @@ class CachingAllocator:
 
     # -- allocation
 
-    def _malloc_nothing(self, id: int, size_bytes: int) -> None:
+    def _malloc_nothing(self, storage: int, size_bytes: int) -> None:
         if size_bytes < 0:
             raise Faults([Fault("size_bytes", f"must be at least 0, got {size_bytes}")])
-        self._live[id] = None
+        self._live[storage] = None
 
     def _pool_for(self, size: int, pool: int) -> BlockPool:
         small = self._sizes.is_small(size)
@@ -160,9 +162,9 @@ class CachingAllocator:
         index = bisect_left(blocks, (size,))
         if index == len(blocks):
             return None
-        if self.options.expandable_segments:
+        if self._expands:
             index = best_fit(blocks, index)
-        found, limit = blocks[index][0], self.options.max_split_size_bytes
+        found, limit = blocks[index][0], self._split_limit
         if limit is not None:
             if size < limit <= found:
                 return None
@@ -172,27 +174,25 @@ class CachingAllocator:
         del blocks[index]
         return block
 
-    def _hand_out(self, block: Block, id: int, size: int, requested_bytes: int) -> None:
-        if self._should_split(block, size):
+    def _hand_out(self, block: Block, storage: int, size: int, requested_bytes: int) -> None:
+        if block.size != size and self._should_split(block, size):
             block = self._split(block, size)
         block.allocated = True
-        block.id = id
+        block.id = storage
         block.requested_bytes = requested_bytes
-        self._live[id] = block
+        self._live[storage] = block
         self.requested_bytes += requested_bytes
         self.allocated_bytes += block.size
         self.active_bytes += block.size
-        if self.allocated_bytes > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = self.allocated_bytes
-        if self.active_bytes > self.peak_active_bytes:
-            self.peak_active_bytes = self.active_bytes
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
         self._log.note("alloc", block, requested_bytes)
 
     def _should_split(self, block: Block, size: int) -> bool:
         rest = block.size - size
-        if block.pool.is_small or self.options.expandable_segments:
+        if block.pool.is_small or self._expands:
             return rest >= self._constants.min_block_bytes
-        limit = self.options.max_split_size_bytes
+        limit = self._split_limit
         return (limit is None or size < limit) and rest > self._constants.small_request_bytes
 
     def _split(self, rest: Block, size: int) -> Block:
@@ -221,7 +221,7 @@ class CachingAllocator:
         asked = self._sizes.segment_bytes(size)
         if not self._device.allows(asked):
             return None
-        if self.options.expandable_segments:
+        if self._expands:
             return self._expandable.allocate(pool, size, stream)
         if not self._device.has(asked):
             return None
@@ -249,8 +249,8 @@ class CachingAllocator:
 
     def _release_oversize(self, pool: BlockPool, size: int, stream: int) -> bool:
         """Give back the one oversize block that is large enough, else the largest ones; whether that was enough."""
-        limit = self.options.max_split_size_bytes
-        if limit is None or self.options.expandable_segments:
+        limit = self._split_limit
+        if limit is None or self._expands:
             return False
         wanted = max(size, limit)
         blocks = pool.free_of(stream)
@@ -311,8 +311,9 @@ class CachingAllocator:
         self.active_bytes -= block.size
         self.requested_bytes -= block.requested_bytes
         block.id = None
-        merge(block, block.prev)
-        merge(block, block.next)
+        for neighbour in (block.prev, block.next):
+            if neighbour is not None and not neighbour.allocated:
+                merge(block, neighbour)
         block.pool.insert(block)
 
     # -- what it holds

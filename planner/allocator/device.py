@@ -57,8 +57,7 @@ class Device:
         self.reserved_bytes += size
         if pool.owner is not None:
             pool.owner.reserved_bytes += size
-        if self.reserved_bytes > self.peak_reserved_bytes:
-            self.peak_reserved_bytes = self.reserved_bytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
     def unreserve(self, pool: BlockPool, size: int) -> None:
         """The driver has ``size`` of a pool back."""

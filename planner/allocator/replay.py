@@ -82,9 +82,7 @@ class Timeline:
         return array("d", (1.0 - allocated / reserved if reserved else 0.0 for allocated, reserved in pairs))
 
 
-def replay(
-    events: Iterable[Event], options: AllocatorOptions | None = None, *, snapshots_at: Collection[int] = ()
-) -> Timeline:
+def replay(events: Iterable[Event], options: AllocatorOptions | None = None, *, snapshots_at: Collection[int] = ()) -> Timeline:
     """Run a trace through an allocator of these options, up to its end or to the first request that can't be met.
 
     ``snapshots_at``: events after which the segment map is kept. Raises Faults under ``events[index].<field>`` for an event
@@ -133,11 +131,11 @@ _ACTS: Mapping[type, Callable[[CachingAllocator, Any], None]] = MappingProxyType
         Free: lambda allocator, event: allocator.free(event.id),
         RecordStream: lambda allocator, event: allocator.record_stream(event.id, event.stream),
         Synchronize: lambda allocator, event: allocator.synchronize(event.stream),
-        EmptyCache: lambda allocator, event: allocator.empty_cache(),
+        EmptyCache: lambda allocator, _: allocator.empty_cache(),
         BeginPool: lambda allocator, event: allocator.begin_pool(event.pool),
         EndPool: lambda allocator, event: allocator.end_pool(event.pool),
         ReleasePool: lambda allocator, event: allocator.release_pool(event.pool),
-        Mark: lambda allocator, event: allocator.reset_peaks(),
+        Mark: lambda allocator, _: allocator.reset_peaks(),
     }
 )
 
@@ -167,8 +165,9 @@ class _Meter:
         self.reserved.append(allocator.reserved_bytes)
         if allocator.peak_allocated_bytes > self._allocated_peak:
             self._allocated_peak, self._allocated_event = allocator.peak_allocated_bytes, index
-        if allocator.peak_reserved_bytes > self._reserved_peak:
-            self._reserved_peak, self._reserved_event = allocator.peak_reserved_bytes, index
+        peak_reserved_bytes = allocator.peak_reserved_bytes
+        if peak_reserved_bytes > self._reserved_peak:
+            self._reserved_peak, self._reserved_event = peak_reserved_bytes, index
 
     def finish(self) -> tuple[PhasePeak, ...]:
         self._close(len(self.allocated))

@@ -8,7 +8,7 @@ from planner.allocator.options import MIB, AllocatorOptions
 class Sizes:
     """The rounding rules of one set of options."""
 
-    __slots__ = ("_constants", "_divisions", "_divides", "_large_segment_bytes")
+    __slots__ = ("_constants", "_divides", "_divisions", "_large_segment_bytes")
 
     def __init__(self, options: AllocatorOptions) -> None:
         self._constants = options.constants

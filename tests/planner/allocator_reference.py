@@ -7,6 +7,7 @@ block always takes in its free neighbours, so a gap is a block). Everything is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from planner.allocator import AllocatorOptions
 
@@ -229,7 +230,7 @@ class ReferenceAllocator:
         for each in self.ranges:
             if (each.stream, each.pool, each.small) == (stream, pool, small):
                 extents = [*each.extents(), (0, 0, "end")]
-                for (address, size, kind), (_, behind, next_kind) in zip(extents, extents[1:], strict=False):
+                for (address, size, kind), (_, behind, next_kind) in pairwise(extents):
                     if kind == "free":
                         found.append((size, address, each, behind if next_kind == "unmapped" else 0))
         return sorted(found, key=lambda gap: gap[:2])
@@ -387,13 +388,7 @@ class ReferenceAllocator:
                 self.ranges.remove(each)
 
     def failure(self, size: int) -> Failure:
-        private = sum(
-            gap_size
-            for each in self.ranges
-            if each.pool
-            for _, gap_size, kind in each.extents()
-            if kind == "free"
-        )
+        private = sum(gap_size for each in self.ranges if each.pool for _, gap_size, kind in each.extents() if kind == "free")
         return Failure(
             tried=self.segment_for(size),
             free=max(0, self.driver_free()),

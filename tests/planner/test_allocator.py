@@ -57,9 +57,10 @@ def test_zero_bytes_take_no_block() -> None:
     assert allocator.reserved_bytes == allocator.peak_allocated_bytes == 0
 
 
-def test_best_fit_is_the_smallest_block_then_the_lowest_address() -> None:
+@pytest.mark.parametrize("expandable", [False, True])
+def test_best_fit_is_the_smallest_block_then_the_lowest_address(expandable: bool) -> None:
     """BlockComparatorSize: size, then address."""
-    allocator = CachingAllocator()
+    allocator = CachingAllocator(AllocatorOptions(expandable_segments=expandable))
     for index, size in enumerate([6 * MIB, 2 * MIB, 4 * MIB, 2 * MIB, 4 * MIB, 2 * MIB]):
         allocator.malloc(index, size)
     for index in (0, 2, 4):
@@ -174,37 +175,39 @@ def test_memory_fraction_limits_what_is_reserved() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
         allocator.malloc(2, 12 * MIB)
     assert (caught.value.report.allowed_bytes, caught.value.report.free_bytes) == (50 * MIB, 60 * MIB)
+    allocator.malloc(2, 10 * MIB)  # up to the last byte
 
 
-def test_garbage_collection_takes_the_older_half() -> None:
-    """Ages in lookups of the pool since the free; unsplit blocks of at least the mean age go until below the threshold."""
-    options = AllocatorOptions(capacity_bytes=200 * MIB, memory_fraction=0.5, garbage_collection_threshold=0.5)
-    allocator = CachingAllocator(options)
-    for index in range(3):
-        allocator.malloc(index, 20 * MIB)  # lookups 1, 2, 3
-    allocator.free(0)  # age counts from 3
-    allocator.malloc(3, 12 * MIB, stream=1)  # lookup 4; 60 MiB > 50 MiB: the mean age is that of 0, which goes
-    assert allocator.reserved_bytes == 52 * MIB
-    allocator.free(1)  # from 4
-    allocator.malloc(4, 12 * MIB, stream=2)  # lookup 5: 52 MiB > 50 MiB, 1 goes
-    assert allocator.reserved_bytes == 44 * MIB
-    allocator.free(2)
-    allocator.malloc(5, 12 * MIB, stream=3)  # below the threshold: nothing goes
-    assert allocator.reserved_bytes == 56 * MIB
+@pytest.mark.parametrize(("threshold", "reserved"), [(0.8, 80), (0.7, 60), (0.5, 40)])
+def test_garbage_collection_takes_the_older_blocks_first(threshold: float, reserved: int) -> None:
+    """Ages in lookups of the large pool since the free; unsplit blocks of at least the mean age go, then again if need be.
 
-
-def test_garbage_collection_goes_on_until_it_is_enough() -> None:
-    """Each pass frees what is at or above the mean age of what is left."""
-    options = AllocatorOptions(capacity_bytes=200 * MIB, memory_fraction=0.5, garbage_collection_threshold=0.1)
+    Reserved are 80 MiB of 100 allowed, 20 free since lookup 4 and 20 since lookup 5.
+    """
+    options = AllocatorOptions(capacity_bytes=200 * MIB, memory_fraction=0.5, garbage_collection_threshold=threshold)
     allocator = CachingAllocator(options)
     for index in range(4):
         allocator.malloc(index, 20 * MIB)  # lookups 1 to 4
     allocator.free(0)
-    allocator.free(1)  # both count from 4
+    allocator.free(1)
     allocator.malloc(4, 20 * MIB)  # lookup 5, in the place of 0
-    allocator.free(4)  # counts from 5
-    allocator.malloc(5, 12 * MIB, stream=1)  # lookup 6: ages 1 and 2; the older goes, 60 MiB are still too much, the other goes
-    assert allocator.reserved_bytes == 40 * MIB + 12 * MIB
+    allocator.free(4)
+    allocator.malloc(5, 12 * MIB, stream=1)  # lookup 6, a miss
+    assert allocator.reserved_bytes == reserved * MIB + 12 * MIB
+
+
+def test_garbage_collection_ages_by_lookups_of_the_large_pool() -> None:
+    """get_free_blocks_call_count is the pool's own: small requests make no large block older."""
+    options = AllocatorOptions(capacity_bytes=200 * MIB, memory_fraction=0.5, garbage_collection_threshold=0.78)
+    allocator = CachingAllocator(options)
+    for index in range(3):
+        allocator.malloc(index, 20 * MIB)  # large lookups 1 to 3
+    allocator.free(0)  # from 3
+    allocator.malloc(3, 512)
+    allocator.free(1)  # from 3 as well
+    allocator.malloc(4, 18 * MIB, stream=1)  # 62 MiB, below the threshold
+    allocator.malloc(5, 18 * MIB, stream=2)  # 80 MiB: both are of the mean age, both go
+    assert allocator.reserved_bytes == 20 * MIB + 2 * MIB + 18 * MIB + 18 * MIB
 
 
 def test_max_split_size_keeps_oversize_blocks_whole() -> None:
@@ -224,13 +227,13 @@ def test_max_split_size_keeps_oversize_blocks_whole() -> None:
 def test_max_split_size_gives_back_oversize_blocks_first() -> None:
     """release_available_cached_blocks: the smallest sufficient oversize block, else the largest, and only those."""
     allocator = CachingAllocator(AllocatorOptions(capacity_bytes=200 * MIB, max_split_size_bytes=40 * MIB))
-    for index, size in enumerate([42 * MIB, 46 * MIB, 90 * MIB, 20 * MIB]):
+    for index, size in enumerate([40 * MIB, 46 * MIB, 90 * MIB, 20 * MIB]):
         allocator.malloc(index, size)
     for index in range(4):
         allocator.free(index)
-    allocator.malloc(10, 68 * MIB)  # the 90 MiB block goes; the 42 and 46 MiB ones and the 20 MiB one stay
-    assert allocator.reserved_bytes == 42 * MIB + 46 * MIB + 20 * MIB + 68 * MIB
-    allocator.malloc(11, 80 * MIB)  # none is large enough: 46 then 42 MiB go
+    allocator.malloc(10, 68 * MIB)  # the 90 MiB block goes; the 40 and 46 MiB ones and the 20 MiB one stay
+    assert allocator.reserved_bytes == 40 * MIB + 46 * MIB + 20 * MIB + 68 * MIB
+    allocator.malloc(11, 80 * MIB)  # none is large enough: 46 then 40 MiB go
     assert allocator.reserved_bytes == 20 * MIB + 68 * MIB + 80 * MIB
 
 
@@ -297,6 +300,31 @@ def test_unmapping_frees_whole_pages_and_mapping_fills_the_gap() -> None:
     assert offsets(segment_map(allocator)[0])[3] == 15 * MIB
 
 
+def test_a_gap_that_is_too_small_is_passed_over() -> None:
+    """find_expandable_block: the lowest address from which the whole request fits."""
+    allocator = CachingAllocator(EXPANDABLE)
+    for index in range(3):
+        allocator.malloc(index, 20 * MIB)
+    allocator.free(1)
+    allocator.empty_cache()
+    allocator.malloc(3, 30 * MIB)
+    assert [segment.total_bytes // MIB for segment in segment_map(allocator)] == [20, 60]
+    assert offsets(segment_map(allocator)[1])[3] == 20 * MIB
+
+
+def test_an_unused_range_goes_as_a_whole() -> None:
+    """release_expandable_segment: once nothing is mapped; the next request takes fresh addresses."""
+    allocator = CachingAllocator(EXPANDABLE)
+    allocator.malloc(1, 45 * MIB)
+    (first,) = segment_map(allocator)
+    allocator.free(1)
+    allocator.empty_cache()
+    assert segment_map(allocator) == ()
+    allocator.malloc(2, 45 * MIB)
+    (second,) = segment_map(allocator)
+    assert second.address >= first.address + 2**44
+
+
 def test_an_expandable_segment_spares_its_end() -> None:
     """get_free_block: a block counts with what can be mapped behind it, so the larger inner block is taken."""
     allocator = CachingAllocator(EXPANDABLE)
@@ -331,16 +359,18 @@ def test_private_pools_keep_their_memory() -> None:
     allocator.free(1)
     allocator.begin_pool(3)
     allocator.malloc(2, 20 * MIB, pool=3)
+    allocator.malloc(4, 512, pool=3)
     allocator.end_pool(3)
     allocator.free(2)
+    allocator.free(4)
     allocator.empty_cache()
-    assert allocator.reserved_bytes == 20 * MIB
-    assert segment_map(allocator)[0].pool == 3
+    assert allocator.reserved_bytes == 22 * MIB
+    assert [segment.pool for segment in segment_map(allocator)] == [3, 3]
     allocator.begin_pool(3)  # a second graph shares it
     allocator.end_pool(3)
     allocator.release_pool(3)
     allocator.empty_cache()
-    assert allocator.reserved_bytes == 20 * MIB
+    assert allocator.reserved_bytes == 22 * MIB
     allocator.release_pool(3)
     allocator.empty_cache()
     assert allocator.reserved_bytes == 0
@@ -361,15 +391,23 @@ def test_a_released_pool_lives_as_long_as_its_storages() -> None:
 
 
 def test_a_capture_gives_nothing_back() -> None:
-    """malloc: no release_cached_blocks while captures are under way."""
-    allocator = CachingAllocator(AllocatorOptions(capacity_bytes=30 * MIB))
-    allocator.malloc(1, 20 * MIB)
-    allocator.free(1)
+    """malloc: no release_cached_blocks while captures are under way, not even of released pools."""
+    allocator = CachingAllocator(AllocatorOptions(capacity_bytes=50 * MIB))
     allocator.begin_pool(1)
-    with pytest.raises(OutOfMemoryError):
-        allocator.malloc(2, 20 * MIB, pool=1)
+    allocator.malloc(1, 20 * MIB, pool=1)
     allocator.end_pool(1)
-    allocator.malloc(2, 22 * MIB)
+    allocator.malloc(2, 20 * MIB)
+    allocator.free(1)
+    allocator.free(2)
+    allocator.release_pool(1)
+    allocator.begin_pool(2)
+    with pytest.raises(OutOfMemoryError):
+        allocator.malloc(3, 20 * MIB, pool=2)
+    assert allocator.reserved_bytes == 40 * MIB
+    allocator.empty_cache()  # what is released goes, what is the device's own stays
+    assert allocator.reserved_bytes == 20 * MIB
+    allocator.end_pool(2)
+    allocator.malloc(3, 50 * MIB)
 
 
 def test_frees_during_a_capture_wait_for_its_end() -> None:

@@ -20,7 +20,10 @@ MIB = 2**20
         (" max_split_size_mb : 128 ,", AllocatorOptions(max_split_size_bytes=128 * MIB)),
         ("max_non_split_rounding_mb:40", AllocatorOptions(max_non_split_rounding_bytes=40 * MIB)),
         ("garbage_collection_threshold:.6", AllocatorOptions(garbage_collection_threshold=0.6)),
-        ("large_segment_size_mb:64,max_split_size_mb:64", AllocatorOptions(large_segment_bytes=64 * MIB, max_split_size_bytes=64 * MIB)),
+        (
+            "large_segment_size_mb:64,max_split_size_mb:64",
+            AllocatorOptions(large_segment_bytes=64 * MIB, max_split_size_bytes=64 * MIB),
+        ),
         ("roundup_power2_divisions:16", AllocatorOptions(roundup_power2_divisions=(16,) * 16)),
         ("backend:native,pinned_use_background_threads:True,pinned_num_register_threads:8", AllocatorOptions()),
         ("throw_on_cudamalloc_oom:False,expandable_segments:False", AllocatorOptions()),
@@ -132,23 +135,34 @@ def test_torch_accepts_what_is_accepted_here(conf: str, torch_settings: object) 
 
 @pytest.mark.parametrize(
     ("version", "since"),
-    [("2.1.0", (2, 1)), ("2.5.1+cu121", (2, 1)), ("2.6.0", (2, 6)), ("2.10.0a0", (2, 10)), ("2.13.0+cpu", (2, 11)), ("3.0", (2, 11))],
+    [
+        ("2.1.0", (2, 1)),
+        ("2.5.1+cu121", (2, 1)),
+        ("2.6.0", (2, 6)),
+        ("2.10.0a0", (2, 10)),
+        ("2.13.0+cpu", (2, 11)),
+        ("3.0", (2, 11)),
+    ],
 )
 def test_constants_of_a_release(version: str, since: tuple[int, int]) -> None:
     assert constants_for(version).since == since
 
 
 def test_sizes_have_not_changed_yet() -> None:
-    """The table is there for the day they do; FACTS of every release so far."""
+    """The table is there for the day they do."""
     for constants in CONSTANTS:
         assert constants.min_block_bytes == 512
         assert (constants.small_request_bytes, constants.small_segment_bytes) == (MIB, 2 * MIB)
-        assert (constants.min_large_bytes, constants.large_segment_bytes, constants.large_rounding_bytes) == (10 * MIB, 20 * MIB, 2 * MIB)
+        assert (constants.min_large_bytes, constants.large_segment_bytes, constants.large_rounding_bytes) == (
+            10 * MIB,
+            20 * MIB,
+            2 * MIB,
+        )
 
 
 @pytest.mark.parametrize("version", ["", "nightly", "1.13.1", "2.0.1", "2", "2.99999.0"])
 def test_unsupported_releases(version: str) -> None:
-    with pytest.raises(Faults, match="torch_version: must be a release from 2.1 on"):
+    with pytest.raises(Faults, match="torch_version: must be a release from"):
         AllocatorOptions(torch_version=version)
 
 

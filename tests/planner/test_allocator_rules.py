@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -192,7 +194,7 @@ def test_segment_maps_hold_together(options: AllocatorOptions, program: list[tup
                 assert block.requested_bytes <= block.size_bytes
                 end += block.size_bytes
             states = [block.state for block in segment.blocks]
-            assert ("inactive", "inactive") not in set(zip(states, states[1:], strict=False))
+            assert ("inactive", "inactive") not in set(pairwise(states))
         assert sum(segment.total_bytes for segment in segments) == timeline.reserved_bytes[index]
         assert sum(segment.active_bytes for segment in segments) == timeline.active_bytes[index]
         assert sum(segment.allocated_bytes for segment in segments) == timeline.allocated_bytes[index]
@@ -218,9 +220,7 @@ def test_peaks_are_those_of_the_timeline(options: AllocatorOptions, program: lis
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(sizes, st.integers(0, 2)), max_size=40), st.booleans(), st.randoms(use_true_random=False))
-def test_everything_comes_back(
-    requests: list[tuple[int, int]], expandable: bool, order: object
-) -> None:
+def test_everything_comes_back(requests: list[tuple[int, int]], expandable: bool, order: object) -> None:
     """Conservation: with every storage freed, in any order, emptying the cache leaves nothing reserved."""
     ids = list(range(len(requests)))
     order.shuffle(ids)  # type: ignore[attr-defined]
@@ -229,14 +229,24 @@ def test_everything_comes_back(
     assert timeline.allocated_bytes[-1] == timeline.active_bytes[-1] == timeline.reserved_bytes[-1] == 0
 
 
-@pytest.mark.parametrize("expandable", [False, True])
-def test_a_long_program_stays_equal(expandable: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        AllocatorOptions(capacity_bytes=160 * MIB),
+        AllocatorOptions(capacity_bytes=160 * MIB, expandable_segments=True),
+        AllocatorOptions(capacity_bytes=600 * MIB, memory_fraction=0.9, garbage_collection_threshold=0.4),
+        AllocatorOptions(capacity_bytes=300 * MIB, max_split_size_bytes=20 * MIB, roundup_power2_divisions=(4,) * 16),
+    ],
+    ids=["plain", "expandable", "garbage", "oversize"],
+)
+def test_a_long_program_stays_equal(options: AllocatorOptions) -> None:
     """The same, through a thousand steps near a full card."""
-    pair = Pair(AllocatorOptions(capacity_bytes=160 * MIB, expandable_segments=expandable))
+    pair = Pair(options)
     state = 1
     for _ in range(1000):
-        state = state * 6364136223846793005 + 1442695040888963407 & 2**64 - 1
-        kind, value = state >> 62, state >> 20 & 0xFFFFFFFF
-        pair.run(("malloc", value % EDGES[value % len(EDGES)], 0, 0) if kind < 2 else ("free", value))
+        state = (state * 6364136223846793005 + 1442695040888963407) & (2**64 - 1)
+        kind, value = state >> 62, (state >> 20) & 0xFFFFFFFF
+        pair.run(("malloc", value % EDGES[value % len(EDGES)], value % 7 // 6, 0) if kind < 2 else ("free", value))
         assert pair.real.reserved_bytes == pair.reference.reserved
+        assert pair.real.allocated_bytes == pair.reference.allocated
     assert flat(segment_map(pair.real)) == pair.reference.blocks()
