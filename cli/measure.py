@@ -53,7 +53,6 @@ def run(options: argparse.Namespace) -> int:
     with ProbeSession(
         asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record
     ) as session:
-        session.start()
         outcome = _wait(session)
         recording = session.recording
     if options.json:
