@@ -27,7 +27,11 @@ class Answers:
 
     def replacements(self) -> dict[Any, Callable[[Any, Any, Any], Any]]:
         """By operator, for :class:`probes.worker.tracker.Differences`."""
-        return {aten._local_scalar_dense.default: self._scalar, aten.equal.default: self._equal}
+        return {
+            aten._local_scalar_dense.default: self._scalar,
+            aten.equal.default: self._equal,
+            torch.ops.prim.device.default: _device,
+        }
 
     def _scalar(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
@@ -51,6 +55,11 @@ class Answers:
         if self._attribution.phase != "optimizer":
             name = self._attribution.module
             self.asked[name] = self.asked.get(name, 0) + 1
+
+
+def _device(func: Any, args: Any, kwargs: Any) -> Any:
+    """Autograd asks for the device at every step; the mode's own answer takes a whole dispatch."""
+    return getattr(args[0], "fake_device", None) or func(*args, **kwargs)
 
 
 @contextlib.contextmanager

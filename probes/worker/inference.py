@@ -7,6 +7,7 @@ position's logits copied to fp32, ids and mask grown by concatenation, outputs d
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from .build import Built, random_ids
 from .errors import WorkerError
 from .order import Inference
 from .phases import Phases
+from .unroll import Slot, Unroller, slots_of, window_breaks
+
+MakeUnroller = Callable[[Callable[[], list[Slot]]], Unroller]
 
 CACHES = ("dynamic", "static", "quantized")
 _STATE_NAMES = ("conv", "recurrent", "ssm")
@@ -35,11 +39,14 @@ class Generation:
 class InferenceLoad:
     """Prefill and decode of one batch."""
 
-    def __init__(self, built: Built, workload: Inference, attribution: Attribution | None) -> None:
+    def __init__(
+        self, built: Built, workload: Inference, attribution: Attribution | None, unroll: MakeUnroller | None = None
+    ) -> None:
         self._built = built
         self._model = built.model
         self._workload = workload
         self._attribution = attribution
+        self._unroll = unroll
         self._parameters = set(inspect.signature(built.model.forward).parameters)
         self.cache: Any = None
 
@@ -53,14 +60,29 @@ class InferenceLoad:
             if not self.generates:
                 return
             with phases.phase("decode"):
-                for done in range(self._workload.new_tokens):
-                    phases.wire.send("progress", what="decode", done=done, total=self._workload.new_tokens)
-                    self._step(generation, generation.input_ids[:, -1:])
+                self._decode(generation, phases)
 
     @property
     def generates(self) -> bool:
         """Whether the model has a head that makes tokens."""
         return bool(self._model.can_generate()) if hasattr(self._model, "can_generate") else False
+
+    def _decode(self, generation: Generation, phases: Phases) -> None:
+        steps = self._workload.new_tokens
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            phases.wire.send("progress", what="decode", done=done, total=steps)
+            self._step(generation, generation.input_ids[:, -1:])
+            done += 1
+
+        if self._unroll is None:
+            for _ in range(steps):
+                step()
+        else:
+            breaks = window_breaks(self.cache, self._workload.prompt_tokens)
+            self._unroll(lambda: slots_of(self.cache, generation)).run(step, steps, breaks)
 
     def _start(self, device: torch.device) -> Generation:
         batch, tokens = self._workload.batch, self._workload.prompt_tokens

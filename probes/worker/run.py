@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from .attribution import ADAPTERS, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
-from .inference import InferenceLoad
+from .inference import InferenceLoad, MakeUnroller
 from .order import Order
 from .personality import CudaPersonality
 from .phases import Phases, Sampler
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
+from .unroll import Recorder, Slot, Unroller
 from .wire import Wire
 
 
@@ -59,6 +60,9 @@ class Run:
         self._notes: list[str] = []
         self._built: Built | None = None
         self._phases: Phases | None = None
+        self._trace: Trace | None = None
+        self._tracker: StorageTracker | None = None
+        self._unroller: Unroller | None = None
 
     def run(self) -> None:
         """See :func:`run`."""
@@ -101,21 +105,34 @@ class Run:
 
     def _rehearse(self) -> None:
         attribution = Attribution()
-        trace = Trace(self._wire, attribution)
+        trace = self._trace = Trace(self._wire, attribution)
         answers = Answers(attribution)
         differences = Differences(replace=answers.replacements())
         personality = self._personality(attribution)
         if personality is not None:
             differences |= personality.differences()
-        tracker = StorageTracker(attribution, trace, differences)
+        tracker = self._tracker = StorageTracker(attribution, trace, differences)
         attribution.tracker = tracker
         self._phases = Phases(self._wire, devices.TraceMeter(tracker), [trace], on_begin=attribution.enter_phase)
         amp = self._order.task == "training" and self._order.training.precision.startswith("amp-")
         functions = personality.functions(amp) if personality is not None else contextlib.nullcontext()
         with fake_tensors(), functions, tracker:
             self._load(torch.device("cpu"), make_fake, attribution)
+        if self._unroller is not None:
+            self._notes += self._unroller.notes()
         if answers.asked:
             self._notes.append(f"values were assumed (no padding) where {len(answers.asked)} modules asked for them")
+
+    @property
+    def _unroll(self) -> MakeUnroller | None:
+        return self._make_unroller if self._trace is not None and self._order.decode_steps == "auto" else None
+
+    def _make_unroller(self, slots: Callable[[], list[Slot]]) -> Unroller:
+        assert self._tracker is not None and self._trace is not None
+        recorder = Recorder(self._trace)
+        self._tracker.sink = recorder
+        self._unroller = Unroller(self._tracker, recorder, self._trace, slots)
+        return self._unroller
 
     def _personality(self, attribution: Attribution) -> CudaPersonality | None:
         if self._order.personality == "cpu":
@@ -137,7 +154,7 @@ class Run:
                 attribution.label((p for n, p in model.named_parameters() if "lora_" in n), ADAPTERS)
         with attribution.watching(model, self._built.vocabulary) if attribution else contextlib.nullcontext():
             if self._order.task == "inference":
-                InferenceLoad(self._built, self._order.inference, attribution).run(self._phases, device)
+                InferenceLoad(self._built, self._order.inference, attribution, self._unroll).run(self._phases, device)
             else:
                 from .training import TrainingLoad
 

@@ -23,25 +23,26 @@ class Trace:
         self._components = [self._intern(name) for name in COMPONENTS]
         self._operators: dict[str, int] = {}
 
-    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> None:
-        """A storage was born."""
+    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> tuple[int, int]:
+        """A storage was born. Returns the indices of its module and operator."""
         operator = self._operators.get(op)
         if operator is None:
             operator = self._operators[op] = self._intern(op.partition(".")[2].partition(".")[0] or op)
         module = self._intern(self._attribution.module)
-        self._append(["a", ident, nbytes, self._components[component], module, operator])
+        self.write(["a", ident, nbytes, self._components[component], module, operator])
+        return module, operator
 
     def free(self, ident: int) -> None:
         """It died."""
-        self._append(["f", ident])
+        self.write(["f", ident])
 
     def relabel(self, ident: int, component: int) -> None:
         """It is known to be of another component."""
-        self._append(["c", ident, self._components[component]])
+        self.write(["c", ident, self._components[component]])
 
     def phase(self, name: str, state: str, step: int) -> None:
         """A phase begins or ends."""
-        self._append(["p", self._intern(name), state, step])
+        self.write(["p", self._intern(name), state, step])
         if state == "end":
             self.flush()
 
@@ -52,7 +53,12 @@ class Trace:
             strings, self._new_strings = self._new_strings, []
             self._wire.send("storage", strings=strings, batch=batch)
 
-    def _append(self, entry: list[Any]) -> None:
+    def component(self, component: int) -> int:
+        """The index of a component's name in the table of strings."""
+        return self._components[component]
+
+    def write(self, entry: list[Any]) -> None:
+        """Add one entry of the wire's form."""
         self._batch.append(entry)
         if len(self._batch) >= BATCH_EVENTS:
             self.flush()

@@ -8,7 +8,8 @@ through the same code, so that a rehearsal with the CPU's own operators equals a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,7 +110,7 @@ class StorageTracker(TorchDispatchMode):
         self.allocated = 0
         self.peak = 0
         self._labeller = labeller
-        self._sink = sink
+        self.sink = sink
         self._replace = differences.replace if differences else {}
         self._scratch_bytes = differences.scratch_bytes if differences else {}
         self._budget_bytes = budget_bytes
@@ -118,9 +119,12 @@ class StorageTracker(TorchDispatchMode):
         self._by_component = [0] * len(COMPONENTS)
         self._at_peak = list(self._by_component)
         self._is_at_peak = False
+        self._paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         replacement = self._replace.get(func)
         out = func(*args, **kwargs) if replacement is None else replacement(func, args, kwargs)
         if isinstance(out, torch.Tensor):
@@ -167,9 +171,39 @@ class StorageTracker(TorchDispatchMode):
 
     def hold(self, nbytes: int, component: int, op: str) -> None:
         """Something that never dies was allocated beside what operators return."""
-        entry = _Storage(self.next_ident, nbytes, component, op)
+        self._count(_Storage(self.take_ident(), nbytes, component, op))
+
+    def take_ident(self) -> int:
+        """A number no storage will have."""
         self.next_ident += 1
-        self._add(entry, -1 - entry.ident)
+        return self.next_ident - 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operators inside are not seen."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def move(self, key: int, tensor: torch.Tensor) -> None:
+        """The live storage at ``key`` is the tensor's from now on, with its size, unheard by the sink."""
+        entry = self._live.pop(key, None)
+        if entry is None:
+            return
+        storage = tensor.untyped_storage()
+        entry.nbytes = storage.nbytes()
+        grown_bytes = rounded(entry.nbytes) - entry.rounded_bytes
+        entry.rounded_bytes += grown_bytes
+        self.allocated += grown_bytes
+        self._by_component[entry.component] += grown_bytes
+        self._watch(entry, storage)
+
+    def rename(self, new_idents: Mapping[int, int]) -> None:
+        """Live storages are called by the new idents from now on."""
+        for entry in self._live.values():
+            entry.ident = new_idents.get(entry.ident, entry.ident)
 
     def forget(self, tensor: torch.Tensor) -> None:
         """The tensor's storage is not on the device after all."""
@@ -178,8 +212,7 @@ class StorageTracker(TorchDispatchMode):
             self._subtract(storage)
 
     def _see(self, func: Any, tensor: torch.Tensor) -> None:
-        if tensor.device.type == "meta":
-            return
+        # Not asked for its device: a fake tensor's is answered by a dispatch of its own, the costliest thing here.
         storage = tensor.untyped_storage()
         key = storage._cdata
         known = self._live.get(key)
@@ -192,14 +225,18 @@ class StorageTracker(TorchDispatchMode):
         nbytes = storage.nbytes()
         if not nbytes:
             return
-        ident = self.next_ident
+        entry = _Storage(self.next_ident, nbytes, self._labeller.component_of(func, tensor, key), func)
         self.next_ident += 1
-        entry = _Storage(ident, nbytes, self._labeller.component_of(func, tensor, key), func)
+        self._watch(entry, storage)
+        self._count(entry)
+
+    def _watch(self, entry: _Storage, storage: Any) -> None:
+        key = storage._cdata
         entry.death = _Death(storage, self._died)
         entry.death.key = key
-        self._add(entry, key)
+        self._live[key] = entry
 
-    def _add(self, entry: _Storage, key: int) -> None:
+    def _count(self, entry: _Storage) -> None:
         budget_bytes = self._budget_bytes
         if budget_bytes is not None and self.allocated + entry.rounded_bytes > budget_bytes:
             raise OutOfMemory(
@@ -207,14 +244,13 @@ class StorageTracker(TorchDispatchMode):
                 entry.nbytes,
                 budget_bytes - self.allocated,
             )
-        self._live[key] = entry
         self.allocated += entry.rounded_bytes
         self._by_component[entry.component] += entry.rounded_bytes
         if self.allocated > self.peak:
             self.peak = self.allocated
             self._is_at_peak = True
-        if self._sink is not None:
-            self._sink.alloc(entry.ident, entry.nbytes, entry.component, str(entry.func))
+        if self.sink is not None:
+            self.sink.alloc(entry.ident, entry.nbytes, entry.component, str(entry.func))
 
     def _died(self, death: Any) -> None:
         storage = self._live.pop(death.key, None)
@@ -225,30 +261,25 @@ class StorageTracker(TorchDispatchMode):
         self._keep_peak()
         self.allocated -= storage.rounded_bytes
         self._by_component[storage.component] -= storage.rounded_bytes
-        if self._sink is not None:
-            self._sink.free(storage.ident)
+        if self.sink is not None:
+            self.sink.free(storage.ident)
 
     def _resized(self, func: Any, tensor: torch.Tensor, known: _Storage, nbytes: int) -> None:
         # resize_ allocates the new block, copies, then frees the old one.
         key = tensor.untyped_storage()._cdata
-        entry = _Storage(self.next_ident, nbytes, known.component, func)
-        self.next_ident += 1
+        entry = _Storage(self.take_ident(), nbytes, known.component, func)
         entry.death = known.death
+        del self._live[key]
         if nbytes:
-            self._add(entry, key)
-        else:
-            del self._live[key]
+            self._live[key] = entry
+            self._count(entry)
         self._subtract(known)
 
     def _flash(self, func: Any, nbytes: int) -> None:
-        if not nbytes:
-            return
-        entry = _Storage(self.next_ident, nbytes, COMPONENT_INDEX["workspace"], func)
-        self.next_ident += 1
-        key = -1 - entry.ident
-        self._add(entry, key)
-        del self._live[key]
-        self._subtract(entry)
+        if nbytes:
+            entry = _Storage(self.take_ident(), nbytes, COMPONENT_INDEX["workspace"], func)
+            self._count(entry)
+            self._subtract(entry)
 
     def _move(self, storage: _Storage, component: int) -> None:
         if storage.component == component:
@@ -256,8 +287,8 @@ class StorageTracker(TorchDispatchMode):
         self._by_component[storage.component] -= storage.rounded_bytes
         self._by_component[component] += storage.rounded_bytes
         storage.component = component
-        if self._sink is not None:
-            self._sink.relabel(storage.ident, component)
+        if self.sink is not None:
+            self.sink.relabel(storage.ident, component)
 
     def _keep_peak(self) -> None:
         if self._is_at_peak:
