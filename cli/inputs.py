@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from cli import exits
 from planner.architecture import UnknownArchitecture
 from planner.faults import Fault, Faults
 from planner.scenario import Scenario, parse_scenario
 from resources import strict_json
-from resources.catalog import UnknownModel
+from resources.catalog import UnknownModel, close_ids
+from resources.hub_errors import HubError, Missing, Offline
 from resources.plan import Plan, make_plan
 
 MAX_SCENARIO_BYTES = 4 * 2**20
@@ -53,12 +55,21 @@ def detected_gpu() -> str | None:
         nvml.close()
 
 
+ERRORS = (Faults, UnknownModel, UnknownArchitecture, HubError, OSError)
+"""What a verb may meet between its arguments and a plan."""
+
+
+def refuse(error: Exception) -> int:
+    """Say what is wrong, a line for each fault; the status tells bad input from what could not be done here."""
+    asked_wrongly = isinstance(error, Faults | UnknownModel | UnknownArchitecture | Missing)
+    return exits.fail(exits.BAD_INPUT if asked_wrongly else exits.NOT_DONE_HERE, *messages_of(error))
+
+
 def messages_of(error: Exception) -> tuple[str, ...]:
-    """What to tell of an error: a line for each fault."""
+    """What to tell of an error: a line for each fault, and near names when a model is not found."""
     if isinstance(error, Faults):
         return tuple(str(fault) for fault in error.faults)
+    if isinstance(error, Missing | Offline):
+        close = close_ids(error.what)
+        return (f"model: {error}", *([f"close names in the catalog: {', '.join(close)}"] if close else []))
     return (str(error),)
-
-
-BAD_INPUT = (Faults, UnknownModel, UnknownArchitecture)
-"""Errors of what was asked, as against what could not be done here."""

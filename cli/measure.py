@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cli import exits
-from cli.inputs import BAD_INPUT, messages_of, plan_of, read_scenario
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
 from cli.tables import console, table
 from planner.units import MIB, format_bytes
@@ -41,12 +41,10 @@ def run(options: argparse.Namespace) -> int:
         plan = plan_of(read_scenario(options.scenario))
         budget = None if options.budget is None else int(options.budget * MIB)
         asked = request(plan, options.device or default_device(), options.layers, None, budget)
-    except BAD_INPUT as error:
-        return exits.fail(exits.BAD_INPUT, *messages_of(error))
+    except ERRORS as error:
+        return refuse(error)
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
-    except OSError as error:
-        return exits.fail(exits.NOT_DONE_HERE, *messages_of(error))
     prediction = asked.prediction.to_json()
     measurement = Measurement(asked.order["scenario"], prediction)
     limits = Limits(time_s=options.time_limit)

@@ -7,7 +7,7 @@ import json
 import sys
 
 from cli import exits
-from cli.inputs import BAD_INPUT, messages_of, plan_of, read_scenario
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.tables import print_footprint
 from resources.plan import Plan
 
@@ -22,10 +22,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the footprint; the status tells the verdict."""
     try:
         plan = plan_of(read_scenario(options.scenario))
-    except BAD_INPUT as error:
-        return exits.fail(exits.BAD_INPUT, *messages_of(error))
-    except OSError as error:
-        return exits.fail(exits.NOT_DONE_HERE, *messages_of(error))
+    except ERRORS as error:
+        return refuse(error)
     if options.json:
         json.dump(plan.footprint.to_json(), sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")

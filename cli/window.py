@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cli import exits
-from cli.inputs import BAD_INPUT, messages_of, plan_of, read_scenario
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
 from cli.system_packages import missing_packages, remedy
 from cli.tables import print_footprint
@@ -23,8 +23,8 @@ def show(options: argparse.Namespace) -> int:
     try:
         scenario = read_scenario(str(options.scenario)) if options.scenario else None
         from gui.app import has_display, run  # noqa: PLC0415  Qt is loaded only for a window
-    except BAD_INPUT as error:
-        return exits.fail(exits.BAD_INPUT, *messages_of(error))
+    except ERRORS as error:
+        return refuse(error)
     except ImportError as error:
         return _qt_failed(error)
     if not has_display():
@@ -45,10 +45,10 @@ def screenshot(options: argparse.Namespace) -> int:
         return _qt_failed(error)
     try:
         app.screenshot(options.screenshot, options.tab, options.scenario, options.theme, options.size)
-    except (*BAD_INPUT, Unreadable, LookupError) as error:
-        return exits.fail(exits.BAD_INPUT, *messages_of(error))
-    except OSError as error:
-        return exits.fail(exits.NOT_DONE_HERE, str(error))
+    except (Unreadable, KeyError) as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    except ERRORS as error:
+        return refuse(error)
     return exits.DONE
 
 
