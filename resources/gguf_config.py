@@ -171,9 +171,16 @@ def _gemma4(file: _File, config: Config) -> None:
     per_layer = config.get("num_key_value_heads")
     types = config.get("layer_types")
     if isinstance(per_layer, list) and isinstance(types, list):
-        heads = {kind: count for kind, count in zip(types, per_layer, strict=False)}
+        heads = dict(zip(types, per_layer, strict=False))
         config["num_key_value_heads"] = heads.get("sliding_attention")
         config["num_global_key_value_heads"] = heads.get("full_attention")
+
+
+def _olmo2(file: _File, config: Config) -> None:
+    """OLMo 3 is OLMo 2 with windows, also to llama.cpp."""
+    if config.get("sliding_window"):
+        config["model_type"] = "olmo3"
+        _layer_types(file, config)
 
 
 def _gated_delta(file: _File, config: Config) -> None:
@@ -330,13 +337,14 @@ FAMILIES: Mapping[str, _Family] = {
     "phi3": _Family("phi3", finish=_phi3),
     "phimoe": _Family("phimoe", MIXTRAL),
     "deepseek2": _Family("deepseek_v2", DEEPSEEK, finish=_deepseek),
+    "chatglm": _Family("glm"),
     "glm4": _Family("glm4"),
     "glm4moe": _Family("glm4_moe", DEEPSEEK, finish=_glm4_moe),
     "dots1": _Family("dots1", DEEPSEEK),
     "gpt-oss": _Family("gpt_oss", {**MIXTRAL, "expert_feed_forward_length": "intermediate_size"}, finish=_layer_types),
     "minimax-m2": _Family("minimax_m2", {**MIXTRAL, "expert_feed_forward_length": "intermediate_size"}),
     "olmo": _Family("olmo"),
-    "olmo2": _Family("olmo2"),
+    "olmo2": _Family("olmo2", finish=_olmo2),
     "olmoe": _Family("olmoe", {**EXPERTS, "expert_count": "num_experts"}),
     "command-r": _Family("cohere", fixed=TIED),
     "cohere2": _Family("cohere2", fixed=TIED, finish=_layer_types),

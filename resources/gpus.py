@@ -15,12 +15,19 @@ from typing import Any
 from planner.gpu import Gpu, MigProfile
 
 DATA = Path(__file__).parent / "data" / "gpus.json"
-NOISE = frozenset(["nvidia", "amd", "intel", "geforce", "tesla", "instinct", "radeon", "gpu", "graphics", "generation", "edition", "per", "r", "tm", "ac"])
-VARIANTS = frozenset(["ti", "super", "laptop", "mobile", "max", "q", "d", "sff", "ada", "ultra", "pro", "ws", "nvl", "pcie", "nano"])
+NOISE = frozenset({
+    "nvidia", "amd", "intel", "geforce", "tesla", "instinct", "radeon", "gpu", "graphics", "generation", "edition", "per",
+    "r", "tm", "ac",
+})  # fmt: skip
+"""Words that don't tell one card from another."""
+VARIANTS = frozenset({
+    "ti", "super", "laptop", "mobile", "max", "q", "d", "sff", "ada", "ultra", "pro", "ws", "nvl", "pcie", "nano",
+})  # fmt: skip
+"""Words that name another card: not to be added to what was asked for where there is a choice."""
 MIG = re.compile(r"(?:(\d+)x)?(\d+)g\.(\d+)gb")
 
 
-class UnknownGpu(LookupError):
+class UnknownGpu(LookupError):  # noqa: N818  a state, named as people say it
     """No GPU of the catalog answers to a name; ``close`` holds the nearest ones."""
 
     def __init__(self, name: str, close: tuple[str, ...]) -> None:
@@ -43,7 +50,8 @@ def find_gpus(search: str = "") -> list[Gpu]:
 def gpu(name: str, total_bytes: int | None = None) -> Gpu:
     """The GPU called ``name``: a catalog name, a shorthand (``h100``, ``4090``) or the driver's own (``NVIDIA H100 80GB HBM3``).
 
-    ``total_bytes``, as a driver reports it, decides between sizes of one card. Raises :class:`UnknownGpu`.
+    ``total_bytes``, as the driver reports it (of unified memory: the machine's), decides between sizes of one card.
+    Raises :class:`UnknownGpu`.
     """
     words = _words(name)
     exact = [entry for entry in _catalog().values() if words and words in _spellings(entry)]
@@ -54,7 +62,7 @@ def gpu(name: str, total_bytes: int | None = None) -> Gpu:
         raise UnknownGpu(name, _close(name))
     if total_bytes is None:
         return found[0]
-    return min(found, key=lambda entry: abs((entry.nvml_total_bytes or entry.capacity_bytes) - total_bytes))
+    return min(found, key=lambda entry: abs((entry.nvml_total_bytes or entry.memory_bytes * 2**30 // 10**9) - total_bytes))
 
 
 def corrections() -> list[dict[str, Any]]:

@@ -27,8 +27,7 @@ def cache_folder() -> Path:
     """Where huggingface_hub keeps its cache: ``HF_HUB_CACHE``, ``HF_HOME``/hub, or ``~/.cache/huggingface/hub``."""
     if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expandvars(named)).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or os.path.join(base, "huggingface")
+    home = os.environ.get("HF_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
     return Path(os.path.expandvars(home)).expanduser() / "hub"
 
 

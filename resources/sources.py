@@ -141,13 +141,13 @@ def _inline(config: Mapping[str, Any]) -> ModelSource:
 
 
 def _is_repo_id(text: str) -> bool:
-    from resources.hub import is_repo_id
+    from resources.hub import is_repo_id  # noqa: PLC0415  huggingface_hub takes a quarter second to import
 
     return is_repo_id(text)
 
 
 def _from_hub(repo: str, revision: str | None, gguf: str | None, *, headers: bool, timeout_s: float | None) -> ModelSource:
-    from resources import hub
+    from resources import hub  # noqa: PLC0415  huggingface_hub takes a quarter second to import
 
     found = hub.visit(repo, revision, gguf, headers=headers, timeout_s=timeout_s or hub.MODEL_TIMEOUT_S)
     name = f"{repo}:{gguf}" if gguf else repo
@@ -213,7 +213,8 @@ def _read_shards(folder: Path, names: tuple[str, ...]) -> tuple[StoredTensor, ..
 def _safetensors_file(path: Path) -> ModelSource:
     """A checkpoint named by one of its files: the config beside it is needed, the index beside it is followed."""
     if not (path.parent / "config.json").is_file():
-        raise Faults([Fault("model.path", f"needs a config.json beside {path.name}: tensor names alone don't say the architecture")])
+        message = f"needs a config.json beside {path.name}: tensor names alone don't say the architecture"
+        raise Faults([Fault("model.path", message)])
     if path.name == safetensors_header.INDEX_NAME or path.name in _shard_names(path.parent):
         return _folder(path.parent, "file", headers=True)
     config = read_object(path.parent / "config.json", CONFIG, infinity=True)

@@ -83,7 +83,7 @@ def main() -> int:
         return 3
     names = (arguments.target,) if arguments.target else NAMES
     each = -(-arguments.seconds // len(names))
-    return 0 if all([run_child(name, each) for name in names]) else 1
+    return 0 if sum([not run_child(name, each) for name in names]) == 0 else 1
 
 
 if __name__ == "__main__":

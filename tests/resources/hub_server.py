@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Quiet."""
 
     def do_GET(self) -> None:
@@ -94,16 +94,20 @@ class Handler(BaseHTTPRequestHandler):
         self._json([{"id": name, "downloads": 5, "tags": ["license:mit"], "gated": False} for name in found])
 
     def _describe(self, parts: list[str]) -> None:
-        name, revision = parts[0], (parts + ["main"])[1]
+        name, revision = parts[0], [*parts, "main"][1]
         repository = self.hub.repositories.get(name)
         if repository is None:
-            return self._error(401, "RepoNotFound")
+            self._error(401, "RepoNotFound")
+            return
         if repository.moved_to:
-            return self._redirect(f"/api/models/{repository.moved_to}")
+            self._redirect(f"/api/models/{repository.moved_to}")
+            return
         if revision not in ("main", SHA):
-            return self._error(404, "RevisionNotFound")
+            self._error(404, "RevisionNotFound")
+            return
         if repository.api_fault:
-            return self._misbehave(repository.api_fault, File(b"{}", 2))
+            self._misbehave(repository.api_fault, File(b"{}", 2))
+            return
         siblings = [{"rfilename": file} for file in repository.files]
         self._json({"id": name, "sha": SHA, "gated": repository.gated, "tags": ["license:apache-2.0"], "siblings": siblings})
 
@@ -111,12 +115,15 @@ class Handler(BaseHTTPRequestHandler):
         name, _, rest = path.strip("/").partition("/resolve/")
         repository = self.hub.repositories.get(name)
         if repository is None or "/" not in rest:
-            return self._error(404, "RepoNotFound")
+            self._error(404, "RepoNotFound")
+            return
         file = repository.files.get(rest.partition("/")[2])
         if file is None:
-            return self._error(404, "EntryNotFound")
+            self._error(404, "EntryNotFound")
+            return
         if repository.fault and (repository.fault == "gated" or not path.endswith(".json")):
-            return self._misbehave(repository.fault, file)
+            self._misbehave(repository.fault, file)
+            return
         self._file(file)
 
     def _misbehave(self, fault: str, file: File) -> None:
@@ -160,11 +167,13 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         if asked is None:
             self._start(200, {"Content-Length": str(file.size)})
-            return self._send(file.range(0, file.size))
+            self._send(file.range(0, file.size))
+            return
         first, last = asked.removeprefix("bytes=").split("-")
         start, end = int(first), min(int(last) + 1, file.size)
         if start >= file.size:
-            return self._error(416, "", {"Content-Range": f"bytes */{file.size}"})
+            self._error(416, "", {"Content-Range": f"bytes */{file.size}"})
+            return
         self._start(206, {"Content-Length": str(end - start), "Content-Range": f"bytes {start}-{end - 1}/{file.size}"})
         self._send(file.range(start, end))
 
