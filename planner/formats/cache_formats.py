@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,6 @@ class CacheFormat:
     name: str
     block_values: int
     block_bytes: int
-
-    @property
-    def value_bytes(self) -> Fraction:
-        """Bytes of one value, exactly."""
-        return Fraction(self.block_bytes, self.block_values)
 
     def row_bytes(self, values: int) -> int:
         """Bytes of one cached row of ``values``, its last block padded."""
@@ -61,6 +55,7 @@ def cache_format(name: str) -> CacheFormat:
     return found
 
 
-def cache_value_bytes(name: str) -> Fraction:
-    """Bytes of one cached value in the format called ``name``: 2 for bf16, 17/16 for q8_0."""
-    return cache_format(name).value_bytes
+def cache_value_bytes(name: str) -> tuple[int, int]:
+    """(values, bytes) of a block in the format called ``name``: (1, 2) for bf16, (32, 34) for q8_0."""
+    found = cache_format(name)
+    return found.block_values, found.block_bytes

@@ -10,8 +10,8 @@ from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.layers import MixtureOfExperts, Weight
 from planner.formats.format import Format, weight_bytes
 from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
-from planner.memo import remember_by_identity
 from planner.formats.patterns import names_layers
+from planner.memo import remember_by_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

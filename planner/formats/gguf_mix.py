@@ -7,7 +7,6 @@ earlier, by ``convert_hf_to_gguf.py`` (``prepare_tensors``).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -31,12 +30,14 @@ _CATEGORIES: tuple[tuple[str, Category], ...] = (
     ("ffn_down", "ffn_down"),
 )
 
-_KEPT_IN_32_BIT = re.compile(
-    r"_norm\.weight$|ffn_gate_inp\.weight|ffn_gate_inp_shexp\.weight|ssm_conv1d|shortconv\.conv\.weight"
-    r"|^position_embd\.weight|^token_types\.weight|altup_(?:un)?embd|altup_(?:correct|predict)_coef|indexer\.[kq]_proj"
-    r"|time_mix_(?:first|w[012]|v[012]|a[012]|g[12]|decay_w[12]|lerp_fused)\.weight|attn_rel_b"
+_KEPT_IN_32_BIT = (
+    *("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d", "shortconv.conv.weight"),
+    *("position_embd.weight", "token_types.weight", "altup_correct_coef", "altup_predict_coef"),
+    *("indexer.k_proj", "indexer.q_proj", "attn_rel_b"),
+    *(f"time_mix_{name}.weight" for name in ("first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2")),
+    *(f"time_mix_{name}.weight" for name in ("decay_w1", "decay_w2", "lerp_fused")),
 )
-_KEPT_IN_16_BIT = re.compile(r"altup|laurel|per_layer_model_proj")
+_KEPT_IN_16_BIT = ("altup", "laurel", "per_layer_model_proj")
 
 _FALLBACKS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
@@ -121,9 +122,9 @@ def category_of(tensor: str) -> Category:
 @lru_cache(maxsize=4096)
 def unquantized_type(tensor: str, dimensions: int, sixteen_bit: str = "F16") -> str | None:
     """The type of a tensor no file type quantises: F32, or that of the 16-bit source file; None when it is quantised."""
-    if dimensions < 2 or not tensor.endswith(".weight") or _KEPT_IN_32_BIT.search(tensor):
+    if dimensions < 2 or not tensor.endswith(".weight") or any(part in tensor for part in _KEPT_IN_32_BIT):
         return "F32"
-    return sixteen_bit if _KEPT_IN_16_BIT.search(tensor) else None
+    return sixteen_bit if any(part in tensor for part in _KEPT_IN_16_BIT) else None
 
 
 def tensor_types(tensors: Sequence[tuple[str, tuple[int, ...]]], model: GgufModel, file_type: str) -> tuple[GgmlType, ...]:

@@ -5,10 +5,11 @@ Source: TensorRT-Model-Optimizer ``export/quant_utils.py``; every quantised modu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.formats.format import HEAD, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.readers import from_header_only, module_names, unquantized
 from planner.formats.storage import WHOLE, Scaled
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from planner.faults import Reader

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,9 @@ from hypothesis import strategies as st
 
 from planner.architecture import Architecture, iter_weights, parameter_count, read_config
 from planner.formats import FORMATS, BytesUnknown, checkpoint_bytes, native_format, parse_format, placed_weights, weight_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LLAMA = {
     "model_type": "llama",
@@ -60,7 +62,8 @@ def test_bytes_are_conserved(name: str) -> None:
     resolved = parse_format(name).for_model(has_experts=False, dtype="bf16")
     places = placed_weights(small(), unfold=True)
     assert found.total_bytes == sum(
-        weight_bytes(resolved, place.weight, place.path, in_decoder=place.in_decoder).total_bytes * place.times for place in places
+        weight_bytes(resolved, place.weight, place.path, in_decoder=place.in_decoder).total_bytes * place.times
+        for place in places
     )
 
 
@@ -75,7 +78,14 @@ def test_embeddings_norms_and_head_stay_in_16_bit(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("nf4", 4.5), ("nf4-dq", 4 + 8 / 64 + 32 / 16384), ("awq-int4-g128", 4 + 20 / 128), ("mxfp4", 4.25), ("nvfp4", 4.5), ("int8", 8)],
+    [
+        ("nf4", 4.5),
+        ("nf4-dq", 4 + 8 / 64 + 32 / 16384),
+        ("awq-int4-g128", 4 + 20 / 128),
+        ("mxfp4", 4.25),
+        ("nvfp4", 4.5),
+        ("int8", 8),
+    ],
 )
 def test_true_bits_of_the_linears(name: str, bits: float) -> None:
     found = sizes(name, llama_8b())
@@ -132,7 +142,12 @@ def test_a_larger_model_never_takes_less(name: str, width: int, inner: int, laye
     """Bytes grow with hidden size, feed-forward width and depth."""
 
     def of(**changes: int) -> int:
-        base: Mapping[str, Any] = {**LLAMA, "hidden_size": 256 * width, "intermediate_size": 256 * inner, "num_hidden_layers": layers}
+        base: Mapping[str, Any] = {
+            **LLAMA,
+            "hidden_size": 256 * width,
+            "intermediate_size": 256 * inner,
+            "num_hidden_layers": layers,
+        }
         found = checkpoint_bytes(read_config({**base, **changes}), parse_format(name))
         return int(found.total_bytes)
 

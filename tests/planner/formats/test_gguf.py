@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.architecture import Architecture, read_config
-from planner.formats import FILE_TYPES, GGML_TYPES, GGML_TYPES_BY_ID, checkpoint_bytes, gguf_tensors, parse_format, rope_factor_values
+from planner.architecture.layers import LatentAttention, Layer, MixtureOfExperts, Weight
+from planner.formats import (
+    FILE_TYPES,
+    GGML_TYPES,
+    GGML_TYPES_BY_ID,
+    checkpoint_bytes,
+    gguf_tensors,
+    parse_format,
+    rope_factor_values,
+)
 from planner.formats.gguf_mix import GgufModel, block_of, category_of, tensor_types, use_more_bits
 
 EFFECTIVE = json.loads((Path(__file__).parents[2] / "data" / "gguf_effective.json").read_text())
@@ -109,3 +119,55 @@ def test_the_order_of_the_file_does_not_matter(tensors: list[tuple[str, tuple[in
     straight = dict(zip((name for name, _ in small_llama(512)), tensor_types(small_llama(512), model, file_type), strict=True))
     shuffled = dict(zip((name for name, _ in tensors), tensor_types(tensors, model, file_type), strict=True))
     assert shuffled == straight
+
+
+def mixture(*weights: Weight) -> Architecture:
+    """One layer of experts only."""
+    router = Weight("mlp.gate.weight", (8, 256), "router")
+    experts = MixtureOfExperts(8, 2, 512, gated=True, activation="silu", weights=(router, *weights))
+    base = architecture("llama2-7b-L4")
+    stack = replace(base.decoder, hidden_size=256, layers=(Layer((), (experts,), ()),))
+    return replace(base, hidden_size=256, decoder=stack)
+
+
+EXPERTS = {
+    "one by one": (
+        Weight("mlp.experts.*.gate_proj.weight", (512, 256), "expert", 8),
+        Weight("mlp.experts.*.up_proj.weight", (512, 256), "expert", 8),
+        Weight("mlp.experts.*.down_proj.weight", (256, 512), "expert", 8),
+    ),
+    "stacked": (
+        Weight("mlp.experts.gate_up_proj", (8, 1024, 256), "expert"),
+        Weight("mlp.experts.down_proj", (8, 256, 512), "expert"),
+    ),
+    "transposed": (
+        Weight("mlp.experts.gate_up_proj", (8, 256, 1024), "expert"),
+        Weight("mlp.experts.down_proj", (8, 512, 256), "expert"),
+    ),
+    "Granite's names": (
+        Weight("block_sparse_moe.input_linear.weight", (8, 1024, 256), "expert"),
+        Weight("block_sparse_moe.output_linear.weight", (8, 256, 512), "expert"),
+    ),
+}
+
+
+@pytest.mark.parametrize("weights", EXPERTS.values(), ids=EXPERTS)
+def test_experts_become_three_stacked_tensors_however_the_checkpoint_holds_them(weights: tuple[Weight, ...]) -> None:
+    tensors = {tensor.name: tensor for tensor in gguf_tensors(mixture(*weights), "Q4_K_M") if tensor.layer == 0}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "blk.0.ffn_gate_inp.weight": (8, 256),
+        "blk.0.ffn_gate_exps.weight": (8, 512, 256),
+        "blk.0.ffn_up_exps.weight": (8, 512, 256),
+        "blk.0.ffn_down_exps.weight": (8, 256, 512),
+    }
+    assert tensors["blk.0.ffn_gate_inp.weight"].kind.name == "F32"
+    assert tensors["blk.0.ffn_down_exps.weight"].kind.name == "Q6_K"
+
+
+def test_a_fused_key_value_projection_of_latent_attention_is_split_in_two() -> None:
+    """kv_b_proj (heads · (nope + v), rank) becomes k_b (heads, rank, nope) and v_b (heads, v, rank)."""
+    latent = LatentAttention(4, None, 64, 32, 16, 48, (Weight("self_attn.kv_b_proj.weight", (4 * 80, 64), "linear"),))
+    base = architecture("llama2-7b-L4")
+    model = replace(base, decoder=replace(base.decoder, layers=(Layer((latent,), (), ()),)))
+    shapes = {tensor.name: tensor.shape for tensor in gguf_tensors(model, "F16") if tensor.layer == 0}
+    assert shapes == {"blk.0.attn_k_b.weight": (4, 64, 32), "blk.0.attn_v_b.weight": (4, 48, 64)}

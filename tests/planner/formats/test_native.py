@@ -87,7 +87,11 @@ COMPRESSED = [
         {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
         Scaled("nvfp4", 4, (1, 16), 8, tensor_bytes=4),
     ),
-    ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, Scaled("mxfp4", 4, (1, 32), 8)),
+    (
+        "mxfp4-pack-quantized",
+        {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
+        Scaled("mxfp4", 4, (1, 32), 8),
+    ),
 ]
 
 
@@ -218,8 +222,27 @@ def test_depth_and_size_are_bounded() -> None:
 
 keys = st.sampled_from(
     [
-        *("quant_method", "bits", "group_size", "dynamic", "config_groups", "weights", "format", "ignore", "targets", "quant_type"),
-        *("weight_block_size", "quant_config", "weight_quant_params", "nbits", "modules_to_not_convert", "load_in_4bit", "strategy"),
+        *(
+            "quant_method",
+            "bits",
+            "group_size",
+            "dynamic",
+            "config_groups",
+            "weights",
+            "format",
+            "ignore",
+            "targets",
+            "quant_type",
+        ),
+        *(
+            "weight_block_size",
+            "quant_config",
+            "weight_quant_params",
+            "nbits",
+            "modules_to_not_convert",
+            "load_in_4bit",
+            "strategy",
+        ),
         *("num_bits", "block_structure", "quant_algo", "quantized_layers", "default", "_type", "input_activations", "group_0"),
     ]
 )
