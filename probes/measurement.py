@@ -130,7 +130,7 @@ class Measurement:
         """The answer so far, in the shape of a prediction's."""
         phases = tuple(step.phase() for step in self.phases)
         gpu = GpuFootprint(self._device.get("index") or 0, self._capacity_bytes, phases)
-        headroom = None if self._capacity_bytes is None or not phases else self._capacity_bytes - gpu.peak.device
+        headroom = None if self._capacity_bytes is None or gpu.peak is None else self._capacity_bytes - gpu.peak.device
         return Footprint(
             scenario=self.scenario,
             level=self.level,
@@ -165,9 +165,7 @@ class Measurement:
 
     def _timeline_rows(self) -> list[tuple[float, str, float, str]]:
         """(seconds, meter, bytes, phase), in the order of time."""
-        rows = zip(
-            self.timeline.t, self.timeline.labels, *(self.timeline.columns.get(m, []) for m in METERS), strict=False
-        )
+        rows = zip(self.timeline.t, self.timeline.labels, *(self.timeline.columns.get(m, []) for m in METERS), strict=False)
         return [
             (t, meter, size, label)
             for t, label, *sizes in rows

@@ -11,7 +11,7 @@ import psutil
 from probes.nvml import GpuReading, Nvml, number_or_none
 from probes.sampler import IDLE_INTERVAL_S
 
-WALK_INTERVAL_S = 0.5
+WALK_INTERVAL_S = 1.0
 """Between two searches for new children: each reads the whole process table."""
 
 
@@ -30,10 +30,14 @@ class ProcessTree:
         return tuple(self._members)
 
     def walk(self) -> None:
-        """Look for new descendants."""
+        """Look for new descendants: one search from the root, and one from each that has lost its parent."""
+        found: set[int] = set()
         for member in tuple(self._members.values()):
-            with _unless_gone():
-                self._members.update({child.pid: child for child in member.children(recursive=True)})
+            if member.pid not in found:
+                with _unless_gone():
+                    children = {child.pid: child for child in member.children(recursive=True)}
+                    found |= children.keys()
+                    self._members.update(children)
         self._walked_at = time.monotonic()
 
     def rss_bytes(self) -> int | None:

@@ -290,9 +290,7 @@ class Nvml:
             logger.warning("GPU %d: %s", device.index, device.trouble)
 
     def _identity(self, device: _Device, memory: MemoryReading) -> GpuReading:
-        return GpuReading(
-            device.index, device.uuid, device.name, memory, mig_index=device.mig_index, trouble=device.trouble
-        )
+        return GpuReading(device.index, device.uuid, device.name, memory, mig_index=device.mig_index, trouble=device.trouble)
 
     def _reading(self, device: _Device) -> GpuReading:
         memory = self._memory(device)

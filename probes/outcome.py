@@ -77,7 +77,7 @@ class Outcome:
         return {"completed": 0, "out_of_memory": 1, "stopped": 130}.get(self.kind, 3)
 
     @property
-    def sentence(self) -> str:
+    def sentence(self) -> str:  # noqa: PLR0911  one return for each kind reads best
         """What happened."""
         match self.kind:
             case "completed":
@@ -158,11 +158,11 @@ class Facts:
     stderr_tail: str
 
 
-def judge(
-    told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None
-) -> Outcome:
-    """How a probe ended. What the worker said last (a ``result`` or ``error`` event) counts most, then why it was ended
-    (``forced``), then how it died.
+def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None) -> Outcome:
+    """How a probe ended.
+
+    What the worker said last (a ``result`` or ``error`` event) counts most, then why it was ended (``forced``), then how
+    it died.
     """
     status = facts.exit_status
     died_of = -status if status is not None and status < 0 else None

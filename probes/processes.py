@@ -25,7 +25,7 @@ class ProcessGroup:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start it. Raises OSError when there is no such program."""
         self.mark = uuid.uuid4().hex
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603  a list of arguments of our own making, no shell
             list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -40,12 +40,9 @@ class ProcessGroup:
         """The leader's process id, which is the group's."""
         return self.process.pid
 
-    def wait(self, timeout_s: float) -> int | None:
-        """The leader's exit status (minus the signal that ended it), None if it is still running after ``timeout_s``."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+    def status(self) -> int | None:
+        """The leader's exit status (minus the signal that ended it), None while it runs."""
+        return self.process.poll()
 
     def interrupt(self) -> None:
         """Ask the whole group to end, as Ctrl-C does."""

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 SUFFIX = ".jsonl"
 _BATCH_LINES = 4096
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
 
 Event = dict[str, Any]
 
@@ -79,7 +80,7 @@ class Recording:
         self.path = path if path is not None else recordings_folder() / file_name(header)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | self._exclusive(), 0o644)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | _BINARY | self._exclusive(), 0o644)
         except OSError as error:
             self._fail(error)
         created = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -44,9 +44,7 @@ class PeakSeries:
             width = 2 if row + 1 < len(self.t) and self.labels[row] == self.labels[row + 1] else 1
             pairs.append((row, row + width))
             row += width
-        self.columns = {
-            name: [_highest(column[first:end]) for first, end in pairs] for name, column in self.columns.items()
-        }
+        self.columns = {name: [_highest(column[first:end]) for first, end in pairs] for name, column in self.columns.items()}
         self.t = [self.t[first] for first, _ in pairs]
         self.labels = [self.labels[first] for first, _ in pairs]
 

@@ -101,6 +101,7 @@ class ProbeSession:
         self._emitting = threading.Lock()
         self._stop_asked = threading.Event()
         self._hurry = threading.Event()
+        self._woken = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe-session", daemon=True)
         self._origin = time.monotonic()
@@ -122,6 +123,7 @@ class ProbeSession:
     def stop(self) -> None:
         """Ask it to end; returns at once. After its end this does nothing."""
         self._stop_asked.set()
+        self._woken.set()
 
     def wait(self, timeout_s: float | None = None) -> Outcome | None:
         """The outcome, or None if the run has not ended after ``timeout_s``."""
@@ -185,7 +187,7 @@ class ProbeSession:
             reader.join(_DRAIN_S)
         group.close()
         limit_s = {"timed_out": self._limits.time_s, "hung": self._limits.silence_s}.get(forced or "")
-        return judge(self._verdict, forced, self._facts(group.wait(0), kills_before), limit_s)
+        return judge(self._verdict, forced, self._facts(group.status(), kills_before), limit_s)
 
     def _open_recording(self, readings: Sequence[GpuReading]) -> None:
         told = environment(self._nvml, readings)
@@ -220,7 +222,9 @@ class ProbeSession:
         forced: Kind | None = None
         steps = [group.interrupt, group.terminate, group.kill]
         next_step_at = -math.inf
-        while group.wait(_POLL_S) is None:
+        while group.status() is None:
+            self._woken.wait(_POLL_S)
+            self._woken.clear()
             forced = forced or self._reason_to_end()
             finishing = time.monotonic() - self._verdict_at > self._grace_s
             if (forced or finishing) and steps and time.monotonic() >= next_step_at:
@@ -280,6 +284,7 @@ class ProbeSession:
                 self._take(event)
             elif line.fault or line.data.strip():
                 self._note_bad_line(line)
+        self._woken.set()
 
     def _hear(self, stream: IO[bytes], size: int) -> bytes:
         chunk = _read_some(stream, size)

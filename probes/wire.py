@@ -45,7 +45,7 @@ def _line(data: bytes | bytearray, length: int, limit_bytes: int) -> Line:
 def decode_event(data: bytes) -> dict[str, Any] | None:
     """The event on a line, None if it is none. NaN and infinities become null."""
     try:
-        value = json.loads(data, parse_constant=lambda _name: None, parse_float=_finite)
+        value = _DECODER.decode(data.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
@@ -54,6 +54,9 @@ def decode_event(data: bytes) -> dict[str, Any] | None:
 def _finite(text: str) -> float | None:
     value = float(text)
     return None if value in (float("inf"), float("-inf")) else value
+
+
+_DECODER = json.JSONDecoder(parse_constant=lambda _name: None, parse_float=_finite)
 
 
 def shown(data: bytes) -> str:

@@ -80,9 +80,7 @@ def test_a_healthy_card_is_read_in_full(read: Read) -> None:
     [(("WITHOUT_MEMORY_V2",), {}), ((), {"0.memory_v2.code": 3}), ((), {"0.memory_v2.code": 999})],
     ids=["absent", "not supported", "unknown error"],
 )
-def test_without_v2_memory_falls_back_to_v1_and_says_so(
-    read: Read, defines: tuple[str, ...], error: dict[str, int]
-) -> None:
+def test_without_v2_memory_falls_back_to_v1_and_says_so(read: Read, defines: tuple[str, ...], error: dict[str, int]) -> None:
     (card,) = read(H200 | error, *defines)["readings"]
     assert card["memory_source"] == "nvml-v1"
     assert card["used_bytes"] == H200["0.memory_v1.used"]
@@ -141,9 +139,7 @@ def test_no_permission_is_hidden_and_not_zero(read: Read) -> None:
         (77, "a brand new error", "nvidia-smi"),
     ],
 )
-def test_a_driver_that_does_not_start_is_a_state_with_a_remedy(
-    read: Read, code: int, words: str, remedy: str
-) -> None:
+def test_a_driver_that_does_not_start_is_a_state_with_a_remedy(read: Read, code: int, words: str, remedy: str) -> None:
     seen = read({"init": code})
     assert seen["state"][0] == code
     assert words in seen["state"][1]
@@ -152,7 +148,7 @@ def test_a_driver_that_does_not_start_is_a_state_with_a_remedy(
 
 
 def test_every_error_number_of_nvml_has_words() -> None:
-    import pynvml  # noqa: PLC0415  the binding is optional at run time
+    import pynvml
 
     codes = [value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")]
     assert len(codes) > 25

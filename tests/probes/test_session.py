@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ class Run:
         self.path = folder / "run.jsonl"
         text = (SPEAK if speak else "") + textwrap.dedent(script)
         command = [sys.executable, "-S", "-c", text]
-        self.session = ProbeSession(
-            ORDER, self.events.append, limits=limits, recording_path=self.path, command=command
-        )
+        self.session = ProbeSession(ORDER, self.events.append, limits=limits, recording_path=self.path, command=command)
 
     def until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 20) -> dict[str, Any]:
         """The first event that meets a condition."""
@@ -126,14 +125,12 @@ time.sleep(0.6)
     after = [event for event in probe.named("sample") if event["t"] > memory["t"] and event["rss"]]
     assert len(after) >= 6
     assert max(event["rss"] for event in after) > 64 * 2**20
-    gaps = [late["t"] - early["t"] for early, late in zip(after, after[1:], strict=False)]
+    gaps = [late["t"] - early["t"] for early, late in pairwise(after)]
     assert sorted(gaps)[len(gaps) // 2] == pytest.approx(0.05, abs=0.02)
 
 
 def test_out_of_memory_is_a_result(tmp_path: Path) -> None:
-    _, outcome = run(
-        tmp_path, 'say("result", outcome="out_of_memory", requested_bytes=2048, free_bytes=1024, phase="prefill")'
-    )
+    _, outcome = run(tmp_path, 'say("result", outcome="out_of_memory", requested_bytes=2048, free_bytes=1024, phase="prefill")')
     assert (outcome.kind, outcome.phase) == ("out_of_memory", "prefill")
     assert (outcome.requested_bytes, outcome.free_bytes) == (2048, 1024)
 
@@ -321,9 +318,7 @@ ready.wait(20)
 print(session.pid, flush=True)
 {end}
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
     pid = int(done.stdout)
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
@@ -454,10 +449,12 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_a_gpu_is_sampled_beside_and_its_loss_is_survived(tmp_path: Path, fake: FakeNvml) -> None:
-    from tests.probes.fake_nvml import H200  # noqa: PLC0415
+    from tests.probes.fake_nvml import H200
 
     fake.say(H200)
-    child = SPEAK + f"""
+    child = (
+        SPEAK
+        + f"""
 def rewrite(change):
     with open({str(fake.answers)!r} + ".new", "w") as file:
         file.writelines(f"{{key}}={{value}}\\n" for key, value in ({H200!r} | change).items())
@@ -468,6 +465,7 @@ time.sleep(1.0)
 rewrite({{"0.lost": 15}})
 time.sleep(0.4)
 {DONE}"""
+    )
     script = f"""
 import json, sys
 from pathlib import Path
