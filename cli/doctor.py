@@ -54,7 +54,9 @@ def _findings() -> list[tuple[str, str, str]]:
     nvml.close()
     found.append(("display", os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY") or _no_display(), ""))
     missing = missing_packages()
-    found.append(("Qt's libraries", "complete" if not missing else f"missing: {' '.join(missing)}", remedy(missing) if missing else ""))
+    found.append(
+        ("Qt's libraries", "complete" if not missing else f"missing: {' '.join(missing)}", remedy(missing) if missing else "")
+    )
     problem = why_not()
     found.append(("measuring", "ready" if not problem else "not possible", problem))
     found.append(("recordings", str(recordings_folder()), ""))

@@ -25,7 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
     parser.add_argument("--layers", type=int, help="build only so many layers")
     parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
-    parser.add_argument("--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds")
+    parser.add_argument(
+        "--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="where to record (default: the recordings folder)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
@@ -48,9 +50,7 @@ def run(options: argparse.Namespace) -> int:
     prediction = asked.prediction.to_json()
     measurement = Measurement(asked.order["scenario"], prediction)
     limits = Limits(time_s=options.time_limit)
-    with ProbeSession(
-        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record
-    ) as session:
+    with ProbeSession(asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record) as session:
         outcome = _wait(session)
         recording = session.recording
     if options.json:

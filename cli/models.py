@@ -49,7 +49,9 @@ def _print_list(found: list[CatalogModel]) -> None:
     for model in found:
         count = _count(model)
         gated = {True: "gated", False: "", None: "?"}[model.gated]
-        made.add_row(model.id, str(model.config.get("model_type", "?")), "?" if count is None else f"{count:,}", model.license or "?", gated)
+        made.add_row(
+            model.id, str(model.config.get("model_type", "?")), "?" if count is None else f"{count:,}", model.license or "?", gated
+        )
     console().print(made)
 
 
@@ -68,7 +70,7 @@ def _count(model: CatalogModel) -> int | None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    if len(options.search) != 2:  # noqa: PLR2004  show and its model
+    if len(options.search) != 2:
         return exits.fail(exits.BAD_INPUT, "models show takes one id or path")
     name = options.search[1]
     reference = ModelPath(name) if Path(name).exists() else name
@@ -96,7 +98,9 @@ def _print_model(label: str, origin: str, shown: ModelDescription, notes: tuple[
     out.print(f"[bold]{label}[/bold] · {shown.model_class} · from {origin}{verified}", soft_wrap=True)
     rows = table(["", ""], numeric=())
     rows.show_header = False
-    rows.add_row("parameters", f"{shown.parameters:,} total, {shown.active_parameters:,} active, {shown.embedding_parameters:,} embedding")
+    rows.add_row(
+        "parameters", f"{shown.parameters:,} total, {shown.active_parameters:,} active, {shown.embedding_parameters:,} embedding"
+    )
     size = format_bytes(shown.weight_bytes) if shown.weight_bytes is not None else "unknown"
     rows.add_row("as stored", f"{shown.stored_as}, {size}")
     rows.add_row("context limit", f"{shown.max_context_tokens:,} tokens" if shown.max_context_tokens else "not stated")

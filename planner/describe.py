@@ -98,10 +98,8 @@ def _mixer(mixer: SequenceMixer) -> str:
 
 
 def _attention(mixer: Attention) -> str:
-    if mixer.num_kv_heads == mixer.num_heads:
-        kind = "MHA"
-    else:
-        kind = "MQA" if mixer.num_kv_heads == 1 else "GQA"
+    grouped = "MQA" if mixer.num_kv_heads == 1 else "GQA"
+    kind = "MHA" if mixer.num_kv_heads == mixer.num_heads else grouped
     words = [f"{kind} {mixer.num_heads}/{mixer.num_kv_heads} × {mixer.head_dim}"]
     if mixer.window_tokens is not None:
         words.append(f"window {mixer.window_tokens}")

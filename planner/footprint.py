@@ -92,8 +92,11 @@ class GpuFootprint:
 
     @property
     def peak(self) -> Phase | None:
-        """The phase that takes most of the device; None when no phase could be sized."""
-        return max(self.phases, key=lambda phase: phase.device, default=None)
+        """The phase that takes most of the device; None when no phase could be sized.
+
+        What is reserved stays reserved, so later phases often show the same; of those the one with most allocated.
+        """
+        return max(self.phases, key=lambda phase: (phase.device, phase.allocated), default=None)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready data."""

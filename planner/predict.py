@@ -51,17 +51,21 @@ def predict(
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
     phases = _meters(steps, machine)
     parameters = parameter_count(architecture)
-    peak = max(phases, key=lambda phase: phase.device)
-    uncertainty = machine.context_band_bytes + peak.components.get("allocator_slack", 0) // 2
+    footprint = GpuFootprint(0, capacity, phases)
+    device_bytes = max(phase.device for phase in phases)
+    uncertainty = (
+        machine.context_band_bytes
+        + min(phase.components.get("allocator_slack", 0) for phase in phases if phase.device == device_bytes) // 2
+    )
     return Footprint(
         scenario=to_json(settled),
         level="predict",
         parameters=parameters,
         trainable_parameters=parameters if settled.task == "training" else 0,
         weight_bytes=_weight_bytes(architecture, fmt),
-        gpus=(GpuFootprint(0, capacity, phases),),
-        verdict=judge(peak.device, capacity, uncertainty),
-        headroom_bytes=capacity - peak.device,
+        gpus=(footprint,),
+        verdict=judge(device_bytes, capacity, uncertainty),
+        headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=terms_of(steps, phases, architecture, machine),
         notes=notes,

@@ -270,9 +270,7 @@ def _offload(reader: Reader) -> Offload:
     def fraction(key: str) -> float:
         return reader.number(key, 0.0, minimum=0.0, maximum=1.0)
 
-    offload = Offload(
-        fraction("weights"), fraction("kv_cache"), fraction("optimizer"), reader.choice("to", "cpu", OFFLOAD_TARGETS)
-    )
+    offload = Offload(fraction("weights"), fraction("kv_cache"), fraction("optimizer"), reader.choice("to", "cpu", OFFLOAD_TARGETS))
     reader.refuse_unknown()
     return offload
 

@@ -12,7 +12,7 @@ from planner.footprint import Footprint
 from planner.formats import Format, native_format
 from planner.gpu import Gpu
 from planner.predict import Device, predict
-from planner.scenario import InlineConfig, ModelPath, ModelRef, Scenario
+from planner.scenario import ModelPath, ModelRef, Scenario
 from resources import gpus
 from resources.sources import ModelSource, resolve
 

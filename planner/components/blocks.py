@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from planner.architecture.layers import Attention, DenseMLP, Norm, Weight
 from planner.components.tape import Size, Tape
 
-
 FP32_BYTES = 4
 
 
@@ -77,9 +76,7 @@ def gradient(tape: Tape, run: Run, weight: Weight) -> None:
         tape.consume(name)
 
 
-def norm_forward(
-    tape: Tape, run: Run, norm: Norm, name: str, source: str, rows: int = 1, *, result_saved: bool = True
-) -> None:
+def norm_forward(tape: Tape, run: Run, norm: Norm, name: str, source: str, rows: int = 1, *, result_saved: bool = True) -> None:
     """RMSNorm of ``source``: fp32 copy, square, mean, product, cast back, weight (``LlamaRMSNorm.forward``).
 
     In training autograd keeps the fp32 copy, the mean's root and the cast; the result is kept by the linears that read
@@ -311,7 +308,12 @@ def _cache_forward(tape: Tape, run: Run, mixer: Attention) -> None:
     names = ("k", "v")
     for name in names:
         tape.relabel(f"{name} past", "workspace")
-        tape.hold(f"{name} cached", run.cache(mixer, name, run.past_cells(mixer) + run.sequence), "kv_cache", saved=not _masked(run, mixer))
+        tape.hold(
+            f"{name} cached",
+            run.cache(mixer, name, run.past_cells(mixer) + run.sequence),
+            "kv_cache",
+            saved=not _masked(run, mixer),
+        )
         if mixer.window_tokens is None:
             tape.consume(f"{name} past")
     tape.consume(*(f"{name} past" for name in names))
@@ -373,7 +375,7 @@ def _flash_backward(tape: Tape, run: Run, mixer: Attention, queries: Size, keys:
 
 def _pad(head_dim: int) -> int:
     """Head width as the flash kernel rounds it: to 32 up to 128, else to 64."""
-    granule = 32 if head_dim <= 128 else 64  # noqa: PLR2004
+    granule = 32 if head_dim <= 128 else 64
     return -(-head_dim // granule) * granule
 
 
@@ -428,7 +430,7 @@ def _part(weight: Weight) -> str:
 
 
 def _factors(weight: Weight) -> dict[str, int]:
-    names = ("out_features", "in_features") if len(weight.shape) == 2 else tuple(f"dim{i}" for i in range(len(weight.shape)))  # noqa: PLR2004
+    names = ("out_features", "in_features") if len(weight.shape) == 2 else tuple(f"dim{i}" for i in range(len(weight.shape)))
     return dict(zip(names, weight.shape, strict=True))
 
 

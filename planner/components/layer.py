@@ -42,7 +42,7 @@ def _unmodelled(layer: Layer) -> str:
         return "this attention variant"
     if not isinstance(channel, DenseMLP) or channel.fused_gate_up or not channel.gated:
         return "this feed-forward variant"
-    if layer.parallel or len(layer.norms) != 2 or any(norm.kind != "rms" for norm in layer.norms):  # noqa: PLR2004
+    if layer.parallel or len(layer.norms) != 2 or any(norm.kind != "rms" for norm in layer.norms):
         return "this arrangement of norms"
     return ""
 

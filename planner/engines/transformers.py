@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, Norm
 from planner.components.blocks import Run, gradient, norm_backward, norm_forward, rotary_embedding, sliding_mask
 from planner.components.layer import layer_backward, layer_forward, layer_recomputed
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
-from planner.architecture.counts import layer_groups
 
 FP32_BYTES = 4
 INDEX_BYTES = 8
@@ -69,7 +69,9 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     return steps
 
 
-def training_phases(architecture: Architecture, weights: Level, optimizer: Level, work: TrainingStep, transient: Size | None) -> list[Step]:
+def training_phases(
+    architecture: Architecture, weights: Level, optimizer: Level, work: TrainingStep, transient: Size | None
+) -> list[Step]:
     """Load, forward, backward and optimizer of the steady step.
 
     ``optimizer``: the states that stay; ``transient``: what the optimizer's step holds for a moment.
@@ -153,7 +155,9 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     return saved
 
 
-def _training_backward(course: Course, architecture: Architecture, run: Run, saved: list[dict[str, Held]], *, checkpointing: bool) -> None:
+def _training_backward(
+    course: Course, architecture: Architecture, run: Run, saved: list[dict[str, Held]], *, checkpointing: bool
+) -> None:
     _loss_backward(course, architecture, run)
     if architecture.final_norm is not None:
         course.run(_final_norm_backward(architecture.final_norm, run, saved[-1]), 1, "backward of the final norm")
