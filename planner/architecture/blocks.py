@@ -1,8 +1,8 @@
-"""The blocks families are written in: linears, norms, attention, feed-forward, decoder layers."""
+"""The blocks families are written in: linears, norms, attention, feed-forward, layers, whole decoders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from planner.architecture.config import MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY, Config, dtype_of
@@ -12,12 +12,17 @@ from planner.architecture.layers import (
     ChannelMixer,
     DenseMLP,
     Layer,
+    MixtureOfExperts,
     Norm,
     Role,
     SequenceMixer,
     Stack,
     Weight,
 )
+
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+MakeNorm = Callable[[str, int], Norm]
 
 
 def linear(
@@ -28,109 +33,300 @@ def linear(
     return (weight, Weight(f"{name}.bias", (out_features,), "bias", count)) if bias else (weight,)
 
 
-def rms_norm(name: str, width: int, *, upcasts: bool = True) -> Norm:
+def embedding(name: str, rows: int, width: int) -> Weight:
+    """A lookup table of ``rows`` vectors."""
+    return Weight(f"{name}.weight", (rows, width), "embedding")
+
+
+def convolution(name: str, *shape: int, bias: bool = False) -> tuple[Weight, ...]:
+    """A convolution's weight (out_channels, in_channels / groups, *kernel), and its bias."""
+    weight = Weight(f"{name}.weight", shape, "conv")
+    return (weight, Weight(f"{name}.bias", (shape[0],), "bias")) if bias else (weight,)
+
+
+def rms_norm(name: str, width: int) -> Norm:
     """RMSNorm with a scale; transformers computes it in fp32."""
-    return Norm(name, width, "rms", (Weight(f"{name}.weight", (width,), "norm"),), upcasts)
+    return Norm(name, width, "rms", (Weight(f"{name}.weight", (width,), "norm"),))
 
 
-def layer_norm(name: str, width: int, *, bias: bool = True, weight: bool = True) -> Norm:
-    """LayerNorm as ``torch.nn.LayerNorm`` does it, in the input's dtype."""
-    weights = (Weight(f"{name}.weight", (width,), "norm"),) if weight else ()
-    if bias and weight:
-        weights += (Weight(f"{name}.bias", (width,), "bias"),)
-    return Norm(name, width, "layer", weights, upcasts=False)
+def bare_rms_norm(name: str, width: int) -> Norm:
+    """RMSNorm without a scale."""
+    return Norm(name, width, "rms", ())
+
+
+def layer_norm(name: str, width: int) -> Norm:
+    """LayerNorm with scale and bias, as ``torch.nn.LayerNorm`` does it: in the dtype of its input."""
+    return Norm(name, width, "layer", (*scale(name, width), Weight(f"{name}.bias", (width,), "bias")), upcasts=False)
+
+
+def biasless_layer_norm(name: str, width: int) -> Norm:
+    """LayerNorm with a scale only."""
+    return Norm(name, width, "layer", scale(name, width), upcasts=False)
+
+
+def bare_layer_norm(name: str, width: int) -> Norm:
+    """LayerNorm without scale and bias."""
+    return Norm(name, width, "layer", (), upcasts=False)
+
+
+def scale(name: str, width: int) -> tuple[Weight, ...]:
+    """The scale of a norm."""
+    return (Weight(f"{name}.weight", (width,), "norm"),)
 
 
 def num_layers(config: Config) -> int:
     """How many layers the stack has."""
-    return config.size("num_hidden_layers", "n_layer", "n_layers", "num_layers", maximum=MAX_LAYERS)
+    return config.size("num_hidden_layers", maximum=MAX_LAYERS)
 
 
-def gqa(
+def activation(config: Config) -> str:
+    """The activation function of the feed-forward block."""
+    return config.text("hidden_act", "hidden_activation", "activation_function", default="silu")
+
+
+def head_counts(config: Config) -> tuple[int, int, int]:
+    """Query heads, key-value heads, width of a head; keys and values of their own for each head when unsaid."""
+    heads = config.size("num_attention_heads")
+    kv_heads = config.optional("num_key_value_heads") or heads
+    head_dim = config.optional("head_dim") or config.size("hidden_size") // heads
+    if heads % kv_heads:
+        config.reader.fault("num_key_value_heads", f"must divide num_attention_heads ({heads}), got {kv_heads}")
+    if not head_dim:
+        config.reader.fault("num_attention_heads", f"must not exceed hidden_size, got {heads}")
+    return heads, kv_heads, max(head_dim, 1)
+
+
+def attention(  # noqa: PLR0913 - one argument for each way families differ
     config: Config,
     *,
+    path: str = "self_attn",
+    names: tuple[str, str, str, str] = QKVO,
+    fused: str = "",
     qkv_bias: bool = False,
     output_bias: bool = False,
     qk_norm: Literal["none", "per_head", "full_width"] = "none",
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    value_head_dim: int | None = None,
+    hidden: int | None = None,
     window_tokens: int | None = None,
-    path: str = "self_attn",
+    chunk_tokens: int | None = None,
+    kv: Literal["own", "shared", "cross"] = "own",
+    kv_hidden: int | None = None,
+    rotary: bool = True,
+    causal: bool = True,
+    output_gate: bool = False,
+    sinks: bool = False,
+    softcap: bool = False,
+    extra: tuple[Weight, ...] = (),
 ) -> Attention:
-    """Grouped-query attention as Llama names it: q_proj, k_proj, v_proj, o_proj, and q_norm, k_norm."""
-    hidden = config.size("hidden_size")
-    heads = config.size("num_attention_heads")
-    kv_heads = config.optional("num_key_value_heads") or heads
-    head_dim = config.optional("head_dim") or max(hidden // heads, 1)
-    if heads % kv_heads:
-        config.reader.fault("num_key_value_heads", f"must divide num_attention_heads ({heads}), got {kv_heads}")
-    weights = (
-        *linear(f"{path}.q_proj", heads * head_dim, hidden, bias=qkv_bias),
-        *linear(f"{path}.k_proj", kv_heads * head_dim, hidden, bias=qkv_bias),
-        *linear(f"{path}.v_proj", kv_heads * head_dim, hidden, bias=qkv_bias),
-        *linear(f"{path}.o_proj", hidden, heads * head_dim, bias=output_bias),
-    )
-    if qk_norm != "none":
-        per_head = qk_norm == "per_head"
-        weights += (
-            Weight(f"{path}.q_norm.weight", (head_dim if per_head else heads * head_dim,), "norm"),
-            Weight(f"{path}.k_norm.weight", (head_dim if per_head else kv_heads * head_dim,), "norm"),
+    """Multi-head, grouped-query or multi-query attention.
+
+    ``fused`` names one linear that makes queries, keys and values. ``output_gate`` doubles q_proj, its second half
+    gates the output. ``kv_hidden``: width of the sequence that keys and values are made from, when it is another.
+    """
+    if heads is None or kv_heads is None or head_dim is None:
+        read = head_counts(config)
+        heads, kv_heads, head_dim = heads or read[0], kv_heads or read[1], head_dim or read[2]
+    hidden = hidden or config.size("hidden_size")
+    value_dim = value_head_dim or head_dim
+    source = kv_hidden or hidden
+    at = f"{path}." if path else ""
+    widths = (heads * head_dim * (2 if output_gate else 1), kv_heads * head_dim, kv_heads * value_dim)
+    if fused:
+        weights = linear(f"{at}{fused}", sum(widths), hidden, bias=qkv_bias)
+    else:
+        own = 1 if kv == "shared" else 3
+        inputs = (hidden, source, source)
+        weights = tuple(
+            weight
+            for name, width, inner in list(zip(names, widths, inputs, strict=False))[:own]
+            for weight in linear(f"{at}{name}", width, inner, bias=qkv_bias)
         )
+    weights += linear(f"{at}{names[3]}", hidden, heads * value_dim, bias=output_bias)
+    if qk_norm != "none":
+        full = qk_norm == "full_width"
+        weights += scale(f"{at}{qk_norm_names[0]}", head_dim * (heads if full else 1))
+        if kv != "shared":
+            weights += scale(f"{at}{qk_norm_names[1]}", head_dim * (kv_heads if full else 1))
+    if sinks:
+        weights += (Weight(f"{at}sinks", (heads,), "other"),)
     return Attention(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        value_head_dim=head_dim,
-        weights=weights,
+        value_head_dim=value_dim,
+        weights=weights + extra,
         window_tokens=window_tokens,
-        rotary_dim=rotary_dim(config, head_dim),
+        chunk_tokens=chunk_tokens,
+        kv=kv,
+        causal=causal,
+        rotary_dim=rotary_dim(config, head_dim) if rotary else 0,
         qk_norm=qk_norm,
+        fused_qkv=bool(fused),
+        output_gate=output_gate,
+        has_sinks=sinks,
+        logit_softcap=softcap,
     )
 
 
 def rotary_dim(config: Config, head_dim: int) -> int:
     """Dimensions of a head that are rotated: all of them unless ``partial_rotary_factor`` says less."""
-    rope = config.get("rope_parameters")
-    nested = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
-    share = nested if isinstance(nested, int | float) and 0 <= nested <= 1 else config.number("partial_rotary_factor", default=1.0)
+    share = config.mapping("rope_parameters").get("partial_rotary_factor")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        share = config.number("partial_rotary_factor", "rotary_pct", default=1.0)
     return int(head_dim * share)
 
 
-def gated_mlp(config: Config, width: int | None = None, *, bias: bool = False, path: str = "mlp") -> DenseMLP:
-    """SwiGLU-style feed-forward: down_proj(act(gate_proj) · up_proj)."""
-    hidden = config.size("hidden_size")
+def mlp(
+    config: Config,
+    width: int | None = None,
+    *,
+    gated: bool = True,
+    bias: bool = False,
+    path: str = "mlp",
+    names: tuple[str, ...] = GATE_UP_DOWN,
+    fused: str = "",
+    hidden: int | None = None,
+    extra: tuple[Weight, ...] = (),
+) -> DenseMLP:
+    """A feed-forward block: down(act(gate) · up) when gated, else down(act(up)).
+
+    ``names``: of gate, up and down, or of up and down. ``fused`` names one linear that makes gate and up.
+    """
+    hidden = hidden or config.size("hidden_size")
     inner = config.size("intermediate_size") if width is None else width
-    weights = (
-        *linear(f"{path}.gate_proj", inner, hidden, bias=bias),
-        *linear(f"{path}.up_proj", inner, hidden, bias=bias),
-        *linear(f"{path}.down_proj", hidden, inner, bias=bias),
+    at = f"{path}." if path else ""
+    ups = (fused,) if fused else names[-3 if gated else -2 : -1]
+    rows = inner * (2 if gated and fused else 1)
+    weights = tuple(weight for name in ups for weight in linear(f"{at}{name}", rows, hidden, bias=bias))
+    weights += linear(f"{at}{names[-1]}", hidden, inner, bias=bias)
+    return DenseMLP(inner, gated, activation(config), weights + extra, fused_gate_up=bool(fused))
+
+
+def experts(
+    path: str, count: int, hidden: int, width: int, *, gated: bool = True, fused: bool = False, bias: bool = False
+) -> tuple[Weight, ...]:
+    """The routed experts of a layer: a gate, up and down of each, or one tensor of all where checkpoints store it so."""
+    if fused:
+        shapes = {"gate_up_proj": (2 * width, hidden), "down_proj": (hidden, width)}
+        weights = tuple(Weight(f"{path}.{name}", shape, "expert", count) for name, shape in shapes.items())
+        biases = tuple(Weight(f"{path}.{name}_bias", shape[:1], "bias", count) for name, shape in shapes.items())
+        return weights + biases if bias else weights
+    ups = GATE_UP_DOWN[:2] if gated else GATE_UP_DOWN[1:2]
+    return (
+        *(Weight(f"{path}.*.{name}.weight", (width, hidden), "expert", count) for name in ups),
+        Weight(f"{path}.*.down_proj.weight", (hidden, width), "expert", count),
     )
-    return DenseMLP(inner, True, config.text("hidden_act", "hidden_activation", default="silu"), weights)
 
 
-def pre_norm(config: Config, sequence: SequenceMixer, channel: ChannelMixer) -> Layer:
-    """A Llama-style layer: a norm before each mixer."""
+def moe(
+    config: Config,
+    count: int,
+    per_token: int,
+    width: int,
+    *,
+    path: str = "mlp",
+    router: str = "gate",
+    router_bias: bool = False,
+    correction: str = "",
+    shared_width: int = 0,
+    shared: str = "shared_experts",
+    shared_bias: bool = False,
+    shared_gate: bool = False,
+    gated: bool = True,
+    fused: bool = False,
+    bias: bool = False,
+    hidden: int | None = None,
+    extra: tuple[Weight, ...] = (),
+) -> MixtureOfExperts:
+    """Routed experts with a router, and experts every token passes.
+
+    ``correction`` names the router's balancing bias, a buffer in transformers. ``shared_gate``: a linear to one value
+    weighs the shared expert's output.
+    """
+    if per_token > count:
+        config.reader.fault("num_experts_per_tok", f"must be at most the number of experts ({count}), got {per_token}")
+    hidden = hidden or config.size("hidden_size")
+    weights = linear(f"{path}.{router}", count, hidden, bias=router_bias, role="router")
+    weights += experts(f"{path}.experts", count, hidden, width, gated=gated, fused=fused, bias=bias)
+    if correction:
+        weights += (Weight(f"{path}.{correction}", (count,), "bias", dtype="fp32", is_buffer=True),)
+    if shared_width:
+        weights += mlp(config, shared_width, path=f"{path}.{shared}", gated=gated, bias=shared_bias, hidden=hidden).weights
+    if shared_gate:
+        weights += linear(f"{path}.shared_expert_gate", 1, hidden, role="router")
+    return MixtureOfExperts(
+        num_experts=count,
+        experts_per_token=min(per_token, count),
+        intermediate_size=width,
+        gated=gated,
+        activation=activation(config),
+        weights=weights + extra,
+        shared_intermediate_size=shared_width,
+    )
+
+
+def block(
+    config: Config,
+    sequence: SequenceMixer | None,
+    channel: ChannelMixer | None,
+    *,
+    norms: Sequence[str] = ("input_layernorm", "post_attention_layernorm"),
+    norm: MakeNorm = rms_norm,
+    weights: tuple[Weight, ...] = (),
+    parallel: bool = False,
+) -> Layer:
+    """A layer of one sequence mixer and one channel mixer with norms over the hidden size."""
     hidden = config.size("hidden_size")
-    norms = (rms_norm("input_layernorm", hidden), rms_norm("post_attention_layernorm", hidden))
-    return Layer((sequence,), (channel,), norms)
+    return Layer(
+        (sequence,) if sequence is not None else (),
+        (channel,) if channel is not None else (),
+        tuple(norm(name, hidden) for name in norms),
+        weights,
+        parallel,
+    )
 
 
-def decoder(config: Config, model_class: str, layers: Sequence[Layer], *, norm: Norm | None = None) -> Architecture:
-    """A decoder-only language model: token embedding, layers, final norm, head (tied or not)."""
+def decoder(
+    config: Config,
+    layers: Sequence[Layer],
+    *,
+    norm: MakeNorm | None = rms_norm,
+    norm_name: str = "norm",
+    embed: str = "embed_tokens",
+    layers_name: str = "layers",
+    rows: int | None = None,
+    embeddings: tuple[Weight, ...] = (),
+    weights: tuple[Weight, ...] = (),
+    head_bias: bool = False,
+    softcap: bool = False,
+    can_tie: bool = True,
+) -> Architecture:
+    """A decoder-only language model: token embedding, layers, final norm, and a head, its own or the embedding again.
+
+    ``rows``: of the embedding when more than the vocabulary. ``embeddings``: further lookup tables, full names.
+    ``weights``: what the model holds outside its layers, full names. ``can_tie``: whether the class heeds
+    ``tie_word_embeddings``.
+    """
     hidden = config.size("hidden_size")
     vocabulary = config.size("vocab_size", maximum=MAX_VOCABULARY)
-    tied = config.flag("tie_word_embeddings", default=True)
-    head = () if tied or not config.head else linear(config.head, vocabulary, hidden, role="head")
+    tied = can_tie and bool(config.head) and config.flag("tie_word_embeddings")
+    head = linear(config.head, vocabulary, hidden, bias=head_bias, role="head") if config.head else ()
     return Architecture(
         model_type=config.text("model_type"),
-        model_class=model_class,
+        model_class=config.defaults.model_class,
         kind="decoder",
         hidden_size=hidden,
         vocab_size=vocabulary,
         max_context_tokens=config.optional("max_position_embeddings", maximum=MAX_TOKENS),
         dtype=dtype_of(config),
         tied_head=tied,
-        embeddings=(Weight(f"{config.base}embed_tokens.weight", (vocabulary, hidden), "embedding"),),
-        head=head,
-        final_norm=norm or rms_norm(f"{config.base}norm", hidden),
-        decoder=Stack(f"{config.base}layers", "decoder", hidden, tuple(layers)),
-        sources=config.sources,
+        embeddings=(embedding(f"{config.base}{embed}", rows or vocabulary, hidden), *embeddings),
+        head=head[1:] if tied else head,
+        final_norm=norm(f"{config.base}{norm_name}", hidden) if norm else None,
+        decoder=Stack(f"{config.base}{layers_name}", "decoder", hidden, tuple(layers), weights),
+        logit_softcap=softcap,
     )

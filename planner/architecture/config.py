@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from planner.architecture.noise import cannot_change_sizes
 from planner.faults import Reader, describe
 
 MAX_DIMENSION = 2**24
@@ -12,6 +14,7 @@ MAX_VOCABULARY = 2**27
 MAX_TOKENS = 2**31
 
 _DTYPES = {
+    "float64": "fp64",
     "float32": "fp32",
     "float": "fp32",
     "float16": "fp16",
@@ -19,7 +22,12 @@ _DTYPES = {
     "bfloat16": "bf16",
     "float8_e4m3fn": "fp8",
     "float8_e5m2": "fp8",
-    "float64": "fp64",
+}
+_RENAMED_LAYER_TYPES = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
 }
 
 
@@ -31,44 +39,55 @@ class UnknownArchitecture(ValueError):
         super().__init__(reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a framework's configuration class says about a model type."""
+
+    model_class: str = ""
+    base: str = ""
+    """Name of the base model inside the class with a head: ``model``, ``transformer``."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Common name of a key → the name this type stores it under."""
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
 class Config:
-    """One object of a model's config, read with a family's defaults.
+    """One object of a model's config, read with the defaults of its type.
 
     A key that is absent takes the default of the framework's configuration class; ``null`` is a value of its own
     (DeepSeek-V2's ``q_lora_rank`` is 1536 by default, ``null`` means no compression). Several names for one
-    key are tried in order. Faults are collected, and a bad value reads as the default or 1 meanwhile.
+    key are tried in order. Faults are collected, and a bad value reads as the default or the minimum meanwhile.
     """
 
     def __init__(
-        self,
-        values: Mapping[str, object],
-        defaults: Mapping[str, object],
-        *,
-        reader: Reader | None = None,
-        base: str = "model.",
-        head: str = "lm_head",
+        self, values: Mapping[str, object], defaults: Defaults, *, reader: Reader | None = None, base: str = "", head: str = ""
     ) -> None:
         self.reader = Reader(values) if reader is None else reader
         self.values = values
         self.defaults = defaults
         self.base = base
-        """Path of the decoder inside the model, with its dot: ``model.`` or ``model.language_model.``."""
+        """Path of the stack inside the model, with its dot: ``model.`` or ``model.language_model.``."""
         self.head = head
+        """Name of the head's linear layer; empty for a class that has none."""
         self.sources: dict[str, str] = {}
-        self.read: set[str] = set()
+        self.notes: list[str] = []
+        self.children: list[Config] = []
+        self._read: set[str] = set()
 
     def get(self, *names: str) -> object:
-        """The value under the first of ``names`` the config has, else the family's default, else None."""
-        self.read.update(names)
-        for name in names:
+        """The value under the first of ``names`` (or its alias) the config has, else the default, else None."""
+        aliases = self.defaults.aliases
+        known = [stored for name in names for stored in (name, aliases.get(name)) if stored]
+        self._read.update(known)
+        for name in known:
             if name in self.values:
                 return self._note(name, self.values[name], "config.json")
-        for name in names:
-            if name in self.defaults:
-                return self._note(name, self.defaults[name], "default")
+        for name in known:
+            if name in self.defaults.values:
+                return self._note(name, self.defaults.values[name], "default")
         return None
 
-    def has(self, *names: str) -> bool:
+    def says(self, *names: str) -> bool:
         """Whether the config itself says something other than null under one of ``names``."""
         return any(self.values.get(name) is not None for name in names)
 
@@ -78,12 +97,17 @@ class Config:
         if value is None:
             return None
         key = self._key(names)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            if isinstance(value, float) and value.is_integer() and abs(value) <= maximum:
-                return self._bounded(key, int(value), minimum, maximum)
             self.reader.fault(key, f"must be a whole number, got {describe(value)}")
-            return None
-        return self._bounded(key, value, minimum, maximum)
+        elif value < minimum:
+            self.reader.fault(key, f"must be at least {minimum}, got {describe(value)}")
+        elif value > maximum:
+            self.reader.fault(key, f"must be at most {maximum}, got {describe(value)}")
+        else:
+            return value
+        return None
 
     def size(self, *names: str, minimum: int = 1, maximum: int = MAX_DIMENSION) -> int:
         """A whole number that must be there; a fault is noted when it is null, or absent with no default."""
@@ -92,12 +116,11 @@ class Config:
         if value is not None:
             return value
         if len(self.reader.faults) == before:
-            self.reader.fault(names[0], "is missing; the model's sizes need it")
-        fallback = next((self.defaults[name] for name in names if isinstance(self.defaults.get(name), int)), None)
-        return fallback if isinstance(fallback, int) and fallback >= minimum else max(minimum, 1)
+            self.reader.fault(self._key(names), "is missing; the sizes of the model need it")
+        return max(minimum, 1)
 
     def flag(self, *names: str, default: bool = False) -> bool:
-        """True or false; absent or null reads as the family's default, else ``default``."""
+        """True or false; absent or null reads as the type's default, else ``default``."""
         value = self.get(*names)
         if value is None:
             return default
@@ -111,7 +134,7 @@ class Config:
         value = self.get(*names)
         if value is None:
             return default
-        if not isinstance(value, str) or len(value) > 256:
+        if not isinstance(value, str) or len(value) > 4096:
             self.reader.fault(self._key(names), f"must be a name, got {describe(value)}")
             return default
         return value
@@ -126,37 +149,98 @@ class Config:
             return default
         return float(value)
 
-    def child(self, key: str, defaults: Mapping[str, object], *, base: str = "model.", head: str = "lm_head") -> Config:
-        """The object at ``key`` (absent or null reads as empty), with the defaults of its own family."""
-        value = self.get(key)
-        child = value if isinstance(value, Mapping) else {}
-        found = Config(child, defaults, reader=self.reader.child(key), base=base, head=head)
-        found.sources = self.sources
-        return found
-
-    def _bounded(self, key: str, value: int, minimum: int, maximum: int) -> int | None:
-        if value < minimum:
-            self.reader.fault(key, f"must be at least {minimum}, got {describe(value)}")
-        elif value > maximum:
-            self.reader.fault(key, f"must be at most {maximum}, got {describe(value)}")
+    def integers(self, *names: str, length: int | None = None, maximum: int = MAX_DIMENSION) -> tuple[int, ...] | None:
+        """A list of whole numbers from 0 to ``maximum``, or None when null or absent."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        key = self._key(names)
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= maximum for item in value
+        ):
+            self.reader.fault(key, f"must be a list of whole numbers from 0 to {maximum}, got {describe(value)}")
+        elif length is not None and len(value) != length:
+            self.reader.fault(key, f"must have one entry for each of the {length} layers, got {len(value)}")
+        elif len(value) > MAX_LAYERS:
+            self.reader.fault(key, f"must have at most {MAX_LAYERS} entries, got {len(value)}")
         else:
-            return value
+            return tuple(value)
         return None
 
+    def names(self, *names: str) -> tuple[str, ...] | None:
+        """A list of short strings, or None when null or absent."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or len(value) > MAX_LAYERS or not all(isinstance(item, str) for item in value):
+            self.reader.fault(self._key(names), f"must be a list of at most {MAX_LAYERS} names, got {describe(value)}")
+            return None
+        return tuple(value)
+
+    def layer_types(
+        self, layers: int, rule: Callable[[int], str], allowed: tuple[str, ...], *names: str
+    ) -> tuple[str, ...]:
+        """One name for each layer: the config's list, else what ``rule`` says for the layer's index.
+
+        Former names are read as today's (``mamba`` is ``linear_attention``). A name outside ``allowed`` is a fault.
+        """
+        keys = names or ("layer_types",)
+        found = self.names(*keys)
+        if found is None:
+            return tuple(map(rule, range(layers)))
+        found = tuple(_RENAMED_LAYER_TYPES.get(name, name) for name in found)
+        if len(found) != layers:
+            self.reader.fault(self._key(keys), f"must have one entry for each of the {layers} layers, got {len(found)}")
+        for name in set(found) - set(allowed):
+            self.reader.fault(self._key(keys), f"must hold only {', '.join(allowed)}; got {describe(name)}")
+        return tuple(name if name in allowed else allowed[0] for name in found)[:layers]
+
+    def mapping(self, key: str) -> Mapping[str, object]:
+        """A plain object; absent, null or another type reads as empty."""
+        value = self.get(key)
+        return value if isinstance(value, Mapping) else {}
+
+    def child(self, key: str, defaults: Defaults, *, base: str = "", head: str = "") -> Config:
+        """The object at ``key`` (absent or null reads as empty), with the defaults of its own type."""
+        found = Config(self.mapping(key), defaults, reader=self.reader.child(key), base=base, head=head)
+        found.sources = self.sources
+        found.notes = self.notes
+        self.children.append(found)
+        return found
+
+    def unread(self) -> list[str]:
+        """Paths of keys nobody asked for, which the type's class does not declare and which could change sizes."""
+        mine = [
+            self._path(key)
+            for key, value in self.values.items()
+            if value is not None
+            and key not in self._read
+            and key not in self.defaults.values
+            and not cannot_change_sizes(str(key))
+        ]
+        return mine + [path for child in self.children for path in child.unread()]
+
     def _key(self, names: tuple[str, ...]) -> str:
-        return next((name for name in names if name in self.values), names[0])
+        known = [stored for name in names for stored in (name, self.defaults.aliases.get(name)) if stored]
+        return next((name for name in known if name in self.values), names[0])
+
+    def _path(self, key: object) -> str:
+        shown = describe(key).strip("'")
+        return f"{self.reader.path}.{shown}" if self.reader.path else shown
 
     def _note(self, name: str, value: object, origin: str) -> object:
         if value is None or isinstance(value, str | int | float):
-            path = f"{self.reader.path}.{name}" if self.reader.path else name
+            path = self._path(name)
             self.sources[path] = f"{origin}: {path} = {describe(value)}"
         return value
 
 
 def dtype_of(*configs: Config) -> str:
-    """The weights' dtype as the first config that says so names it; fp32 when none does."""
+    """The dtype of the weights as the first config that says so names it; fp32 when none does."""
     for config in configs:
-        name = config.text("dtype", "torch_dtype")
+        name = config.text("dtype", "torch_dtype").removeprefix("torch.")
+        if name in _DTYPES:
+            return _DTYPES[name]
         if name:
-            return _DTYPES.get(name.removeprefix("torch."), "fp32")
+            config.notes.append(f"dtype {describe(name)} was not understood and is read as fp32")
     return "fp32"

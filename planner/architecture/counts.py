@@ -62,6 +62,11 @@ def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]
         yield from stack_weights(stack)
 
 
+def is_routed(weight: Weight) -> bool:
+    """Whether a weight of a mixture of experts belongs to the routed experts, of which a token takes some."""
+    return weight.role == "expert" or (weight.role == "bias" and weight.count > 1)
+
+
 def numel(weight: Weight) -> int:
     """Elements of a weight, all of its ``count`` tensors together."""
     return prod(weight.shape) * weight.count
@@ -84,6 +89,6 @@ def active_parameter_count(architecture: Architecture) -> int:
         for layer, count in layer_groups(stack):
             for channel in layer.channel:
                 if isinstance(channel, MixtureOfExperts):
-                    experts = sum(numel(weight) for weight in channel.weights if weight.role == "expert")
+                    experts = sum(numel(weight) for weight in channel.weights if is_routed(weight))
                     idle += count * (experts - experts * channel.experts_per_token // channel.num_experts)
     return parameter_count(architecture) - idle

@@ -30,6 +30,27 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """The small key-only scorer of sparse attention (DeepSeek-V3.2, GLM-5)."""
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """Entries that stand for ``rate_tokens`` tokens each, kept beside the window (DeepSeek-V4).
+
+    ``series``: how many overlapping series of entries are projected; 2 lets neighbouring windows share tokens.
+    """
+
+    rate_tokens: int
+    series: int = 1
+    indexer: Indexer | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Softmax attention with per-head keys and values: MHA, GQA, MQA; full, sliding-window or chunked; self or cross."""
 
@@ -51,15 +72,8 @@ class Attention:
     output_gate: bool = False
     has_sinks: bool = False
     logit_softcap: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Indexer:
-    """The small key-only scorer of sparse attention (DeepSeek-V3.2, GLM-5)."""
-
-    num_heads: int
-    head_dim: int
-    top_k: int
+    compression: Compression | None = None
+    """Compressed entries beside a window; keys then serve as values too and are stored once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +98,7 @@ class Recurrent:
     values of recurrent state (``state_dtype``, usually fp32) are kept for each sequence.
     """
 
-    kind: Literal["mamba", "mamba2", "gated_delta_net", "lightning", "short_conv", "rg_lru"]
+    kind: Literal["mamba", "mamba2", "gated_delta_net", "kimi_delta", "lightning", "short_conv", "rg_lru", "rwkv", "mlstm"]
     weights: tuple[Weight, ...]
     conv_channels: int = 0
     conv_kernel: int = 0

@@ -1,6 +1,9 @@
 """How each family of models is read from its config; one file per kinship."""
 
+from planner.architecture.families import latent as latent
 from planner.architecture.families import llama_like as llama_like
-from planner.architecture.families.registry import FAMILIES, Family
+from planner.architecture.families import moe as moe
+from planner.architecture.families import recurrent as recurrent
+from planner.architecture.families.registry import FAMILIES, SUB_CONFIGS, defaults_of
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "SUB_CONFIGS", "defaults_of"]

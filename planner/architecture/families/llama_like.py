@@ -1,104 +1,409 @@
-"""Dense decoders of Llama's build: RMSNorm before each mixer, rotary grouped-query attention, gated feed-forward."""
+"""Dense decoders of Llama's build: norms around each mixer, rotary attention, a feed-forward block."""
 
 from __future__ import annotations
 
-from planner.architecture.blocks import decoder, gated_mlp, gqa, num_layers, pre_norm
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from planner.architecture.blocks import (
+    MakeNorm,
+    attention,
+    bare_layer_norm,
+    bare_rms_norm,
+    biasless_layer_norm,
+    block,
+    decoder,
+    head_counts,
+    layer_norm,
+    mlp,
+    num_layers,
+    rms_norm,
+    scale,
+)
 from planner.architecture.config import Config
 from planner.architecture.families.registry import family
-from planner.architecture.layers import Architecture
+from planner.architecture.layers import Architecture, DenseMLP, Layer, Weight
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+PRE = ("input_layernorm", "post_attention_layernorm")
+POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-@family(
-    "llama",
-    "LlamaForCausalLM",
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    max_position_embeddings=2048,
-    tie_word_embeddings=False,
-)
+def every(period: int) -> Callable[[int], str]:
+    """Every ``period``-th layer attends to everything, the others to a window."""
+    return lambda index: SLIDING if period and (index + 1) % period else FULL
+
+
+def windowed(config: Config) -> Callable[[int], str]:
+    """Every layer is windowed when the config names a window: what transformers' cache does without layer types."""
+    return lambda _: SLIDING if config.optional("sliding_window", minimum=0) else FULL
+
+
+def window_kinds(config: Config, rule: Callable[[int], str] | None = None) -> tuple[tuple[str, int | None], ...]:
+    """For each layer its type and its window, None for a full one."""
+    types = config.layer_types(num_layers(config), rule or windowed(config), (FULL, SLIDING))
+    window = config.size("sliding_window") if SLIDING in types else None
+    return tuple((name, window if name == SLIDING else None) for name in types)
+
+
+def dense(
+    config: Config,
+    channel: DenseMLP,
+    *,
+    rule: Callable[[int], str] | None = None,
+    norms: Sequence[str] = PRE,
+    norm: MakeNorm = rms_norm,
+    parallel: bool = False,
+    weights: tuple[Weight, ...] = (),
+    **options: Any,
+) -> list[Layer]:
+    """Layers that differ at most in their window. ``options`` go to :func:`attention`."""
+    kinds = window_kinds(config, rule)
+    made = {
+        window: block(
+            config, attention(config, window_tokens=window, **options), channel, norms=norms, norm=norm, parallel=parallel, weights=weights
+        )
+        for _, window in dict.fromkeys(kinds)
+    }
+    return [made[window] for _, window in kinds]
+
+
+@family("llama", "internlm3", "iquestcoder", "granite", "smollm3", "gemma")
 def llama(config: Config) -> Architecture:
     """Llama 1 to 3 and everything published in its shape."""
     bias = config.flag("attention_bias")
-    attention = gqa(config, qkv_bias=bias, output_bias=bias)
-    layer = pre_norm(config, attention, gated_mlp(config, bias=config.flag("mlp_bias")))
-    return decoder(config, "LlamaForCausalLM", [layer] * num_layers(config))
+    channel = mlp(config, bias=config.flag("mlp_bias"))
+    rule = no_rope_windows(config) if config.flag("use_sliding_window") else None
+    return decoder(config, dense(config, channel, rule=rule, qkv_bias=bias, output_bias=bias))
 
 
-@family(
-    "mistral",
-    "MistralForCausalLM",
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=4096 * 32,
-    tie_word_embeddings=False,
-    sliding_window=4096,
-)
-def mistral(config: Config) -> Architecture:
-    """Mistral 7B: every layer windowed when ``sliding_window`` is set."""
-    attention = gqa(config, window_tokens=config.optional("sliding_window"))
-    return decoder(config, "MistralForCausalLM", [pre_norm(config, attention, gated_mlp(config))] * num_layers(config))
+def no_rope_windows(config: Config) -> Callable[[int], str]:
+    """SmolLM3 windows the layers without rotary embedding."""
+    rotary = config.integers("no_rope_layers", length=num_layers(config))
+    interval = config.size("no_rope_layer_interval")
+    return lambda index: SLIDING if (rotary[index] == 0 if rotary else (index + 1) % interval == 0) else FULL
 
 
-@family(
-    "qwen2",
-    "Qwen2ForCausalLM",
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=22016,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=32768,
-    tie_word_embeddings=False,
-    use_sliding_window=False,
-    sliding_window=4096,
-    max_window_layers=28,
-)
-def qwen2(config: Config) -> Architecture:
-    """Qwen 1.5 to 2.5: biases on q, k and v."""
-    full, windowed = (
-        pre_norm(config, gqa(config, qkv_bias=True, window_tokens=window), gated_mlp(config))
-        for window in (None, qwen_window(config))
+@family("seed_oss", "helium")
+def output_bias_apart(config: Config) -> Architecture:
+    """Biases on queries, keys and values; the output projection has its own switch, or none."""
+    heads, _, head_dim = head_counts(config)
+    if config.text("model_type") == "helium" and heads * head_dim != config.size("hidden_size"):
+        config.reader.fault("head_dim", f"times num_attention_heads must be hidden_size, got {head_dim} times {heads}")
+    layers = dense(
+        config,
+        mlp(config, bias=config.flag("mlp_bias")),
+        qkv_bias=config.flag("attention_bias"),
+        output_bias=config.flag("attention_out_bias"),
     )
-    start = config.size("max_window_layers", minimum=0) if config.flag("use_sliding_window") else num_layers(config)
-    return decoder(config, "Qwen2ForCausalLM", [windowed if index >= start else full for index in range(num_layers(config))])
+    return decoder(config, layers)
 
 
-@family(
-    "qwen3",
-    "Qwen3ForCausalLM",
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=22016,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    head_dim=128,
-    max_position_embeddings=32768,
-    tie_word_embeddings=False,
-    use_sliding_window=False,
-    sliding_window=4096,
-    max_window_layers=28,
-)
+@family("arcee")
+def arcee(config: Config) -> Architecture:
+    """A feed-forward block without a gate."""
+    bias = config.flag("attention_bias")
+    channel = mlp(config, gated=False, bias=config.flag("mlp_bias"))
+    return decoder(config, dense(config, channel, qkv_bias=bias, output_bias=bias))
+
+
+@family("jais2", "nemotron")
+def layer_norms(config: Config) -> Architecture:
+    """LayerNorm with bias, a feed-forward block without a gate."""
+    bias = config.flag("attention_bias")
+    channel = mlp(config, gated=False, bias=config.flag("mlp_bias"))
+    return decoder(config, dense(config, channel, norm=layer_norm, qkv_bias=bias, output_bias=bias), norm=layer_norm)
+
+
+@family("mistral", "ministral", "ministral3", "cwm")
+def mistral(config: Config) -> Architecture:
+    """No biases; every layer windowed when ``sliding_window`` is set (CWM: three of four)."""
+    pattern = (lambda index: SLIDING if index % 4 else FULL) if config.text("model_type") == "cwm" else None
+    return decoder(config, dense(config, mlp(config, bias=config.flag("mlp_bias")), rule=pattern))
+
+
+@family("ernie4_5")
+def ernie(config: Config) -> Architecture:
+    """One switch for the biases of every linear layer."""
+    bias = config.flag("use_bias")
+    return decoder(config, dense(config, mlp(config, bias=bias), qkv_bias=bias, output_bias=bias))
+
+
+def qwen_windows(config: Config) -> Callable[[int], str]:
+    """Qwen windows the layers from ``max_window_layers`` on, and only if ``use_sliding_window`` says so."""
+    first = config.size("max_window_layers", minimum=0)
+    used = config.flag("use_sliding_window") and config.optional("sliding_window", minimum=0)
+    return lambda index: SLIDING if used and index >= first else FULL
+
+
+@family("qwen2")
+def qwen2(config: Config) -> Architecture:
+    """Qwen 1.5 to 2.5: biases on queries, keys and values."""
+    return decoder(config, dense(config, mlp(config), rule=qwen_windows(config), qkv_bias=True))
+
+
+@family("qwen3")
 def qwen3(config: Config) -> Architecture:
     """Qwen3: a norm on each query and key head."""
     bias = config.flag("attention_bias")
-    full, windowed = (
-        pre_norm(config, gqa(config, qkv_bias=bias, output_bias=bias, qk_norm="per_head", window_tokens=window), gated_mlp(config))
-        for window in (None, qwen_window(config))
+    layers = dense(config, mlp(config), rule=qwen_windows(config), qkv_bias=bias, output_bias=bias, qk_norm="per_head")
+    return decoder(config, layers)
+
+
+@family("hunyuan_v1_dense")
+def hunyuan(config: Config) -> Architecture:
+    """Tencent's dense model: Qwen3's build with other names of the head norms."""
+    bias = config.flag("attention_bias")
+    names = ("query_layernorm", "key_layernorm")
+    return decoder(config, dense(config, mlp(config), qkv_bias=bias, output_bias=bias, qk_norm="per_head", qk_norm_names=names))
+
+
+@family("apertus")
+def apertus(config: Config) -> Architecture:
+    """No gate; the xIELU activation has two learned values a layer."""
+    bias = config.flag("attention_bias")
+    learned = tuple(Weight(f"mlp.act_fn.{name}", (1,), "other") for name in ("alpha_p", "alpha_n"))
+    fixed = tuple(Weight(f"mlp.act_fn.{name}", (), "other", is_buffer=True) for name in ("beta", "eps"))
+    extra = learned + fixed if config.text("hidden_act") == "xielu" else ()
+    channel = mlp(config, gated=False, extra=extra)
+    norms = ("attention_layernorm", "feedforward_layernorm")
+    return decoder(config, dense(config, channel, norms=norms, qkv_bias=bias, output_bias=bias, qk_norm="per_head"))
+
+
+@family("granite_swa")
+def granite_windowed(config: Config) -> Architecture:
+    """Granite with attention sinks; three of four layers windowed."""
+    bias = config.flag("attention_bias")
+    channel = mlp(config, bias=config.flag("mlp_bias"))
+    layers = dense(
+        config, channel, rule=lambda index: SLIDING if index % 4 else FULL, qkv_bias=bias, output_bias=bias, sinks=True
     )
-    start = config.size("max_window_layers", minimum=0) if config.flag("use_sliding_window") else num_layers(config)
-    return decoder(config, "Qwen3ForCausalLM", [windowed if index >= start else full for index in range(num_layers(config))])
+    return decoder(config, layers)
 
 
-def qwen_window(config: Config) -> int | None:
-    """The window of Qwen's windowed layers; ``use_sliding_window: false`` turns ``sliding_window`` off."""
-    window = config.optional("sliding_window")
-    return window if config.flag("use_sliding_window") else None
+@family("hyperclovax")
+def hyperclovax(config: Config) -> Architecture:
+    """Llama's build, with a norm after each mixer too when ``use_post_norm``."""
+    bias = config.flag("attention_bias")
+    norms = (*PRE, "post_norm1", "post_norm2") if config.flag("use_post_norm") else PRE
+    return decoder(config, dense(config, mlp(config, bias=config.flag("mlp_bias")), norms=norms, qkv_bias=bias, output_bias=bias))
+
+
+@family("phi3")
+def phi3(config: Config) -> Architecture:
+    """Phi-3 and Phi-4: one linear for queries, keys and values, one for gate and up."""
+    return decoder(config, dense(config, mlp(config, fused="gate_up_proj"), fused="qkv_proj"))
+
+
+@family("glm", "glm4")
+def glm(config: Config) -> Architecture:
+    """GLM-4: biases on queries, keys and values; GLM-4-0414 adds a norm after each mixer."""
+    norms = (*PRE, "post_self_attn_layernorm", "post_mlp_layernorm") if config.text("model_type") == "glm4" else PRE
+    channel = mlp(config, fused="gate_up_proj")
+    return decoder(config, dense(config, channel, norms=norms, qkv_bias=config.flag("attention_bias")))
+
+
+@family("olmo")
+def olmo(config: Config) -> Architecture:
+    """OLMo 1: LayerNorm without scale and bias."""
+    bias = config.flag("attention_bias")
+    layers = dense(config, mlp(config), norm=bare_layer_norm, qkv_bias=bias, output_bias=bias)
+    return decoder(config, layers, norm=bare_layer_norm)
+
+
+@family("olmo2", "olmo3")
+def olmo2(config: Config) -> Architecture:
+    """OLMo 2 and 3: norms after the mixers, queries and keys normalised over their full width."""
+    bias = config.flag("attention_bias")
+    rule = every(4) if config.text("model_type") == "olmo3" else None
+    layers = dense(config, mlp(config), rule=rule, norms=POST, qkv_bias=bias, output_bias=bias, qk_norm="full_width")
+    return decoder(config, layers)
+
+
+@family("exaone4")
+def exaone4(config: Config) -> Architecture:
+    """EXAONE 4: norms after the mixers, a norm on each head, hybrid windows."""
+    return decoder(config, dense(config, mlp(config), rule=pattern_windows(config), norms=POST, qk_norm="per_head"))
+
+
+def pattern_windows(config: Config) -> Callable[[int], str]:
+    """Every ``sliding_window_pattern``-th layer is full; none is windowed when there is no window."""
+    period = config.optional("sliding_window_pattern", minimum=0) if config.optional("sliding_window", minimum=0) else 0
+    return every(period or 0)
+
+
+@family("cohere", "cohere2")
+def cohere(config: Config) -> Architecture:
+    """Command-R: one norm, both mixers side by side; Command-R7B windows three of four layers."""
+    bias = config.flag("attention_bias")
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    head_dim = config.optional("head_dim") or max(hidden // heads, 1)
+    kv_heads = config.optional("num_key_value_heads") or heads
+    second = config.text("model_type") == "cohere2"
+    qk = () if second or not config.flag("use_qk_norm") else cohere_head_norms(heads, kv_heads, head_dim)
+    layers = dense(
+        config,
+        mlp(config),
+        rule=every(config.optional("sliding_window_pattern", minimum=0) or 4) if second else None,
+        norms=("input_layernorm",),
+        norm=biasless_layer_norm,
+        parallel=True,
+        qkv_bias=bias,
+        output_bias=bias,
+        head_dim=head_dim if second else None,
+        extra=qk,
+    )
+    return decoder(config, layers, norm=biasless_layer_norm)
+
+
+def cohere_head_norms(heads: int, kv_heads: int, head_dim: int) -> tuple[Weight, ...]:
+    """Command-R+ scales every value of every head."""
+    return (
+        Weight("self_attn.q_norm.weight", (heads, head_dim), "norm"),
+        Weight("self_attn.k_norm.weight", (kv_heads, head_dim), "norm"),
+    )
+
+
+@family("gemma2", "vaultgemma")
+def gemma2(config: Config) -> Architecture:
+    """Gemma 2: norms before and after each mixer, every second layer windowed, logits capped."""
+    bias = config.flag("attention_bias")
+    norms = SANDWICH if config.text("model_type") == "gemma2" else (SANDWICH[0], SANDWICH[2])
+    layers = dense(
+        config,
+        mlp(config),
+        rule=every(2),
+        norms=norms,
+        qkv_bias=bias,
+        output_bias=bias,
+        softcap=config.get("attn_logit_softcapping") is not None,
+    )
+    return decoder(config, layers, softcap=config.get("final_logit_softcapping") is not None)
+
+
+@family("gemma3_text")
+def gemma3(config: Config) -> Architecture:
+    """Gemma 3: a norm on each head, one full layer in six."""
+    bias = config.flag("attention_bias")
+    layers = dense(
+        config,
+        mlp(config),
+        rule=every(config.optional("sliding_window_pattern", minimum=0) or 6),
+        norms=SANDWICH,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm="per_head",
+        softcap=config.get("attn_logit_softcapping") is not None,
+    )
+    return decoder(config, layers, softcap=config.get("final_logit_softcapping") is not None)
+
+
+@family("starcoder2")
+def starcoder2(config: Config) -> Architecture:
+    """LayerNorm, GPT-2's feed-forward names, one switch for all biases."""
+    bias = config.flag("use_bias")
+    channel = mlp(config, gated=False, bias=bias, names=("c_fc", "c_proj"))
+    return decoder(config, dense(config, channel, norm=layer_norm, qkv_bias=bias, output_bias=bias), norm=layer_norm)
+
+
+@family("stablelm")
+def stablelm(config: Config) -> Architecture:
+    """StableLM 2: LayerNorm; side-by-side mixers with one norm, and norms of each head, behind switches."""
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    parallel = config.flag("use_parallel_residual")
+    kv_heads = config.optional("num_key_value_heads") or heads
+    qk = stablelm_head_norms(heads, kv_heads, hidden // heads) if config.flag("qk_layernorm") else ()
+    layers = dense(
+        config,
+        mlp(config),
+        norms=PRE[:1] if parallel else PRE,
+        norm=layer_norm,
+        parallel=parallel,
+        qkv_bias=config.flag("use_qkv_bias"),
+        head_dim=max(hidden // heads, 1),
+        extra=qk,
+    )
+    return decoder(config, layers, norm=layer_norm)
+
+
+def stablelm_head_norms(heads: int, kv_heads: int, head_dim: int) -> tuple[Weight, ...]:
+    """A LayerNorm of its own for each head, without bias."""
+    return (
+        Weight("self_attn.q_layernorm.norms.*.weight", (head_dim,), "norm", heads),
+        Weight("self_attn.k_layernorm.norms.*.weight", (head_dim,), "norm", kv_heads),
+    )
+
+
+@family("phi")
+def phi(config: Config) -> Architecture:
+    """Phi 1 to 2: one LayerNorm, both mixers side by side, biases everywhere, the head too."""
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    channel = mlp(config, gated=False, bias=True, names=("fc1", "fc2"))
+    layers = dense(
+        config,
+        channel,
+        norms=PRE[:1],
+        norm=layer_norm,
+        parallel=True,
+        names=("q_proj", "k_proj", "v_proj", "dense"),
+        qkv_bias=True,
+        output_bias=True,
+        extra=persimmon_head_norms(hidden // heads) if config.flag("qk_layernorm") else (),
+    )
+    return decoder(config, layers, norm=layer_norm, norm_name="final_layernorm", head_bias=True)
+
+
+def persimmon_head_norms(head_dim: int) -> tuple[Weight, ...]:
+    """A LayerNorm with bias over each query head, and over each key head."""
+    names = ("self_attn.q_layernorm", "self_attn.k_layernorm")
+    return tuple(weight for name in names for weight in layer_norm(name, head_dim).weights)
+
+
+@family("persimmon")
+def persimmon(config: Config) -> Architecture:
+    """Persimmon: LayerNorm, one linear for queries, keys and values, no gate."""
+    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    head_dim = max(hidden // heads, 1)
+    layers = dense(
+        config,
+        mlp(config, gated=False, bias=True, names=("dense_h_to_4h", "dense_4h_to_h")),
+        norm=layer_norm,
+        fused="query_key_value",
+        names=("", "", "", "dense"),
+        qkv_bias=True,
+        output_bias=True,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        extra=persimmon_head_norms(head_dim) if config.flag("qk_layernorm") else (),
+    )
+    return decoder(config, layers, norm=layer_norm, norm_name="final_layernorm")
+
+
+@family("bitnet")
+def bitnet(config: Config) -> Architecture:
+    """BitNet: a norm inside each mixer, before its output projection."""
+    bias = config.flag("attention_bias")
+    channel = mlp(config, extra=scale("mlp.ffn_sub_norm", config.size("intermediate_size")))
+    inner = scale("self_attn.attn_sub_norm", config.size("hidden_size"))
+    return decoder(config, dense(config, channel, qkv_bias=bias, output_bias=bias, extra=inner))
+
+
+@family("nanochat")
+def nanochat(config: Config) -> Architecture:
+    """nanochat: RMSNorm without scale, no gate."""
+    bias = config.flag("attention_bias")
+    channel = mlp(config, gated=False, names=("fc1", "fc2"))
+    layers = dense(config, channel, norm=bare_rms_norm, qkv_bias=bias, output_bias=bias)
+    return decoder(config, layers, norm=bare_rms_norm, softcap=config.get("final_logit_softcapping") is not None)
+
+
+@family("diffllama")
+def diffllama(config: Config) -> Architecture:
+    """Differential attention: two softmaxes weighed by four learned vectors a layer."""
+    bias = config.flag("attention_bias")
+    heads = config.size("num_attention_heads")
+    head_dim = config.optional("head_dim") or config.size("hidden_size") // heads
+    vectors = tuple(Weight(f"self_attn.lambda_{name}", (head_dim,), "other") for name in ("q1", "k1", "q2", "k2"))
+    return decoder(config, dense(config, mlp(config), qkv_bias=bias, output_bias=bias, extra=vectors))

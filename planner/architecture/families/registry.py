@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 
-from planner.architecture.config import Config
+from planner.architecture.config import Config, Defaults
+from planner.architecture.families.defaults import DEFAULTS
 from planner.architecture.layers import Architecture
 
 ReadFamily = Callable[[Config], Architecture]
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A model type: its default class, its configuration class's defaults, and the function that reads it."""
-
-    model_type: str
-    model_class: str
-    defaults: Mapping[str, object]
-    read: ReadFamily
+FAMILIES: dict[str, ReadFamily] = {}
+SUB_CONFIGS: set[str] = set()
+"""Model types that occur only inside another config: text parts, towers."""
 
 
-FAMILIES: dict[str, Family] = {}
-
-
-def family(model_type: str, model_class: str, /, **defaults: object) -> Callable[[ReadFamily], ReadFamily]:
-    """Register the decorated function as the reader of ``model_type``.
-
-    ``defaults`` are those of the framework's configuration class (transformers 5.23), for keys a config omits.
-    """
+def family(*model_types: str) -> Callable[[ReadFamily], ReadFamily]:
+    """Register the decorated function as the reader of ``model_types``."""
 
     def register(read: ReadFamily) -> ReadFamily:
-        FAMILIES[model_type] = Family(model_type, model_class, defaults, read)
+        FAMILIES.update(dict.fromkeys(model_types, read))
         return read
 
     return register
+
+
+@cache
+def defaults_of(model_type: str) -> Defaults:
+    """Defaults of a model type's configuration class; empty for a type that is not in the table."""
+    return Defaults(*DEFAULTS[model_type]) if model_type in DEFAULTS else Defaults()
