@@ -53,7 +53,7 @@ FILLS: dict[str, Fill] = {
     "activations": Fill("#2f9e8f", "#45b5a6"),
     "logits": Fill("#d8c24a", "#d9c65c", BACKWARD),
     "workspace": Fill("#7fb8a4", "#6fa894", DIAGONAL),
-    "gradients": Fill("#a35bb0", "#b878c4"),
+    "gradients": Fill("#9650a4", "#b878c4"),
     "optimizer_state": Fill("#c2526b", "#d0708a"),
     "master_weights": Fill("#5a4fa3", "#8a80d0", BACKWARD),
     "communication": Fill("#56b4e9", "#6cc0ee", HORIZONTAL),
@@ -153,8 +153,10 @@ def font(size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> QF
 
 
 def ink_on(fill: QColor) -> QColor:
-    """Black or white, whichever reads better on ``fill`` (WCAG relative luminance)."""
-    return QColor("#101215") if _luminance(fill) > 0.179 else QColor("#ffffff")
+    """Near-black or white, whichever has more contrast to ``fill`` (WCAG 2.2, contrast ratio)."""
+    dark, light = QColor("#101215"), QColor("#ffffff")
+    behind = _luminance(fill) + 0.05
+    return dark if behind / (_luminance(dark) + 0.05) > (_luminance(light) + 0.05) / behind else light
 
 
 def set_role(widget: QWidget, role: str) -> None:

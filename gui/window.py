@@ -90,6 +90,7 @@ class MainWindow(QMainWindow):
         self.setAcceptDrops(True)
         self.tabs.setAccessibleName("Views of the plan")
         self.tabs.tabBar().setDrawBase(False)
+        self.tabs.tabBar().setAccessibleName("Views of the plan")
         for tab in TABS:
             page = QWidget()
             page.setLayout(QVBoxLayout())
@@ -195,6 +196,7 @@ class MainWindow(QMainWindow):
         settings.set(GEOMETRY, self.saveGeometry().data())
         settings.set(TAB, TABS[self.tabs.currentIndex()].name)
         settings.set(ADVANCED, self.form.advanced)
+        self.statusBar().clearMessage()
         for widget in self._built.values():
             widget.close()
         self._context.machine.stop()

@@ -31,8 +31,9 @@ class LeaveUndo(QObject):
 
     def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
         """Hand undo and redo on to the window's actions."""
-        asked = event.type() == QEvent.Type.ShortcutOverride and isinstance(event, QKeyEvent)
-        if asked and any(event.matches(key) for key in _UNDO_KEYS):
+        if event.type() not in (QEvent.Type.ShortcutOverride, QEvent.Type.KeyPress):
+            return False
+        if isinstance(event, QKeyEvent) and any(event.matches(key) for key in _UNDO_KEYS):
             event.ignore()
             return True
         return False

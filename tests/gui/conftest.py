@@ -1,0 +1,80 @@
+"""Every window test runs offscreen, in a home of its own, and fails on what a window should not leave behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+os.environ["QT_QPA_PLATFORM"] = "offscreen"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+from PySide6.QtCore import QTimer
+
+from gui.app import make_window
+from gui.first import FIRST_SCENARIO
+from gui.settings import Settings
+from gui.theme import theme
+from planner.scenario import Hardware, Inference, Scenario
+
+OFFSCREEN_LACKS = "This plugin does not support"
+SMALL = Scenario(
+    "HuggingFaceTB/SmolLM2-135M",
+    "inference",
+    inference=Inference(batch=1, prompt_tokens=16, new_tokens=2),
+    hardware=Hardware("H100 SXM5 80GB"),
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIGHWATER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(qapp, qtlog, caplog):
+    before = set(threading.enumerate())
+    caplog.set_level(logging.WARNING)
+    yield
+    said = [record.message for record in qtlog.records if not record.message.startswith(OFFSCREEN_LACKS)]
+    assert not said, f"Qt complained: {said}"
+    logged = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
+    assert not logged, f"stray logs: {logged}"
+    deadline = time.monotonic() + 3
+    while (left := _own_threads() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left, f"threads still alive: {left}"
+
+
+def _own_threads():
+    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+
+
+@pytest.fixture
+def open_window(qtbot, home):
+    windows = []
+
+    def opened(scenario=FIRST_SCENARIO, size=(1400, 900), scheme="light"):
+        window = make_window(scenario, Settings(home / f"settings{len(windows)}.ini"))
+        theme().choose(scheme)
+        window.resize(*size)
+        window.show()
+        qtbot.waitExposed(window)
+        windows.append(window)
+        return window
+
+    yield opened
+    for window in windows:
+        window.close()
+        timers = [timer for timer in window.findChildren(QTimer) if timer.isActive()]
+        assert not timers, f"timers still running in {[timer.parent() for timer in timers]}"
+        window.deleteLater()
+    qtbot.wait(10)
+
+
+@pytest.fixture
+def window(open_window):
+    return open_window()

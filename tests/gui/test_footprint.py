@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtTest import QTest
+
+from gui.footprint.table import ComponentModel, lines_of
+from gui.scale import ticks
+from gui.state import Selection
+from gui.theme import theme
+from planner.footprint import Phase
+from planner.scenario import Hardware, Scenario, Training
+from planner.units import GIB, format_bytes
+
+TRAINING = Scenario(
+    "mistralai/Mistral-7B-v0.1",
+    "training",
+    training=Training(batch=4, sequence=4096, checkpointing="full", optimizer="adamw_foreach"),
+    hardware=Hardware("A100 SXM4 80GB"),
+)
+
+
+@pytest.fixture
+def tab(window):
+    return window.show_tab("footprint")
+
+
+def middle_of(tab, component, phase):
+    return tab.bars.segment_rectangle(component, phase).center().toPoint()
+
+
+def test_the_verdict_says_what_the_plan_says(tab, window):
+    footprint = window.context.state.footprint
+    peak = footprint.gpus[0].peak.device
+    assert tab.verdict.text == f"Fits · {peak / GIB:.2f} of {format_bytes(footprint.gpus[0].capacity_bytes)}"
+    assert format_bytes(footprint.headroom_bytes) in tab.verdict.accessibleName()
+
+
+def test_a_segment_is_as_wide_as_its_share(tab, window):
+    prefill = next(phase for phase in window.context.state.footprint.gpus[0].phases if phase.name == "prefill")
+    weights, cache = (tab.bars.segment_rectangle(name, "prefill").width() for name in ("weights", "kv_cache"))
+    assert weights / cache == pytest.approx(prefill.components["weights"] / prefill.components["kv_cache"], rel=1e-6)
+
+
+def test_a_click_on_a_segment_opens_why(tab, window):
+    QTest.mouseClick(tab.bars, Qt.MouseButton.LeftButton, pos=middle_of(tab, "kv_cache", "decode"))
+    assert window.context.state.selection == Selection("kv_cache", "decode", 0)
+    assert window.why.text().startswith("KV cache")
+    assert "num_key_value_heads" in window.why.text()
+    assert tab.phases.value() == "decode"
+
+
+def test_hovering_a_segment_points_at_it(tab, qtbot):
+    with qtbot.waitSignal(tab.bars.hovered) as hovered:
+        QTest.mouseMove(tab.bars, QPoint(2, 2))
+        QTest.mouseMove(tab.bars, middle_of(tab, "weights", "load"))
+    assert hovered.args == [Selection("weights", "load", 0)]
+
+
+def test_arrow_keys_walk_the_segments(tab, window):
+    tab.bars.setFocus()
+    QTest.keyClick(tab.bars, Qt.Key.Key_Down)
+    first = window.context.state.selection
+    QTest.keyClick(tab.bars, Qt.Key.Key_Right)
+    second = window.context.state.selection
+    assert first.phase == "decode"
+    assert (second.phase, second.component != first.component) == ("decode", True)
+
+
+def test_a_row_of_the_table_opens_why(tab, window):
+    for row in range(tab.table.model().rowCount()):
+        index = tab.table.model().index(row, 0)
+        QTest.mouseClick(tab.table.viewport(), Qt.MouseButton.LeftButton, pos=tab.table.visualRect(index).center())
+        assert window.why.text().startswith(index.data())
+
+
+def test_choosing_a_phase_changes_the_table(tab):
+    QTest.mouseClick(tab.phases._group.button(0), Qt.MouseButton.LeftButton)
+    assert tab.phases.value() == "load"
+    names = {tab.table.components.line(row).component for row in range(tab.table.components.rowCount())}
+    assert "kv_cache" not in names
+
+
+def test_sizes_sort_as_numbers_on_both_sides_of_31_bits(open_window):
+    tab = open_window(TRAINING).show_tab("footprint")
+    model = tab.table.model()
+    for order in (Qt.SortOrder.AscendingOrder, Qt.SortOrder.DescendingOrder):
+        tab.table.sortByColumn(1, order)
+        sizes = [model.index(row, 1).data(Qt.ItemDataRole.UserRole) for row in range(model.rowCount())]
+        assert min(sizes) < 2**31 < max(sizes)
+        assert sizes == sorted(sizes, reverse=order == Qt.SortOrder.DescendingOrder)
+
+
+def test_the_shares_of_a_phase_add_up(tab):
+    shares = [tab.table.components.line(row).share for row in range(tab.table.components.rowCount())]
+    assert sum(shares) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_model_keeps_qt_s_rules(qtmodeltester):
+    model = ComponentModel()
+    model.show_lines(lines_of(Phase("load", 30, 30, 40, {"weights": 30, "cuda_context": 10}), ()))
+    qtmodeltester.check(model)
+    model.show_lines(())
+    qtmodeltester.check(model)
+
+
+def test_what_no_formula_covers_is_unknown_with_its_reason(tab, window):
+    window.context.state.edit("inference.kv_cache", "fp8")
+    assert tab.verdict.text.startswith("Unknown")
+    assert "fp8" in tab.verdict.accessibleName()
+    assert tab.table.components.rowCount() == 0
+    window.context.state.undo_stack.undo()
+    assert tab.verdict.text.startswith("Fits")
+
+
+def test_the_theme_repaints_with_the_other_half_of_each_pair(tab, window):
+    def colour():
+        at = tab.bars.segment_rectangle("weights", "load").topLeft().toPoint() + QPoint(4, 4)
+        image = tab.bars.grab().toImage()
+        scale = image.width() / tab.bars.width()
+        return image.pixelColor(int(at.x() * scale), int(at.y() * scale)).name()
+
+    light = colour()
+    theme().choose("dark")
+    assert light == "#3b6fb6"
+    assert colour() == "#5b8fd6"
+
+
+@pytest.mark.parametrize("limit", [1, 700, 3 * 2**20, 79 * GIB, 1440 * GIB])
+def test_ticks_are_round_and_within_the_axis(limit):
+    positions = [position for position, _ in ticks(limit)]
+    assert positions[0] == 0
+    assert positions[-1] <= limit
+    assert 2 <= len(positions) <= 10

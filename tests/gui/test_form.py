@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+
+from gui.form.editors import read_count
+from planner.scenario import ModelPath
+
+_CTRL_SHIFT = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier
+
+
+def type_into(field, text):
+    field.editor.setFocus()
+    field.editor.selectAll()
+    QTest.keyClicks(field.editor, text)
+
+
+def kv_cache(window):
+    decode = window.context.state.footprint.gpus[0].phases[-1]
+    return decode.components["kv_cache"]
+
+
+def test_the_first_start_shows_a_plan_and_not_an_empty_form(window):
+    footprint = window.show_tab("footprint")
+    assert window.form.fields["model"].editor.value() == "meta-llama/Llama-3.1-8B"
+    assert footprint.verdict.text.startswith("Fits · ")
+    assert footprint.table.components.rowCount() >= 4
+    assert "weights: parameters" in window.why.text()
+
+
+def test_typing_a_batch_changes_the_plan_at_once(window):
+    before = kv_cache(window)
+    type_into(window.form.fields["inference.batch"], "4")
+    assert window.context.state.scenario.inference.batch == 4
+    assert kv_cache(window) == 4 * before
+
+
+def test_a_suffix_is_understood_and_written_out_when_the_field_is_left(window, qtbot):
+    field = window.form.fields["inference.prompt_tokens"]
+    type_into(field, "4k")
+    assert window.context.state.scenario.inference.prompt_tokens == 4096
+    QTest.keyClick(field.editor, Qt.Key.Key_Return)
+    assert field.editor.lineEdit().text() == "4096"
+
+
+def test_an_emptied_field_goes_back_to_the_default_and_shows_it(window):
+    field = window.form.fields["inference.prompt_tokens"]
+    type_into(field, "100")
+    field.editor.selectAll()
+    QTest.keyClick(field.editor, Qt.Key.Key_Delete)
+    assert window.context.state.scenario.inference.prompt_tokens is None
+    assert field.editor.lineEdit().placeholderText() == "7936  (default)"
+
+
+def test_a_fault_stands_at_its_field_and_the_last_good_plan_stays(window):
+    state, tab = window.context.state, window.show_tab("footprint")
+    shown = tab.verdict.text
+    field = window.form.fields["inference.batch"]
+    type_into(field, "0")
+    assert field.fault == "must be at least 1, got 0"
+    assert not state.current
+    assert tab.verdict.text == shown
+    assert tab.verdict.graphicsEffect() is not None
+    type_into(field, "2")
+    assert field.fault == ""
+    assert tab.verdict.graphicsEffect() is None
+
+
+def test_letters_cannot_be_typed_into_a_number(window):
+    type_into(window.form.fields["inference.batch"], "x7y")
+    assert window.context.state.scenario.inference.batch == 7
+
+
+def test_the_arrows_step_batches_by_one_and_tokens_by_doubling(window):
+    batch, tokens = (window.form.fields[f"inference.{name}"].editor for name in ("batch", "prompt_tokens"))
+    batch.setFocus()
+    QTest.keyClick(batch, Qt.Key.Key_Up)
+    tokens.setFocus()
+    QTest.keyClick(tokens, Qt.Key.Key_Up)
+    QTest.keyClick(tokens, Qt.Key.Key_Up)
+    scenario = window.context.state.scenario
+    assert (scenario.inference.batch, scenario.inference.prompt_tokens) == (2, 4 * 7936)
+
+
+def test_typing_is_one_step_to_undo_and_ctrl_z_in_the_field_undoes_the_scenario(window, qtbot):
+    state, field = window.context.state, window.form.fields["inference.batch"]
+    window.activateWindow()
+    qtbot.waitActive(window)
+    type_into(field, "123")
+    assert state.undo_stack.count() == 1
+    QTest.keyClick(field.editor.lineEdit(), Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    assert state.scenario.inference.batch == 1
+    assert field.editor.value() == 1
+    QTest.keyClick(field.editor.lineEdit(), Qt.Key.Key_Z, _CTRL_SHIFT)
+    assert field.editor.value() == 123
+
+
+def test_going_through_tasks_loses_nothing_and_each_has_its_fields(window):
+    form, state = window.form, window.context.state
+    type_into(form.fields["inference.batch"], "3")
+    state.edit("task", "training")
+    assert form.fields["training.optimizer"].isVisible()
+    assert not form.fields["inference.batch"].isVisible()
+    state.edit("task", "inference")
+    assert form.fields["inference.batch"].editor.value() == 3
+
+
+def test_a_model_is_found_by_words_and_picked_with_the_keyboard(window, qtbot):
+    editor = window.form.fields["model"].editor
+    editor.setFocus()
+    editor.selectAll()
+    QTest.keyClicks(editor, "mistral 7b")
+    popup = editor._completer.popup()
+    qtbot.waitUntil(popup.isVisible)
+    QTest.keyClick(popup, Qt.Key.Key_Down)
+    picked = popup.currentIndex().data()
+    QTest.keyClick(popup, Qt.Key.Key_Return)
+    assert "mistral" in picked.lower()
+    assert window.context.state.scenario.model == picked
+
+
+def test_an_unknown_model_is_said_at_the_field(window, qtbot):
+    field = window.form.fields["model"]
+    type_into(field, "no such model")
+    QTest.keyClick(field.editor, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: field.fault != "", timeout=10_000)
+    assert "no such model" in field.fault
+    assert window.context.state.plan is not None
+
+
+def test_a_missing_path_is_said_at_the_field(window, qtbot, tmp_path):
+    field = window.form.fields["model"]
+    type_into(field, str(tmp_path / "gone"))
+    QTest.keyClick(field.editor, Qt.Key.Key_Return)
+    assert isinstance(window.context.state.scenario.model, ModelPath)
+    qtbot.waitUntil(lambda: "does not exist" in field.fault, timeout=10_000)
+
+
+def test_an_unknown_gpu_is_said_at_the_field(window):
+    field = window.form.fields["hardware.gpu"]
+    type_into(field, "GeForce 9999")
+    QTest.keyClick(field.editor, Qt.Key.Key_Return)
+    assert "GeForce 9999" in field.fault
+
+
+def test_the_folded_fields_unfold(window):
+    field = window.form.fields["inference.attention"]
+    assert not field.isVisible()
+    window.form._fold.click()
+    assert field.isVisible()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("", None), ("8192", 8192), ("8,192", 8192), ("8k", 8192), ("8 K", 8192), ("1m", 2**20), ("k", "k"), ("0", 0)]
+)
+def test_counts_are_read_as_people_write_them(text, value):
+    assert read_count(text) == value

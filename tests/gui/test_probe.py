@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+from conftest import SMALL
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+
+from gui.probe.run import Run
+from gui.probe.table import ComparisonModel, compare
+from probes.measurement import Measurement
+from probes.recording import read_recording
+from probes.request import keep_layers
+
+RUN_MS = 240_000
+
+
+@pytest.fixture
+def tab(open_window):
+    return open_window(SMALL).show_tab("probe")
+
+
+def press_measure(tab, qtbot):
+    qtbot.waitUntil(lambda: tab.isVisible())
+    QTest.mouseClick(tab.controls.measure, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: tab.live.running, timeout=10_000)
+
+
+def wait_for_the_end(tab, qtbot):
+    qtbot.waitUntil(lambda: tab.measurement is not None and not tab.live.running and bool(tab.measurement.outcome), timeout=RUN_MS)
+
+
+@pytest.mark.slow
+def test_measure_runs_the_plan_and_the_prediction_holds(tab, qtbot):
+    tab.controls.layers.lineEdit().setText("4")
+    press_measure(tab, qtbot)
+    assert not tab.controls.measure.isEnabled()
+    wait_for_the_end(tab, qtbot)
+    assert tab.measurement.outcome["kind"] == "completed", tab.status.text
+    rows = {(row.phase, row.meter): row for row in tab.table.comparisons.rows}
+    for phase in ("load", "prefill", "decode"):
+        assert abs(rows[phase, "allocated"].error) < 0.05
+        assert rows[phase, "device"].measured_bytes > 0
+    assert "CPU" in tab.status.text
+    assert tab.table.comparisons.index(2, 1).data() == "Process growth (CPU)"
+    assert tab.controls.measure.isEnabled()
+    replayed(tab, qtbot)
+
+
+def replayed(tab, qtbot):
+    """The recording of the run shows the same table when it is opened."""
+    before = tab.table.comparisons.rows
+    tab.replay(next(iter(recordings())))
+    qtbot.waitUntil(lambda: not tab._operations.running("probe"), timeout=20_000)
+    assert tab.table.comparisons.rows == before
+
+
+def recordings():
+    from probes.recording import recordings_folder
+
+    return recordings_folder().glob("*.jsonl")
+
+
+def test_a_killed_child_is_said_and_its_recording_opens(tab, qtbot):
+    press_measure(tab, qtbot)
+    qtbot.waitUntil(lambda: tab.live.pid is not None, timeout=20_000)
+    os.kill(tab.live.pid, signal.SIGKILL)
+    wait_for_the_end(tab, qtbot)
+    assert "killed by SIGKILL" in tab.status.text
+    assert "out-of-memory killer" in tab.status.text
+    recording = next(iter(recordings()))
+    assert read_recording(recording).events[-1]["event"] == "outcome"
+    tab.replay(recording)
+    qtbot.waitUntil(lambda: not tab._operations.running("probe"), timeout=20_000)
+    assert "killed by SIGKILL" in tab.status.text
+
+
+def test_stop_ends_the_run(tab, qtbot):
+    press_measure(tab, qtbot)
+    qtbot.waitUntil(lambda: tab.live.pid is not None, timeout=20_000)
+    child = psutil.Process(tab.live.pid)
+    QTest.mouseClick(tab.controls.stop, Qt.MouseButton.LeftButton)
+    wait_for_the_end(tab, qtbot)
+    assert tab.measurement.outcome["kind"] == "stopped"
+    assert tab.controls.measure.isEnabled()
+    assert not child.is_running()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_and_the_run_goes_on(tab, qtbot, monkeypatch, caplog):
+    monkeypatch.setattr("probes.recording.file_name", lambda header: "/dev/full")
+    press_measure(tab, qtbot)
+    qtbot.waitUntil(lambda: "No space left" in tab.status.notes, timeout=20_000)
+    assert tab.live.running
+    tab.stop()
+    wait_for_the_end(tab, qtbot)
+    assert "not being recorded" in caplog.text
+    caplog.clear()
+
+
+def test_missing_torch_is_said_with_the_remedy(tab, qtbot, monkeypatch):
+    monkeypatch.setattr("probes.preflight.NEEDED", ("torch_of_another_world", "transformers"))
+    QTest.mouseClick(tab.controls.measure, Qt.MouseButton.LeftButton)
+    wait_for_the_end(tab, qtbot)
+    assert "torch_of_another_world is not installed" in tab.status.text
+    assert "pip install" in tab.status.text
+
+
+def test_closing_the_window_ends_the_child(open_window, qtbot):
+    window = open_window(SMALL)
+    tab = window.show_tab("probe")
+    press_measure(tab, qtbot)
+    qtbot.waitUntil(lambda: tab.live.pid is not None, timeout=20_000)
+    child = psutil.Process(tab.live.pid)
+    window.close()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_file_that_is_no_recording_is_said(tab, qtbot, tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text("{}\n")
+    tab.replay(path)
+    qtbot.waitUntil(lambda: "not a Highwater recording" in tab.status.text, timeout=10_000)
+
+
+def test_faults_and_bad_controls_are_said_before_a_run(open_window):
+    window = open_window(SMALL)
+    tab = window.show_tab("probe")
+    tab.controls.layers.lineEdit().setText("0")
+    tab.measure()
+    assert "Layers: must be a whole number" in tab.status.text
+    tab.controls.layers.lineEdit().setText("")
+    window.context.state.edit("inference.batch", 0)
+    tab.measure()
+    assert "has faults" in tab.status.text
+    assert not tab.live.running
+
+
+def test_the_preview_follows_the_controls(tab, qtbot):
+    def load():
+        return next(row for row in tab.table.comparisons.rows if (row.phase, row.meter) == ("load", "allocated")).predicted_bytes
+
+    whole = load()
+    QTest.keyClicks(tab.controls.layers, "4")
+    assert load() < whole
+
+
+def test_the_plot_draws_only_while_it_can_be_seen(open_window, qtbot):
+    window = open_window(SMALL)
+    tab = window.show_tab("probe")
+    qtbot.waitUntil(lambda: tab.plot.frames_running)
+    window.show_tab("footprint")
+    assert not tab.plot.frames_running
+
+
+def events():
+    """A short run as a session tells it."""
+    yield {"event": "hello", "t": 0.5, "device": {"type": "cuda", "index": 0, "name": "X", "total_bytes": 1000}}
+    yield {"event": "phase", "t": 1.0, "name": "load", "state": "begin", "step": 0}
+    yield {"event": "memory", "t": 1.5, "allocated": 90, "reserved": 100, "device": None, "phase": "load"}
+    yield {"event": "phase", "t": 2.0, "name": "load", "state": "end", "step": 0, "allocated": 95, "reserved": 100, "device": 120}
+    yield {"event": "phase", "t": 2.0, "name": "prefill", "state": "begin", "step": 0}
+    yield {"event": "memory", "t": 3.0, "allocated": 150, "reserved": 160, "device": 180, "phase": "prefill"}
+
+
+def test_a_missing_reading_is_a_gap_and_never_zero():
+    run = Run()
+    for event in events():
+        run.take(event)
+    device = run.samples.column(2)
+    assert device[0] != device[0]
+    assert device[1] == 180
+    assert run.highest_bytes == 180
+    assert run.phase == "prefill"
+
+
+def test_errors_are_signed_fractions_of_the_prediction():
+    prediction = {"gpus": [{"phases": [{"name": "load", "allocated": 100, "reserved": 100, "device": 100}]}]}
+    measurement = Measurement({}, prediction)
+    for event in events():
+        measurement.add(event)
+    levels = {"load": {"allocated": 100, "reserved": 100, "device": 100}}
+    rows = compare(levels, measurement)
+    assert [round(row.error, 6) for row in rows[:3]] == [-0.05, 0.0, 0.2]
+    assert rows[3].predicted_bytes != rows[3].predicted_bytes
+
+
+def test_the_comparison_keeps_qt_s_rules(qtmodeltester):
+    model = ComparisonModel()
+    model.show_rows(compare({"load": {"allocated": 1, "reserved": 2, "device": 3}}, None))
+    qtmodeltester.check(model)
+
+
+def test_fewer_layers_cut_every_list_that_has_one_entry_a_layer():
+    config = {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "vocab_size": 4, "text": {"x": 1}}
+    kept = keep_layers(config, 2)
+    assert kept == {"num_hidden_layers": 2, "layer_types": ["a", "b"], "vocab_size": 4, "text": {"x": 1}}
+    assert config["num_hidden_layers"] == 4
+    assert keep_layers(config, 9) == config
+
+
+def test_the_window_s_process_never_imports_torch(tab):
+    assert not {"torch", "transformers"} & set(sys.modules)
