@@ -113,7 +113,7 @@ def _training(scenario: Scenario, architecture: Architecture, weights: Level, dt
 def _require_plain(scenario: Scenario, fmt: Format) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     inference, training = scenario.inference, scenario.training
-    asked = {
+    asked: dict[str, tuple[str, tuple[str, ...]]] = {
         "engine": (scenario.engine, ("transformers",)),
         "weights": (scenario.weights if fmt.is_quantized or scenario.weights not in PLAIN_BYTES else "", ("",)),
     }

@@ -248,7 +248,7 @@ def _qkv_sizes(run: Run, mixer: Attention) -> tuple[Size, Size, Size]:
 
 def _rotate_forward(tape: Tape, name: str, size: Size, *, saved: bool = True) -> None:
     """x · cos + rotate_half(x) · sin (``apply_rotary_pos_emb``): only cosines and sines are saved, they are shared."""
-    half = Size(**{**size.values, "head_dim": max(size.values["head_dim"] // 2, 1)})
+    half = _half(size)
     tape.hold(f"{name} cos", size)
     tape.hold(f"{name} half", half)
     tape.hold(f"{name} turned", size)
@@ -260,7 +260,7 @@ def _rotate_forward(tape: Tape, name: str, size: Size, *, saved: bool = True) ->
 
 
 def _rotate_backward(tape: Tape, name: str, size: Size) -> None:
-    half = Size(**{**size.values, "head_dim": max(size.values["head_dim"] // 2, 1)})
+    half = _half(size)
     tape.hold(f"d {name} sin", size)
     tape.hold(f"d {name} half", half)
     tape.hold(f"d {name} low", size)
@@ -273,6 +273,12 @@ def _rotate_backward(tape: Tape, name: str, size: Size) -> None:
     tape.consume(f"d {name} rotated")
     tape.hold(f"d {name}", size)
     tape.consume(f"d {name} turned", f"d {name} cos")
+
+
+def _half(size: Size) -> Size:
+    """One of the two halves of every head that ``rotate_half`` moves."""
+    factors = {name: value for name, value in size.values.items() if isinstance(value, int)}
+    return Size(**factors | {"head_dim": max(factors["head_dim"] // 2, 1)})
 
 
 def _head_norm_forward(tape: Tape, run: Run, mixer: Attention, name: str, heads: int) -> None:

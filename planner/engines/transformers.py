@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.architecture.counts import layer_groups
-from planner.architecture.layers import Architecture, Attention, Norm
+from planner.architecture.counts import iter_weights, layer_groups
+from planner.architecture.layers import Architecture, Attention, Norm, Weight
 from planner.components.blocks import Run, gradient, norm_backward, norm_forward, rotary_embedding, sliding_mask
 from planner.components.layer import layer_backward, layer_forward, layer_recomputed
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
 
 FP32_BYTES = 4
+TIED = "grad of the tied head"
 INDEX_BYTES = 8
 """Token ids and positions are int64."""
 
@@ -242,7 +243,9 @@ def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("d logits", logits, "logits")
         tape.consume("d logits fp32")
-    for weight in architecture.head or architecture.embeddings[:1]:
+    if architecture.tied_head:
+        tape.hold(TIED, _like_parameter(architecture.embeddings[0], run), "gradients")
+    for weight in architecture.head:
         gradient(tape, run, weight)
     tape.hold("d", narrow)
     tape.consume("d logits", "d logits fp32")
@@ -250,21 +253,30 @@ def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None
 
 
 def _embedding_backward(course: Course, architecture: Architecture, run: Run) -> None:
-    """The table's gradient is dense; a tied head's is added to it."""
-    tape = Tape(start={"d": Held(run.hidden(), "workspace")})
-    for weight in architecture.embeddings:
-        size = Size(out_features=weight.shape[0], in_features=weight.shape[-1], bytes=run.dtype_bytes)
-        tape.hold(f"grad {weight.name}", size, "gradients")
-        if run.accumulating or (architecture.tied_head and weight is architecture.embeddings[0]):
-            tape.consume(f"grad {weight.name}")
+    """The table's gradient is dense. A tied head's has waited for it: both are alive while their sum is made."""
+    start = {"d": Held(run.hidden(), "workspace")}
+    if architecture.tied_head:
+        start[TIED] = Held(_like_parameter(architecture.embeddings[0], run), "gradients")
+    tape = Tape(start=start)
+    for index, weight in enumerate(architecture.embeddings):
+        size, name = _like_parameter(weight, run), f"grad {weight.name}"
+        tape.hold(name, size, "gradients")
+        if architecture.tied_head and index == 0:
+            tape.hold("tied sum", size, "gradients")
+            tape.consume(name, TIED)
+            tape.rename("tied sum", name)
+        if run.accumulating:
+            tape.consume(name)
     tape.consume("d")
     course.run(tape.span(), 1, "backward of the embeddings")
 
 
+def _like_parameter(weight: Weight, run: Run) -> Size:
+    return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes)
+
+
 def _hold_gradients(course: Course, architecture: Architecture, run: Run) -> None:
     """Gradients of every parameter, left by the earlier micro-batches."""
-    from planner.architecture.counts import iter_weights  # noqa: PLC0415
-
     for _, weight, times in iter_weights(architecture):
         if not weight.is_buffer:
             factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
