@@ -15,7 +15,7 @@ _MODEL_SUFFIXES = (".gguf", ".safetensors")
 _MAX_SCENARIO_BYTES = 16 * 2**20
 
 
-class Unreadable(ValueError):  # noqa: N818  reads as what it says: the file is unreadable
+class Unreadable(ValueError):
     """A file that cannot be opened; the message names it and says why."""
 
 

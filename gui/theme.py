@@ -54,7 +54,7 @@ FILLS: dict[str, Fill] = {
     "logits": Fill("#d8c24a", "#d9c65c", BACKWARD),
     "workspace": Fill("#7fb8a4", "#6fa894", DIAGONAL),
     "gradients": Fill("#9650a4", "#b878c4"),
-    "optimizer_state": Fill("#c2526b", "#d0708a"),
+    "optimizer_state": Fill("#bd4c66", "#d0708a"),
     "master_weights": Fill("#5a4fa3", "#8a80d0", BACKWARD),
     "communication": Fill("#56b4e9", "#6cc0ee", HORIZONTAL),
     "cuda_graphs": Fill("#9a7b4f", "#b3946a", CROSS),

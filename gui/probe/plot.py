@@ -28,7 +28,7 @@ Levels = Mapping[str, Mapping[str, int]]
 
 
 class BytesAxis(pg.AxisItem):
-    """Round marks in one unit."""
+    """Round marks, each with its unit: the topmost may be out of sight."""
 
     def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:
         """Where the marks are."""
@@ -36,8 +36,9 @@ class BytesAxis(pg.AxisItem):
 
     def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
         """How they are written."""
-        labels = dict(ticks(self.range[1], 6))
-        return [labels.get(value, "") for value in values]
+        marks = ticks(self.range[1], 6)
+        labels, unit = dict(marks), marks[-1][1].partition(" ")[2]
+        return [f"{labels.get(value, '').partition(' ')[0]} {unit}" if value else "0" for value in values]
 
 
 class SecondsAxis(pg.AxisItem):

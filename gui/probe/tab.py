@@ -45,6 +45,7 @@ class ProbeTab(QWidget):
         self._run: Run | None = None
         self._measurement: Measurement | None = None
         self._levels: Levels = {}
+        self._on_cpu = True
         self._lay_out()
         self._connect()
         self._show_plan()
@@ -149,8 +150,8 @@ class ProbeTab(QWidget):
         device, layers, tokens = controls.device.value(), controls.layers.value(), controls.new_tokens.value()
         if isinstance(layers, str) or isinstance(tokens, str) or 0 in (layers, tokens):
             return
+        self._set_on_cpu(on_cpu=device == "cpu")
         self._show_levels(predict_run(plan, str(device), layers, tokens))
-        self._key.set_on_cpu(device == "cpu")
         self._key.set_title(f"Predicted for {'CPU' if device == 'cpu' else device}")
 
     def _show_levels(self, prediction: Footprint) -> None:
@@ -158,14 +159,19 @@ class ProbeTab(QWidget):
         self.plot.set_levels(self._levels, None)
         self._show_table()
 
+    def _set_on_cpu(self, *, on_cpu: bool) -> None:
+        """Call the meters what they are on the device."""
+        self._on_cpu = on_cpu
+        self._key.set_on_cpu(on_cpu)
+
     def _show_table(self) -> None:
-        self.table.comparisons.show_rows(compare(self._levels, self._measurement))
+        self.table.comparisons.show_rows(compare(self._levels, self._measurement, on_cpu=self._on_cpu))
 
     @Slot(object)
     def _begin(self, asked: Request) -> None:
         self._open_run(Measurement(asked.order["scenario"], asked.prediction.to_json()))
+        self._set_on_cpu(on_cpu=asked.order["device"] == "cpu")
         self._show_levels(asked.prediction)
-        self._key.set_on_cpu(asked.order["device"] == "cpu")
         self.live.start(asked)
 
     def _open_run(self, measurement: Measurement) -> None:
@@ -236,7 +242,7 @@ class ProbeTab(QWidget):
             run.take(event)
         prediction = recorded.header.get("prediction")
         self._levels = levels_of_json(prediction if isinstance(prediction, dict) else {})
-        self._key.set_on_cpu(run.on_cpu)
+        self._set_on_cpu(on_cpu=run.on_cpu)
         self.plot.set_levels(self._levels, run.total_bytes)
         self.status.show_path(path)
         torn = ["Its last line was torn and is left out."] if recorded.skipped_lines else []

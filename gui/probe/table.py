@@ -35,9 +35,8 @@ class Comparison:
     on_cpu: bool
 
 
-def compare(levels: Levels, measurement: Measurement | None) -> tuple[Comparison, ...]:
-    """Every phase predicted or measured, in the order of the prediction."""
-    on_cpu = measurement is not None and bool(measurement.environment) and measurement.on_cpu
+def compare(levels: Levels, measurement: Measurement | None, *, on_cpu: bool = False) -> tuple[Comparison, ...]:
+    """Every phase predicted or measured, in the order of the prediction; ``on_cpu`` is where a run would be or was."""
     measured = {step.name: step.meters for step in measurement.phases} if measurement else {}
     errors = measurement.error() if measurement else {}
     names = [*levels, *(name for name in measured if name not in levels)]
@@ -124,7 +123,7 @@ class ComparisonTable(QTableView):
         self.horizontalHeader().setHighlightSections(False)
         header = self.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        for column, width in ((0, 72), (2, 88), (3, 88), (4, 62)):
+        for column, width in ((0, 84), (2, 88), (3, 88), (4, 62)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
             self.setColumnWidth(column, width)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
