@@ -48,7 +48,7 @@ def detected_gpu() -> str | None:
     nvml = Nvml()
     try:
         readings = nvml.readings() if nvml.open().available else ()
-        return gpu(readings[0].name, int(readings[0].memory.total_bytes)).name if readings else None
+        return gpu(readings[0].name, readings[0].memory.total_bytes).name if readings else None
     except (UnknownGpu, ValueError):
         return None
     finally:

@@ -41,11 +41,15 @@ def screenshot(options: argparse.Namespace) -> int:
     try:
         from gui import app  # noqa: PLC0415
         from gui.files import Unreadable  # noqa: PLC0415
+        from gui.tabs import TABS  # noqa: PLC0415
     except ImportError as error:
         return _qt_failed(error)
+    names = [tab.name for tab in TABS]
+    if options.tab not in names:
+        return exits.fail(exits.BAD_INPUT, f"--tab: must be one of {', '.join(names)}; got {options.tab!r}")
     try:
         app.screenshot(options.screenshot, options.tab, options.scenario, options.theme, options.size)
-    except (Unreadable, KeyError) as error:
+    except Unreadable as error:
         return exits.fail(exits.BAD_INPUT, str(error))
     except ERRORS as error:
         return refuse(error)
