@@ -26,7 +26,11 @@ OPTIMIZER_STATE = COMPONENT_INDEX["optimizer_state"]
 KV_CACHE = COMPONENT_INDEX["kv_cache"]
 RECURRENT_STATE = COMPONENT_INDEX["recurrent_state"]
 ADAPTERS = COMPONENT_INDEX["adapters"]
+QUANTIZATION_STATE = COMPONENT_INDEX["quantization_state"]
 MASTER_WEIGHTS = COMPONENT_INDEX["master_weights"]
+
+
+_TO_COPY = torch.ops.aten._to_copy.default
 
 
 class Attribution:
@@ -34,6 +38,7 @@ class Attribution:
 
     def __init__(self) -> None:
         self.tracker: StorageTracker | None = None
+        self.plays_cuda = False
         self.phase = "load"
         self.module = ""
         self._names: dict[int, str] = {}
@@ -42,11 +47,13 @@ class Attribution:
         self._vocabulary: int | None = None
         self._block: int | None = None
         self._block_born: list[tuple[int, int]] = []
-        self._cast_component: dict[int, int] = {}
+        self._master_shapes: set[tuple[int, ...]] = set()
 
     def component_of(self, func: Any, tensor: torch.Tensor, key: int) -> int:
         """See :class:`probes.worker.tracker.Labeller`."""
         phase = self.phase
+        if func is _TO_COPY and phase == "forward" and tuple(tensor.shape) in self._master_shapes:
+            return WEIGHTS
         if phase == "load":
             return WEIGHTS
         if phase == "optimizer":
@@ -71,6 +78,10 @@ class Attribution:
         self._stack.clear()
         self._block = None
 
+    def enter_module(self, path: str) -> None:
+        """What is made from now on belongs to the module at ``path``."""
+        self.module = path
+
     @contextmanager
     def watching(self, model: nn.Module, vocabulary: int | None) -> Iterator[None]:
         """Follow the model's modules while they run. ``vocabulary``: the last dimension of logits."""
@@ -93,15 +104,27 @@ class Attribution:
             parameter.register_post_accumulate_grad_hook(self._label_gradient)
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Label optimizer states the moment they are made."""
+        """Label optimizer states the moment they are made.
+
+        Where a CUDA device is played, step counts are in host memory unless the optimizer is fused or capturable
+        (torch/optim/adamw.py, _init_group).
+        """
         make = optimizer._init_group  # type: ignore[attr-defined]
 
         def init_group(group: Any, *args: Any, **kwargs: Any) -> Any:
             made = make(group, *args, **kwargs)
             self.label_states(optimizer)
+            if self.plays_cuda and not group.get("fused") and not group.get("capturable"):
+                self._forget_steps(optimizer)
             return made
 
         optimizer._init_group = init_group  # type: ignore[attr-defined]
+
+    def _forget_steps(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.tracker is not None
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                self.tracker.forget(state["step"])
 
     def label_states(self, optimizer: torch.optim.Optimizer) -> None:
         """Label every tensor of the optimizer's state."""
@@ -113,6 +136,12 @@ class Attribution:
         assert self.tracker is not None
         for tensor in tensors:
             self.tracker.label(tensor, component)
+
+    def master_weights(self, parameters: Iterable[torch.Tensor]) -> None:
+        """These are fp32 masters; 16-bit casts of them are what the model computes with: weights."""
+        for parameter in parameters:
+            self.label([parameter], MASTER_WEIGHTS)
+            self._master_shapes.add(tuple(parameter.shape))
 
     def _label_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapters import apply_method
 from .errors import WorkerError
 from .order import Order
+from .quantised import FORMATS, quantise_linears
 
 DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -68,6 +70,10 @@ def build(order: Order) -> Built:
     except Exception as error:
         raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
     _keep_in_fp32(model, dtype)
+    if order.task == "training":
+        model = apply_method(model, order)
+    elif order.weights not in DTYPES and order.weights != "native":
+        quantise_linears(model, order.weights, ("lm_head",))
     return Built(model, config, dtype, layers)
 
 
@@ -84,14 +90,27 @@ def read_config(document: Mapping[str, Any], layers: int | None) -> tuple[Any, i
     if layers is not None:
         cut_layers(raw, layers)
     try:
-        config = AutoConfig.for_model(model_type, **raw)
-    except ValueError as error:
-        if "Unrecognized model identifier" not in str(error):
-            raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
-        raise WorkerError("unsupported", _unknown_type(model_type), "config.model_type") from error
+        config = _config_class(AutoConfig, model_type, raw)(**raw)
+    except WorkerError:
+        raise
     except Exception as error:
         raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
     return config, _count_layers(config)
+
+
+def _config_class(auto_config: Any, model_type: str, raw: dict[str, Any]) -> Any:
+    """The class for the model type, or for the architecture the config names: some types are only known on the Hub."""
+    try:
+        return type(auto_config.for_model(model_type))
+    except ValueError:
+        pass
+    import transformers
+
+    for name in raw.get("architectures") or []:
+        model_class = getattr(transformers, str(name), None)
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            return model_class.config_class
+    raise WorkerError("unsupported", _unknown_type(model_type), "config.model_type")
 
 
 def cut_layers(raw: dict[str, Any], layers: int) -> None:
@@ -105,12 +124,20 @@ def cut_layers(raw: dict[str, Any], layers: int) -> None:
         if isinstance(old, int) and old > layers:
             raw[key] = layers
             _cut_per_layer_values(raw, old, layers)
+            _cut_shared_layers(raw, old, layers)
 
 
 def _cut_per_layer_values(raw: dict[str, Any], old: int, new: int) -> None:
     for key, value in raw.items():
         if isinstance(value, (list, str)) and len(value) == old:
             raw[key] = value[:new]
+
+
+def _cut_shared_layers(raw: dict[str, Any], old: int, new: int) -> None:
+    """The last layers reuse the caches of those before them: the first ``new`` layers keep their own kind."""
+    shared = raw.get("num_kv_shared_layers")
+    if isinstance(shared, int):
+        raw["num_kv_shared_layers"] = max(0, new - (old - shared))
 
 
 def choose_dtype(order: Order, config: Any) -> torch.dtype:
@@ -120,22 +147,23 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]
-    if name == "native" or order.fake:
-        return native_dtype(config)
+    if name == "native" or (order.fake and name in FORMATS):
+        return native_dtype(config, "quantization_config" in order.config)
     raise WorkerError(
         "unsupported",
-        f"scenario.weights: {name!r} cannot be measured here; choose bf16, fp16 or fp32, or rehearse it",
+        f"scenario.weights: {name!r} can be predicted only; choose bf16, fp16 or fp32, or rehearse {', '.join(FORMATS)}",
         "scenario.weights",
     )
 
 
-def native_dtype(config: Any) -> torch.dtype:
+def native_dtype(config: Any, quantised: bool = False) -> torch.dtype:
     """The dtype the config declares, else the library's default, fp32."""
     for part in (config, _text(config)):
         declared = getattr(part, "dtype", None) or getattr(part, "torch_dtype", None)
         if declared is not None:
             return DTYPES.get(declared, torch.float32) if isinstance(declared, str) else declared
-    return torch.float32
+    # A quantised checkpoint without a declared dtype computes in bf16 (transformers, quantizers, update_dtype).
+    return torch.bfloat16 if quantised else torch.float32
 
 
 def choose_class(config: Any) -> Any:
@@ -153,14 +181,20 @@ def choose_class(config: Any) -> Any:
     raise WorkerError("unsupported", f"transformers {transformers.__version__} has no model class for {type(config).__name__}")
 
 
-def materialise(model: nn.Module, make: Maker) -> None:
-    """Replace every meta parameter and every buffer by ``make(tensor)``; tied ones stay tied."""
+def materialise(model: nn.Module, make: Maker, entering: Callable[[str], None] = lambda _name: None) -> None:
+    """Replace every meta parameter and every buffer by ``make(tensor)``; tied ones stay tied.
+
+    ``entering`` hears the path of each module before its tensors are made.
+    """
     made: dict[int, Any] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
+        entering(path)
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 if id(parameter) not in made:
-                    made[id(parameter)] = _like_parameter(parameter, make(parameter.detach()))
+                    # Not detached: on meta that would be an operator, and a storage that no device holds.
+                    with torch.no_grad():
+                        made[id(parameter)] = _like_parameter(parameter, make(parameter))
                 module._parameters[name] = made[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
@@ -176,7 +210,8 @@ def make_real(device: torch.device) -> Maker:
     def make(tensor: torch.Tensor) -> torch.Tensor:
         made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         if tensor.device.type != "meta":
-            return made.copy_(tensor)
+            with torch.no_grad():
+                return made.copy_(tensor)
         _fill(made, pool)
         return made
 

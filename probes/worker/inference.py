@@ -23,7 +23,8 @@ from .unroll import Slot, Unroller, slots_of, window_breaks
 MakeUnroller = Callable[[Callable[[], list[Slot]]], Unroller]
 
 CACHES = ("dynamic", "static", "quantized")
-_STATE_NAMES = ("conv", "recurrent", "ssm")
+_STATE_NAMES = ("conv", "recurrent", "ssm", "linear")
+_CACHE_FIELD = "scenario.inference.engine_options.cache_implementation"
 
 
 @dataclass
@@ -86,49 +87,86 @@ class InferenceLoad:
 
     def _start(self, device: torch.device) -> Generation:
         batch, tokens = self._workload.batch, self._workload.prompt_tokens
-        generation = Generation(
-            input_ids=random_ids((batch, tokens), self._built, device),
-            attention_mask=torch.ones((batch, tokens), dtype=torch.long, device=device),
-            unfinished=torch.ones(batch, dtype=torch.long, device=device),
-            extra={},
-        )
+        source = random_ids((batch, tokens), self._built, device)
+        extra = self._encode(source) if self._is_encoder_decoder else {}
+        input_ids = source[:, :1].clone() if self._is_encoder_decoder else source
         if self.generates:
             self.cache = self._make_cache()
             self._label_updates(self.cache)
-        return generation
+        return Generation(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(source),
+            unfinished=torch.ones(batch, dtype=torch.long, device=device),
+            extra=extra,
+        )
+
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        return bool(getattr(self._built.config, "is_encoder_decoder", False))
+
+    def _encode(self, source: torch.Tensor) -> dict[str, Any]:
+        """Run the encoder once, as ``generate`` does before its loop. Audio encoders take their full window."""
+        encoder = self._model.get_encoder()
+        if "input_features" in inspect.signature(encoder.forward).parameters:
+            config = self._built.config
+            shape = (source.shape[0], config.num_mel_bins, 2 * config.max_source_positions)
+            return {"encoder_outputs": encoder(torch.zeros(shape, dtype=self._built.dtype, device=source.device))}
+        return {"encoder_outputs": encoder(input_ids=source, attention_mask=torch.ones_like(source))}
 
     def _step(self, generation: Generation, new_ids: torch.Tensor) -> None:
         outputs = self._model(**self._inputs(generation, new_ids))
         if not self.generates:
             return
+        if self.cache is None:
+            self.cache = outputs.get(self._cache_name)
         next_logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
+        self._label_cache(self.cache)
         next_ids = torch.argmax(next_logits, dim=-1)
         generation.input_ids = torch.cat([generation.input_ids, next_ids[:, None]], dim=-1)
         mask = generation.attention_mask
         generation.attention_mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
 
     def _inputs(self, generation: Generation, new_ids: torch.Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": new_ids, **generation.extra}
+        ids_name = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
+        inputs: dict[str, Any] = {ids_name: new_ids, **generation.extra}
         if self.generates:
             inputs["use_cache"] = True
-            inputs["past_key_values"] = self.cache
+            inputs[self._cache_name] = self.cache
             if "logits_to_keep" in self._parameters:
                 inputs["logits_to_keep"] = 1
         return inputs
 
-    def _make_cache(self) -> Any:
-        from transformers import DynamicCache
+    @property
+    def _cache_name(self) -> str:
+        return "cache_params" if "cache_params" in self._parameters else "past_key_values"
 
+    def _make_cache(self) -> Any:
+        """The cache ``generate`` prepares; None for models that make one of their own."""
         kind = self._workload.options.get("cache_implementation", "dynamic")
         if kind not in CACHES:
-            raise WorkerError("bad_order", f"must be one of {', '.join(CACHES)}", "scenario.inference.engine_options.cache_implementation")
+            raise WorkerError("bad_order", f"{_CACHE_FIELD}: must be one of {', '.join(CACHES)}", _CACHE_FIELD)
+        supports = getattr(self._model, "_supports_default_dynamic_cache", None)
+        if supports is not None and not supports():
+            return None
         if kind == "static":
             return self._make_static_cache()
         if kind == "quantized":
-            raise WorkerError("missing_package", "a quantized cache needs optimum-quanto or hqq: python -m pip install optimum-quanto")
+            message = f"{_CACHE_FIELD}: a quantized cache needs a package: python -m pip install optimum-quanto"
+            raise WorkerError("missing_package", message, _CACHE_FIELD)
+        cache = self._make_dynamic_cache()
+        if not self._is_encoder_decoder:
+            return cache
+        from transformers import EncoderDecoderCache
+
+        return EncoderDecoderCache(cache, self._make_dynamic_cache())
+
+    def _make_dynamic_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        getter = getattr(self._built.config, "get_text_config", None)
         try:
-            return DynamicCache(config=self._built.text_config)
+            return DynamicCache(config=getter(decoder=True) if getter is not None else self._built.config)
         except TypeError:
             return DynamicCache()
 
@@ -140,12 +178,13 @@ class InferenceLoad:
 
     def _label_updates(self, cache: Any) -> None:
         """Label what the cache holds each time it was updated."""
-        if self._attribution is None:
+        if self._attribution is None or cache is None:
             return
-        for name in ("update", "update_conv_state", "update_recurrent_state", "update_indexer"):
-            method = getattr(cache, name, None)
-            if method is not None:
-                setattr(cache, name, self._labelling(cache, method))
+        for part in _parts(cache):
+            for name in ("update", "update_conv_state", "update_recurrent_state", "update_indexer"):
+                method = getattr(part, name, None)
+                if method is not None:
+                    setattr(part, name, self._labelling(part, method))
 
     def _labelling(self, cache: Any, method: Any) -> Any:
         place = list(inspect.signature(method).parameters).index("layer_idx")
@@ -153,14 +192,25 @@ class InferenceLoad:
         def labelled(*args: Any, **kwargs: Any) -> Any:
             out = method(*args, **kwargs)
             layer_idx = kwargs["layer_idx"] if "layer_idx" in kwargs else args[place]
-            self._label_layer(cache, layer_idx)
+            self._label_holder(cache.layers[layer_idx] if hasattr(cache, "layers") else cache)
             return out
 
         return labelled
 
-    def _label_layer(self, cache: Any, layer_idx: int) -> None:
-        assert self._attribution is not None
-        layer = cache.layers[layer_idx] if hasattr(cache, "layers") else cache
-        for name, value in vars(layer).items():
+    def _label_cache(self, cache: Any) -> None:
+        for part in _parts(cache):
+            for holder in (part, *getattr(part, "layers", ())):
+                self._label_holder(holder)
+
+    def _label_holder(self, holder: Any) -> None:
+        if self._attribution is None or not hasattr(holder, "__dict__"):
+            return
+        for name, value in vars(holder).items():
             state = any(part in name for part in _STATE_NAMES)
             self._attribution.label(tensors_of([value]), RECURRENT_STATE if state else KV_CACHE)
+
+
+def _parts(cache: Any) -> list[Any]:
+    """A cache, or the two of an encoder–decoder."""
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    return [part for part in parts if part is not None] or ([cache] if cache is not None else [])

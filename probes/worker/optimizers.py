@@ -40,8 +40,54 @@ class Lion(torch.optim.Optimizer):
                 average.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
 
 
-def make_optimizers(name: str, params: Parameters) -> list[torch.optim.Optimizer]:
+class Adam8bitLayout(torch.optim.Optimizer):
+    """The states of bitsandbytes' 8-bit AdamW (0.45, optim/optimizer.py, Optimizer2State), for rehearsals.
+
+    Two bytes a value, two fp32 scales a block of 256, one shared map of 256 fp32 values each; tensors below 4,096 values
+    keep fp32 states. Paged states of 100,000 values and more live in managed memory, outside the allocator.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], paged: bool) -> None:
+        super().__init__(params, {})
+        self._paged = paged
+        self._maps: list[torch.Tensor] = []
+
+    def _init_group(self, group: dict[str, Any]) -> Parameters:
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in params:
+            if not self.state[parameter]:
+                self.state[parameter].update(self._states(parameter))
+        return params
+
+    def _states(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        count = parameter.numel()
+        device = parameter.device
+        if count < BLOCKWISE_MIN_VALUES:
+            return {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("state1", "state2")}
+        if not self._maps:
+            self._maps = [torch.empty(256, dtype=torch.float32, device=device) for _ in range(2)]
+        blocks = -(-count // STATE_BLOCK)
+        states = {name: torch.zeros(blocks, dtype=torch.float32, device=device) for name in ("absmax1", "absmax2")}
+        if not (self._paged and count >= PAGED_MIN_VALUES):
+            states |= {name: torch.zeros_like(parameter, dtype=torch.uint8) for name in ("state1", "state2")}
+        return states
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """The update works in place, in one kernel a parameter."""
+        for group in self.param_groups:
+            self._init_group(group)
+
+
+STATE_BLOCK = 256
+BLOCKWISE_MIN_VALUES = 4096
+PAGED_MIN_VALUES = 100_000
+
+
+def make_optimizers(name: str, params: Parameters, fake: bool = False) -> list[torch.optim.Optimizer]:
     """The optimizers that together update ``params``. Raises :class:`WorkerError` for one that can't be had."""
+    if fake and name in ("adamw_8bit", "paged_adamw_8bit"):
+        return [Adam8bitLayout(params, paged=name.startswith("paged"))]
     make = _MAKERS.get(name)
     if make is None:
         known = ", ".join(sorted(_MAKERS))

@@ -119,7 +119,7 @@ def choose_attention(
     grouped: bool,
     capability: tuple[int, int],
 ) -> str:
-    """"flash", "efficient" or "math" (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, select_sdp_backend).
+    """ "flash", "efficient" or "math" (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, select_sdp_backend).
 
     cuDNN's kernel, preferred on majors 9 and 10 by recent builds, returns what flash returns and counts as it.
     """
@@ -188,9 +188,14 @@ def _efficient(
     is_causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    """The mask is padded to 16 and expanded without a copy (native/transformers/attention.cpp, preprocess_mask)."""
+    """The mask is padded to 16 and expanded without a copy (native/transformers/attention.cpp, preprocess_mask).
+
+    A single query's mask counts as padded always, not in 15 of 16 steps: it is tiny, and so decode steps repeat.
+    """
     if mask is not None:
         missing = -mask.size(-1) % EFFICIENT_MASK_ALIGNMENT
+        if query.size(-2) == 1 and not missing:
+            missing = EFFICIENT_MASK_ALIGNMENT
         if missing:
             mask = torch.nn.functional.pad(mask, (0, missing))[..., : key.size(-2)]
         mask = mask.expand(query.size(0), query.size(1), query.size(-2), key.size(-2))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import device as devices
-from .attribution import ADAPTERS, Attribution
+from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
@@ -19,6 +19,7 @@ from .inference import InferenceLoad, MakeUnroller
 from .order import Order
 from .personality import CudaPersonality
 from .phases import Phases, Sampler
+from .quantised import quantisation_state
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
 from .unroll import Recorder, Slot, Unroller
@@ -137,6 +138,7 @@ class Run:
     def _personality(self, attribution: Attribution) -> CudaPersonality | None:
         if self._order.personality == "cpu":
             return None
+        attribution.plays_cuda = True
         return CudaPersonality(self._order.compute_capability, attribution)
 
     def _on_cuda(self) -> None:
@@ -149,16 +151,26 @@ class Run:
         assert self._built is not None and self._phases is not None
         model = self._built.model
         with self._phases.phase("load"):
-            materialise(model, make)
-            if attribution is not None:
-                attribution.label((p for n, p in model.named_parameters() if "lora_" in n), ADAPTERS)
+            if attribution is None:
+                materialise(model, make)
+            else:
+                materialise(model, make, attribution.enter_module)
+                self._label_weights(attribution)
         with attribution.watching(model, self._built.vocabulary) if attribution else contextlib.nullcontext():
             if self._order.task == "inference":
                 InferenceLoad(self._built, self._order.inference, attribution, self._unroll).run(self._phases, device)
             else:
                 from .training import TrainingLoad
 
-                TrainingLoad(self._built, self._order.training, attribution).run(self._phases, device)
+                TrainingLoad(self._built, self._order.training, attribution, self._order.fake).run(self._phases, device)
+
+    def _label_weights(self, attribution: Attribution) -> None:
+        assert self._built is not None
+        model = self._built.model
+        attribution.label((value for name, value in model.named_parameters() if "lora_" in name), ADAPTERS)
+        attribution.label(quantisation_state(model), QUANTIZATION_STATE)
+        if self._order.task == "training" and self._order.training.precision.startswith("amp-"):
+            attribution.master_weights(value for value in model.parameters() if value.dtype == torch.float32)
 
     @contextlib.contextmanager
     def _sampling(self) -> Iterator[None]:

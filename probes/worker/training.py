@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from .attribution import Attribution
+from .attribution import ACTIVATIONS, Attribution
 from .build import Built, random_ids
 from .errors import WorkerError
+from .losses import make_loss
 from .optimizers import make_optimizers
 from .order import Training
 from .phases import Phases
@@ -21,12 +22,14 @@ _AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 class TrainingLoad:
     """Two steps of one workload. The second is the steady one: optimizer states exist."""
 
-    def __init__(self, built: Built, workload: Training, attribution: Attribution | None) -> None:
+    def __init__(self, built: Built, workload: Training, attribution: Attribution | None, fake: bool = False) -> None:
         self._built = built
         self._model = built.model
         self._workload = workload
         self._attribution = attribution
         self._optimizers: list[torch.optim.Optimizer] = []
+        self._fake = fake
+        self._loss = make_loss(workload, fake)
 
     def run(self, phases: Phases, device: torch.device) -> None:
         """Run both steps."""
@@ -41,7 +44,7 @@ class TrainingLoad:
         self._model.config.use_cache = False
         self._enable_checkpointing()
         params = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self._optimizers = make_optimizers(self._workload.optimizer, params)
+        self._optimizers = make_optimizers(self._workload.optimizer, params, self._fake)
         if self._attribution is not None:
             self._attribution.watch_gradients(params)
             for optimizer in self._optimizers:
@@ -51,14 +54,18 @@ class TrainingLoad:
         if self._workload.checkpointing == "none":
             return
         if self._workload.checkpointing == "selective":
-            raise WorkerError("unsupported", "selective checkpointing is not run here; choose none or full", "scenario.training.checkpointing")
+            raise WorkerError(
+                "unsupported", "selective checkpointing is not run here; choose none or full", "scenario.training.checkpointing"
+            )
         reentrant = bool(self._workload.options.get("use_reentrant", False))
         if not getattr(self._model, "supports_gradient_checkpointing", True):
-            raise WorkerError("unsupported", f"{type(self._model).__name__} has no gradient checkpointing", "scenario.training.checkpointing")
+            raise WorkerError(
+                "unsupported", f"{type(self._model).__name__} has no gradient checkpointing", "scenario.training.checkpointing"
+            )
         # The random state only matters with dropout and is kept in host memory.
         kwargs = {"use_reentrant": reentrant, "preserve_rng_state": False}
         self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-        if reentrant or self._workload.method in ("lora", "dora", "qlora"):
+        if reentrant:
             self._model.enable_input_require_grads()
 
     def _step(self, phases: Phases, step: int, device: torch.device) -> None:
@@ -74,11 +81,14 @@ class TrainingLoad:
 
     def _batch(self, device: torch.device) -> torch.Tensor:
         shape = (self._workload.batch, self._workload.sequence)
-        return random_ids(shape, self._built, device)
+        input_ids = random_ids(shape, self._built, device)
+        if self._attribution is not None:
+            self._attribution.label([input_ids], ACTIVATIONS)
+        return input_ids
 
     def _forward(self, input_ids: torch.Tensor) -> Any:
         with self._autocast(input_ids.device):
-            loss = self._model(input_ids=input_ids, labels=input_ids).loss
+            loss = self._loss(self._model, input_ids)
         return loss / self._workload.gradient_accumulation if self._workload.gradient_accumulation > 1 else loss
 
     def _autocast(self, device: torch.device) -> Any:

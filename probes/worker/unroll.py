@@ -171,9 +171,7 @@ class Unroller:
         self._tracker.rename(renamed)
         self._recorder.rename(renamed)
 
-    def _write(
-        self, step: Step, pattern: Pattern, count: int, ident_of: dict[tuple[int, int], int]
-    ) -> dict[tuple[int, int], int]:
+    def _write(self, step: Step, pattern: Pattern, count: int, ident_of: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
         for number in range(1, count + 1):
             place = 0
             born: dict[tuple[int, int], int] = {}
