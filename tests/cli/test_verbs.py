@@ -145,8 +145,10 @@ def test_wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None
 def test_a_measurement_on_the_cpu_agrees_with_the_prediction(tmp_path: Path) -> None:
     """A tiny model, so that it takes seconds; SmolLM2-135M is measured by the probes' and the window's tests."""
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256, "torch_dtype": "bfloat16",
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256,
+        "torch_dtype": "bfloat16",
     }  # fmt: skip
     record = tmp_path / "run.jsonl"
     scenario = {"version": 1, "model": {"config": config}, "task": "training", "training": {"batch": 2, "sequence": 64}}
