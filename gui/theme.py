@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
@@ -138,10 +139,15 @@ def theme() -> Theme:
     application = QGuiApplication.instance()
     if not isinstance(application, QApplication):
         raise TypeError("a QApplication must exist before its theme")
-    found = application.findChild(Theme)
-    return found if isinstance(found, Theme) else Theme(application)
+    return _theme_of(application)
 
 
+@lru_cache(maxsize=1)
+def _theme_of(application: QApplication) -> Theme:
+    return Theme(application)
+
+
+@lru_cache(maxsize=32)
 def font(size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> QFont:
     """The window's font in pixels; ``tabular`` gives every figure the same width."""
     made = QFont(QApplication.font())

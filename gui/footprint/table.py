@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from PySide6.QtCore import QAbstractTableModel, QEvent, QModelIndex, QPersistentModelIndex, QSortFilterProxyModel, Qt, Signal, Slot
@@ -198,8 +199,13 @@ class ComponentTable(QTableView):
         self.viewport().update()
 
 
-def swatch(component: str, size: int = 12) -> QIcon:
+def swatch(component: str) -> QIcon:
     """A small square filled as the component is filled everywhere."""
+    return _swatch(component, dark=theme().dark)
+
+
+@lru_cache(maxsize=64)
+def _swatch(component: str, *, dark: bool, size: int = 12) -> QIcon:  # noqa: ARG001  dark tells cached swatches apart
     pixmap = QPixmap(size * 2, size * 2)
     pixmap.setDevicePixelRatio(2)
     pixmap.fill(Qt.GlobalColor.transparent)

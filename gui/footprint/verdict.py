@@ -25,6 +25,7 @@ class VerdictCard(QFrame):
         super().__init__(parent)
         self._footprint: Footprint | None = None
         self._where = ""
+        self._look: tuple[str, bool] | None = None
         self._icon = QLabel()
         self._word = QLabel()
         self._figures = QLabel(wordWrap=True)
@@ -77,10 +78,13 @@ class VerdictCard(QFrame):
         if footprint is None:
             return
         role = ROLES[footprint.verdict]
-        self._icon.setPixmap(icon(footprint.verdict, role).pixmap(QSize(24, 24)))
-        self._word.setText(word(VERDICTS, footprint.verdict).label)
-        self._word.setToolTip(word(VERDICTS, footprint.verdict).meaning)
-        self._word.setStyleSheet(f"color: {theme().colour(role).name()}")
+        look = (footprint.verdict, theme().dark)
+        if look != self._look:
+            self._look = look
+            self._icon.setPixmap(icon(footprint.verdict, role).pixmap(QSize(24, 24)))
+            self._word.setText(word(VERDICTS, footprint.verdict).label)
+            self._word.setToolTip(word(VERDICTS, footprint.verdict).meaning)
+            self._word.setStyleSheet(f"color: {theme().colour(role).name()}")
         self._figures.setText(_figures(footprint))
         self._detail.setText(_detail(footprint, self._where))
         self.setAccessibleName(f"Verdict: {self.text}. {self._detail.text()}")

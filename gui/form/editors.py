@@ -138,7 +138,9 @@ class ChoiceField(QComboBox):
             index = self.findData(name)
             if index >= 0:
                 told = index == self.currentIndex() and value != name
-                self.setItemText(index, f"{name}  ({value})" if told else name)
+                text = f"{name}  ({value})" if told else name
+                if text != self.itemText(index):
+                    self.setItemText(index, text)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the choice, unless the field has the focus."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Signal, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
-from gui.form.editors import NumberField, SearchField
+from gui.form.editors import ChoiceField, NumberField, SearchField
 from gui.theme import set_role
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Field(QWidget):
     def __init__(self, spec: FieldSpec, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.spec = spec
+        self._default: object = None
         self.editor = spec.make()
         self.label = QLabel(spec.label, self)
         self._fault = QLabel(self, wordWrap=True, visible=False)
@@ -39,7 +40,9 @@ class Field(QWidget):
 
     def set_default(self, value: object) -> None:
         """Show what the default comes to."""
-        self.editor.set_default(value)
+        if value != self._default or isinstance(self.editor, ChoiceField):
+            self._default = value
+            self.editor.set_default(value)
 
     def set_fault(self, message: str) -> None:
         """Show what is wrong; empty when nothing is."""

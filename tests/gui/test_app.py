@@ -51,7 +51,8 @@ def test_the_first_paint_is_as_quick_as_an_empty_window_allows(tmp_path):
 @pytest.mark.parametrize(("tab", "scheme"), [("footprint", "light"), ("probe", "dark")])
 def test_a_screenshot_is_the_real_window(tmp_path, tab, scheme):
     file = tmp_path / "window.png"
-    call = f"from pathlib import Path; from gui.app import screenshot; screenshot(Path({str(file)!r}), {tab!r}, None, {scheme!r}, (1000, 700))"
+    arguments = f"Path({str(file)!r}), {tab!r}, None, {scheme!r}, (1000, 700)"
+    call = f"from pathlib import Path; from gui.app import screenshot; screenshot({arguments})"
     python(call, tmp_path)
     image = QImage(str(file))
     assert (image.width(), image.height()) == (1000, 700)

@@ -152,7 +152,8 @@ def test_the_folded_fields_unfold(window):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("", None), ("8192", 8192), ("8,192", 8192), ("8k", 8192), ("8 K", 8192), ("1m", 2**20), ("k", "k"), ("0", 0)]
+    ("text", "value"),
+    [("", None), ("8192", 8192), ("8,192", 8192), ("8k", 8192), ("8 K", 8192), ("1m", 2**20), ("k", "k"), ("0", 0)],
 )
 def test_counts_are_read_as_people_write_them(text, value):
     assert read_count(text) == value

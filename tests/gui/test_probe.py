@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -90,7 +91,7 @@ def test_stop_ends_the_run(tab, qtbot):
     assert not child.is_running()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_and_the_run_goes_on(tab, qtbot, monkeypatch, caplog):
     monkeypatch.setattr("probes.recording.file_name", lambda header: "/dev/full")
     press_measure(tab, qtbot)
