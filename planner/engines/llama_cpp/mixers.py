@@ -160,7 +160,7 @@ def attend(
     q = view(q, (q.ne[0], q.ne[1], q.ne[2] // streams, streams), (q.nb[1], q.nb[2], q.nb[2] * (q.ne[2] // streams)))
     q, k, v = permute(q, 0, 2, 1, 3), permute(k, 0, 2, 1, 3), permute(v, 0, 2, 1, 3)
     fused = sketch.context.flash
-    attended = _flash(sketch, q, k, v, cache, mixer, value_up) if fused else _scores(q, k, v, cache, mixer, value_up, transposed)
+    attended = _flash(sketch, q, k, v, cache, mixer, value_up) if fused else _scores(sketch, q, k, v, cache, mixer, value_up, transposed=transposed)
     return sketch.graph.expand(attended)
 
 
@@ -171,7 +171,7 @@ def _flash(
         k = made("cast", k.ne, k, element_bytes=F16)
     if sketch.context.type_v == "F32" and isinstance(mixer, Attention):
         v = made("cast", v.ne, v, element_bytes=F16)
-    sinks = (weight(),) if isinstance(mixer, Attention) and mixer.has_sinks else ()
+    sinks = (sketch.parameter(),) if isinstance(mixer, Attention) and mixer.has_sinks else ()
     out = made("flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, cache.mask, *sinks)
     if value_up is not None:
         out = packed(permute(product(value_up, permute(out, 0, 2, 1, 3)), 0, 2, 1, 3))
@@ -179,12 +179,12 @@ def _flash(
 
 
 def _scores(
-    q: Tensor, k: Tensor, v: Tensor, cache: Cache, mixer: Attention | LatentAttention, value_up: Tensor | None, transposed: bool
+    sketch: Sketch, q: Tensor, k: Tensor, v: Tensor, cache: Cache, mixer: Attention | LatentAttention, value_up: Tensor | None, *, transposed: bool
 ) -> Tensor:
     scores = product(k, q)
     if isinstance(mixer, Attention) and mixer.logit_softcap:
         scores = like("scale", like("unary", like("scale", scores)))
-    sinks = (weight(),) if isinstance(mixer, Attention) and mixer.has_sinks else ()
+    sinks = (sketch.parameter(),) if isinstance(mixer, Attention) and mixer.has_sinks else ()
     scores = like("soft_max", scores, cache.mask, *sinks)
     if not transposed:
         v = packed(transpose(v))

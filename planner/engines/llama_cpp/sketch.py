@@ -21,6 +21,8 @@ class Cache:
     cells: int
     streams: int
     device: int
+    key_bytes: int
+    """Of one key, where keys are plain: latent values are read, and copied, as part of the keys."""
     mask: Tensor
     key_rows: Tensor
     value_rows: Tensor
@@ -32,7 +34,7 @@ class Cache:
         width = (
             mixer.num_kv_heads * mixer.head_dim if isinstance(mixer, Attention) else mixer.kv_lora_rank + mixer.qk_rope_head_dim
         )
-        return stored((width, self.cells, self.streams, 1), self.device)
+        return stored((width, self.cells, self.streams, 1), self.device, self.key_bytes)
 
     def values(self, mixer: Attention) -> Tensor:
         """The layer's stored values."""
@@ -89,6 +91,7 @@ class Sketch:
             cells=cells,
             streams=context.streams,
             device=self.device,
+            key_bytes=GGML_TYPES[context.type_k].block_bytes,
             mask=given(cells, context.tokens // context.streams, 1, context.streams, element_bytes=F16 if context.flash else F32),
             key_rows=given(context.tokens, element_bytes=INT64),
             value_rows=given(context.tokens * (self._widest_values if transposed else 1), element_bytes=INT64),
