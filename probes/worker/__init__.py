@@ -29,7 +29,8 @@ Order
 
 Keys the worker reads inside the scenario beyond the common ones: ``inference.engine_options.cache_implementation``
 (``dynamic``, ``static``, ``quantized``), ``training.engine_options`` = ``{"use_reentrant": false, "max_grad_norm": null,
-"autocast_adapter_dtype": true, "quant_skip_modules": ["lm_head"], "chunk_tokens": 1024}``.
+"checkpoint_every": 2, "autocast_adapter_dtype": true, "quant_skip_modules": ["lm_head"], "chunk_tokens": 1024}``,
+``training.lora.alpha`` (twice the rank).
 
 Events
 ------

@@ -58,18 +58,16 @@ class Attribution:
             return WEIGHTS
         if phase == "optimizer":
             return WORKSPACE
-        shape = tensor.shape
-        if len(shape) > 1 and shape[-1] == self._vocabulary and self._block is None:
+        if self._block is None and self._is_logits(tensor.shape):
             return LOGITS
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or (self._block is None and phase != "backward"):
             return ACTIVATIONS
-        if phase == "backward":
-            return WORKSPACE
-        if self._block is None:
-            return ACTIVATIONS
-        assert self.tracker is not None
-        self._block_born.append((key, self.tracker.next_ident))
+        if phase != "backward" and self.tracker is not None:
+            self._block_born.append((key, self.tracker.next_ident))
         return WORKSPACE
+
+    def _is_logits(self, shape: torch.Size) -> bool:
+        return len(shape) > 1 and shape[-1] == self._vocabulary
 
     def enter_phase(self, name: str) -> None:
         """A phase begins: no module runs."""
@@ -109,7 +107,10 @@ class Attribution:
         Where a CUDA device is played, step counts are in host memory unless the optimizer is fused or capturable
         (torch/optim/adamw.py, _init_group).
         """
-        make = optimizer._init_group  # type: ignore[attr-defined]
+        optimizer.register_step_post_hook(lambda *_args: self.label_states(optimizer))
+        make = getattr(optimizer, "_init_group", None)
+        if make is None:
+            return
 
         def init_group(group: Any, *args: Any, **kwargs: Any) -> Any:
             made = make(group, *args, **kwargs)

@@ -116,9 +116,9 @@ def _config_class(auto_config: Any, model_type: str, raw: dict[str, Any]) -> Any
 def cut_layers(raw: dict[str, Any], layers: int) -> None:
     """Keep the first ``layers`` layers, in nested text configs too; per-layer lists are cut alike."""
     for value in raw.values():
-        if isinstance(value, dict) and any(key in value for key in _LAYER_KEYS):
-            if "patch_size" not in value:
-                cut_layers(value, layers)
+        is_tower = isinstance(value, dict) and "patch_size" in value
+        if isinstance(value, dict) and not is_tower and any(key in value for key in _LAYER_KEYS):
+            cut_layers(value, layers)
     for key in _LAYER_KEYS:
         old = raw.get(key)
         if isinstance(old, int) and old > layers:
@@ -181,26 +181,27 @@ def choose_class(config: Any) -> Any:
     raise WorkerError("unsupported", f"transformers {transformers.__version__} has no model class for {type(config).__name__}")
 
 
-def materialise(model: nn.Module, make: Maker, entering: Callable[[str], None] = lambda _name: None) -> None:
+def materialise(model: nn.Module, make: Maker, entering: Callable[[str], None] = lambda _path: None) -> None:
     """Replace every meta parameter and every buffer by ``make(tensor)``; tied ones stay tied.
 
     ``entering`` hears the path of each module before its tensors are made.
     """
-    made: dict[int, Any] = {}
+    # The old ones are kept until the end: by their ids ties are known.
+    made: dict[int, tuple[Any, Any]] = {}
     for path, module in model.named_modules():
         entering(path)
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 if id(parameter) not in made:
-                    # Not detached: on meta that would be an operator, and a storage that no device holds.
+                    # Not detached: on meta that is an operator, whose storage would be counted though no device holds it.
                     with torch.no_grad():
-                        made[id(parameter)] = _like_parameter(parameter, make(parameter))
-                module._parameters[name] = made[id(parameter)]
+                        made[id(parameter)] = (parameter, _like_parameter(parameter, make(parameter)))
+                module._parameters[name] = made[id(parameter)][1]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 if id(buffer) not in made:
-                    made[id(buffer)] = make(buffer)
-                module._buffers[name] = made[id(buffer)]
+                    made[id(buffer)] = (buffer, make(buffer))
+                module._buffers[name] = made[id(buffer)][1]
 
 
 def make_real(device: torch.device) -> Maker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -52,21 +53,26 @@ class CpuMeter:
         self._counts_peak = False
 
     def read(self) -> Reading:
+        """The memory now."""
         allocated = self._tracker.allocated
         free, total = machine_memory()
         return Reading(allocated, allocated, max(0, resident_bytes() - self._baseline_bytes), free, total)
 
     def begin_phase(self) -> None:
+        """Forget the peaks."""
         self._tracker.begin_phase()
         self._counts_peak = _restart_resident_peak()
 
     def peak(self) -> tuple[int, int]:
+        """Highest (allocated, reserved) since the phase began."""
         return self._tracker.peak, self._tracker.peak
 
     def device_peak(self) -> int:
+        """Highest device figure a counter tells, else 0."""
         return max(0, _resident_peak_bytes() - self._baseline_bytes) if self._counts_peak else 0
 
     def components(self) -> dict[str, int] | None:
+        """Bytes by component at the peak, where known."""
         return self._tracker.peak_components()
 
 
@@ -74,13 +80,16 @@ class TraceMeter(CpuMeter):
     """A rehearsal's: no memory is taken, so the device reads as the storages do."""
 
     def read(self) -> Reading:
+        """The memory now."""
         allocated = self._tracker.allocated
         return Reading(allocated, allocated, allocated, 0, 0)
 
     def begin_phase(self) -> None:
+        """Forget the peaks."""
         self._tracker.begin_phase()
 
     def device_peak(self) -> int:
+        """Highest device figure a counter tells, else 0."""
         return self._tracker.peak
 
 
@@ -93,23 +102,28 @@ class CudaMeter:
         self._others_bytes = max(0, total - free - torch.cuda.memory_reserved(device))
 
     def read(self) -> Reading:
+        """The memory now."""
         free, total = torch.cuda.mem_get_info(self._device)
         used_bytes = max(0, total - free - self._others_bytes)
         reserved = torch.cuda.memory_reserved(self._device)
         return Reading(torch.cuda.memory_allocated(self._device), reserved, max(used_bytes, reserved), free, total)
 
     def begin_phase(self) -> None:
+        """Forget the peaks."""
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> tuple[int, int]:
+        """Highest (allocated, reserved) since the phase began."""
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
 
     def device_peak(self) -> int:
+        """Highest device figure a counter tells, else 0."""
         return torch.cuda.max_memory_reserved(self._device)
 
     def components(self) -> dict[str, int] | None:
+        """Bytes by component at the peak, where known."""
         return None
 
 
@@ -169,8 +183,7 @@ def as_out_of_memory(error: BaseException) -> OutOfMemory | None:
 def resident_bytes() -> int:
     """This process's resident memory."""
     if sys.platform.startswith("linux"):
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     try:
         import psutil
     except ImportError:
@@ -181,19 +194,15 @@ def resident_bytes() -> int:
 def _restart_resident_peak() -> bool:
     """Start the kernel's high-water mark of resident memory anew (proc(5), clear_refs). False where it can't be."""
     try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         return False
     return True
 
 
 def _resident_peak_bytes() -> int:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _peak_resident_bytes() -> int:
@@ -208,8 +217,8 @@ def _peak_resident_bytes() -> int:
 def machine_memory() -> tuple[int, int]:
     """The machine's (available, total) memory; zeros where it cannot be told."""
     if sys.platform.startswith("linux"):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file if line.endswith("kB\n")}
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
         return fields.get("MemAvailable", 0), fields.get("MemTotal", 0)
     try:
         import psutil
@@ -222,10 +231,9 @@ def machine_memory() -> tuple[int, int]:
 def cpu_name() -> str:
     """The processor's name."""
     if sys.platform.startswith("linux"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     import platform
 
     return platform.processor() or platform.machine() or "CPU"

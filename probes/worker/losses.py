@@ -33,7 +33,7 @@ def _own(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     loss = getattr(outputs, "loss", None)
     if loss is None:
         raise WorkerError("unsupported", f"{type(model).__name__} computes no loss from labels; it cannot be trained alone")
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def _hidden_and_head(model: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -86,7 +86,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return loss.sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden, grad_weight, None
 
@@ -99,7 +99,7 @@ def _fused(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 def _liger(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         message = f"{_FIELD}: the fused loss needs liger-kernel: python -m pip install liger-kernel, or rehearse"
         raise WorkerError("missing_package", message, _FIELD) from error

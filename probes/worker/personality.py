@@ -47,7 +47,7 @@ class CudaPersonality:
     def differences(self) -> Differences:
         """Replacements and scratch by operator."""
         gemms = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
-        replace: dict[Any, Callable[[Any, Any, Any], Any]] = {gemm: self._gemm for gemm in gemms}
+        replace: dict[Any, Callable[[Any, Any, Any], Any]] = dict.fromkeys(gemms, self._gemm)
         replace[aten.native_layer_norm.default] = _layer_norm
         return Differences(
             replace=replace,
@@ -119,7 +119,7 @@ def choose_attention(
     grouped: bool,
     capability: tuple[int, int],
 ) -> str:
-    """ "flash", "efficient" or "math" (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, select_sdp_backend).
+    """One of "flash", "efficient" and "math" (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, select_sdp_backend).
 
     cuDNN's kernel, preferred on majors 9 and 10 by recent builds, returns what flash returns and counts as it.
     """
@@ -253,7 +253,7 @@ def _layer_norm(func: Any, args: Any, kwargs: Any) -> Any:
     return out, mean, rstd
 
 
-def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002
     """One kernel that keeps a mask of one byte an element (native/Dropout.cpp, is_fused_kernel_acceptable)."""
     if not training or p == 0.0:
         return input

@@ -109,6 +109,7 @@ class Sampler(threading.Thread):
         self._stop_event = threading.Event()
 
     def run(self) -> None:
+        """The thread's loop."""
         due = time.monotonic()
         while not self._stop_event.is_set():
             self.send_sample()

@@ -31,7 +31,7 @@ class _Matmul4bit(torch.autograd.Function):
         return torch.nn.functional.linear(x, layer.dequantise(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return torch.matmul(grad, ctx.layer.dequantise(grad.dtype)), None
 
 
@@ -59,7 +59,7 @@ class Linear4bit(nn.Linear):
         """The weight in ``dtype``, freshly allocated."""
         absmax: torch.Tensor = self.absmax  # type: ignore[assignment]
         if self.nested:
-            absmax = torch.empty(absmax.shape, dtype=torch.float32, device=absmax.device).add_(self.offset)
+            absmax = torch.empty(absmax.shape, dtype=torch.float32, device=absmax.device)
         made = torch.empty(self.out_features, self.in_features, dtype=dtype, device=absmax.device)
         del absmax
         return made
@@ -89,7 +89,7 @@ class _Matmul8bit(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         layer = ctx.layer
         weight = torch.empty(layer.out_features, layer.in_features, dtype=grad.dtype, device=grad.device)
         return torch.matmul(grad, weight), None

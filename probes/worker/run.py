@@ -42,8 +42,8 @@ def versions() -> dict[str, str | None]:
 def hello(wire: Wire, order: Order) -> None:
     """Send the first event."""
     wire.send(
-        "hello", protocol=1, pid=os.getpid(), rank=int(os.environ.get("RANK", 0)),
-        world=int(os.environ.get("WORLD_SIZE", 1)), versions=versions(), device=devices.describe(order.device),
+        "hello", protocol=1, pid=os.getpid(), rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")), versions=versions(), device=devices.describe(order.device),
     )  # fmt: skip
 
 
@@ -129,7 +129,8 @@ class Run:
         return self._make_unroller if self._trace is not None and self._order.decode_steps == "auto" else None
 
     def _make_unroller(self, slots: Callable[[], list[Slot]]) -> Unroller:
-        assert self._tracker is not None and self._trace is not None
+        assert self._tracker is not None
+        assert self._trace is not None
         recorder = Recorder(self._trace)
         self._tracker.sink = recorder
         self._unroller = Unroller(self._tracker, recorder, self._trace, slots)
@@ -148,7 +149,8 @@ class Run:
             self._load(device, make_real(device), None)
 
     def _load(self, device: torch.device, make: Maker, attribution: Attribution | None) -> None:
-        assert self._built is not None and self._phases is not None
+        assert self._built is not None
+        assert self._phases is not None
         model = self._built.model
         with self._phases.phase("load"):
             if attribution is None:

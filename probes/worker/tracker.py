@@ -38,7 +38,7 @@ def rounded(nbytes: int) -> int:
 class Sink(Protocol):
     """Hears of storages in program order."""
 
-    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> None:
+    def alloc(self, ident: int, nbytes: int, component: int, op: str) -> object:
         """A storage was born."""
 
     def free(self, ident: int) -> None:

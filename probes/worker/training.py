@@ -16,6 +16,9 @@ from .order import Training
 from .phases import Phases
 
 STEPS = 2
+SELECTIVE_EVERY = 2
+"""Selective checkpointing recomputes every second layer unless ``checkpoint_every`` says otherwise."""
+_CHECKPOINTING_FIELD = "scenario.training.checkpointing"
 _AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 
 
@@ -41,7 +44,9 @@ class TrainingLoad:
 
     def _prepare(self) -> None:
         self._model.train()
-        self._model.config.use_cache = False
+        # The Trainer's default (transformers 5, TrainingArguments.use_cache).
+        for config in (self._model.config, self._built.text_config):
+            config.use_cache = False
         self._enable_checkpointing()
         params = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._optimizers = make_optimizers(self._workload.optimizer, params, self._fake)
@@ -51,20 +56,23 @@ class TrainingLoad:
                 self._attribution.watch_optimizer(optimizer)
 
     def _enable_checkpointing(self) -> None:
-        if self._workload.checkpointing == "none":
+        kind = self._workload.checkpointing
+        if kind == "none":
             return
-        if self._workload.checkpointing == "selective":
-            raise WorkerError(
-                "unsupported", "selective checkpointing is not run here; choose none or full", "scenario.training.checkpointing"
-            )
-        reentrant = bool(self._workload.options.get("use_reentrant", False))
         if not getattr(self._model, "supports_gradient_checkpointing", True):
-            raise WorkerError(
-                "unsupported", f"{type(self._model).__name__} has no gradient checkpointing", "scenario.training.checkpointing"
-            )
+            message = f"{_CHECKPOINTING_FIELD}: {type(self._model).__name__} has none; choose none"
+            raise WorkerError("unsupported", message, _CHECKPOINTING_FIELD)
+        every = int(self._workload.options.get("checkpoint_every", SELECTIVE_EVERY)) if kind == "selective" else 1
+        reentrant = bool(self._workload.options.get("use_reentrant", False))
         # The random state only matters with dropout and is kept in host memory.
         kwargs = {"use_reentrant": reentrant, "preserve_rng_state": False}
-        self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        if hasattr(self._model, "activation_checkpointing_enable"):
+            self._model.activation_checkpointing_enable(kwargs, every_n_layers=every)
+        elif every == 1:
+            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        else:
+            message = f"{_CHECKPOINTING_FIELD}: this transformers checkpoints all layers or none; choose full"
+            raise WorkerError("unsupported", message, _CHECKPOINTING_FIELD)
         if reentrant:
             self._model.enable_input_require_grads()
 
