@@ -18,6 +18,8 @@ OFFSCREEN = {
     "libxkbcommon.so.0": "libxkbcommon0",
     "libdbus-1.so.3": "libdbus-1-3",
     "libglib-2.0.so.0": "libglib2.0-0",
+    "libfreetype.so.6": "libfreetype6",
+    "libX11.so.6": "libx11-6",
 }
 """Library → package, for Qt without a screen."""
 WINDOW = {

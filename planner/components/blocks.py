@@ -327,8 +327,8 @@ def _cache_forward(tape: Tape, run: Run, mixer: Attention) -> None:
 
 
 def _masked(run: Run, mixer: Attention) -> bool:
-    """Whether attention takes a mask tensor: a window shorter than what is read can't be said by ``is_causal`` alone."""
-    return mixer.window_tokens is not None and run.sequence > 1 and run.past_tokens + run.sequence > mixer.window_tokens
+    """Whether attention takes a mask tensor: a window that is reached can't be said by ``is_causal`` alone (``masking_utils``)."""
+    return mixer.window_tokens is not None and run.sequence > 1 and run.past_tokens + run.sequence >= mixer.window_tokens
 
 
 def _expand_forward(tape: Tape, run: Run, mixer: Attention) -> None:
@@ -338,7 +338,8 @@ def _expand_forward(tape: Tape, run: Run, mixer: Attention) -> None:
     if mixer.num_kv_heads != mixer.num_heads:
         tape.hold("k repeated", run.heads(mixer.num_heads, mixer.head_dim), saved=True)
         tape.hold("v repeated", run.heads(mixer.num_heads, mixer.value_head_dim), saved=True)
-    tape.hold("mask", Size(queries=run.sequence, keys=run.past_cells(mixer) + run.sequence, bytes=run.dtype_bytes), saved=True)
+    keys = run.past_cells(mixer) + run.sequence
+    tape.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=keys, bytes=run.dtype_bytes), saved=True)
 
 
 def sliding_mask(run: Run, mixer: Attention) -> tuple[Size, int] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.architecture.counts import layer_groups
-from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
+from planner.architecture.layers import Architecture, Attention, Compression, LatentAttention, Recurrent, SequenceMixer
 
 Number = Any
 """An int, or a NumPy array of ints: the same formulas serve a point and a grid."""
@@ -69,6 +69,7 @@ def cache_bytes(
                 growth = growth + count * entry.cell_bytes * entry.grows
                 by_field[entry.name] = by_field.get(entry.name, 0) + batch * shown
                 constant += count * entry.cell_bytes if isinstance(mixer, Recurrent) else 0
+    growth = int(growth) if isinstance(growth, float) else growth
     return CacheSize(batch * logical, batch * held, growth, constant, by_field)
 
 
@@ -93,10 +94,35 @@ def _attention_entries(mixer: Attention, tokens: Number, dtype_bytes: int, sourc
         grows = 0
     elif window is not None:
         cells, grows = _smaller(tokens, window - 1), (tokens < window - 1) * 1
-    return [
-        _Entry("keys", heads * mixer.head_dim * dtype_bytes, cells, held, grows),
-        _Entry("values", heads * mixer.value_head_dim * dtype_bytes, cells, held, grows),
+    keys = _Entry("keys", heads * mixer.head_dim * dtype_bytes, cells, held, grows)
+    if mixer.compression is not None:
+        return [keys, *_compressed_entries(mixer.compression, mixer.head_dim, tokens, dtype_bytes)]
+    return [keys, _Entry("values", heads * mixer.value_head_dim * dtype_bytes, cells, held, grows)]
+
+
+def _compressed_entries(compression: Compression, width: int, tokens: Number, dtype_bytes: int) -> list[_Entry]:
+    """Entries that stand for windows of tokens, and what waits for the next window.
+
+    transformers' DeepSeek-V4 keeps the tokens of an unfinished window as a view of all that were projected (values
+    and gates), so that after a prefill the whole projection is held; two overlapping series keep their last window.
+    """
+    entries = _compressor("compressor", compression, width, tokens, dtype_bytes)
+    if compression.indexer is not None:
+        entries += _compressor("indexer", compression, compression.indexer.head_dim, tokens, dtype_bytes)
+    return entries
+
+
+def _compressor(name: str, compression: Compression, width: int, tokens: Number, dtype_bytes: int) -> list[_Entry]:
+    rate, series = compression.rate_tokens, compression.series
+    pair_bytes = 2 * width * dtype_bytes
+    started = (tokens >= rate) * 1
+    entries = [
+        _Entry(name, width * dtype_bytes, tokens // rate, tokens // rate, 1 / rate),
+        _Entry(name, series * pair_bytes, tokens % rate, tokens, 0),
     ]
+    if series > 1:
+        entries.append(_Entry(name, pair_bytes, rate * started, rate * started, 0))
+    return entries
 
 
 def _latent_entries(mixer: LatentAttention, tokens: Number, dtype_bytes: int) -> list[_Entry]:
@@ -113,7 +139,7 @@ def _recurrent_entries(mixer: Recurrent, dtype_bytes: int) -> list[_Entry]:
     state_bytes = {"fp32": 4, "bf16": 2, "fp16": 2}.get(mixer.state_dtype or "", dtype_bytes)
     entries = [
         _Entry("conv_states", mixer.conv_channels * mixer.conv_kernel * dtype_bytes, 1, 1, 0),
-        _Entry("recurrent_states", mixer.state_numel * state_bytes, 1, 1, 0),
+        _Entry("linear_cache" if mixer.kind == "lightning" else "recurrent_states", mixer.state_numel * state_bytes, 1, 1, 0),
     ]
     return [entry for entry in entries if entry.cell_bytes]
 

@@ -150,7 +150,7 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     norm = _final_norm(architecture, run, saving=True)
     course.run(norm, 1, "final norm")
     saved.append(dict(norm.live))
-    _drop(course, "embeddings", "mask 0")
+    _drop(course, "embeddings", *(() if checkpointing else ("mask 0",)))
     _loss_forward(course, architecture, run)
     _drop(course, "k cached", "v cached")
     return saved
@@ -167,7 +167,7 @@ def _training_backward(
         span = layer_recomputed(layer, run) if checkpointing else layer_backward(layer, run, live)
         course.run(span, count, "backward of the layers")
     _embedding_backward(course, architecture, run)
-    _drop(course, "cosines and sines")
+    _drop(course, "cosines and sines", "mask 0")
 
 
 def _drop(course: Course, *names: str) -> None:

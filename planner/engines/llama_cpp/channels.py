@@ -13,10 +13,14 @@ from planner.engines.llama_cpp.sketch import Sketch
 def feed_forward(sketch: Sketch, mixer: DenseMLP, x: Tensor) -> Tensor:
     """down(act(gate) · up), or down(act(up))."""
     biased = any(weight.role == "bias" for weight in mixer.weights)
-    return _dense(sketch, mixer.intermediate_size, x, gate=mixer.gated, fused=mixer.fused_gate_up, biased=biased, act=mixer.activation)
+    return _dense(
+        sketch, mixer.intermediate_size, x, gate=mixer.gated, fused=mixer.fused_gate_up, biased=biased, act=mixer.activation
+    )
 
 
-def _dense(sketch: Sketch, width: int, x: Tensor, *, gate: bool, fused: bool = False, biased: bool = False, act: str = "") -> Tensor:
+def _dense(
+    sketch: Sketch, width: int, x: Tensor, *, gate: bool, fused: bool = False, biased: bool = False, act: str = ""
+) -> Tensor:
     def with_bias(tensor: Tensor) -> Tensor:
         return like("add", tensor, sketch.parameter()) if biased else tensor
 

@@ -59,7 +59,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3_text": _GEMMA,
         "phi3": _PHI3,
         "gpt_oss": Family(
-            "openai-moe.cpp", windows=True, outputs_after="layers", keeps_hidden=True, gating="softmax of the chosen",
+            "openai-moe.cpp",
+            windows=True,
+            outputs_after="layers",
+            keeps_hidden=True,
+            gating="softmax of the chosen",
             normalises_weights=False,
         ),
         "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),

@@ -13,33 +13,40 @@ Shape = tuple[int, int, int, int]
 """``ne``: values along each axis, the innermost first."""
 
 F32, F16, INT32, INT64 = 4, 2, 4, 8
-IN_PLACE = frozenset({"add", "add_id", "sub", "mul", "div", "scale", "unary", "rope", "rms_norm", "clamp", "soft_max", "sqr", "fill"})
+IN_PLACE = frozenset(
+    {"add", "add_id", "sub", "mul", "div", "scale", "unary", "rope", "rms_norm", "clamp", "soft_max", "sqr", "fill"}
+)
 """Operations whose result may take over a source's memory (``ggml_op_can_inplace``)."""
 VIEWS = frozenset({"view", "reshape", "permute", "transpose"})
 """Operations that compute nothing and belong to no device (``ggml_is_view_op``)."""
 
 
 class Tensor:
-    """One tensor. ``root`` is the tensor whose memory a view shows; ``external`` memory (weights, caches) is not ours."""
+    """One tensor. ``root`` is the tensor whose memory a view shows; ``external`` memory (weights, caches) is not ours.
 
-    __slots__ = (
-        "children", "copies", "device", "element_bytes", "external", "is_input", "is_output", "is_weight",
-        "nb", "ne", "op", "owned", "place", "root", "size_bytes", "sources", "views", "visited",
-    )  # fmt: skip
+    ``lasting``: an input or its copy on a device, alive from layer to layer. ``children``, ``views``, ``lives`` and ``slot``
+    belong to the allocator, which walks a graph once.
+    """
+
+    external = is_input = is_output = is_weight = lasting = visited = lives = False
+    children = views = slot = 0
+    device: int | None = None
+    copies: dict[int, list[Tensor]] | None = None
 
     def __init__(
-        self, op: str, ne: Shape, element_bytes: int, sources: tuple[Tensor, ...] = (), nb: Shape | None = None, root: Tensor | None = None
+        self,
+        op: str,
+        ne: Shape,
+        element_bytes: int,
+        sources: tuple[Tensor, ...] = (),
+        nb: Shape | None = None,
+        root: Tensor | None = None,
     ) -> None:
-        self.op, self.ne, self.element_bytes, self.sources = op, ne, element_bytes, sources
+        self.op, self.ne, self.element_bytes, self.sources, self.root = op, ne, element_bytes, sources, root
         row = element_bytes * ne[0]
-        self.nb = nb or (element_bytes, row, row * ne[1], row * ne[1] * ne[2])
-        self.root = root
-        self.external = self.is_input = self.is_output = self.is_weight = self.visited = False
-        self.owned = False
-        self.children = self.views = self.place = 0
-        self.device: int | None = None
-        self.copies: dict[int, list[Tensor]] | None = None
-        self.size_bytes = 0 if root is not None else row * ne[1] * ne[2] * ne[3]
+        plane = row * ne[1]
+        self.nb = nb or (element_bytes, row, plane, plane * ne[2])
+        self.size_bytes = 0 if root is not None else plane * ne[2] * ne[3]
 
     @property
     def is_contiguous(self) -> bool:
@@ -70,16 +77,21 @@ def stored(ne: Shape, device: int = 0, element_bytes: int = F32, nb: Shape | Non
 def given(*ne: int, element_bytes: int = INT32) -> Tensor:
     """An input that the program fills in before the graph runs."""
     tensor = Tensor("none", _padded(ne), element_bytes)
-    tensor.is_input = True
+    tensor.is_input = tensor.lasting = True
     return tensor
 
 
 @dataclass(slots=True)
 class Graph:
-    """Nodes in the order they run, and the leaves (inputs, weights, caches) in the order they were met."""
+    """Nodes in the order they run, and the leaves (inputs, weights, caches) in the order they were met.
+
+    ``marks``: how many nodes there were when each layer, and then the head, began to be drawn. What an earlier layer left
+    undrawn until then comes after the mark.
+    """
 
     nodes: list[Tensor] = field(default_factory=list)
     leaves: list[Tensor] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
 
     def expand(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` and everything it needs that is not there yet."""

@@ -160,7 +160,11 @@ def attend(
     q = view(q, (q.ne[0], q.ne[1], q.ne[2] // streams, streams), (q.nb[1], q.nb[2], q.nb[2] * (q.ne[2] // streams)))
     q, k, v = permute(q, 0, 2, 1, 3), permute(k, 0, 2, 1, 3), permute(v, 0, 2, 1, 3)
     fused = sketch.context.flash
-    attended = _flash(sketch, q, k, v, cache, mixer, value_up) if fused else _scores(sketch, q, k, v, cache, mixer, value_up, transposed=transposed)
+    attended = (
+        _flash(sketch, q, k, v, cache, mixer, value_up)
+        if fused
+        else _scores(sketch, q, k, v, cache, mixer, value_up, transposed=transposed)
+    )
     return sketch.graph.expand(attended)
 
 
@@ -179,7 +183,15 @@ def _flash(
 
 
 def _scores(
-    sketch: Sketch, q: Tensor, k: Tensor, v: Tensor, cache: Cache, mixer: Attention | LatentAttention, value_up: Tensor | None, *, transposed: bool
+    sketch: Sketch,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: Cache,
+    mixer: Attention | LatentAttention,
+    value_up: Tensor | None,
+    *,
+    transposed: bool,
 ) -> Tensor:
     scores = product(k, q)
     if isinstance(mixer, Attention) and mixer.logit_softcap:

@@ -8,7 +8,7 @@ from planner.architecture.layers import Architecture, Attention, DenseMLP, Laten
 from planner.engines.llama_cpp.channels import experts, feed_forward
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
-from planner.engines.llama_cpp.graph import Graph, Tensor, like, rows_of, weight
+from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, weight
 from planner.engines.llama_cpp.mixers import attention, latent_attention, recurrent
 from planner.engines.llama_cpp.sketch import Sketch
 
@@ -26,18 +26,17 @@ def model_graph(
     ``layers``: each with the number of its device; ``output_device``, ``host``: where the head and the embeddings are.
     """
     sketch = Sketch(architecture, family, context)
-    table = weight(1, host)
-    x = rows_of(table, sketch.token_ids)
-    x.ne = (architecture.hidden_size, context.tokens, 1, 1)
-    x = Tensor("get_rows", x.ne, 4, (table, sketch.token_ids))
+    x = made("get_rows", (architecture.hidden_size, context.tokens), weight(1, host), sketch.token_ids)
     sketch.graph.expand(x)
     sketch.graph.expand(sketch.given_embeddings)
     if family.scales_embedding:
         x = like("scale", x)
     for index, (layer, device) in enumerate(layers):
         sketch.device = device
+        sketch.graph.marks.append(len(sketch.graph.nodes))
         x = _layer(sketch, layer, x, last=index == len(layers) - 1)
     sketch.device = output_device
+    sketch.graph.marks.append(len(sketch.graph.nodes))
     _head(sketch, architecture, x)
     return sketch.graph
 

@@ -30,6 +30,8 @@ class Schedule:
 
     nodes: list[Tensor]
     leaves: list[Tensor]
+    marks: list[int]
+    """Where each layer and the head begin among the nodes."""
 
 
 def scheduled(graph: Graph, host: int, *, pipelined: bool = False) -> Schedule:
@@ -41,12 +43,14 @@ def scheduled(graph: Graph, host: int, *, pipelined: bool = False) -> Schedule:
     copies = PIPELINE_COPIES if pipelined else 1
     splits = _split(graph.nodes, copies)
     nodes: list[Tensor] = []
+    marks: list[int] = []
     for split in splits:
+        marks.extend(len(nodes) + mark - split.start for mark in graph.marks if split.start <= mark < split.end)
         for source in split.inputs:
             nodes.append(_dependency(source))
             nodes.append(_copy_of(source, split.device))
         nodes.extend(graph.nodes[split.start : split.end])
-    return Schedule(nodes, [*(_pipelined_leaves(graph, splits) if pipelined else ()), *graph.leaves])
+    return Schedule(nodes, [*(_pipelined_leaves(graph, splits) if pipelined else ()), *graph.leaves], marks)
 
 
 def _assign(graph: Graph, host: int) -> None:
@@ -118,6 +122,7 @@ def _duplicate(source: Tensor, device: int, *, kept: bool) -> Tensor:
     copy.size_bytes = _extent(source)
     copy.device = device
     copy.is_input = copy.is_output = kept
+    copy.lasting = source.lasting or kept
     return copy
 
 

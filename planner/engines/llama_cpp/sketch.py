@@ -31,9 +31,7 @@ class Cache:
 
     def keys(self, mixer: Attention | LatentAttention) -> Tensor:
         """The layer's stored keys; strides are never asked for."""
-        width = (
-            mixer.num_kv_heads * mixer.head_dim if isinstance(mixer, Attention) else mixer.kv_lora_rank + mixer.qk_rope_head_dim
-        )
+        width = mixer.num_kv_heads * mixer.head_dim if isinstance(mixer, Attention) else mixer.kv_lora_rank + mixer.qk_rope_head_dim
         return stored((width, self.cells, self.streams, 1), self.device, self.key_bytes)
 
     def values(self, mixer: Attention) -> Tensor:
