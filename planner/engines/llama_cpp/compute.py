@@ -40,7 +40,7 @@ def compute_buffers(architecture: Architecture, family: Family, context: Context
     first: dict[Surroundings, int] = {}
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
-    drawn = _with_neighbours(sorted(first.values()), layers, placement)
+    drawn = _with_neighbours(sorted(first.values()), around)
     graph = model_graph(
         architecture,
         family,
@@ -60,7 +60,10 @@ def compute_buffers(architecture: Architecture, family: Family, context: Context
 
 
 def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family) -> list[Surroundings]:
-    """What decides the events of each layer: itself, the layer before, the devices around, inputs first or last used here."""
+    """What decides the events of each layer: the layer before, itself, the next device, whether it is the last.
+
+    A layer is told by its identity, its device, and the inputs that are first or last used in it there.
+    """
     devices = (*placement.layers, placement.output)
     inputs = {id(layer): _inputs_of(layer, family) for layer in layers}
     first: dict[tuple[int, object], int] = {}
@@ -70,15 +73,14 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
             first.setdefault((devices[index], used), index)
             last[devices[index], used] = index
     turns: dict[int, list[object]] = {}
-    for when in (first, last):
+    for when in (first, last) if placement.host else (last,):
         for (_, used), index in when.items():
             turns.setdefault(index, []).append((when is first, used))
     around: list[Surroundings] = []
     before: Surroundings = ()
     for index, layer in enumerate(layers):
-        itself = (id(layer), devices[index])
-        is_last = index == len(layers) - 1
-        around.append((before, itself, devices[index + 1], is_last, tuple(turns.get(index, ()))))
+        itself = (id(layer), devices[index], tuple(turns.get(index, ())))
+        around.append((before, itself, devices[index + 1], index == len(layers) - 1))
         before = itself
     return around
 
@@ -98,14 +100,11 @@ def _inputs_of(layer: Layer, family: Family) -> tuple[object, ...]:
     return tuple(found)
 
 
-def _with_neighbours(chosen: Sequence[int], layers: Sequence[Layer], placement: Placement) -> list[int]:
-    """The chosen layers, and others between them so that each has a neighbour before it like its own."""
-    devices = placement.layers
+def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings]) -> list[int]:
+    """The chosen layers, and others between them so that each has a layer before it like the one it has in the model."""
     drawn: list[int] = []
     for index in chosen:
-        if index and drawn and drawn[-1] != index - 1:
-            before = drawn[-1]
-            if layers[before] is not layers[index - 1] or devices[before] != devices[index - 1]:
-                drawn.append(index - 1)
+        if drawn and drawn[-1] != index - 1 and around[drawn[-1]][1] != around[index][0]:
+            drawn.append(index - 1)
         drawn.append(index)
     return drawn

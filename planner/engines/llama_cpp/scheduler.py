@@ -45,7 +45,8 @@ def scheduled(graph: Graph, host: int, *, pipelined: bool = False) -> Schedule:
     nodes: list[Tensor] = []
     marks: list[int] = []
     for split in splits:
-        marks.extend(len(nodes) + mark - split.start for mark in graph.marks if split.start <= mark < split.end)
+        begin, brought = len(nodes) - split.start, 2 * len(split.inputs)
+        marks.extend(begin + mark + (brought if mark > split.start else 0) for mark in graph.marks if split.start <= mark < split.end)
         for source in split.inputs:
             nodes.append(_dependency(source))
             nodes.append(_copy_of(source, split.device))
