@@ -27,6 +27,8 @@ from planner.scenario import Scenario, to_json
 Device = Literal["cuda", "cpu"]
 TRANSIENT = ("activations", "logits", "workspace")
 """Components that come and go within a step; the rest is made once."""
+CUBLAS_HANDLES = {"inference": 1, "training": 2}
+"""Threads that multiply matrices: autograd's backward runs on one of its own, with a cuBLAS handle of its own."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -90,7 +92,7 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
         steps = _training(scenario, architecture, weights, dtype_bytes, device)
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
-            step.hold_cublas_workspace(machine.cublas_workspace_bytes)
+            step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES[scenario.task])
     return steps
 
 

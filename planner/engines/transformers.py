@@ -27,9 +27,9 @@ class Step:
     name: str
     peak: Peak
 
-    def hold_cublas_workspace(self, size_bytes: int) -> None:
-        """cuBLAS takes its workspace through the allocator at the first matrix product and keeps it."""
-        self.peak.level.change("workspace", "cuBLAS workspace", Size(workspace_bytes=size_bytes), 1)
+    def hold_cublas_workspaces(self, size_bytes: int, handles: int) -> None:
+        """cuBLAS takes a workspace through the allocator at the first matrix product of each handle, and keeps it."""
+        self.peak.level.change("workspace", "cuBLAS workspace", Size(workspace_bytes=size_bytes), handles)
 
 
 @dataclass(frozen=True, slots=True)
