@@ -13,27 +13,26 @@ from planner.engines.llama_cpp.sketch import Sketch
 def feed_forward(sketch: Sketch, mixer: DenseMLP, x: Tensor) -> Tensor:
     """down(act(gate) · up), or down(act(up))."""
     biased = any(weight.role == "bias" for weight in mixer.weights)
-    return _dense(
-        sketch, mixer.intermediate_size, x, gate=mixer.gated, fused=mixer.fused_gate_up, biased=biased, act=mixer.activation
-    )
+    fused, act = mixer.fused_gate_up, mixer.activation
+    return _dense(sketch, mixer.intermediate_size, x, gate=mixer.gated, fused=fused, biased=biased, act=act)
 
 
 def _dense(
-    sketch: Sketch, width: int, x: Tensor, *, gate: bool, fused: bool = False, biased: bool = False, act: str = ""
+    sketch: Sketch, width: int, x: Tensor, *, gate: bool, act: str, fused: bool = False, biased: bool = False, suffix: str = ""
 ) -> Tensor:
     def with_bias(tensor: Tensor) -> Tensor:
         return like("add", tensor, sketch.parameter()) if biased else tensor
 
     if fused:
-        middle = gated(sketch.linear(2 * width, x))
+        middle = gated(sketch.linear("ffn_up" + suffix, 2 * width, x))
     elif gate:
-        up = with_bias(sketch.linear(width, x))
-        middle = gated(with_bias(sketch.linear(width, x)), up)
+        up = with_bias(sketch.linear("ffn_up" + suffix, width, x))
+        middle = gated(with_bias(sketch.linear("ffn_gate" + suffix, width, x)), up)
     else:
-        middle = like("unary", with_bias(sketch.linear(width, x)))
+        middle = like("unary", with_bias(sketch.linear("ffn_up" + suffix, width, x)))
         if act in ("relu2", "relu_squared"):
             middle = like("sqr", middle)
-    return with_bias(sketch.linear(x.ne[0], middle))
+    return with_bias(sketch.linear("ffn_down" + suffix, x.ne[0], middle))
 
 
 def experts(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
@@ -41,9 +40,9 @@ def experts(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
     routed = _routed(sketch, mixer, x)
     if not mixer.shared_intermediate_size:
         return routed
-    shared = _dense(sketch, mixer.shared_intermediate_size, x, gate=mixer.gated, act=mixer.activation)
+    shared = _dense(sketch, mixer.shared_intermediate_size, x, gate=mixer.gated, act=mixer.activation, suffix="_shexp")
     if sketch.family.gated_shared_experts:
-        shared = like("mul", shared, like("unary", sketch.linear(1, x)))
+        shared = like("mul", shared, like("unary", sketch.linear("ffn_gate_inp_shexp", 1, x)))
     return like("add", routed, shared)
 
 
@@ -54,18 +53,18 @@ def _routed(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
     each = reshape(x, hidden, 1, tokens)
     has_bias = any(_is_expert_bias(weight) for weight in mixer.weights)
 
-    def expert_linear(rows: int, tensor: Tensor) -> Tensor:
-        out = made("mul_mat_id", (rows, used, tokens), sketch.parameter(rows), tensor, chosen)
+    def expert_linear(kind: str, rows: int, tensor: Tensor) -> Tensor:
+        out = made("mul_mat_id", (rows, used, tokens), sketch.parameter(rows, f"ffn_{kind}_exps"), tensor, chosen)
         return like("add_id", out, sketch.parameter(), chosen) if has_bias else out
 
-    up = expert_linear(mixer.intermediate_size, each)
+    up = expert_linear("up", mixer.intermediate_size, each)
     if mixer.gated:
-        middle = gated(expert_linear(mixer.intermediate_size, each), up)
+        middle = gated(expert_linear("gate", mixer.intermediate_size, each), up)
     else:
         middle = like("unary", up)
         if mixer.activation in ("relu2", "relu_squared"):
             middle = like("sqr", middle)
-    outs = graph.expand(like("mul", expert_linear(hidden, middle), weights))
+    outs = graph.expand(like("mul", expert_linear("down", hidden, middle), weights))
     parts = [graph.expand(view(outs, (hidden, tokens), (outs.nb[2],))) for _ in range(used)]
     total = parts[0]
     for part in parts[1:]:
@@ -80,7 +79,7 @@ def _is_expert_bias(weight: Weight) -> bool:
 def _route(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (1, used, tokens) and the numbers of the chosen experts (used, tokens)."""
     family, used, tokens = sketch.family, mixer.experts_per_token, x.ne[1]
-    logits = sketch.linear(mixer.num_experts, x)
+    logits = sketch.linear("ffn_gate_inp", mixer.num_experts, x)
     single_biases = [weight for weight in mixer.weights if weight.role == "bias" and weight.count == 1]
     if any("correction" not in weight.name for weight in single_biases):
         logits = like("add", logits, sketch.parameter())

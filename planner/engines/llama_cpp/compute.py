@@ -45,7 +45,7 @@ def compute_buffers(architecture: Architecture, family: Family, context: Context
         architecture,
         family,
         context,
-        [(layers[index], placement.layers[index]) for index in drawn],
+        [(layers[index], placement.layers[index], placement.layers[index]) for index in drawn],
         placement.output,
         placement.host,
     )

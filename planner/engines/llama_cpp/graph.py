@@ -67,10 +67,12 @@ def weight(rows: int = 1, device: int = 0, size_bytes: int = 0) -> Tensor:
     return tensor
 
 
-def stored(ne: Shape, device: int = 0, element_bytes: int = F32, nb: Shape | None = None) -> Tensor:
-    """A tensor in a cache's buffer."""
-    tensor = Tensor("none", ne, element_bytes, nb=nb)
+def stored(ne: Shape, device: int = 0, element_bytes: int = F32, size_bytes: int | None = None) -> Tensor:
+    """A tensor in a cache's buffer; ``size_bytes`` where its type packs values into blocks."""
+    tensor = Tensor("none", ne, element_bytes)
     tensor.external, tensor.device = True, device
+    if size_bytes is not None:
+        tensor.size_bytes = size_bytes
     return tensor
 
 

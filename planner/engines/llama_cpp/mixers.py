@@ -46,7 +46,7 @@ def attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
 
 
 def _output(sketch: Sketch, mixer: Attention, attended: Tensor, hidden_size: int) -> Tensor:
-    projected = sketch.linear(hidden_size, attended)
+    projected = sketch.linear("attn_output", hidden_size, attended)
     return like("add", projected, sketch.parameter()) if _has(mixer, OUTPUT, "bias") else projected
 
 
@@ -63,14 +63,14 @@ def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[T
     biased = _has(mixer, ("q_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "q"), "bias")
     widths = ((mixer.head_dim, mixer.num_heads), (mixer.head_dim, mixer.num_kv_heads), (mixer.value_head_dim, mixer.num_kv_heads))
     if mixer.fused_qkv:
-        fused = sketch.linear(sum(width * heads for width, heads in widths), x)
+        fused = sketch.linear("attn_qkv", sum(width * heads for width, heads in widths), x)
         if biased:
             fused = like("add", fused, sketch.parameter())
         parts = [view(fused, (width, heads, tokens), (F32 * width, fused.nb[1])) for width, heads in widths]
     else:
         parts = []
-        for width, heads in widths:
-            part = sketch.linear(width * heads, x)
+        for leaf, (width, heads) in zip(("attn_q", "attn_k", "attn_v"), widths, strict=True):
+            part = sketch.linear(leaf, width * heads, x)
             if biased:
                 part = like("add", part, sketch.parameter())
             if mixer.qk_norm == "full_width" and len(parts) < 2:
@@ -87,16 +87,16 @@ def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[T
 def _gated_attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
     """Qwen3-Next: queries and an output gate from one projection."""
     tokens, width, heads = sketch.context.tokens, mixer.head_dim, mixer.num_heads
-    both = reshape(sketch.linear(2 * width * heads, x), 2 * width, heads, tokens)
+    both = reshape(sketch.linear("attn_q", 2 * width * heads, x), 2 * width, heads, tokens)
     strides = both.nb[1:]
     q, gate = view(both, (width, heads, tokens), strides), view(both, (width, heads, tokens), strides)
-    k = reshape(sketch.linear(width * mixer.num_kv_heads, x), width, mixer.num_kv_heads, tokens)
-    v = reshape(sketch.linear(width * mixer.num_kv_heads, x), width, mixer.num_kv_heads, tokens)
+    k = reshape(sketch.linear("attn_k", width * mixer.num_kv_heads, x), width, mixer.num_kv_heads, tokens)
+    v = reshape(sketch.linear("attn_v", width * mixer.num_kv_heads, x), width, mixer.num_kv_heads, tokens)
     q, k = sketch.rms_norm(q), sketch.rms_norm(k)
     q, k = like("rope", q, sketch.positions), like("rope", k, sketch.positions)
     attended = _over_cache(sketch, mixer, q, k, v)
     opened = like("unary", packed(gate, width * heads, tokens))
-    return sketch.linear(x.ne[0], like("mul", attended, opened))
+    return sketch.linear("attn_output", x.ne[0], like("mul", attended, opened))
 
 
 def _over_cache(sketch: Sketch, mixer: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -213,15 +213,15 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     nope, rope, rank = mixer.qk_nope_head_dim, mixer.qk_rope_head_dim, mixer.kv_lora_rank
     q = x
     if mixer.q_lora_rank:
-        q = sketch.rms_norm(sketch.linear(mixer.q_lora_rank, q))
-    q = reshape(sketch.linear(heads * (nope + rope), q), nope + rope, heads, tokens)
-    both = sketch.linear(rank + rope, x)
+        q = sketch.rms_norm(sketch.linear("q_a_proj", mixer.q_lora_rank, q))
+    q = reshape(sketch.linear("q_b_proj" if mixer.q_lora_rank else "attn_q", heads * (nope + rope), q), nope + rope, heads, tokens)
+    both = sketch.linear("kv_a_proj_with_mqa", rank + rope, x)
     latent = view(both, (rank, tokens), (both.nb[1],))
     k_rope = like("rope", view(both, (rope, 1, tokens), (both.nb[1], both.nb[1])), sketch.positions)
     latent = sketch.rms_norm(latent)
     q_nope = view(q, (nope, heads, tokens), q.nb[1:3])
     q_rope = like("rope", view(q, (rope, heads, tokens), q.nb[1:3]), sketch.positions)
-    absorbed = permute(product(sketch.parameter(rank), permute(q_nope, 0, 2, 1, 3)), 0, 2, 1, 3)
+    absorbed = permute(product(sketch.parameter(rank, "attn_k_b"), permute(q_nope, 0, 2, 1, 3)), 0, 2, 1, 3)
     queries = joined(absorbed, q_rope)
     latent = reshape(latent, rank, 1, tokens)
     keys = joined(latent, k_rope)
@@ -232,9 +232,9 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     streams = sketch.context.streams
     held = view(cache.keys(mixer), (rank + rope, 1, cache.cells, streams))
     values = view(held, (rank, 1, cache.cells, streams), held.nb[1:])
-    value_up = sketch.parameter(mixer.v_head_dim)
+    value_up = sketch.parameter(mixer.v_head_dim, "attn_v_b")
     attended = attend(sketch, queries, held, values, cache, mixer, transposed=False, value_up=value_up)
-    return sketch.linear(x.ne[0], attended)
+    return sketch.linear("attn_output", x.ne[0], attended)
 
 
 def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
@@ -319,11 +319,11 @@ def _mamba(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     rank = next(found.shape[1] for found in mixer.weights if found.name.endswith("dt_proj.weight"))
     has_norms = any("layernorm" in found.name for found in mixer.weights)
     columns_of = reshape(x, x.ne[0], tokens, sequences)
-    both = sketch.linear(2 * inner, columns_of)
+    both = sketch.linear("ssm_in", 2 * inner, columns_of)
     hidden, z = view(both, (inner, tokens, sequences), both.nb[1:3]), view(both, (inner, tokens, sequences), both.nb[1:3])
     columns = _convolution(sketch, mixer, hidden)
     hidden = _convolved(sketch, mixer, columns, biased=True)
-    split = sketch.linear(rank + 2 * state, hidden)
+    split = sketch.linear("ssm_x", rank + 2 * state, hidden)
     dt = view(split, (rank, tokens, sequences), split.nb[1:3])
     b = view(split, (state, 1, tokens, sequences), (F32 * state, split.nb[1], split.nb[2]))
     c = view(split, (state, 1, tokens, sequences), (F32 * state, split.nb[1], split.nb[2]))
@@ -331,13 +331,13 @@ def _mamba(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
         dt, b, c = sketch.rms_norm(dt), sketch.rms_norm(b), sketch.rms_norm(c)
     else:
         dt = packed(dt)
-    dt = like("add", sketch.linear(inner, dt), sketch.parameter())
+    dt = like("add", sketch.linear("ssm_dt", inner, dt), sketch.parameter())
     heads = reshape(hidden, 1, inner, tokens, sequences)
     out = _scan(sketch, mixer, heads, dt, b, c)
     y = view(out, (inner, tokens, sequences), heads.nb[2:4])
     y = like("add", y, like("mul", hidden, sketch.parameter()))
     y = gated(packed(z), y)
-    return reshape(sketch.linear(x.ne[0], y), x.ne[0], tokens * sequences)
+    return reshape(sketch.linear("ssm_out", x.ne[0], y), x.ne[0], tokens * sequences)
 
 
 def _mamba2(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ def _mamba2(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     heads, width = mixer.num_heads, mixer.head_dim
     has_norm = any(found.name.endswith("norm.weight") for found in mixer.weights)
     columns_state, held = _loaded_state(sketch, (mixer.conv_kernel - 1) * mixer.conv_channels)
-    everything = sketch.linear(2 * inner + 2 * groups * state + heads, x)
+    everything = sketch.linear("ssm_in", 2 * inner + 2 * groups * state + heads, x)
     everything = reshape(everything, everything.ne[0], tokens, sequences)
     z = view(everything, (width, heads, tokens, sequences), (F32 * width, everything.nb[1], everything.nb[2]))
     mixed = view(everything, (mixer.conv_channels, tokens, sequences), everything.nb[1:3])
@@ -366,7 +366,7 @@ def _mamba2(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     y = gated(packed(z), y)
     if has_norm:
         y = sketch.rms_norm(reshape(y, inner // groups, groups, tokens, sequences))
-    return sketch.linear(x.ne[0], reshape(y, inner, tokens * sequences))
+    return sketch.linear("ssm_out", x.ne[0], reshape(y, inner, tokens * sequences))
 
 
 def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
@@ -375,11 +375,11 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     tokens = sketch.context.tokens // sequences
     k_heads, v_heads, k_dim = mixer.num_groups, mixer.num_heads, mixer.state_dim
     v_dim = mixer.inner_dim // v_heads
-    mixed = sketch.linear(mixer.conv_channels, x)
+    mixed = sketch.linear("attn_qkv", mixer.conv_channels, x)
     mixed = reshape(mixed, mixer.conv_channels, tokens, sequences)
-    z = sketch.linear(mixer.inner_dim, x)
+    z = sketch.linear("attn_gate", mixer.inner_dim, x)
     each = v_heads // k_heads
-    both = reshape(sketch.linear(2 * v_heads, x), 2 * each, k_heads, tokens, sequences)
+    both = reshape(sketch.linear("ssm_ba", 2 * v_heads, x), 2 * each, k_heads, tokens, sequences)
     b = view(both, (each, k_heads, tokens, sequences), both.nb[1:])
     a = view(both, (each, k_heads, tokens, sequences), both.nb[1:])
     beta = like("unary", packed(b))
@@ -406,7 +406,7 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     sketch.graph.expand(written(view(held, (mixer.state_numel, sequences)), final))
     normed = sketch.rms_norm(y)
     y = like("mul", normed, like("unary", reshape(z, v_dim, v_heads, tokens, sequences)))
-    return reshape(sketch.linear(x.ne[0], reshape(y, values, tokens, sequences)), x.ne[0], tokens * sequences)
+    return reshape(sketch.linear("ssm_out", x.ne[0], reshape(y, values, tokens, sequences)), x.ne[0], tokens * sequences)
 
 
 def _repeated(heads: Tensor, times: int, k_heads: int, tokens: int, sequences: int) -> Tensor:

@@ -10,32 +10,34 @@ from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, weight
 from planner.engines.llama_cpp.mixers import attention, latent_attention, recurrent
-from planner.engines.llama_cpp.sketch import Sketch
+from planner.engines.llama_cpp.sketch import CopiedWeights, Sketch
 
 
 def model_graph(
     architecture: Architecture,
     family: Family,
     context: Context,
-    layers: Sequence[tuple[Layer, int]],
+    layers: Sequence[tuple[Layer, int, int]],
     output_device: int = 0,
     host: int = 0,
+    copied_weights: CopiedWeights | None = None,
 ) -> Graph:
     """The graph that is reserved: ``context.tokens`` tokens against a full cache.
 
-    ``layers``: each with the number of its device; ``output_device``, ``host``: where the head and the embeddings are.
+    ``layers``: each with the device of its weights and that of its routed experts; ``output_device``, ``host``: where the
+    head and the embeddings are; ``copied_weights``: their sizes, when the host's are copied to a device to compute.
     """
-    sketch = Sketch(architecture, family, context)
+    sketch = Sketch(architecture, family, context, copied_weights)
     x = made("get_rows", (architecture.hidden_size, context.tokens), weight(1, host), sketch.token_ids)
     sketch.graph.expand(x)
     sketch.graph.expand(sketch.given_embeddings)
     if family.scales_embedding:
         x = like("scale", x)
-    for index, (layer, device) in enumerate(layers):
-        sketch.device = device
+    for index, (layer, device, experts_device) in enumerate(layers):
+        sketch.enter(layer, device, experts_device)
         sketch.graph.marks.append(len(sketch.graph.nodes))
         x = _layer(sketch, layer, x, last=index == len(layers) - 1)
-    sketch.device = output_device
+    sketch.enter(None, output_device, output_device)
     sketch.graph.marks.append(len(sketch.graph.nodes))
     _head(sketch, architecture, x)
     return sketch.graph
@@ -83,8 +85,8 @@ def _norms(layer: Layer) -> tuple[list[Norm], list[Norm]]:
 
 def _normed(sketch: Sketch, norm: Norm, x: Tensor) -> Tensor:
     y = like("rms_norm" if norm.kind == "rms" else "norm", x)
-    for _ in norm.weights:
-        y = like("mul" if _ is norm.weights[0] else "add", y, sketch.parameter())
+    for position in range(len(norm.weights)):
+        y = like("add" if position else "mul", y, sketch.parameter())
     return y
 
 
@@ -110,7 +112,7 @@ def _head(sketch: Sketch, architecture: Architecture, x: Tensor) -> Tensor:
         x.is_output = family.keeps_hidden
         x = rows_of(x, sketch.output_ids)
     x.is_output = True
-    logits = sketch.linear(architecture.vocab_size, x)
+    logits = sketch.linear("output", architecture.vocab_size, x)
     if architecture.logit_softcap:
         logits = like("scale", like("unary", like("scale", logits)))
     elif family.scales_logits:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from planner.engines.llama_cpp.graph import VIEWS, Graph, Tensor
 
+OFFLOADED_BATCH = 32
+"""``GGML_OP_OFFLOAD_MIN_BATCH``, the CUDA backend's default."""
 PIPELINE_COPIES = 4
 """``GGML_SCHED_MAX_COPIES``: copies of every input when devices work on several batches at a time."""
 
@@ -34,12 +36,13 @@ class Schedule:
     """Where each layer and the head begin among the nodes."""
 
 
-def scheduled(graph: Graph, host: int, *, pipelined: bool = False) -> Schedule:
+def scheduled(graph: Graph, host: int, *, pipelined: bool = False, offloads: bool = False) -> Schedule:
     """``graph`` spread over devices 0 … ``host`` − 1 and the host.
 
-    ``pipelined``: several devices hold the whole model between them, so inputs are kept four times.
+    ``pipelined``: several devices hold the whole model between them, so inputs are kept four times. ``offloads``: the first
+    device computes large batches even where the weights are on the host, and has them copied (``op_offload``).
     """
-    _assign(graph, host)
+    _assign(graph, host, offloads=offloads)
     copies = PIPELINE_COPIES if pipelined else 1
     splits = _split(graph.nodes, copies)
     nodes: list[Tensor] = []
@@ -54,14 +57,14 @@ def scheduled(graph: Graph, host: int, *, pipelined: bool = False) -> Schedule:
     return Schedule(nodes, [*(_pipelined_leaves(graph, splits) if pipelined else ()), *graph.leaves], marks)
 
 
-def _assign(graph: Graph, host: int) -> None:
+def _assign(graph: Graph, host: int, *, offloads: bool) -> None:
     """Give every tensor its device: by memory, input, weight; then by neighbours, devices first."""
     for leaf in graph.leaves:
         if leaf.is_input:
             leaf.device = host
     computed = [node for node in graph.nodes if node.op not in VIEWS]
     for node in graph.nodes:
-        node.device = _own_device(node)
+        node.device = _own_device(node, host, offloads=offloads)
     for nodes, devices_only in ((computed, True), (computed[::-1], True), (computed, False), (computed[::-1], False)):
         _spread(nodes, host, devices_only=devices_only)
     for node in graph.nodes:
@@ -72,12 +75,26 @@ def _assign(graph: Graph, host: int) -> None:
                 source.device = node.device if source.root is None else source.root.device
 
 
-def _own_device(node: Tensor) -> int | None:
+def _own_device(node: Tensor, host: int, *, offloads: bool) -> int | None:
     if node.root is not None and node.root.external:
         return node.root.device
     if node.op in ("rope", "flash_attn"):
         return None
-    return next((source.device for source in node.sources if source.is_weight), None)
+    device = next((source.device for source in node.sources if source.is_weight), None)
+    return 0 if offloads and device == host and _batch(node) >= OFFLOADED_BATCH else device
+
+
+def _batch(node: Tensor) -> int:
+    """How many columns an operation works on (``get_op_batch_size`` of the CUDA backend)."""
+    match node.op:
+        case "get_rows":
+            return 0
+        case "mul_mat":
+            return node.ne[1]
+        case "mul_mat_id":
+            return node.ne[2]
+        case _:
+            return node.ne[1] * node.ne[2] * node.ne[3]
 
 
 def _spread(nodes: Sequence[Tensor], host: int, *, devices_only: bool) -> None:
@@ -96,13 +113,18 @@ def _split(nodes: Sequence[Tensor], copies: int) -> list[_Split]:
         if node.op in VIEWS:
             continue
         device = node.device or 0
-        if device != splits[-1].device:
+        if device != splits[-1].device or (splits[-1].inputs and _reads_foreign_weight(node, device)):
             splits[-1].end = index
             splits.append(_Split(device, index))
         if any(source.device != device for source in node.sources):
             node.sources = tuple(_brought(source, splits[-1], copies) for source in node.sources)
     splits[-1].end = len(nodes)
     return splits
+
+
+def _reads_foreign_weight(node: Tensor, device: int) -> bool:
+    """A new split begins at each copied weight, so that the copies follow one another in the same memory."""
+    return any(source.is_weight and source.device != device for source in node.sources)
 
 
 def _brought(source: Tensor, split: _Split, copies: int) -> Tensor:
@@ -128,7 +150,10 @@ def _duplicate(source: Tensor, device: int, *, kept: bool) -> Tensor:
 
 
 def _extent(tensor: Tensor) -> int:
-    """``ggml_nbytes``: from the first byte of a view to its last."""
+    """``ggml_nbytes``: from the first byte of a view to its last; of a cache, all of it."""
+    holder = tensor.root or tensor
+    if holder.external:
+        return holder.size_bytes
     if 0 in tensor.ne:
         return 0
     return tensor.element_bytes + sum((extent - 1) * stride for extent, stride in zip(tensor.ne, tensor.nb, strict=True))

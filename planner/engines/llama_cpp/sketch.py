@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, SequenceMixer
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.graph import F16, F32, INT64, Graph, Tensor, given, like, product, stored, view, weight
-from planner.formats import GGML_TYPES
+from planner.formats import GGML_TYPES, GgmlType
 
 ROTATED_HEADS = 64
 """Heads whose width is a multiple of this are rotated before they are quantised; also the width values are rotated by."""
+
+
+CopiedWeights = Mapping[int, Mapping[str, int]]
+"""Bytes of weights that are copied between devices: identity of the layer (of None for the head), then leaf."""
 
 
 @dataclass(slots=True)
@@ -21,8 +26,8 @@ class Cache:
     cells: int
     streams: int
     device: int
-    key_bytes: int
-    """Of one key, where keys are plain: latent values are read, and copied, as part of the keys."""
+    type_k: GgmlType
+    type_v: GgmlType
     mask: Tensor
     key_rows: Tensor
     value_rows: Tensor
@@ -31,21 +36,29 @@ class Cache:
 
     def keys(self, mixer: Attention | LatentAttention) -> Tensor:
         """The layer's stored keys; strides are never asked for."""
-        width = mixer.num_kv_heads * mixer.head_dim if isinstance(mixer, Attention) else mixer.kv_lora_rank + mixer.qk_rope_head_dim
-        return stored((width, self.cells, self.streams, 1), self.device, self.key_bytes)
+        if isinstance(mixer, Attention):
+            return self._stored(mixer.num_kv_heads * mixer.head_dim, self.type_k)
+        return self._stored(mixer.kv_lora_rank + mixer.qk_rope_head_dim, self.type_k)
 
     def values(self, mixer: Attention) -> Tensor:
         """The layer's stored values."""
-        return stored((mixer.num_kv_heads * mixer.value_head_dim, self.cells, self.streams, 1), self.device)
+        return self._stored(mixer.num_kv_heads * mixer.value_head_dim, self.type_v)
+
+    def _stored(self, width: int, kind: GgmlType) -> Tensor:
+        size = self.cells * self.streams * kind.row_bytes(width)
+        return stored((width, self.cells, self.streams, 1), self.device, kind.block_bytes, size)
 
 
 class Sketch:
     """A graph being drawn."""
 
-    def __init__(self, architecture: Architecture, family: Family, context: Context) -> None:
+    def __init__(self, architecture: Architecture, family: Family, context: Context, copied_weights: CopiedWeights | None = None) -> None:
         self.graph = Graph()
         self.family, self.context = family, context
-        self.device = 0
+        self.device = self.experts_device = 0
+        self._copied_weights = copied_weights
+        self._leaves: Mapping[str, int] = {}
+        self._weights: dict[tuple[int, int], Tensor] = {}
         tokens = context.tokens
         self.token_ids = given(tokens)
         self.given_embeddings = given(architecture.hidden_size, tokens, element_bytes=F32)
@@ -59,17 +72,29 @@ class Sketch:
         self._state_ids = given(context.sequences)
         self.state_rows = view(self._state_ids, (context.sequences,)), view(self._state_ids, (0,))
 
-    def parameter(self, rows: int = 1) -> Tensor:
-        """A weight on the device of the layer at hand."""
-        return weight(rows, self.device)
+    def enter(self, layer: Layer | None, device: int, experts_device: int) -> None:
+        """Go on to a layer, or (None) to the head, whose weights are on ``device``, routed experts on a device of their own."""
+        self.device, self.experts_device = device, experts_device
+        if self._copied_weights is not None:
+            self._leaves = self._copied_weights.get(id(layer), {})
 
-    def linear(self, rows: int, x: Tensor) -> Tensor:
+    def parameter(self, rows: int = 1, leaf: str = "") -> Tensor:
+        """A weight of the layer at hand: ``leaf`` is its name in a GGUF file, which tells its size where that matters."""
+        device = self.experts_device if leaf.endswith("_exps") else self.device
+        if self._copied_weights is not None:
+            return weight(rows, device, self._leaves.get(leaf, F32 * rows))
+        found = self._weights.get((rows, device))
+        if found is None:
+            found = self._weights[rows, device] = weight(rows, device)
+        return found
+
+    def linear(self, leaf: str, rows: int, x: Tensor) -> Tensor:
         """A matrix product with a weight of ``rows`` rows."""
-        return product(weight(rows, self.device), x)
+        return product(self.parameter(rows, leaf), x)
 
     def rms_norm(self, x: Tensor) -> Tensor:
         """A root-mean-square norm and its weight."""
-        return like("mul", like("rms_norm", x), weight(1, self.device))
+        return like("mul", like("rms_norm", x), self.parameter())
 
     def cache_of(self, mixer: Attention | LatentAttention) -> Cache:
         """The cache that a mixer's layer is in: one for full attention, one for each window."""
@@ -89,7 +114,8 @@ class Sketch:
             cells=cells,
             streams=context.streams,
             device=self.device,
-            key_bytes=GGML_TYPES[context.type_k].block_bytes,
+            type_k=GGML_TYPES[context.type_k],
+            type_v=GGML_TYPES[context.type_v],
             mask=given(cells, context.tokens // context.streams, 1, context.streams, element_bytes=F16 if context.flash else F32),
             key_rows=given(context.tokens, element_bytes=INT64),
             value_rows=given(context.tokens * (self._widest_values if transposed else 1), element_bytes=INT64),
@@ -121,5 +147,3 @@ def _rotation_widths(mixers: list[SequenceMixer], context: Context) -> tuple[int
         values = ROTATED_HEADS if value_widths.pop() % ROTATED_HEADS == 0 else 0
     return keys, values
 
-
-__all__ = ["Cache", "Recurrent", "Sketch"]

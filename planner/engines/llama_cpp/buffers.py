@@ -1,0 +1,161 @@
+"""What llama.cpp allocates beside the compute buffer, device by device: weights, key-value caches, states, logits.
+
+Source: llama.cpp ``src/llama-model.cpp`` (``load_tensors``), ``llama-kv-cache.cpp``, ``llama-memory-recurrent.cpp``,
+``llama-context.cpp`` (``output_reserve``), 0.5.0-dev; ggml 0.25.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, Recurrent
+from planner.engines.llama_cpp.compute import Placement
+from planner.engines.llama_cpp.context import Context, padded
+from planner.engines.llama_cpp.families import Family
+from planner.formats import GGML_TYPES, GgufTensor
+
+FP32_BYTES = 4
+INPUT_TENSORS = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+"""Tensors of the input layer, which always stays on the host; beside them, norms of the embeddings."""
+EXPERTS = "_exps."
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKind:
+    """How a backend rounds: addresses to ``alignment_bytes``, rows of quantised weights to ``row_values``."""
+
+    name: str
+    alignment_bytes: int
+    row_values: int = 1
+
+    def weight_bytes(self, tensor: GgufTensor) -> int:
+        """A weight in this backend's model buffer."""
+        size = tensor.size_bytes
+        missing = -tensor.shape[-1] % self.row_values if tensor.kind.is_quantized else 0
+        if missing:
+            size += tensor.kind.row_bytes(padded(missing, tensor.kind.block_values))
+        return padded(size, self.alignment_bytes)
+
+
+HOST = DeviceKind("CPU", 32)
+CUDA = DeviceKind("CUDA", 128, 512)
+"""``ggml-cuda.cu``: 128 bytes; the last row of a quantised matrix is padded to 512 values (``MATRIX_ROW_PADDING``)."""
+LOOPBACK = DeviceKind("RPC", 32)
+"""A remote device that is itself a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBytes:
+    """The key-value cache of the layers that share its cells, on one device."""
+
+    device: int
+    layers: int
+    cells: int
+    streams: int
+    key_bytes: int
+    value_bytes: int
+    """Of one cell of one layer."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all its layers."""
+        return self.layers * self.streams * self.cells * (self.key_bytes + self.value_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StateBytes:
+    """The recurrent states of equal layers on one device: convolution columns and recurrent values in fp32."""
+
+    device: int
+    layers: int
+    sequences: int
+    conv_values: int
+    state_values: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all its layers."""
+        return self.layers * self.sequences * FP32_BYTES * (self.conv_values + self.state_values)
+
+
+def weights_by_device(
+    tensors: Sequence[GgufTensor], architecture: Architecture, placement: Placement, kind: DeviceKind, cpu_expert_layers: int = 0
+) -> tuple[int, ...]:
+    """Bytes of the model buffer of each device and, last, of the host.
+
+    A tied head is a second copy of the embeddings where it is not on the host; rotary factors are kept once a device.
+    ``cpu_expert_layers``: how many first layers keep their experts on the host.
+    """
+    host = placement.host
+    sizes = [0] * (host + 1)
+
+    def add(tensor: GgufTensor, device: int) -> None:
+        sizes[device] += (kind if device != host else HOST).weight_bytes(tensor)
+
+    is_tied = all(tensor.name != "output.weight" for tensor in tensors)
+    for tensor in tensors:
+        if tensor.layer >= 0:
+            kept = EXPERTS in tensor.name and tensor.layer < cpu_expert_layers
+            add(tensor, host if kept else placement.layers[tensor.layer])
+        elif tensor.name.startswith("rope_f"):
+            for device in sorted(set(placement.layers)):
+                add(tensor, device)
+        elif tensor.name in INPUT_TENSORS or tensor.name.startswith("token_embd_norm"):
+            add(tensor, host)
+        else:
+            add(tensor, placement.output)
+        if is_tied and tensor.name == "token_embd.weight" and placement.output != host and architecture.kind == "decoder":
+            add(tensor, placement.output)
+    return tuple(sizes)
+
+
+def caches(architecture: Architecture, family: Family, context: Context, placement: Placement) -> tuple[CacheBytes, ...]:
+    """The key-value caches: one for full attention, one for sliding windows, apart by device and width."""
+    counts: dict[tuple[int, int, int, int], int] = {}
+    mixers = _placed(architecture.decoder.layers, placement)
+    widest = max((mixer.num_kv_heads * mixer.value_head_dim for _, mixer in mixers if isinstance(mixer, Attention)), default=0)
+    for device, mixer in mixers:
+        if isinstance(mixer, Attention) and mixer.kv == "own":
+            window = (mixer.window_tokens or mixer.chunk_tokens or 0) if family.windows else 0
+            values = mixer.num_kv_heads * mixer.value_head_dim if context.flash else widest
+            widths = _row(context.type_k, mixer.num_kv_heads * mixer.head_dim), _row(context.type_v, values)
+        elif isinstance(mixer, LatentAttention):
+            window, widths = 0, (_row(context.type_k, mixer.kv_lora_rank + mixer.qk_rope_head_dim), 0)
+        else:
+            continue
+        key = (device, context.window_cells(window) if window else context.cells, *widths)
+        counts[key] = counts.get(key, 0) + 1
+    return tuple(
+        CacheBytes(device, layers, cells, context.streams, keys, values) for (device, cells, keys, values), layers in counts.items()
+    )
+
+
+def states(architecture: Architecture, context: Context, placement: Placement) -> tuple[StateBytes, ...]:
+    """The recurrent states; the newest column of a convolution is not kept."""
+    counts: dict[tuple[int, int, int], int] = {}
+    for device, mixer in _placed(architecture.decoder.layers, placement):
+        if isinstance(mixer, Recurrent):
+            key = (device, (mixer.conv_kernel - 1) * mixer.conv_channels if mixer.conv_kernel else 0, mixer.state_numel)
+            counts[key] = counts.get(key, 0) + 1
+    return tuple(
+        StateBytes(device, layers, context.sequences, conv, values) for (device, conv, values), layers in counts.items()
+    )
+
+
+def output_bytes(architecture: Architecture, context: Context) -> int:
+    """Logits in fp32 of one token a slot, in host memory."""
+    return prod((FP32_BYTES, architecture.vocab_size, context.sequences))
+
+
+def _placed(layers: Sequence[Layer], placement: Placement) -> list[tuple[int, object]]:
+    return [(device, mixer) for layer, device in zip(layers, placement.layers, strict=True) for mixer in _mixers(layer)]
+
+
+def _mixers(layer: Layer) -> Iterable[object]:
+    return layer.sequence
+
+
+def _row(type_name: str, values: int) -> int:
+    return GGML_TYPES[type_name].row_bytes(values)
