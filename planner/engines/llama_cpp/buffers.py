@@ -6,44 +6,21 @@ Source: llama.cpp ``src/llama-model.cpp`` (``load_tensors``), ``llama-kv-cache.c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, Recurrent
-from planner.engines.llama_cpp.compute import Placement
-from planner.engines.llama_cpp.context import Context, padded
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, Recurrent, SequenceMixer
+from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
+from planner.engines.llama_cpp.placement import HOST, Checkpoint, Placement
 from planner.formats import GGML_TYPES, GgufTensor
+from planner.memo import remember_by_identity
 
 FP32_BYTES = 4
 INPUT_TENSORS = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 """Tensors of the input layer, which always stays on the host; beside them, norms of the embeddings."""
 EXPERTS = "_exps."
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceKind:
-    """How a backend rounds: addresses to ``alignment_bytes``, rows of quantised weights to ``row_values``."""
-
-    name: str
-    alignment_bytes: int
-    row_values: int = 1
-
-    def weight_bytes(self, tensor: GgufTensor) -> int:
-        """A weight in this backend's model buffer."""
-        size = tensor.size_bytes
-        missing = -tensor.shape[-1] % self.row_values if tensor.kind.is_quantized else 0
-        if missing:
-            size += tensor.kind.row_bytes(padded(missing, tensor.kind.block_values))
-        return padded(size, self.alignment_bytes)
-
-
-HOST = DeviceKind("CPU", 32)
-CUDA = DeviceKind("CUDA", 128, 512)
-"""``ggml-cuda.cu``: 128 bytes; the last row of a quantised matrix is padded to 512 values (``MATRIX_ROW_PADDING``)."""
-LOOPBACK = DeviceKind("RPC", 32)
-"""A remote device that is itself a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +57,22 @@ class StateBytes:
         return self.layers * self.sequences * FP32_BYTES * (self.conv_values + self.state_values)
 
 
-def weights_by_device(
-    tensors: Sequence[GgufTensor], architecture: Architecture, placement: Placement, kind: DeviceKind, cpu_expert_layers: int = 0
-) -> tuple[int, ...]:
+@remember_by_identity(256)
+def weights_by_device(checkpoint: Checkpoint, placement: Placement) -> tuple[int, ...]:
     """Bytes of the model buffer of each device and, last, of the host.
 
     A tied head is a second copy of the embeddings where it is not on the host; rotary factors are kept once a device.
-    ``cpu_expert_layers``: how many first layers keep their experts on the host.
     """
     host = placement.host
     sizes = [0] * (host + 1)
 
     def add(tensor: GgufTensor, device: int) -> None:
-        sizes[device] += (kind if device != host else HOST).weight_bytes(tensor)
+        sizes[device] += (placement.kind if device != host else HOST).weight_bytes(tensor)
 
-    is_tied = all(tensor.name != "output.weight" for tensor in tensors)
-    for tensor in tensors:
+    is_tied = all(tensor.name != "output.weight" for tensor in checkpoint.tensors)
+    for tensor in checkpoint.tensors:
         if tensor.layer >= 0:
-            kept = EXPERTS in tensor.name and tensor.layer < cpu_expert_layers
-            add(tensor, host if kept else placement.layers[tensor.layer])
+            add(tensor, (placement.experts if EXPERTS in tensor.name else placement.layers)[tensor.layer])
         elif tensor.name.startswith("rope_f"):
             for device in sorted(set(placement.layers)):
                 add(tensor, device)
@@ -106,7 +80,7 @@ def weights_by_device(
             add(tensor, host)
         else:
             add(tensor, placement.output)
-        if is_tied and tensor.name == "token_embd.weight" and placement.output != host and architecture.kind == "decoder":
+        if is_tied and tensor.name == "token_embd.weight" and placement.output != host:
             add(tensor, placement.output)
     return tuple(sizes)
 
@@ -149,12 +123,8 @@ def output_bytes(architecture: Architecture, context: Context) -> int:
     return prod((FP32_BYTES, architecture.vocab_size, context.sequences))
 
 
-def _placed(layers: Sequence[Layer], placement: Placement) -> list[tuple[int, object]]:
-    return [(device, mixer) for layer, device in zip(layers, placement.layers, strict=True) for mixer in _mixers(layer)]
-
-
-def _mixers(layer: Layer) -> Iterable[object]:
-    return layer.sequence
+def _placed(layers: Sequence[Layer], placement: Placement) -> list[tuple[int, SequenceMixer]]:
+    return [(device, mixer) for layer, device in zip(layers, placement.layers, strict=True) for mixer in layer.sequence]
 
 
 def _row(type_name: str, values: int) -> int:

@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from planner.architecture.counts import layer_indices
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer
 from planner.engines.llama_cpp.allocator import Tape, played
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.model_graph import model_graph
+from planner.engines.llama_cpp.placement import Checkpoint, Placement
 from planner.engines.llama_cpp.scheduler import scheduled
+from planner.engines.llama_cpp.sketch import CopiedWeights
+from planner.memo import remember_by_identity
 
-Surroundings = tuple[object, ...]
+Itself = tuple[object, ...]
+Surroundings = tuple[Itself, Itself, int, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Which device holds what: ``devices`` numbered from 0, the host after the last.
+@remember_by_identity(512)
+def compute_buffers(
+    architecture: Architecture, family: Family, context: Context, placement: Placement, checkpoint: Checkpoint | None = None
+) -> tuple[int, ...]:
+    """Bytes of the compute buffer of each device and, last, of the host.
 
-    ``layers``: the device of each layer; ``output``: of final norm and head; ``alignments``: of every buffer, the host's last.
+    ``checkpoint``: asked for only where a device computes with the host's weights, of which it gets copies.
     """
-
-    layers: tuple[int, ...]
-    output: int
-    alignments: tuple[int, ...]
-    pipelined: bool = False
-
-    @property
-    def host(self) -> int:
-        """The number of the host."""
-        return len(self.alignments) - 1
-
-
-def compute_buffers(architecture: Architecture, family: Family, context: Context, placement: Placement) -> tuple[int, ...]:
-    """Bytes of the compute buffer of each device and, last, of the host."""
     layers = architecture.decoder.layers
     around = _surroundings(layers, placement, family)
     first: dict[Surroundings, int] = {}
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
     drawn = _with_neighbours(sorted(first.values()), around)
-    graph = model_graph(
-        architecture,
-        family,
-        context,
-        [(layers[index], placement.layers[index], placement.layers[index]) for index in drawn],
-        placement.output,
-        placement.host,
-    )
+    copied = _copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
+    placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
+    graph = model_graph(architecture, family, context, placed, placement, copied)
     if placement.host:
-        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined)
+        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined, offloads=copied is not None)
         tape = Tape(schedule.nodes, schedule.leaves, schedule.marks)
     else:
         tape = Tape(graph.nodes, graph.leaves, graph.marks)
@@ -62,27 +49,33 @@ def compute_buffers(architecture: Architecture, family: Family, context: Context
 def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family) -> list[Surroundings]:
     """What decides the events of each layer: the layer before, itself, the next device, whether it is the last.
 
-    A layer is told by its identity, its device, and the inputs that are first or last used in it there.
+    A layer is told by its identity, its devices, and the inputs that are first or last used in it there.
     """
     devices = (*placement.layers, placement.output)
+    turns = _turns(layers, placement, family)
+    around: list[Surroundings] = []
+    before: Itself = ()
+    for index, layer in enumerate(layers):
+        itself: Itself = (id(layer), devices[index], placement.experts[index], tuple(turns.get(index, ())))
+        around.append((before, itself, devices[index + 1], index == len(layers) - 1))
+        before = itself
+    return around
+
+
+def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dict[int, list[object]]:
+    """For each layer the inputs it is the first (where inputs are copied) or the last on its device to read."""
     inputs = {id(layer): _inputs_of(layer, family) for layer in layers}
     first: dict[tuple[int, object], int] = {}
     last: dict[tuple[int, object], int] = {}
     for index, layer in enumerate(layers):
         for used in inputs[id(layer)]:
-            first.setdefault((devices[index], used), index)
-            last[devices[index], used] = index
+            first.setdefault((placement.layers[index], used), index)
+            last[placement.layers[index], used] = index
     turns: dict[int, list[object]] = {}
     for when in (first, last) if placement.host else (last,):
         for (_, used), index in when.items():
             turns.setdefault(index, []).append((when is first, used))
-    around: list[Surroundings] = []
-    before: Surroundings = ()
-    for index, layer in enumerate(layers):
-        itself = (id(layer), devices[index], tuple(turns.get(index, ())))
-        around.append((before, itself, devices[index + 1], index == len(layers) - 1))
-        before = itself
-    return around
+    return turns
 
 
 def _inputs_of(layer: Layer, family: Family) -> tuple[object, ...]:
@@ -108,3 +101,21 @@ def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings]) -> l
             drawn.append(index - 1)
         drawn.append(index)
     return drawn
+
+
+def _copied_weights(architecture: Architecture, placement: Placement, checkpoint: Checkpoint) -> CopiedWeights:
+    """Sizes of the weights a device would have copied; of equal layers whose mixes differ, the largest."""
+    leaves: dict[int, dict[str, int]] = {}
+    by_layer: dict[int, dict[str, int]] = {}
+    for tensor in checkpoint.tensors:
+        name = tensor.name.removesuffix(".weight")
+        leaves.setdefault(tensor.layer, {})[name.rsplit(".", 1)[-1] if tensor.layer >= 0 else name] = tensor.size_bytes
+    for layer, indices in layer_indices(architecture.decoder):
+        table = by_layer.setdefault(id(layer), {})
+        for index in indices:
+            if placement.host in (placement.layers[index], placement.experts[index]):
+                for leaf, size in leaves.get(index, {}).items():
+                    table[leaf] = max(size, table.get(leaf, 0))
+    outside = leaves.get(-1, {})
+    by_layer[id(None)] = {"output": outside.get("output", outside.get("token_embd", 0))}
+    return by_layer

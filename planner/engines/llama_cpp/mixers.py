@@ -11,7 +11,7 @@ from planner.engines.llama_cpp.graph import (
     F16,
     F32,
     Tensor,
-    given,
+    gated,
     joined,
     like,
     made,
@@ -24,9 +24,7 @@ from planner.engines.llama_cpp.graph import (
     transpose,
     values_in,
     view,
-    weight,
     written,
-    gated,
 )
 from planner.engines.llama_cpp.sketch import Cache, Sketch
 
@@ -109,9 +107,9 @@ def _over_cache(sketch: Sketch, mixer: Attention, q: Tensor, k: Tensor, v: Tenso
     graph = sketch.graph
     for tensor in (q, k, v) if sketch.has_windows else (q, v, k):
         graph.expand(tensor)
-    heads, tokens = mixer.num_kv_heads, sketch.context.tokens
-    graph.expand(_stored_rows(sketch, cache, cache.keys(mixer), k, cache.key_rows, by_value=False))
-    graph.expand(_stored_rows(sketch, cache, cache.values(mixer), v, cache.value_rows, by_value=not sketch.context.flash))
+    heads = mixer.num_kv_heads
+    graph.expand(_stored_rows(sketch, cache.keys(mixer), k, cache.key_rows, by_value=False))
+    graph.expand(_stored_rows(sketch, cache.values(mixer), v, cache.value_rows, by_value=not sketch.context.flash))
     streams, cells = sketch.context.streams, cache.cells
     held_k = view(cache.keys(mixer), (mixer.head_dim, heads, cells, streams))
     if sketch.context.flash:
@@ -121,7 +119,6 @@ def _over_cache(sketch: Sketch, mixer: Attention, q: Tensor, k: Tensor, v: Tenso
     attended = attend(sketch, q, held_k, held_v, cache, mixer, transposed=not sketch.context.flash)
     if cache.rotation_v is not None:
         attended = _rotated(attended, cache.rotation_v)
-    assert attended.ne[1] == tokens
     return attended
 
 
@@ -133,7 +130,7 @@ def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     return reshape(product(rotation, flat), *x.ne)
 
 
-def _stored_rows(sketch: Sketch, cache: Cache, target: Tensor, x: Tensor, rows: Tensor, *, by_value: bool) -> Tensor:
+def _stored_rows(sketch: Sketch, target: Tensor, x: Tensor, rows: Tensor, *, by_value: bool) -> Tensor:
     """The write of this batch's keys or values; ``by_value``: transposed values are written one by one."""
     width, tokens = x.ne[0] * x.ne[1], x.ne[2]
     if by_value:
@@ -177,6 +174,7 @@ def _flash(
         v = made("cast", v.ne, v, element_bytes=F16)
     sinks = (sketch.parameter(),) if isinstance(mixer, Attention) and mixer.has_sinks else ()
     out = made("flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, cache.mask, *sinks)
+    out.size_bytes += sketch.flash_copy_bytes(k, v)
     if value_up is not None:
         out = packed(permute(product(value_up, permute(out, 0, 2, 1, 3)), 0, 2, 1, 3))
     return reshape(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3])
@@ -228,7 +226,7 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     cache = sketch.cache_of(mixer)
     for tensor in (queries, latent, keys):
         sketch.graph.expand(tensor)
-    sketch.graph.expand(_stored_rows(sketch, cache, cache.keys(mixer), keys, cache.key_rows, by_value=False))
+    sketch.graph.expand(_stored_rows(sketch, cache.keys(mixer), keys, cache.key_rows, by_value=False))
     streams = sketch.context.streams
     held = view(cache.keys(mixer), (rank + rope, 1, cache.cells, streams))
     values = view(held, (rank, 1, cache.cells, streams), held.nb[1:])

@@ -10,6 +10,7 @@ from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, weight
 from planner.engines.llama_cpp.mixers import attention, latent_attention, recurrent
+from planner.engines.llama_cpp.placement import Placement
 from planner.engines.llama_cpp.sketch import CopiedWeights, Sketch
 
 
@@ -18,17 +19,16 @@ def model_graph(
     family: Family,
     context: Context,
     layers: Sequence[tuple[Layer, int, int]],
-    output_device: int = 0,
-    host: int = 0,
+    placement: Placement,
     copied_weights: CopiedWeights | None = None,
 ) -> Graph:
     """The graph that is reserved: ``context.tokens`` tokens against a full cache.
 
-    ``layers``: each with the device of its weights and that of its routed experts; ``output_device``, ``host``: where the
-    head and the embeddings are; ``copied_weights``: their sizes, when the host's are copied to a device to compute.
+    ``layers``: those to draw, each with the device of its weights and that of its routed experts. ``copied_weights``: sizes
+    of weights, when the host's are copied to a device to compute.
     """
-    sketch = Sketch(architecture, family, context, copied_weights)
-    x = made("get_rows", (architecture.hidden_size, context.tokens), weight(1, host), sketch.token_ids)
+    sketch = Sketch(architecture, family, context, placement, copied_weights)
+    x = made("get_rows", (architecture.hidden_size, context.tokens), weight(1, placement.host), sketch.token_ids)
     sketch.graph.expand(x)
     sketch.graph.expand(sketch.given_embeddings)
     if family.scales_embedding:
@@ -37,7 +37,7 @@ def model_graph(
         sketch.enter(layer, device, experts_device)
         sketch.graph.marks.append(len(sketch.graph.nodes))
         x = _layer(sketch, layer, x, last=index == len(layers) - 1)
-    sketch.enter(None, output_device, output_device)
+    sketch.enter(None, placement.output, placement.output)
     sketch.graph.marks.append(len(sketch.graph.nodes))
     _head(sketch, architecture, x)
     return sketch.graph

@@ -49,7 +49,8 @@ def scheduled(graph: Graph, host: int, *, pipelined: bool = False, offloads: boo
     marks: list[int] = []
     for split in splits:
         begin, brought = len(nodes) - split.start, 2 * len(split.inputs)
-        marks.extend(begin + mark + (brought if mark > split.start else 0) for mark in graph.marks if split.start <= mark < split.end)
+        inside = (mark for mark in graph.marks if split.start <= mark < split.end)
+        marks.extend(begin + mark + (brought if mark > split.start else 0) for mark in inside)
         for source in split.inputs:
             nodes.append(_dependency(source))
             nodes.append(_copy_of(source, split.device))

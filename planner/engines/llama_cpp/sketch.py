@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, SequenceMixer
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
-from planner.engines.llama_cpp.graph import F16, F32, INT64, Graph, Tensor, given, like, product, stored, view, weight
+from planner.engines.llama_cpp.graph import F16, F32, INT64, Graph, Tensor, given, like, product, stored, values_in, view, weight
+from planner.engines.llama_cpp.placement import Placement
 from planner.formats import GGML_TYPES, GgmlType
 
 ROTATED_HEADS = 64
@@ -52,11 +53,18 @@ class Cache:
 class Sketch:
     """A graph being drawn."""
 
-    def __init__(self, architecture: Architecture, family: Family, context: Context, copied_weights: CopiedWeights | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        family: Family,
+        context: Context,
+        placement: Placement,
+        copied_weights: CopiedWeights | None = None,
+    ) -> None:
         self.graph = Graph()
         self.family, self.context = family, context
         self.device = self.experts_device = 0
-        self._copied_weights = copied_weights
+        self._placement, self._copied_weights = placement, copied_weights
         self._leaves: Mapping[str, int] = {}
         self._weights: dict[tuple[int, int], Tensor] = {}
         tokens = context.tokens
@@ -78,11 +86,14 @@ class Sketch:
         if self._copied_weights is not None:
             self._leaves = self._copied_weights.get(id(layer), {})
 
-    def parameter(self, rows: int = 1, leaf: str = "") -> Tensor:
-        """A weight of the layer at hand: ``leaf`` is its name in a GGUF file, which tells its size where that matters."""
+    def parameter(self, rows: int = 1, leaf: str = "", values: int = 1) -> Tensor:
+        """A weight of the layer at hand: ``leaf`` is its name in a GGUF file, which tells its size where that matters.
+
+        ``values``: how many fp32 values it has where it has no such name (norms).
+        """
         device = self.experts_device if leaf.endswith("_exps") else self.device
         if self._copied_weights is not None:
-            return weight(rows, device, self._leaves.get(leaf, F32 * rows))
+            return weight(rows, device, self._leaves.get(leaf, F32 * values))
         found = self._weights.get((rows, device))
         if found is None:
             found = self._weights[rows, device] = weight(rows, device)
@@ -92,9 +103,17 @@ class Sketch:
         """A matrix product with a weight of ``rows`` rows."""
         return product(self.parameter(rows, leaf), x)
 
+    def flash_copy_bytes(self, k: Tensor, v: Tensor) -> int:
+        """What fused attention takes beside its result: an f16 copy of keys and values of other types, on CUDA."""
+        if not self._placement.kind.copies_cache or self.device == self._placement.host:
+            return 0
+        kinds = ((k, self.context.type_k), (v, self.context.type_v))
+        held = {id(tensor.root or tensor): values_in(tensor) for tensor, kind in kinds if kind != "F16"}
+        return sum(F16 * values for values in held.values())
+
     def rms_norm(self, x: Tensor) -> Tensor:
         """A root-mean-square norm and its weight."""
-        return like("mul", like("rms_norm", x), self.parameter())
+        return like("mul", like("rms_norm", x), self.parameter(values=x.ne[0]))
 
     def cache_of(self, mixer: Attention | LatentAttention) -> Cache:
         """The cache that a mixer's layer is in: one for full attention, one for each window."""
