@@ -113,9 +113,7 @@ def states(architecture: Architecture, context: Context, placement: Placement) -
         if isinstance(mixer, Recurrent):
             key = (device, (mixer.conv_kernel - 1) * mixer.conv_channels if mixer.conv_kernel else 0, mixer.state_numel)
             counts[key] = counts.get(key, 0) + 1
-    return tuple(
-        StateBytes(device, layers, context.sequences, conv, values) for (device, conv, values), layers in counts.items()
-    )
+    return tuple(StateBytes(device, layers, context.sequences, conv, values) for (device, conv, values), layers in counts.items())
 
 
 def output_bytes(architecture: Architecture, context: Context) -> int:

@@ -14,12 +14,13 @@ from planner.engines.llama_cpp.families import FAMILIES, Family
 from planner.engines.llama_cpp.placement import CUDA, Checkpoint, DeviceKind, Placement, placement_of
 from planner.faults import Fault, Faults
 from planner.footprint import Term
-from planner.formats import GGML_TYPES, Format, GgmlType, gguf_tensors
+from planner.formats import GGML_TYPES, Format, gguf_tensors
 from planner.memo import remember_by_identity
 from planner.scenario import Inference, Scenario
 
 VERSION = "llama.cpp 0.5.0-dev (0c1e57098), ggml 0.25.3"
 """The release whose graphs and allocator are replayed."""
+OPTIONS = "inference.engine_options."
 MOST_SEQUENCES = 256
 """``LLAMA_MAX_SEQ``."""
 PLAIN_FILE_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -138,7 +139,8 @@ def _file_type(scenario: Scenario, fmt: Format) -> str:
         return fmt.file_type
     if fmt.name in PLAIN_FILE_TYPES:
         return PLAIN_FILE_TYPES[fmt.name]
-    raise Faults([Fault("weights", f"llama.cpp runs GGUF files, not {scenario.weights}; use bf16, fp16 or gguf:Q4_K_M and its like")])
+    message = f"llama.cpp runs GGUF files, not {scenario.weights}; use bf16, fp16 or gguf:Q4_K_M and its like"
+    raise Faults([Fault("weights", message)])
 
 
 def _options(scenario: Scenario, architecture: Architecture, notes: list[str]) -> dict[str, object]:
@@ -150,7 +152,7 @@ def _options(scenario: Scenario, architecture: Architecture, notes: list[str]) -
     defaults: dict[str, object] = {
         "n_seq_max": ask.batch,
         "n_ctx": _context_tokens(ask, architecture, sequences),
-        "flash_attn": ask.attention not in ("eager",),
+        "flash_attn": ask.attention != "eager",
         "type_k": cache,
         "type_v": cache,
         "n_outputs_max": sequences,
@@ -177,35 +179,36 @@ def _gpu_layers(scenario: Scenario, architecture: Architecture) -> int:
 
 def _refuse(scenario: Scenario, architecture: Architecture, options: Mapping[str, object]) -> None:
     """Raise what llama.cpp itself refuses (``llama_init_from_model``), all at once."""
-    faults: list[Fault] = []
-    flash = bool(options["flash_attn"])
-    path = "inference.engine_options."
-    kinds: dict[str, GgmlType] = {}
-    for name in ("type_k", "type_v"):
-        found = GGML_TYPES.get(str(options[name]).upper())
-        if found is None:
-            faults.append(Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use f16, q8_0 or q4_0"))
-        else:
-            kinds[name] = found
-    quantized = {name for name, found in kinds.items() if found.is_quantized}
-    mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
-    latent = any(isinstance(mixer, LatentAttention) for mixer in mixers)
-    if "type_v" in quantized and not flash and not latent:
-        faults.append(Fault(f"{path}type_v", "a quantised value cache needs flash_attn: true"))
-    if "type_k" in quantized and not flash and latent:
-        faults.append(Fault(f"{path}type_k", "latent attention reads its values out of the keys: a quantised key cache needs flash_attn"))
-    for name, width in (("type_k", "head_dim"), ("type_v", "value_head_dim")):
-        blocks = kinds[name].block_values if name in kinds else 1
-        wrong = {getattr(mixer, width) for mixer in mixers if isinstance(mixer, Attention) and getattr(mixer, width) % blocks}
-        if wrong and flash:
-            faults.append(Fault(f"{path}{name}", f"blocks of {blocks} values don't divide a head of {min(wrong)}; use f16"))
+    faults = _cache_type_faults(architecture, options)
     if _integer(options, "n_seq_max", 1) > MOST_SEQUENCES:
-        faults.append(Fault(f"{path}n_seq_max", f"llama.cpp serves at most {MOST_SEQUENCES} sequences"))
-    for dimension in ("tensor", "expert", "data", "context"):
-        if getattr(scenario.parallel, dimension) != 1:
-            faults.append(Fault(f"parallel.{dimension}", "llama.cpp splits a model by layers over its devices; use 1"))
+        faults.append(Fault(f"{OPTIONS}n_seq_max", f"llama.cpp serves at most {MOST_SEQUENCES} sequences"))
+    faults.extend(
+        Fault(f"parallel.{dimension}", "llama.cpp splits a model by layers over its devices; use 1")
+        for dimension in ("tensor", "expert", "data", "context")
+        if getattr(scenario.parallel, dimension) != 1
+    )
     if faults:
         raise Faults(faults)
+
+
+def _cache_type_faults(architecture: Architecture, options: Mapping[str, object]) -> list[Fault]:
+    flash = bool(options["flash_attn"])
+    mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
+    is_latent = any(isinstance(mixer, LatentAttention) for mixer in mixers)
+    faults: list[Fault] = []
+    for name, width in (("type_k", "head_dim"), ("type_v", "value_head_dim")):
+        kind = GGML_TYPES.get(str(options[name]).upper())
+        if kind is None:
+            faults.append(Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use f16, q8_0 or q4_0"))
+            continue
+        widths = {getattr(mixer, width) for mixer in mixers if isinstance(mixer, Attention)}
+        wrong = [found for found in sorted(widths) if found % kind.block_values]
+        if wrong and flash:
+            message = f"blocks of {kind.block_values} values don't divide a head of {wrong[0]}; use f16"
+            faults.append(Fault(f"{OPTIONS}{name}", message))
+        if kind.is_quantized and not flash and name == ("type_k" if is_latent else "type_v"):
+            faults.append(Fault(f"{OPTIONS}{name}", "a quantised cache of values needs flash_attn: true"))
+    return faults
 
 
 def _holder(device: int, placement: Placement) -> str:
@@ -216,7 +219,7 @@ def _weight_terms(weights: tuple[int, ...], file: Checkpoint, placement: Placeme
     because = f"{VERSION}: -ngl counts the output layer; embeddings stay on the host, a tied head is copied to its device"
     formula = "Σ tensors: bytes, rounded up to the buffer's alignment"
     return [
-        Term("weights", formula, {"holder": _holder(device, placement), "tensors_in_file": len(file.tensors)}, size, "exact", because)
+        Term("weights", formula, {"holder": _holder(device, placement), "tensors": len(file.tensors)}, size, "exact", because)
         for device, size in enumerate(weights)
         if size
     ]
@@ -261,5 +264,3 @@ def _logits_term(architecture: Architecture, context: Context, size: int) -> Ter
 def _integer(options: Mapping[str, object], name: str, default: int) -> int:
     value = options.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-

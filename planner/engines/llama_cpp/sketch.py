@@ -165,4 +165,3 @@ def _rotation_widths(mixers: list[SequenceMixer], context: Context) -> tuple[int
     if len(value_widths) == 1 and GGML_TYPES[context.type_v].is_quantized:
         values = ROTATED_HEADS if value_widths.pop() % ROTATED_HEADS == 0 else 0
     return keys, values
-

@@ -1,0 +1,286 @@
+"""llama.cpp: every recorded buffer to the byte, and the rules its allocator and its layout keep."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.architecture import Architecture, read_config
+from planner.components.layer import NotModelled
+from planner.engines.llama_cpp import LOOPBACK, llama_cpp_footprint
+from planner.engines.llama_cpp.allocator import GIVE, FreeList, Tape, played
+from planner.engines.llama_cpp.compute import compute_buffers
+from planner.engines.llama_cpp.context import Context, context_of
+from planner.engines.llama_cpp.families import FAMILIES
+from planner.engines.llama_cpp.footprint import COMPONENTS
+from planner.engines.llama_cpp.graph import Graph, like, packed, product, view, weight
+from planner.engines.llama_cpp.graph import given as given_input
+from planner.engines.llama_cpp.model_graph import model_graph
+from planner.engines.llama_cpp.placement import CUDA, placement_of
+from planner.engines.llama_cpp.scheduler import scheduled
+from planner.faults import Faults
+from planner.formats import parse_format
+from planner.scenario import parse_scenario
+
+REPORT = Path(__file__).parents[2] / "accuracy" / "llama_cpp.py"
+
+
+@cache
+def report():
+    import sys
+
+    spec = importlib.util.spec_from_file_location("llama_cpp_accuracy", REPORT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def model(name: str) -> Architecture:
+    return report().architecture_of(name)
+
+
+def footprint(name: str, devices: int = 1, kind=LOOPBACK, weights: str = "gguf:Q4_K_M", **inference):
+    options = inference.pop("options", {})
+    document = {
+        "version": 1,
+        "model": name,
+        "task": "inference",
+        "weights": weights,
+        "inference": {"engine": "llama.cpp", "prompt_tokens": 1024, "new_tokens": 256, "engine_options": options, **inference},
+    }
+    return llama_cpp_footprint(model(name), parse_scenario(document), parse_format(weights), devices, kind=kind)
+
+
+def test_every_recorded_buffer_is_exact() -> None:
+    wrong = Counter((found.family, found.component) for found in report().evaluate() if found.predicted != found.measured)
+    assert not wrong
+
+
+def test_the_report_has_a_line_for_each_component_and_family() -> None:
+    lines = report().table(report().evaluate(step=40)).splitlines()
+    assert lines[0].split() == ["component", "family", "rows", "exact", "median", "mean", "p95", "bias", "under"]
+    assert {line.split()[0] for line in lines[1:]} == set(COMPONENTS)
+
+
+def whole(architecture: Architecture, context: Context, placement) -> tuple[int, ...]:
+    """The buffers of the graph with every layer drawn."""
+    layers = list(zip(architecture.decoder.layers, placement.layers, placement.experts, strict=True))
+    graph = model_graph(architecture, FAMILIES[architecture.model_type], context, layers, placement)
+    if placement.host:
+        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined)
+        tape = Tape(schedule.nodes, schedule.leaves, [])
+    else:
+        tape = Tape(graph.nodes, graph.leaves, [])
+    return played(tape, [0], placement.alignments)
+
+
+HYBRID = {
+    "model_type": "qwen3_next", "hidden_size": 256, "vocab_size": 1000, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+    "partial_rotary_factor": 0.5, "decoder_sparse_step": 1, "mlp_only_layers": [], "torch_dtype": "bfloat16",
+}  # fmt: skip
+WINDOWED = {
+    "model_type": "gpt_oss", "hidden_size": 192, "vocab_size": 1000, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "intermediate_size": 192, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 128,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False, "attention_bias": True, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.booleans(), min_size=2, max_size=14),
+    hybrid=st.booleans(),
+    devices=st.integers(0, 2),
+    gpu_layers=st.integers(-1, 16),
+    sequences=st.sampled_from([1, 3]),
+    flash=st.booleans(),
+    type_v=st.sampled_from(["f16", "q8_0"]),
+)
+def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
+    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v
+) -> None:
+    """Rule: a piece of the tape depends on its layer, the one before, the devices around and the inputs used up there."""
+    names = ("full_attention", "linear_attention" if hybrid else "sliding_attention")
+    config = (HYBRID if hybrid else WINDOWED) | {"num_hidden_layers": len(kinds), "layer_types": [names[kind] for kind in kinds]}
+    architecture = read_config(config)
+    options = {"n_ctx": 1024, "n_seq_max": sequences, "flash_attn": flash, "type_k": type_v if flash else "f16"}
+    context = context_of(options | {"type_v": type_v if flash else "f16", "n_ubatch": 96}, 4096)
+    placement = placement_of(len(kinds), devices, gpu_layers, 0, LOOPBACK)
+    family = FAMILIES[architecture.model_type]
+    assert compute_buffers(architecture, family, context, placement) == whole(architecture, context, placement)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 5000), st.integers(0, 50)), max_size=80))
+def test_the_free_list_hands_out_disjoint_aligned_blocks(steps) -> None:
+    """Rule: blocks in use never overlap, addresses are aligned, and what is all given back is one block again."""
+    free, used = FreeList(32), []
+    for is_give, size, choice in steps:
+        if is_give and used:
+            free.give(*used.pop(choice % len(used)))
+        else:
+            used.append((free.take(size), size))
+    spans = sorted((start, start + -(-size // 32) * 32) for start, size in used)
+    assert all(start % 32 == 0 for start, _ in spans)
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert free.peak >= sum(end - start for start, end in spans)
+    for block in used:
+        free.give(*block)
+    assert free.starts == [0]
+
+
+def test_the_free_list_takes_the_smallest_hole_that_fits() -> None:
+    free = FreeList(32)
+    blocks = [(free.take(size), size) for size in (320, 32, 64, 32, 96, 32)]
+    for index in (0, 2, 4):
+        free.give(*blocks[index])
+    assert free.take(64) == blocks[2][0]
+    assert free.take(90) == blocks[4][0]
+    assert free.take(128) == blocks[0][0]
+    assert free.take(1000) == blocks[5][0] + 32
+
+
+def test_an_operation_in_place_takes_over_a_source_only_it_needs() -> None:
+    graph = Graph()
+    alone, shared = like("cont", given_input(64)), like("cont", given_input(64))
+    scaled, other = like("scale", alone), like("scale", shared)
+    graph.expand(packed(scaled))
+    total = graph.expand(like("add", other, shared))
+    Tape(graph.nodes, graph.leaves, [])
+    assert scaled.slot == alone.slot
+    assert other.slot != shared.slot
+    assert total.slot == other.slot
+
+
+def test_a_view_keeps_what_it_shows_alive() -> None:
+    graph = Graph()
+    shown = packed(given_input(64))
+    part = graph.expand(view(shown, (32,)))
+    between = graph.expand(packed(given_input(64)))
+    graph.expand(packed(part))
+    graph.expand(packed(between))
+    events = [event[:2] for event in Tape(graph.nodes, graph.leaves, []).pieces[0].events]
+    assert events.index((between.slot, 256)) < events.index((shown.slot, GIVE))
+    assert part.slot == 0
+
+
+def test_sources_on_another_device_are_copied_where_the_split_begins() -> None:
+    graph = Graph()
+    x = given_input(64, element_bytes=4)
+    graph.expand(product(weight(16, device=0), x))
+    schedule = scheduled(graph, 1)
+    assert played(Tape(schedule.nodes, schedule.leaves, []), [0], (32, 32)) == (256 + 64, 256)
+
+
+def test_contexts_are_padded_and_shared_among_slots() -> None:
+    context = context_of({"n_ctx": 5000, "n_seq_max": 3, "n_ubatch": 500}, None)
+    assert (context.cells, context.streams, context.tokens) == (1792, 3, 501)
+    unified = context_of({"n_ctx": 5000, "n_seq_max": 3, "kv_unified": True}, None)
+    assert (unified.cells, unified.streams) == (5120, 1)
+    assert unified.window_cells(1024) == 3584
+    assert context_of({}, 32768).cells == 32768
+
+
+@pytest.mark.parametrize("name", ["llama3.1-8b-L32", "gemma3-4b-L34", "granite4.0-h-tiny-L40", "deepseek-v2-lite-L27"])
+def test_layers_of_all_devices_add_up_to_one_machine(name: str) -> None:
+    """Rule: moving layers moves their caches and states, it makes no more and no fewer."""
+    alone = footprint(name, 0).host
+    for devices, layers in ((1, -1), (1, 7), (3, -1), (2, 20)):
+        spread = footprint(name, devices, options={"n_gpu_layers": layers})
+        for component in ("kv_cache", "recurrent_state"):
+            assert sum(getattr(part, component) for part in (*spread.devices, spread.host)) == getattr(alone, component)
+
+
+@pytest.mark.parametrize("name", ["llama3.1-8b-L32", "jamba-1.5-mini-L32", "gpt-oss-20b-L24"])
+def test_terms_add_up_to_the_components_of_each_holder(name: str) -> None:
+    answer = footprint(name, 2, batch=3)
+    sums: Counter = Counter()
+    for term in answer.terms:
+        sums[term.values["holder"], term.component] += term.bytes
+        if term.component in ("kv_cache", "recurrent_state", "logits"):
+            product_of = 1
+            for factor in ("layers", "streams", "cells", "sequences", "vocab_size", "fp32_bytes"):
+                product_of *= term.values.get(factor, 1)
+            width = sum(term.values.get(part, 0) for part in ("key_bytes", "value_bytes", "conv_values", "state_values")) or 1
+            assert product_of * width == term.bytes
+    holders = {"device 0": answer.devices[0], "device 1": answer.devices[1], "host": answer.host}
+    for holder, buffers in holders.items():
+        assert {name: size for (owner, name), size in sums.items() if owner == holder} == buffers.components()
+
+
+def test_after_loading_only_the_weights_are_there() -> None:
+    part = footprint("llama3.1-8b-L32").devices[0]
+    assert part.components("load") == {"weights": part.weights}
+    assert part.total_bytes == sum(part.components("decode").values())
+
+
+@settings(max_examples=25, deadline=None)
+@given(context=st.integers(1, 40), slots=st.integers(1, 8))
+def test_the_cache_grows_with_context_and_slots(context: int, slots: int) -> None:
+    """Rule: monotone in cells and in sequences."""
+
+    def held(tokens: int, batch: int) -> int:
+        options = {"n_ctx": tokens * 256 * batch, "n_seq_max": batch}
+        return footprint("qwen2.5-0.5b-L24", 1, options=options).devices[0].kv_cache
+
+    assert held(context, slots) < held(context + 1, slots)
+    assert held(context, slots) < held(context, slots + 1)
+
+
+def test_experts_on_the_host_are_copied_to_compute_large_batches() -> None:
+    here = footprint("qwen3-30b-a3b-L48", kind=CUDA)
+    away = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"n_cpu_moe": 48})
+    assert away.devices[0].weights < 0.1 * here.devices[0].weights
+    assert away.devices[0].kv_cache == here.devices[0].kv_cache
+    assert away.devices[0].workspace > here.devices[0].workspace
+    partly = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"n_cpu_moe": 10})
+    assert away.devices[0].weights < partly.devices[0].weights < here.devices[0].weights
+
+
+def test_fused_attention_on_cuda_copies_a_quantised_cache_to_16_bit() -> None:
+    plain = footprint("llama3.1-8b-L32", kind=CUDA, options={"n_ctx": 131072})
+    packed_cache = footprint("llama3.1-8b-L32", kind=CUDA, options={"n_ctx": 131072, "type_k": "q8_0", "type_v": "q8_0"})
+    copy_bytes = 131072 * 8 * (128 + 128) * 2
+    assert 0 < packed_cache.devices[0].workspace - copy_bytes < plain.devices[0].workspace
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "path"),
+    [
+        ("tinyllama-1.1b-L22", {"flash_attn": False, "type_v": "q8_0"}, "inference.engine_options.type_v"),
+        ("deepseek-v2-lite-L27", {"flash_attn": False, "type_k": "q8_0"}, "inference.engine_options.type_k"),
+        ("llama3.1-8b-L32", {"n_seq_max": 300}, "inference.engine_options.n_seq_max"),
+    ],
+)
+def test_what_llama_cpp_refuses_is_refused_with_the_field(name: str, options: dict, path: str) -> None:
+    with pytest.raises(Faults) as caught:
+        footprint(name, options=options)
+    assert [fault.path for fault in caught.value.faults] == [path]
+
+
+def test_weights_that_are_no_gguf_are_refused() -> None:
+    with pytest.raises(Faults, match="GGUF"):
+        footprint("llama3.1-8b-L32", weights="fp8")
+
+
+def test_tensor_parallelism_is_refused() -> None:
+    document = {"version": 1, "model": "m", "task": "inference", "weights": "bf16", "parallel": {"tensor": 2},
+                "inference": {"engine": "llama.cpp"}}  # fmt: skip
+    with pytest.raises(Faults, match=r"parallel\.tensor"):
+        llama_cpp_footprint(model("llama3.1-8b-L32"), parse_scenario(document), parse_format("bf16"))
+
+
+def test_a_graph_that_is_not_derived_is_said_so() -> None:
+    config = {"model_type": "rwkv", "hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 100, "attention_hidden_size": 256}
+    document = {"version": 1, "model": "m", "task": "inference", "inference": {"engine": "llama.cpp"}}
+    with pytest.raises(NotModelled, match="rwkv"):
+        llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format("bf16"))
