@@ -146,7 +146,7 @@ def _duplicate(source: Tensor, device: int, *, kept: bool) -> Tensor:
     copy.size_bytes = _extent(source)
     copy.device = device
     copy.is_input = copy.is_output = kept
-    copy.lasting = source.lasting or kept
+    copy.lasting = kept or (source.root or source).lasting
     return copy
 
 

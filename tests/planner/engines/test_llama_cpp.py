@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_the_free_list_hands_out_disjoint_aligned_blocks(steps) -> None:
             used.append((free.take(size), size))
     spans = sorted((start, start + -(-size // 32) * 32) for start, size in used)
     assert all(start % 32 == 0 for start, _ in spans)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert free.peak >= sum(end - start for start, end in spans)
     for block in used:
         free.give(*block)
