@@ -13,7 +13,7 @@ from typing import Any
 DATA = Path(__file__).parent / "data" / "models.json"
 
 
-class UnknownModel(LookupError):  # noqa: N818  a state, named as people say it
+class UnknownModel(LookupError):
     """No model of the catalog has an id; ``close`` holds the nearest ones."""
 
     def __init__(self, model: str, close: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ VARIANTS = frozenset({
 MIG = re.compile(r"(?:(\d+)x)?(\d+)g\.(\d+)gb")
 
 
-class UnknownGpu(LookupError):  # noqa: N818  a state, named as people say it
+class UnknownGpu(LookupError):
     """No GPU of the catalog answers to a name; ``close`` holds the nearest ones."""
 
     def __init__(self, name: str, close: tuple[str, ...]) -> None:
@@ -53,6 +53,8 @@ def gpu(name: str, total_bytes: int | None = None) -> Gpu:
     ``total_bytes``, as the driver reports it (of unified memory: the machine's), decides between sizes of one card.
     Raises :class:`UnknownGpu`.
     """
+    if total_bytes is None and name in _catalog():
+        return _catalog()[name]
     words = _words(name)
     exact = [entry for entry in _catalog().values() if words and words in _spellings(entry)]
     names_a_model = any(character.isdigit() for character in name)

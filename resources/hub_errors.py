@@ -11,7 +11,7 @@ class HubError(Exception):
         super().__init__(f"{what}: {message}. {remedy}")
 
 
-class Gated(HubError):  # noqa: N818  a state, named as people say it
+class Gated(HubError):
     """The publisher must grant access first."""
 
     def __init__(self, what: str, *, url: str) -> None:
@@ -22,21 +22,21 @@ class Gated(HubError):  # noqa: N818  a state, named as people say it
         )
 
 
-class BadToken(HubError):  # noqa: N818  a state, named as people say it
+class BadToken(HubError):
     """The saved token is not valid (any more)."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what, "the saved token is refused", "Log in again with: hf auth login")
 
 
-class Missing(HubError):  # noqa: N818  a state, named as people say it
+class Missing(HubError):
     """No such model, revision or file; or a private one and no right to see it."""
 
     def __init__(self, what: str, message: str = "not found (or private)") -> None:
         super().__init__(what, message, "Check the spelling; for a private model log in with: hf auth login")
 
 
-class Offline(HubError):  # noqa: N818  a state, named as people say it
+class Offline(HubError):
     """The Hub can't be reached from here."""
 
     def __init__(self, what: str, message: str) -> None:
@@ -47,7 +47,7 @@ class Offline(HubError):  # noqa: N818  a state, named as people say it
         )
 
 
-class RateLimited(HubError):  # noqa: N818  a state, named as people say it
+class RateLimited(HubError):
     """Too many requests; ``retry_after_s`` is None when the server does not say how long to wait."""
 
     def __init__(self, what: str, retry_after_s: float | None) -> None:
@@ -56,7 +56,7 @@ class RateLimited(HubError):  # noqa: N818  a state, named as people say it
         super().__init__(what, "the Hub limits requests", f"Try again {wait}; logging in raises the limit")
 
 
-class Slow(HubError):  # noqa: N818  a state, named as people say it
+class Slow(HubError):
     """No complete answer within the time allowed; ``timeout_s`` None: within what was left of it."""
 
     def __init__(self, what: str, timeout_s: float | None = None) -> None:
@@ -73,7 +73,7 @@ class ServerError(HubError):
         super().__init__(what, f"the server answered with status {status}", "Try again later")
 
 
-class BadData(HubError):  # noqa: N818  a state, named as people say it
+class BadData(HubError):
     """The answer is not what it should be: cut short, malformed, or more than was asked for."""
 
     def __init__(self, what: str, message: str) -> None:

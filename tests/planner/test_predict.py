@@ -64,7 +64,10 @@ def test_full_fine_tuning_as_measured_on_an_a100(model: str, batch: int, measure
 
 works = st.one_of(
     st.fixed_dictionaries(
-        {"task": st.just("inference"), "batch": st.integers(1, 8), "prompt_tokens": st.integers(1, 6000), "new_tokens": st.integers(1, 300)}
+        {
+            "task": st.just("inference"), "batch": st.integers(1, 8), "prompt_tokens": st.integers(1, 6000),
+            "new_tokens": st.integers(1, 300),
+        }
     ),
     st.fixed_dictionaries(
         {

@@ -62,8 +62,7 @@ def test_bytes_are_conserved(name: str) -> None:
     resolved = parse_format(name).for_model(has_experts=False, dtype="bf16")
     places = placed_weights(small(), unfold=True)
     assert found.total_bytes == sum(
-        weight_bytes(resolved, place.weight, place.path, in_decoder=place.in_decoder).total_bytes * place.times
-        for place in places
+        weight_bytes(resolved, place.weight, place.path, in_decoder=place.in_decoder).total_bytes * place.times for place in places
     )
 
 
