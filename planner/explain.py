@@ -8,7 +8,7 @@ from planner.architecture.layers import Architecture
 from planner.components.tape import Size
 from planner.engines.transformers import Step
 from planner.footprint import Certainty, Phase, Term
-from planner.machine import FREED_BLOCKS_KEPT, Overheads
+from planner.machine import Overheads
 
 SOURCE = {
     "weights": "the architecture read from config.json",
@@ -52,8 +52,8 @@ def _machine_terms(phase: Phase, machine: Overheads) -> list[Term]:
         machine.source, phase.name,
     )  # fmt: skip
     slack = phase.components.get("allocator_slack", 0)
-    values = {"reserved": phase.reserved, "allocated": phase.allocated, "share_of_transients": FREED_BLOCKS_KEPT}
-    because = "segments once reserved stay; a share of the transients is held in blocks of the wrong size"
+    values = {"reserved": phase.reserved, "allocated": phase.allocated}
+    because = "planner/reserve.py: segments once taken stay, and freed blocks are reused only where they fit"
     return [context, Term("allocator_slack", "reserved − allocated", values, slack, "modelled", because, phase.name)]
 
 

@@ -20,10 +20,6 @@ CUBLAS_WORKSPACE_BYTES = 8519680
 """cuBLAS workspace per handle and stream: 2 · 4096 KiB + 8 · 16 KiB (ATen/cuda/CUDABlas.cpp, before sm_90)."""
 CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
 """The same from sm_90 on (4096 KiB · 8)."""
-LARGE_SEGMENT_BYTES = 2 * MIB
-"""Segments of large blocks are multiples of this (CUDACachingAllocator.cpp, kRoundLarge)."""
-FREED_BLOCKS_KEPT = 0.15
-"""Share of a phase's transient bytes that the allocator holds in addition as blocks of the wrong size."""
 
 
 @dataclass(frozen=True, slots=True)

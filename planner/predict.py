@@ -21,12 +21,13 @@ from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
 from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format
 from planner.gpu import Gpu
-from planner.machine import FREED_BLOCKS_KEPT, Overheads, overheads
+from planner.machine import Overheads, overheads
+from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, training_reserved
 from planner.scenario import Scenario, to_json
 
 Device = Literal["cuda", "cpu"]
-TRANSIENT = ("activations", "logits", "workspace")
-"""Components that come and go within a step; the rest is made once."""
+RESERVED_BAND = 0.1
+"""Half-width of the error of ``reserved``: nine in ten replays of traced models lie within it (planner/reserve.py)."""
 CUBLAS_HANDLES = {"inference": 1, "training": 2}
 """Threads that multiply matrices: autograd's backward runs on one of its own, with a cuBLAS handle of its own."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -51,14 +52,11 @@ def predict(
         steps = _phases(settled, architecture, fmt, device, machine)
     except NotModelled as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
-    phases = _meters(steps, machine)
+    phases = _meters(settled, architecture, steps, machine, capacity)
     parameters = parameter_count(architecture)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = max(phase.device for phase in phases)
-    uncertainty = (
-        machine.context_band_bytes
-        + min(phase.components.get("allocator_slack", 0) for phase in phases if phase.device == device_bytes) // 2
-    )
+    uncertainty = machine.context_band_bytes + int(RESERVED_BAND * max(p.reserved - p.components.get("weights", 0) for p in phases))
     return Footprint(
         scenario=to_json(settled),
         level="predict",
@@ -142,21 +140,22 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
         raise NotModelled("several GPUs and offloading have no closed form yet")
 
 
-def _meters(steps: Sequence[Step], machine: Overheads) -> tuple[Phase, ...]:
-    """The three meters of each phase: what was reserved once stays reserved, a share of the transients comes on top."""
+def _meters(
+    scenario: Scenario, architecture: Architecture, steps: Sequence[Step], machine: Overheads, capacity: int
+) -> tuple[Phase, ...]:
+    """The three meters of each phase. On a CPU nothing is reserved beyond what is allocated."""
+    levels = {step.name: step.peak.level for step in steps}
+    figures = [level.total for level in levels.values()]
+    if machine.context_bytes:
+        loaded = reserved_for_weights(architecture, PLAIN_BYTES[scenario.weights])
+        reserved = (training_reserved if scenario.task == "training" else generation_reserved)(levels, loaded)
+        figures = settle_reserved(reserved, levels, capacity - machine.context_bytes)
     phases: list[Phase] = []
-    reserved = 0
-    for step in steps:
-        allocated = step.peak.level.total
-        components = step.peak.level.components()
+    for (name, level), reserved_bytes in zip(levels.items(), figures, strict=True):
+        components = level.components()
         if machine.context_bytes:
-            transient = sum(components.get(name, 0) for name in TRANSIENT)
-            reserved = max(reserved, allocated + int(FREED_BLOCKS_KEPT * transient))
-        else:
-            reserved = allocated
-        if machine.context_bytes:
-            components |= {"allocator_slack": reserved - allocated, "cuda_context": machine.context_bytes}
-        phases.append(Phase(step.name, allocated, reserved, reserved + machine.context_bytes, components))
+            components |= {"allocator_slack": reserved_bytes - level.total, "cuda_context": machine.context_bytes}
+        phases.append(Phase(name, level.total, reserved_bytes, reserved_bytes + machine.context_bytes, components))
     return tuple(phases)
 
 
