@@ -314,7 +314,10 @@ def decoder(
     hidden = config.size("hidden_size")
     vocabulary = config.size("vocab_size", maximum=MAX_VOCABULARY)
     tied = can_tie and bool(config.head) and config.flag("tie_word_embeddings")
-    head = linear(config.head, vocabulary, hidden, bias=head_bias, role="head") if config.head else ()
+    labels = label_count(config) if config.head in ("score", "classifier") else 0
+    tied = tied and not labels
+    bias = head_bias if not labels else config.defaults.model_class.endswith("ForTokenClassification")
+    head = linear(config.head, labels or vocabulary, hidden, bias=bias, role="head") if config.head else ()
     return Architecture(
         model_type=config.text("model_type"),
         model_class=config.defaults.model_class,
@@ -330,3 +333,23 @@ def decoder(
         decoder=Stack(f"{config.base}{layers_name}", "decoder", hidden, tuple(layers), weights),
         logit_softcap=softcap,
     )
+
+
+def label_count(config: Config) -> int:
+    """How many classes a classifier has: the names it gives them, else ``num_labels``, else two."""
+    names = config.mapping("id2label") or config.mapping("label2id")
+    return len(names) or config.optional("num_labels") or 2
+
+
+def with_head(config: Config, *, head: str | None = None, base: str | None = None, **values: object) -> Config:
+    """The same config for a class that names its head or base otherwise, or that reads ``values`` instead."""
+    found = Config(
+        {**config.values, **values} if values else config.values,
+        config.defaults,
+        reader=config.reader,
+        base=config.base if base is None else base,
+        head=config.head if head is None else head,
+    )
+    found.sources, found.notes, found.children = config.sources, config.notes, config.children
+    found.read = config.read
+    return found

@@ -72,13 +72,13 @@ class Config:
         self.sources: dict[str, str] = {}
         self.notes: list[str] = []
         self.children: list[Config] = []
-        self._read: set[str] = set()
+        self.read: set[str] = set()
 
     def get(self, *names: str) -> object:
         """The value under the first of ``names`` (or its alias) the config has, else the default, else None."""
         aliases = self.defaults.aliases
         known = [stored for name in names for stored in (name, aliases.get(name)) if stored]
-        self._read.update(known)
+        self.read.update(known)
         for name in known:
             if name in self.values:
                 return self._note(name, self.values[name], "config.json")
@@ -177,9 +177,7 @@ class Config:
             return None
         return tuple(value)
 
-    def layer_types(
-        self, layers: int, rule: Callable[[int], str], allowed: tuple[str, ...], *names: str
-    ) -> tuple[str, ...]:
+    def layer_types(self, layers: int, rule: Callable[[int], str], allowed: tuple[str, ...], *names: str) -> tuple[str, ...]:
         """One name for each layer: the config's list, else what ``rule`` says for the layer's index.
 
         Former names are read as today's (``mamba`` is ``linear_attention``). A name outside ``allowed`` is a fault.
@@ -213,10 +211,7 @@ class Config:
         mine = [
             self._path(key)
             for key, value in self.values.items()
-            if value is not None
-            and key not in self._read
-            and key not in self.defaults.values
-            and not cannot_change_sizes(str(key))
+            if value is not None and key not in self.read and key not in self.defaults.values and not cannot_change_sizes(str(key))
         ]
         return mine + [path for child in self.children for path in child.unread()]
 

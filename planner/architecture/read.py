@@ -24,18 +24,46 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
     read = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if read is None or not isinstance(model_type, str):
         raise UnknownArchitecture(f"model_type {describe(model_type)} is not known")
+    reading = _reading(config, model_type, model_class)
+    found = read(reading)
+    if "per_layer_config" in config and "per_layer_config" not in reading.read:
+        raise UnknownArchitecture(f"per_layer_config: layers that differ one by one are not read for {model_type}")
+    reading.reader.raise_faults()
+    notes = [*found.notes, *reading.notes]
+    if unread := reading.unread():
+        notes.append(f"not read for this model type, could change sizes elsewhere: {', '.join(unread[:40])}")
+    return replace(found, notes=tuple(notes), sources=reading.sources)
+
+
+_HEADS = {
+    "Model": "",
+    "LMHeadModel": "lm_head",
+    "MTModel": "lm_head",
+    "ForCausalLM": "lm_head",
+    "ForConditionalGeneration": "lm_head",
+    "ForMaskedLM": "lm_head",
+    "ForPreTraining": "lm_head",
+    "ForSequenceClassification": "score",
+    "ForTokenClassification": "score",
+    "ForQuestionAnswering": "qa_outputs",
+}
+
+
+def _reading(config: Mapping[str, object], model_type: str, model_class: str | None) -> Config:
+    """The config with its type's defaults, for the class that is asked for or named."""
     defaults = defaults_of(model_type)
     wanted = model_class or _named_class(config) or defaults.model_class
-    bare = wanted.endswith("Model") and not wanted.endswith("LMHeadModel")
-    if wanted != defaults.model_class:
-        defaults = replace(defaults, model_class=wanted)
-    reading = Config(
-        config, defaults, base="" if bare or not defaults.base else f"{defaults.base}.", head="" if bare else "lm_head"
-    )
-    found = read(reading)
-    reading.reader.raise_faults()
-    unread = tuple(f"{path} was not understood and could change sizes" for path in reading.unread())
-    return replace(found, notes=(*found.notes, *reading.notes, *unread), sources=reading.sources)
+    suffixes = [suffix for suffix in _HEADS if wanted.endswith(suffix)]
+    notes = []
+    if not suffixes:
+        notes.append(f"architectures: {describe(wanted)} is not known; read as {defaults.model_class}")
+        wanted = defaults.model_class
+        suffixes = [suffix for suffix in _HEADS if wanted.endswith(suffix)] or ["Model"]
+    head = _HEADS[max(suffixes, key=len)]
+    base = f"{defaults.base}." if head and defaults.base else ""
+    found = Config(config, replace(defaults, model_class=wanted), base=base, head=head)
+    found.notes.extend(notes)
+    return found
 
 
 def _named_class(config: Mapping[str, object]) -> str:

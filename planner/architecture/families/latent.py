@@ -277,12 +277,8 @@ def longcat(config: Config) -> Architecture:
         Weight("mlp.experts.down_proj", (hidden, width), "expert", count),
     )
     balance = Weight("mlp.router.e_score_correction_bias", (count + zero,), "bias", dtype="fp32", is_buffer=True)
-    router = linear(
-        "mlp.router.classifier", count + zero, hidden, bias=config.flag("router_bias"), role="router"
-    )
-    sparse = MixtureOfExperts(
-        count + zero, config.size("num_experts_per_tok"), width, True, "silu", (*router, *experts, balance)
-    )
+    router = linear("mlp.router.classifier", count + zero, hidden, bias=config.flag("router_bias"), role="router")
+    sparse = MixtureOfExperts(count + zero, config.size("num_experts_per_tok"), width, True, "silu", (*router, *experts, balance))
     inner = config.size("intermediate_size")
     layer = Layer(
         tuple(latent_attention(config, path=f"self_attn.{index}") for index in (0, 1)),
@@ -340,7 +336,9 @@ def v4_experts(config: Config, *, hashed: bool) -> MixtureOfExperts:
     """DeepSeek-V4's experts: a table from token to experts, or a balancing bias, beside the router."""
     width, count = config.size("moe_intermediate_size"), config.size("n_routed_experts", maximum=2**20)
     per_token = config.size("num_experts_per_tok")
-    table = Weight("mlp.gate.tid2eid", (config.size("vocab_size", maximum=2**27), per_token), "other", dtype="int64", is_buffer=True)
+    table = Weight(
+        "mlp.gate.tid2eid", (config.size("vocab_size", maximum=2**27), per_token), "other", dtype="int64", is_buffer=True
+    )
     return moe(
         config,
         count,

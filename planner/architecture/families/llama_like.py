@@ -62,7 +62,13 @@ def dense(
     kinds = window_kinds(config, rule)
     made = {
         window: block(
-            config, attention(config, window_tokens=window, **options), channel, norms=norms, norm=norm, parallel=parallel, weights=weights
+            config,
+            attention(config, window_tokens=window, **options),
+            channel,
+            norms=norms,
+            norm=norm,
+            parallel=parallel,
+            weights=weights,
         )
         for _, window in dict.fromkeys(kinds)
     }
@@ -176,9 +182,7 @@ def granite_windowed(config: Config) -> Architecture:
     """Granite with attention sinks; three of four layers windowed."""
     bias = config.flag("attention_bias")
     channel = mlp(config, bias=config.flag("mlp_bias"))
-    layers = dense(
-        config, channel, rule=lambda index: SLIDING if index % 4 else FULL, qkv_bias=bias, output_bias=bias, sinks=True
-    )
+    layers = dense(config, channel, rule=lambda index: SLIDING if index % 4 else FULL, qkv_bias=bias, output_bias=bias, sinks=True)
     return decoder(config, layers)
 
 

@@ -99,7 +99,11 @@ def mixtral(config: Config) -> Architecture:
     full_width = kind in ("minimax_m2", "olmoe", "flex_olmo")
     bias = config.flag("attention_bias")
     phi = kind == "phimoe"
-    norms = {"norms": POST if kind == "flex_olmo" else PRE, "norm": layer_norm} if phi else {"norms": POST if kind == "flex_olmo" else PRE}
+    norms = (
+        {"norms": POST if kind == "flex_olmo" else PRE, "norm": layer_norm}
+        if phi
+        else {"norms": POST if kind == "flex_olmo" else PRE}
+    )
 
     def experts() -> MixtureOfExperts:
         return moe(
@@ -174,14 +178,20 @@ def flint(config: Config) -> Architecture:
     def experts() -> MixtureOfExperts:
         shared = config.size("shared_expert_intermediate_size", minimum=0)
         return moe(
-            config, *routed(config, "num_experts"), config.size("moe_intermediate_size"), shared="shared_expert", shared_width=shared
+            config,
+            *routed(config, "num_experts"),
+            config.size("moe_intermediate_size"),
+            shared="shared_expert",
+            shared_width=shared,
         )
 
     return sparse_decoder(
         config,
         experts,
         mlp_types=[
-            SPARSE if some and index not in ((0, 1) if dense_layers is None else dense_layers) and (index + 1) % step == 0 else DENSE
+            SPARSE
+            if some and index not in ((0, 1) if dense_layers is None else dense_layers) and (index + 1) % step == 0
+            else DENSE
             for index in range(last + 1)
         ],
         rule=lambda index: FULL if index < 2 or index % 4 == 1 or index == last else SLIDING,
@@ -388,7 +398,9 @@ def beam(config: Config) -> Architecture:
     gate = linear("self_attn.gate_proj", heads * config.size("head_dim"), hidden)
     return sparse_decoder(
         config,
-        lambda: moe(config, *routed(config, "num_experts"), config.size("moe_intermediate_size"), correction="gate.e_score_correction_bias"),
+        lambda: moe(
+            config, *routed(config, "num_experts"), config.size("moe_intermediate_size"), correction="gate.e_score_correction_bias"
+        ),
         mlp_types=mlp_types(config, lambda index: index >= 3),
         rule=lambda index: FULL if (index + 1) % 6 == 0 or index == last else SLIDING,
         block_options={"norms": SANDWICH},
@@ -537,9 +549,7 @@ def llama4(config: Config) -> Architecture:
     layers = num_layers(config)
     interval = config.size("no_rope_layer_interval")
     rotary = config.integers("no_rope_layers") or tuple(int((index + 1) % interval != 0) for index in range(layers))
-    types = config.layer_types(
-        layers, lambda index: CHUNKED if index < len(rotary) and rotary[index] else FULL, (FULL, CHUNKED)
-    )
+    types = config.layer_types(layers, lambda index: CHUNKED if index < len(rotary) and rotary[index] else FULL, (FULL, CHUNKED))
     step = config.size("interleave_moe_layer_step")
     sparse = config.integers("moe_layers")
     sparse = tuple(range(step - 1, layers, step)) if sparse is None else sparse

@@ -20,11 +20,22 @@ from planner.architecture.blocks import (
     num_layers,
     rms_norm,
     scale,
+    with_head,
 )
 from planner.architecture.config import Config
 from planner.architecture.families.latent import latent_attention
 from planner.architecture.families.llama_like import FULL, PRE, SLIDING
-from planner.architecture.families.moe import DENSE, SPARSE, after_dense, deepseek_experts, granite_experts, granite_shared, mlp_types, qwen_sparse, routed
+from planner.architecture.families.moe import (
+    DENSE,
+    SPARSE,
+    after_dense,
+    deepseek_experts,
+    granite_experts,
+    granite_shared,
+    mlp_types,
+    qwen_sparse,
+    routed,
+)
 from planner.architecture.families.registry import family
 from planner.architecture.layers import (
     Architecture,
@@ -242,7 +253,9 @@ def nemotron_types(config: Config) -> tuple[str, ...]:
         for letter in sorted(set(pattern) - set(letters)):
             config.reader.fault("hybrid_override_pattern", f"must hold only the letters {' '.join(letters)}; got {letter!r}")
         names = tuple(letters.get(letter, LINEAR) for letter in pattern)
-    return config.layer_types(len(names), lambda index: names[index], (LINEAR, FULL, "mlp", "moe"), "layer_types", "layers_block_type")
+    return config.layer_types(
+        len(names), lambda index: names[index], (LINEAR, FULL, "mlp", "moe"), "layer_types", "layers_block_type"
+    )
 
 
 def nemotron_experts(config: Config) -> MixtureOfExperts:
@@ -318,7 +331,9 @@ def olmo_hybrid(config: Config) -> Architecture:
     """OLMo Hybrid: gated delta nets with norms before, OLMo 2's attention with norms after the mixers."""
     layers, heads = num_layers(config), config.size("num_attention_heads")
     hidden, bias = config.size("hidden_size"), config.flag("attention_bias")
-    types = config.layer_types(layers, lambda index: FULL if index % 4 == 3 or layers < 4 and index == layers - 1 else LINEAR, (LINEAR, FULL))
+    types = config.layer_types(
+        layers, lambda index: FULL if index % 4 == 3 or layers < 4 and index == layers - 1 else LINEAR, (LINEAR, FULL)
+    )
     filled = with_defaults(config, linear_num_key_heads=heads, linear_num_value_heads=heads)
     key_dim = filled.optional("linear_key_head_dim") or int(0.75 * hidden / filled.size("linear_num_key_heads"))
     filled = with_defaults(filled, linear_key_head_dim=key_dim, linear_value_head_dim=2 * key_dim)
@@ -344,7 +359,7 @@ def with_defaults(config: Config, **values: int) -> Config:
     given = {key: value for key, value in config.values.items() if key not in values or value is not None}
     known = {**config.defaults.values, **{key: value for key, value in values.items() if config.defaults.values.get(key) is None}}
     found = Config(given, replace(config.defaults, values=known), reader=config.reader, base=config.base, head=config.head)
-    found.sources, found.notes = config.sources, config.notes
+    found.sources, found.notes, found.read = config.sources, config.notes, config.read
     return found
 
 
@@ -391,7 +406,9 @@ def kimi_linear(config: Config) -> Architecture:
     linear_config = Config(inner, config.defaults, reader=config.reader.child("linear_attn_config"))
     heads = linear_config.size("num_heads") if "num_heads" in inner else config.size("linear_num_heads")
     head_dim = linear_config.size("head_dim") if "head_dim" in inner else config.size("linear_head_dim")
-    kernel = linear_config.size("short_conv_kernel_size") if "short_conv_kernel_size" in inner else config.size("linear_conv_kernel_dim")
+    kernel = (
+        linear_config.size("short_conv_kernel_size") if "short_conv_kernel_size" in inner else config.size("linear_conv_kernel_dim")
+    )
     full = linear_config.integers("full_attn_layers")
     linear_config.integers("kda_layers")
     width = heads * head_dim
@@ -436,7 +453,7 @@ def bailing(config: Config) -> Architecture:
         *linear("self_attn.g_proj", width, hidden),
     )
     kernel = config.size("linear_conv_kernel_dim", "short_conv_kernel_size")
-    plain = with_null(config, "q_lora_rank")
+    plain = with_head(config, q_lora_rank=None)
     built = hybrid(
         config,
         config.layer_types(num_layers(config), lambda index: LINEAR if (index + 1) % group else FULL, (LINEAR, FULL)),
@@ -448,13 +465,6 @@ def bailing(config: Config) -> Architecture:
         mlp_types(config, after_dense(config)),
     )
     return decoder(config, built, can_tie=False)
-
-
-def with_null(config: Config, key: str) -> Config:
-    """The same config with ``key`` null: the class does not read it."""
-    found = Config({**config.values, key: None}, config.defaults, reader=config.reader, base=config.base, head=config.head)
-    found.sources, found.notes = config.sources, config.notes
-    return found
 
 
 @family("lfm2", "lfm2_moe")
@@ -475,10 +485,10 @@ def lfm2(config: Config) -> Architecture:
         config,
         config.layer_types(layers, lambda index: FULL if full is None or index in full else "conv", ("conv", FULL)),
         {
-            FULL: lambda: attention(
-                config, names=names, qk_norm="per_head", qk_norm_names=("q_layernorm", "k_layernorm")
+            FULL: lambda: attention(config, names=names, qk_norm="per_head", qk_norm_names=("q_layernorm", "k_layernorm")),
+            "conv": lambda: short_convolution(
+                config, path="conv", kernel=config.size("conv_L_cache"), bias=config.flag("conv_bias")
             ),
-            "conv": lambda: short_convolution(config, path="conv", kernel=config.size("conv_L_cache"), bias=config.flag("conv_bias")),
         },
         {DENSE: lambda: mlp(config, width, path="feed_forward", names=("w1", "w3", "w2")), SPARSE: routed_experts},
         tuple(DENSE if index < first else SPARSE for index in range(layers)),
@@ -504,10 +514,7 @@ def renamed_tie(config: Config) -> Config:
     """Configs of LFM2 say ``tie_embedding``."""
     if "tie_embedding" not in config.values:
         return config
-    given = {**config.values, "tie_word_embeddings": config.flag("tie_embedding", default=True)}
-    found = Config(given, config.defaults, reader=config.reader, base=config.base, head=config.head)
-    found.sources, found.notes = config.sources, config.notes
-    return found
+    return with_head(config, tie_word_embeddings=config.flag("tie_embedding", default=True))
 
 
 @family("lfm3")
@@ -528,7 +535,9 @@ def lfm3(config: Config) -> Architecture:
         {
             FULL: lambda: mixer(None),
             SLIDING: lambda: mixer(config.size("sliding_window")),
-            "conv": lambda: short_convolution(config, path="conv", kernel=config.size("conv_L_cache"), bias=config.flag("conv_bias")),
+            "conv": lambda: short_convolution(
+                config, path="conv", kernel=config.size("conv_L_cache"), bias=config.flag("conv_bias")
+            ),
         },
         {DENSE: lambda: mlp(config, path="feed_forward", names=("w1", "w3", "w2"))},
         norms=(*norms, "post_operator_norm", "post_ffn_norm") if config.flag("use_sandwich_norm") else norms,
@@ -556,7 +565,14 @@ def recurrent_gemma(config: Config) -> Architecture:
         *(Weight(f"{at}.rg_lru.{gate}_bias", (heads, block_width), "bias") for gate in gates),
     )
     recurrent = Recurrent(
-        "rg_lru", weights, conv_channels=width, conv_kernel=kernel, state_numel=width, num_heads=heads, head_dim=block_width, inner_dim=width
+        "rg_lru",
+        weights,
+        conv_channels=width,
+        conv_kernel=kernel,
+        state_numel=width,
+        num_heads=heads,
+        head_dim=block_width,
+        inner_dim=width,
     )
     bias = config.flag("attention_bias")
     for name in sorted(set(types) - {"recurrent", "attention"}):
@@ -566,7 +582,12 @@ def recurrent_gemma(config: Config) -> Architecture:
         tuple(FULL if name == "attention" else LINEAR for name in types),
         {
             FULL: lambda: attention(
-                config, path=at, head_dim=head_dim, qkv_bias=bias, output_bias=True, window_tokens=config.size("attention_window_size")
+                config,
+                path=at,
+                head_dim=head_dim,
+                qkv_bias=bias,
+                output_bias=True,
+                window_tokens=config.size("attention_window_size"),
             ),
             LINEAR: lambda: recurrent,
         },
@@ -605,16 +626,9 @@ def rwkv(config: Config) -> Architecture:
     rest, first = (
         block(config, mixer, channel, norms=norms, norm=layer_norm) for norms in (("ln1", "ln2"), ("pre_ln", "ln1", "ln2"))
     )
-    named = replace_head(config, "head")
+    named = with_head(config, head="head" if config.head else "")
     layers = [first] + [rest] * (num_layers(config) - 1)
     return decoder(named, layers, norm=layer_norm, norm_name="ln_out", embed="embeddings", layers_name="blocks")
-
-
-def replace_head(config: Config, name: str) -> Config:
-    """The same config for a class whose head has another name."""
-    found = Config(config.values, config.defaults, reader=config.reader, base=config.base, head=name if config.head else "")
-    found.sources, found.notes = config.sources, config.notes
-    return found
 
 
 @family("xlstm")
@@ -671,8 +685,18 @@ def zamba_types(config: Config) -> tuple[str, ...]:
     """``hybrid`` where the shared transformer precedes the state space."""
     layers = num_layers(config)
     if config.text("model_type") == "zamba2":
-        default = ((LINEAR,) + ((LINEAR,) * 5 + ("hybrid",)) * 7 + (LINEAR,) * 4 + ("hybrid",) + (LINEAR,) * 3 + ("hybrid",) + (LINEAR,) * 2)
-        return config.layer_types(layers, lambda index: default[index] if index < len(default) else LINEAR, (LINEAR, "hybrid"), "layers_block_type")
+        default = (
+            (LINEAR,)
+            + ((LINEAR,) * 5 + ("hybrid",)) * 7
+            + (LINEAR,) * 4
+            + ("hybrid",)
+            + (LINEAR,) * 3
+            + ("hybrid",)
+            + (LINEAR,) * 2
+        )
+        return config.layer_types(
+            layers, lambda index: default[index] if index < len(default) else LINEAR, (LINEAR, "hybrid"), "layers_block_type"
+        )
     period, offset = config.size("attn_layer_period"), config.size("attn_layer_offset", minimum=0)
     return config.layer_types(
         layers,
@@ -715,7 +739,13 @@ def zamba(config: Config) -> Architecture:
 def zamba_attention(config: Config, path: str, wide: int, heads: int, kv_heads: int, head_dim: int) -> Any:
     """Attention over the layer's input beside the embeddings: twice the hidden size in, once out."""
     mixer = attention(
-        config, path=f"{path}.self_attn", heads=heads, kv_heads=kv_heads, head_dim=head_dim, hidden=wide, rotary=config.flag("use_mem_rope")
+        config,
+        path=f"{path}.self_attn",
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=wide,
+        rotary=config.flag("use_mem_rope"),
     )
     output = linear(f"{path}.self_attn.o_proj", config.size("hidden_size"), heads * head_dim)
     return replace(mixer, weights=(*mixer.weights[:-1], *output))
@@ -739,7 +769,14 @@ def zamba_mamba(config: Config, path: str) -> Recurrent:
         *linear(f"{path}.out_proj", hidden, inner, bias=bias),
     )
     return Recurrent(
-        "mamba", weights, conv_channels=inner, conv_kernel=kernel, state_numel=inner * state, num_heads=heads, state_dim=state, inner_dim=inner
+        "mamba",
+        weights,
+        conv_channels=inner,
+        conv_kernel=kernel,
+        state_numel=inner * state,
+        num_heads=heads,
+        state_dim=state,
+        inner_dim=inner,
     )
 
 
@@ -753,7 +790,11 @@ def zamba2(config: Config) -> Architecture:
     plain = block(config, zamba2_mamba(config, "mamba"), None, norms=("input_layernorm",))
     inner = zamba2_mamba(config, "mamba_decoder.mamba")
     bare = attention(
-        config, heads=heads, head_dim=max(2 * hidden // heads, 1), kv_heads=config.optional("num_key_value_heads") or heads, hidden=2 * hidden
+        config,
+        heads=heads,
+        head_dim=max(2 * hidden // heads, 1),
+        kv_heads=config.optional("num_key_value_heads") or heads,
+        hidden=2 * hidden,
     )
     width = config.optional("intermediate_size") or 4 * hidden
     channel = replace(mlp(config, width, fused="gate_up_proj"), weights=(), activation=config.text("hidden_act", default="gelu"))
