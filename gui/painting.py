@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from PySide6.QtCore import QPointF, QRectF, Qt
-from PySide6.QtGui import QColor, QPainter, QPen
+from PySide6.QtGui import QColor, QPainter, QPen, QPixmap
 
 from gui.theme import BACKWARD, CROSS, DIAGONAL, DOTS, HORIZONTAL, SOLID, theme
 
-_STEP = 6.0
+_STEP = 6
+_TILE = 10 * _STEP
+"""Edge of the tile that a hatch is drawn on once; fills are laid out of it."""
 
 
 def paint_component(painter: QPainter, rectangle: QRectF, component: str) -> None:
@@ -20,47 +24,49 @@ def paint_component(painter: QPainter, rectangle: QRectF, component: str) -> Non
 
 def paint_hatch(painter: QPainter, rectangle: QRectF, hatch: str, colour: QColor) -> None:
     """Lines or dots over ``rectangle``, in step with the widget, so that neighbours line up."""
-    painter.save()
-    painter.setClipRect(rectangle, Qt.ClipOperation.IntersectClip)
+    tile = _tile(hatch, colour.rgba(), painter.device().devicePixelRatioF())
+    offset = QPointF(rectangle.left() % _TILE, rectangle.top() % _TILE)
+    painter.drawTiledPixmap(rectangle, tile, offset)
+
+
+@lru_cache(maxsize=128)
+def _tile(hatch: str, colour: int, ratio: float) -> QPixmap:
+    pixmap = QPixmap(round(_TILE * ratio), round(_TILE * ratio))
+    pixmap.setDevicePixelRatio(ratio)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
     painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-    painter.setPen(QPen(colour, 1.2))
+    ink = QColor.fromRgba(colour)
+    painter.setPen(QPen(ink, 1.2))
     if hatch in (DIAGONAL, CROSS):
-        _slanted(painter, rectangle, rising=True)
+        _slanted(painter, rising=True)
     if hatch in (BACKWARD, CROSS):
-        _slanted(painter, rectangle, rising=False)
+        _slanted(painter, rising=False)
     if hatch == HORIZONTAL:
-        _horizontal(painter, rectangle)
+        _horizontal(painter)
     if hatch == DOTS:
-        _dots(painter, rectangle, colour)
-    painter.restore()
+        _dots(painter, ink)
+    painter.end()
+    return pixmap
 
 
-def _slanted(painter: QPainter, rectangle: QRectF, *, rising: bool) -> None:
-    height = rectangle.height()
-    x = rectangle.left() - height - (rectangle.left() - height) % _STEP
-    while x < rectangle.right():
-        low, high = (rectangle.bottom(), rectangle.top()) if rising else (rectangle.top(), rectangle.bottom())
-        painter.drawLine(QPointF(x, low), QPointF(x + height, high))
-        x += _STEP
+def _slanted(painter: QPainter, *, rising: bool) -> None:
+    low, high = (_TILE, 0) if rising else (0, _TILE)
+    for x in range(-_TILE, _TILE + 1, _STEP):
+        painter.drawLine(QPointF(x - _STEP, low + (_STEP if rising else -_STEP)), QPointF(x + _TILE, high))
 
 
-def _horizontal(painter: QPainter, rectangle: QRectF) -> None:
-    y = rectangle.top() + _STEP / 2
-    while y < rectangle.bottom():
-        painter.drawLine(QPointF(rectangle.left(), y), QPointF(rectangle.right(), y))
-        y += _STEP - 1
+def _horizontal(painter: QPainter) -> None:
+    for y in range(_STEP // 2, _TILE, _STEP - 1):
+        painter.drawLine(QPointF(0, y), QPointF(_TILE, y))
 
 
-def _dots(painter: QPainter, rectangle: QRectF, colour: QColor) -> None:
+def _dots(painter: QPainter, ink: QColor) -> None:
     painter.setPen(Qt.PenStyle.NoPen)
-    painter.setBrush(colour)
-    y, odd = rectangle.top() + 2, False
-    while y < rectangle.bottom():
-        x = rectangle.left() + (_STEP / 2 if odd else 1.0)
-        while x < rectangle.right():
+    painter.setBrush(ink)
+    for row, y in enumerate(range(2, _TILE, _STEP // 2)):
+        for x in range(_STEP // 2 if row % 2 else 1, _TILE, _STEP):
             painter.drawEllipse(QPointF(x, y), 1.1, 1.1)
-            x += _STEP
-        y, odd = y + _STEP / 2, not odd
 
 
 def _hatch_colour(colour: QColor) -> QColor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
@@ -22,17 +22,24 @@ from resources.catalog import UnknownModel, model_ids
 from resources.hub_errors import HubError
 from resources.plan import Plan, make_plan
 
+if TYPE_CHECKING:
+    from probes.peaks import OpenedPeak
+
 _UNDO_LIMIT = 500
 _SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
-    """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU."""
+    """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU.
+
+    ``peak``: the rehearsed peak of the phase instead, opened.
+    """
 
     component: str | None = None
     phase: str | None = None
     gpu: int = 0
+    peak: OpenedPeak | None = None
 
 
 class _Owner(Protocol):
@@ -121,6 +128,8 @@ class State(QObject):
     def restore(self, scenario: Scenario) -> None:
         """Take ``scenario`` without a new undo step (undo and redo come here)."""
         self._scenario = scenario
+        if self._selection.peak is not None:
+            self.select(dataclasses.replace(self._selection, peak=None))
         self.scenario_changed.emit(scenario)
         self._recompute()
 

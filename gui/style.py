@@ -80,7 +80,6 @@ QTabBar::tab:focus { color: @accent; }
 
 QTableView { background: @surface; border: 1px solid @border; border-radius: 6px; gridline-color: transparent;
   selection-background-color: @accent_soft; selection-color: @text; outline: 0; }
-QTableView::item { padding: 0 7px; border-bottom: 1px solid @grid; }
 QTableView:focus { border: 1px solid @accent; }
 QHeaderView { background: transparent; }
 QHeaderView::section { background: @surface; color: @muted; border: none; border-bottom: 1px solid @border; padding: 5px 8px; }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
-from PySide6.QtGui import QColor, QFontMetricsF, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtGui import QColor, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from gui.painting import paint_component, paint_hatch
 from gui.scale import ticks
 from gui.state import Selection
-from gui.theme import DIAGONAL, SMALL, font, ink_on, theme
+from gui.text import CENTRE, RIGHT, width_of, write
+from gui.theme import DIAGONAL, SMALL, SOLID, ink_on, theme
 from gui.words import COMPONENTS, PHASES, word
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import TIGHT_BELOW, Footprint
@@ -19,6 +20,8 @@ from planner.units import format_bytes
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10
+_ROOM_FOR_ROWS = 4
+"""Room that is kept even for fewer rows, so that a change of task moves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Bars(QWidget):
         super().__init__(parent)
         self._rows: tuple[Row, ...] = ()
         self._segments: list[_Segment] = []
+        self._pixels_per_byte = 0.0
         self._hover: Selection | None = None
         self._chosen = Selection()
         self._dimmed = False
@@ -76,24 +80,28 @@ class Bars(QWidget):
 
     def show_rows(self, rows: tuple[Row, ...]) -> None:
         """Show these bars."""
-        grown = len(rows) != len(self._rows)
+        if rows == self._rows:
+            return
+        before = self._height()
         self._rows = rows
         self._hover = None
         self._place()
         self.setAccessibleDescription("; ".join(f"{row.label} {format_bytes(row.total_bytes)}" for row in rows))
-        if grown:
+        if self._height() != before:
             self.updateGeometry()
         self.update()
 
     def set_chosen(self, selection: Selection) -> None:
         """Outline what the why panel explains."""
-        self._chosen = selection
-        self.update()
+        if selection != self._chosen:
+            self._chosen = selection
+            self.update()
 
     def set_dimmed(self, dimmed: bool) -> None:  # noqa: FBT001  a setter
         """Fade the bars while they answer an older scenario."""
-        self._dimmed = dimmed
-        self.update()
+        if dimmed != self._dimmed:
+            self._dimmed = dimmed
+            self.update()
 
     @Slot(object)
     def point_at(self, component: object) -> None:
@@ -117,7 +125,7 @@ class Bars(QWidget):
         return QSize(260, self._height())
 
     def _height(self) -> int:
-        return _TOP + _BOTTOM + max(1, len(self._rows)) * (_ROW + _GAP)
+        return _TOP + _BOTTOM + max(_ROOM_FOR_ROWS, len(self._rows)) * (_ROW + _GAP)
 
     def _limit(self) -> float:
         """The right end of the axis: a little beyond the capacity and the largest bar."""
@@ -126,14 +134,15 @@ class Bars(QWidget):
         return max([*capacities, *totals, 1]) * 1.02
 
     def _x(self, size_bytes: float) -> float:
-        width = max(1, self.width() - _LABEL_WIDTH - _RIGHT)
-        return _LABEL_WIDTH + size_bytes / self._limit() * width
+        return _LABEL_WIDTH + size_bytes * self._pixels_per_byte
 
     def _row_top(self, index: int) -> float:
-        return _TOP + index * (_ROW + _GAP) + _GAP / 2
+        pitch = (self._height() - _TOP - _BOTTOM) / len(self._rows)
+        return _TOP + index * pitch + (pitch - _ROW) / 2
 
     def _place(self) -> None:
         self._segments = []
+        self._pixels_per_byte = max(1, self.width() - _LABEL_WIDTH - _RIGHT) / self._limit()
         for index, row in enumerate(self._rows):
             begin, top = 0, self._row_top(index)
             for component, size_bytes in row.parts:
@@ -209,7 +218,6 @@ class Bars(QWidget):
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Axis, bars, capacity, in this order."""
         painter = QPainter(self)
-        painter.setFont(font(SMALL, tabular=True))
         if self._dimmed:
             painter.setOpacity(0.4)
         self._paint_axis(painter)
@@ -224,29 +232,21 @@ class Bars(QWidget):
             x = round(self._x(position)) + 0.5
             painter.setPen(theme().colour("grid"))
             painter.drawLine(QPointF(x, _TOP), QPointF(x, bottom))
-            painter.setPen(theme().colour("muted"))
-            painter.drawText(QRectF(x - 50, bottom + 4, 100, 18), Qt.AlignmentFlag.AlignHCenter, label)
+            write(painter, QRectF(x - 50, bottom + 4, 100, 18), label, theme().colour("muted"), SMALL, tabular=True, align=CENTRE)
 
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
-        top = self._row_top(index)
-        painter.setFont(font(bold=row.peak))
-        painter.setPen(theme().colour("text" if row.peak else "muted"))
-        middle = Qt.AlignmentFlag.AlignVCenter
-        painter.drawText(QRectF(0, top, _LABEL_WIDTH - 12, _ROW), middle | Qt.AlignmentFlag.AlignRight, row.label)
+        top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")
+        write(painter, QRectF(0, top, _LABEL_WIDTH - 12, _ROW), row.label, ink, bold=row.peak, align=RIGHT)
         for segment in self._segments:
             if segment.row == index:
                 self._paint_segment(painter, segment, row)
-        painter.setFont(font(bold=row.peak, tabular=True))
-        painter.setPen(theme().colour("text" if row.peak else "muted"))
-        end = max(self._x(row.total_bytes), 0) + 8
-        text = format_bytes(row.total_bytes)
-        if row.capacity_bytes and self._crosses(painter, end, text, row.capacity_bytes):
+        end, text = self._x(row.total_bytes) + 8, format_bytes(row.total_bytes)
+        if row.capacity_bytes and self._crosses(end, width_of(text, bold=row.peak, tabular=True), row.capacity_bytes):
             end = self._x(row.capacity_bytes) + 8
-        painter.drawText(QRectF(end, top, 140, _ROW), middle, text)
+        write(painter, QRectF(end, top, 140, _ROW), text, ink, bold=row.peak, tabular=True)
 
-    def _crosses(self, painter: QPainter, left: float, text: str, capacity_bytes: int) -> bool:
-        line = self._x(capacity_bytes)
-        return left - 4 < line < left + painter.fontMetrics().horizontalAdvance(text) + 6
+    def _crosses(self, left: float, width: float, capacity_bytes: int) -> bool:
+        return left - 4 < self._x(capacity_bytes) < left + width + 6
 
     def _paint_segment(self, painter: QPainter, segment: _Segment, row: Row) -> None:
         rectangle = _crisp(segment.rectangle)
@@ -261,20 +261,17 @@ class Bars(QWidget):
             painter.drawRect(rectangle.adjusted(1, 1, -1, -1))
 
     def _paint_label(self, painter: QPainter, segment: _Segment, rectangle: QRectF) -> None:
-        painter.setFont(font(SMALL, tabular=True))
-        metrics = QFontMetricsF(painter.font())
         name, size = word(COMPONENTS, segment.component).label, format_bytes(segment.size_bytes)
-        choices = (f"{name}  {size}", name, size)
-        text = next((text for text in choices if metrics.horizontalAdvance(text) + 14 <= rectangle.width()), "")
+        fitting = ((text, width_of(text, SMALL, tabular=True)) for text in (f"{name}  {size}", name, size))
+        text, width = next(((text, width) for text, width in fitting if width + 14 <= rectangle.width()), ("", 0.0))
         if not text:
             return
         fill, hatch = theme().fill(segment.component)
-        box = QRectF(0, 0, metrics.horizontalAdvance(text) + 8, metrics.height())
+        box = QRectF(0, 0, width + 8, 16)
         box.moveCenter(rectangle.center())
-        if hatch != "solid":
+        if hatch != SOLID:
             painter.fillRect(box, fill)
-        painter.setPen(ink_on(fill))
-        painter.drawText(box, Qt.AlignmentFlag.AlignCenter, text)
+        write(painter, box, text, ink_on(fill), SMALL, tabular=True, align=CENTRE)
 
     def _is_chosen(self, segment: _Segment, row: Row) -> bool:
         phase = self._chosen.phase or next((one.phase for one in self._rows if one.peak), None)
@@ -292,11 +289,10 @@ class Bars(QWidget):
         paint_hatch(painter, QRectF(edge, _TOP, x - edge, bottom - _TOP), DIAGONAL, faint)
         painter.setPen(QPen(theme().colour("capacity"), 1.5))
         painter.drawLine(QPointF(x, _TOP - 4), QPointF(x, bottom))
-        painter.setFont(font(SMALL, bold=True, tabular=True))
         text = f"Capacity {format_bytes(capacity)}"
-        width = painter.fontMetrics().horizontalAdvance(text) + 4
+        width = width_of(text, SMALL, bold=True, tabular=True) + 4
         left = min(x - width / 2, self.width() - width)
-        painter.drawText(QRectF(left, 0, width, _TOP - 5), Qt.AlignmentFlag.AlignCenter, text)
+        write(painter, QRectF(left, 0, width, _TOP - 5), text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
 
 
 def _crisp(rectangle: QRectF) -> QRectF:

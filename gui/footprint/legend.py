@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QPointF, QRectF, QSize, Qt
+from PySide6.QtCore import QPointF, QRectF, QSize
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from gui.painting import paint_component
-from gui.theme import SMALL, font, theme
+from gui.text import width_of, write
+from gui.theme import SMALL, theme
 from gui.words import COMPONENTS, word
 
 _SWATCH, _LINE, _SPACE = 10, 20, 16
@@ -22,16 +23,17 @@ class Legend(QWidget):
         policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
-        self.setFont(font(SMALL))
         self.setAccessibleName("Legend")
         theme().changed.connect(self.update)
 
     def show_components(self, components: tuple[str, ...]) -> None:
         """List these components."""
         if components != self._components:
+            before = self.heightForWidth(self.width())
             self._components = components
             self.setAccessibleDescription(", ".join(word(COMPONENTS, name).label for name in components))
-            self.updateGeometry()
+            if self.heightForWidth(self.width()) != before:
+                self.updateGeometry()
             self.update()
 
     def hasHeightForWidth(self) -> bool:
@@ -49,7 +51,7 @@ class Legend(QWidget):
     def _flow(self, width: int) -> list[tuple[str, QPointF]]:
         placed, x, y = [], 0.0, 0.0
         for name in self._components:
-            needed = _SWATCH + 6 + self.fontMetrics().horizontalAdvance(word(COMPONENTS, name).label)
+            needed = _SWATCH + 6 + width_of(word(COMPONENTS, name).label, SMALL)
             if x and x + needed > width:
                 x, y = 0.0, y + _LINE
             placed.append((name, QPointF(x, y)))
@@ -59,9 +61,8 @@ class Legend(QWidget):
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Swatch and name, one after the other."""
         painter = QPainter(self)
-        painter.setPen(theme().colour("muted"))
         for name, at in self._flow(self.width()):
             paint_component(painter, QRectF(at.x(), at.y() + (_LINE - _SWATCH) / 2, _SWATCH, _SWATCH), name)
             box = QRectF(at.x() + _SWATCH + 6, at.y(), 200, _LINE)
-            painter.drawText(box, Qt.AlignmentFlag.AlignVCenter, word(COMPONENTS, name).label)
+            write(painter, box, word(COMPONENTS, name).label, theme().colour("muted"), SMALL)
         painter.end()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Qt, Slot
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from PySide6.QtCore import Slot
+from PySide6.QtGui import QShowEvent
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
 from gui.footprint.bars import Bars, rows_of
+from gui.footprint.figures import Figures
 from gui.footprint.legend import Legend
 from gui.footprint.table import ComponentTable, lines_of
 from gui.footprint.verdict import VerdictCard
@@ -21,7 +23,6 @@ from planner.units import format_bytes
 
 if TYPE_CHECKING:
     from gui.context import Context
-    from planner.footprint import Phase
 
 
 class FootprintTab(QWidget):
@@ -36,13 +37,12 @@ class FootprintTab(QWidget):
         self.table = ComponentTable()
         self.phases = Segments()
         self._legend = Legend()
-        self._meters = QLabel(wordWrap=True, alignment=Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        self._meters = Figures()
         self._lay_out()
         self._connect()
         self._show_plan()
 
     def _lay_out(self) -> None:
-        set_role(self._meters, "muted")
         card = QFrame()
         set_role(card, "card")
         chart = QVBoxLayout(card)
@@ -73,10 +73,15 @@ class FootprintTab(QWidget):
         self.table.hovered.connect(self.bars.point_at)
         self.phases.edited.connect(self._pick_phase)
 
+    def showEvent(self, event: QShowEvent) -> None:
+        """Catch up with the plan."""
+        super().showEvent(event)
+        self._show_plan()
+
     @Slot()
     def _show_plan(self) -> None:
         plan = self._state.plan
-        if plan is None:
+        if plan is None or not self.isVisible():
             return
         self.verdict.show_footprint(plan.footprint, plan.gpu.name, simulated=not self._machine.has(plan.gpu.name))
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
@@ -92,6 +97,8 @@ class FootprintTab(QWidget):
 
     @Slot()
     def _show_selection(self) -> None:
+        if not self.isVisible():
+            return
         shown, footprint = self._state.shown_phase(), self._state.footprint
         if shown is None or footprint is None:
             self._show_nothing()
@@ -105,14 +112,14 @@ class FootprintTab(QWidget):
         self.phases.set_value(phase.name)
         self.table.components.show_lines(lines_of(phase, footprint.terms))
         self.table.choose(self._state.selection.component)
-        self._meters.setText("   ".join(_meter(name, phase) for name in METER_NAMES))
+        self._meters.show_parts(tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
 
     def _show_nothing(self) -> None:
         """No phase could be sized: the verdict says why."""
         self.bars.show_rows(())
         self._legend.show_components(())
         self.table.components.show_lines(())
-        self._meters.setText("")
+        self._meters.show_parts(())
 
     @Slot(str)
     def _pick_component(self, component: str) -> None:
@@ -123,8 +130,3 @@ class FootprintTab(QWidget):
     def _pick_phase(self, phase: object) -> None:
         now = self._state.selection
         self._state.select(Selection(now.component, str(phase), now.gpu))
-
-
-def _meter(name: str, phase: Phase) -> str:
-    """A meter and its figure, kept on one line."""
-    return f"{word(METERS, name).label} {format_bytes(phase.meter(name))}".replace(" ", "\u00a0")

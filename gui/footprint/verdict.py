@@ -1,14 +1,16 @@
-"""The verdict, readable from afar: an icon, one word, and the figures behind it."""
+"""The verdict, readable from afar: an icon, one word, and the figures behind it. Painted, so that an edit moves nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QSize, Qt, Slot
-from PySide6.QtWidgets import QFrame, QGraphicsOpacityEffect, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtCore import QEvent, QRect, QRectF, QSize, Qt, Slot
+from PySide6.QtGui import QHelpEvent, QPainter, QPaintEvent, QPen, QResizeEvent
+from PySide6.QtWidgets import QFrame, QSizePolicy, QToolTip, QWidget
 
 from gui.icons import icon
-from gui.theme import DISPLAY, font, set_role, theme
+from gui.text import CENTRE, width_of, wrapped, write
+from gui.theme import DISPLAY, NORMAL, SMALL, set_role, theme
 from gui.words import PHASES, VERDICTS, word
 from planner.units import format_bytes
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from planner.footprint import Footprint, GpuFootprint, Phase
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
+_MARGIN, _EDGE, _ICON, _SPACE = 16, 12, 24, 10
+_HEAD, _LINE, _GAP = 28, 17, 4
+_BADGE = QSize(36, 18)
+_SIM = "Simulated: this GPU is not in this machine; its figures come from the catalog."
+_MOST_LINES = 6
 
 
 class VerdictCard(QFrame):
@@ -23,71 +30,101 @@ class VerdictCard(QFrame):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._footprint: Footprint | None = None
-        self._where = ""
-        self._look: tuple[str, bool] | None = None
-        self._icon = QLabel()
-        self._word = QLabel()
-        self._figures = QLabel(wordWrap=True)
-        self._detail = QLabel(wordWrap=True)
-        self._badge = QLabel("SIM", visible=False)
-        self._badge.setToolTip("Simulated: this GPU is not in this machine; its figures come from the catalog.")
-        self._build()
-        theme().changed.connect(self._refresh)
-
-    def _build(self) -> None:
+        self._verdict = "unknown"
+        self._figures = ""
+        self._detail = ""
+        self._lines: tuple[str, ...] = ("",)
+        self._simulated = False
+        self._dimmed = False
         set_role(self, "card")
-        set_role(self._detail, "muted")
-        set_role(self._badge, "badge")
-        self._word.setFont(font(DISPLAY, bold=True))
-        self._figures.setFont(font(DISPLAY, tabular=True))
-        self._figures.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
-        head = QHBoxLayout()
-        head.setSpacing(10)
-        for label in (self._icon, self._word, self._figures):
-            head.addWidget(label)
-        head.setStretch(2, 1)
-        head.addWidget(self._badge, 0, Qt.AlignmentFlag.AlignVCenter)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(16, 12, 16, 12)
-        column.setSpacing(4)
-        column.addLayout(head)
-        column.addWidget(self._detail)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        theme().changed.connect(self.update)
 
     def show_footprint(self, footprint: Footprint, where: str, *, simulated: bool) -> None:
         """Show ``footprint`` on the GPU called ``where``; ``simulated`` when that GPU is not in this machine."""
-        self._footprint, self._where = footprint, where
-        self._badge.setVisible(simulated)
-        self._refresh()
+        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where), simulated)
+        if shown != (self._verdict, self._figures, self._detail, self._simulated):
+            self._verdict, self._figures, self._detail, self._simulated = shown
+            self._wrap()
+            self.setAccessibleName(f"Verdict: {self.text}. {self._detail}")
+            self.update()
 
     def set_dimmed(self, dimmed: bool) -> None:  # noqa: FBT001  a setter
         """Fade while the figures answer an older scenario."""
-        effect = QGraphicsOpacityEffect(self) if dimmed else None
-        if effect:
-            effect.setOpacity(0.45)
-        self.setGraphicsEffect(effect)  # type: ignore[arg-type]  None removes it
+        if dimmed != self._dimmed:
+            self._dimmed = dimmed
+            self.update()
+
+    @property
+    def dimmed(self) -> bool:
+        """Whether the figures answer an older scenario."""
+        return self._dimmed
 
     @property
     def text(self) -> str:
         """The verdict line as one text."""
-        return f"{self._word.text()} · {self._figures.text()}"
+        return f"{word(VERDICTS, self._verdict).label} · {self._figures}"
+
+    def sizeHint(self) -> QSize:
+        """One line of figures, and as many of detail as it takes."""
+        return QSize(300, 2 * _EDGE + _HEAD + _GAP + len(self._lines) * _LINE)
+
+    def minimumSizeHint(self) -> QSize:
+        """The width gives way."""
+        return QSize(200, self.sizeHint().height())
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """The detail flows anew."""
+        self._wrap()
+        super().resizeEvent(event)
+
+    def event(self, event: QEvent) -> bool:
+        """Tool tips: what the badge says, what the verdict means."""
+        if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
+            over_badge = self._simulated and self._badge().contains(event.pos())
+            QToolTip.showText(event.globalPos(), _SIM if over_badge else word(VERDICTS, self._verdict).meaning, self)
+            return True
+        return super().event(event)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Icon, word, figures, badge; below them the detail."""
+        super().paintEvent(event)
+        painter = QPainter(self)
+        if self._dimmed:
+            painter.setOpacity(0.45)
+        colour, label = theme().colour(ROLES[self._verdict]), word(VERDICTS, self._verdict).label
+        icon(self._verdict, ROLES[self._verdict]).paint(painter, _MARGIN, _EDGE + 2, _ICON, _ICON)
+        left, right = _MARGIN + _ICON + _SPACE, self._badge().left() if self._simulated else self.width() - _MARGIN
+        write(painter, QRect(left, _EDGE, right - left, _HEAD), label, colour, DISPLAY, bold=True)
+        left += round(width_of(label, DISPLAY, bold=True)) + _SPACE
+        write(painter, QRect(left, _EDGE, right - left, _HEAD), self._figures, theme().colour("text"), DISPLAY, tabular=True)
+        for number, line in enumerate(self._lines):
+            room = QRect(_MARGIN, _EDGE + _HEAD + _GAP + number * _LINE, self.width() - 2 * _MARGIN, _LINE)
+            write(painter, room, line, theme().colour("muted"), NORMAL)
+        if self._simulated:
+            self._paint_badge(painter)
+        painter.end()
+
+    def _paint_badge(self, painter: QPainter) -> None:
+        badge = self._badge()
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QPen(theme().colour("tight"), 1))
+        painter.setBrush(Qt.BrushStyle.NoBrush)
+        painter.drawRoundedRect(QRectF(badge).adjusted(0.5, 0.5, -0.5, -0.5), 4, 4)
+        write(painter, badge, "SIM", theme().colour("tight"), SMALL, bold=True, align=CENTRE)
+
+    def _badge(self) -> QRect:
+        top = _EDGE + (_HEAD - _BADGE.height()) // 2
+        return QRect(self.width() - _MARGIN - _BADGE.width(), top, _BADGE.width(), _BADGE.height())
 
     @Slot()
-    def _refresh(self) -> None:
-        footprint = self._footprint
-        if footprint is None:
-            return
-        role = ROLES[footprint.verdict]
-        look = (footprint.verdict, theme().dark)
-        if look != self._look:
-            self._look = look
-            self._icon.setPixmap(icon(footprint.verdict, role).pixmap(QSize(24, 24)))
-            self._word.setText(word(VERDICTS, footprint.verdict).label)
-            self._word.setToolTip(word(VERDICTS, footprint.verdict).meaning)
-            self._word.setStyleSheet(f"color: {theme().colour(role).name()}")
-        self._figures.setText(_figures(footprint))
-        self._detail.setText(_detail(footprint, self._where))
-        self.setAccessibleName(f"Verdict: {self.text}. {self._detail.text()}")
+    def _wrap(self) -> None:
+        """Break the detail into lines; the card grows only when their number changes."""
+        lines = wrapped(self._detail, self.width() - 2 * _MARGIN, NORMAL)[:_MOST_LINES]
+        grown = len(lines) != len(self._lines)
+        self._lines = lines
+        if grown:
+            self.updateGeometry()
 
 
 def _worst(footprint: Footprint) -> tuple[GpuFootprint, Phase] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from PySide6.QtCore import QEvent, QObject, QStringListModel, Qt, Signal, Slot
 from PySide6.QtGui import QAction, QFocusEvent, QKeyEvent, QKeySequence, QValidator, QWheelEvent
 from PySide6.QtWidgets import (
+    QAbstractButton,
     QAbstractSpinBox,
     QButtonGroup,
     QComboBox,
@@ -22,6 +23,8 @@ from gui.icons import icon
 from gui.theme import font, set_role, theme
 
 _SUFFIXES = {"k": 2**10, "m": 2**20}
+_OPEN = ("auto", "native")
+"""Choices that leave the choice to the plan."""
 _ALLOWED = frozenset("0123456789kKmM,_ ")
 _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
 
@@ -60,7 +63,7 @@ class NumberField(QAbstractSpinBox):
 
     def set_value(self, value: object) -> None:
         """Show ``value`` unless the text already means it."""
-        if self.value() != value or not self.hasFocus():
+        if self.value() != value:
             self.lineEdit().setText("" if value is None else str(value))
 
     def set_default(self, value: object) -> None:
@@ -116,6 +119,7 @@ class ChoiceField(QComboBox):
         super().__init__(parent)
         for value, label in choices:
             self.addItem(label, value)
+        self._open_index = next((index for index, (value, _) in enumerate(choices) if value in _OPEN), -1)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(8)
         self.activated.connect(self._picked)
@@ -126,6 +130,8 @@ class ChoiceField(QComboBox):
 
     def set_value(self, value: object) -> None:
         """Show ``value``; one that is not in the list is added, so that nothing is hidden."""
+        if self.currentData() == value:
+            return
         index = self.findData(value)
         if index < 0:
             self.addItem(str(value), value)
@@ -134,13 +140,12 @@ class ChoiceField(QComboBox):
 
     def set_default(self, value: object) -> None:
         """Say what ``auto`` or ``native`` comes to, where the plan tells."""
-        for name in ("auto", "native"):
-            index = self.findData(name)
-            if index >= 0:
-                told = index == self.currentIndex() and value != name
-                text = f"{name}  ({value})" if told else name
-                if text != self.itemText(index):
-                    self.setItemText(index, text)
+        index = self._open_index
+        if index >= 0:
+            told = index == self.currentIndex() and value != self.itemData(index)
+            text = f"{self.itemData(index)}  ({value})" if told else self.itemData(index)
+            if text != self.itemText(index):
+                self.setItemText(index, text)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the choice, unless the field has the focus."""
@@ -258,23 +263,28 @@ class Segments(QWidget):
         values = [value for value, _, _ in choices]
         if values == self._values:
             return
-        for button in self._group.buttons():
-            self._group.removeButton(button)
-            self._row.removeWidget(button)
-            button.deleteLater()
         self._values = values
         for index, (_, label, tip) in enumerate(choices):
-            button = QToolButton(self, text=label, toolTip=tip, checkable=True)
-            button.setAccessibleName(label)
+            button = self._button(index)
+            _dress(button, label, tip, _place(index, len(values)))
+            button.setVisible(True)
+        for spare in self._group.buttons()[len(values) :]:
+            spare.setVisible(False)
+
+    def _button(self, index: int) -> QAbstractButton:
+        """The button there; buttons are kept, since making one takes longer than relabelling it."""
+        button = self._group.button(index)
+        if button is None:
+            button = QToolButton(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-            set_role(button, _place(index, len(values)))
             self._group.addButton(button, index)
             self._row.addWidget(button)
+        return button
 
     def value(self) -> object:
         """The chosen value, None before any."""
         index = self._group.checkedId()
-        return self._values[index] if index >= 0 else None
+        return self._values[index] if 0 <= index < len(self._values) else None
 
     def set_value(self, value: object) -> None:
         """Push the button of ``value``."""
@@ -304,6 +314,15 @@ def read_count(text: str) -> int | str | None:
 
 def _doubled(value: int, steps: int) -> int:
     return value << steps if steps > 0 else max(1, value >> -steps)
+
+
+def _dress(button: QAbstractButton, label: str, tip: str, role: str) -> None:
+    if button.text() != label:
+        button.setText(label)
+        button.setAccessibleName(label)
+    button.setToolTip(tip)
+    if button.property("role") != role:
+        set_role(button, role)
 
 
 def _place(index: int, count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
 from gui.form.field import Field
-from gui.form.fields import FIELDS, SECTIONS, Section
+from gui.form.fields import FIELDS, SECTIONS, FieldSpec, Section
 from gui.form.summary import summary
 from gui.icons import icon
 from gui.state import State, value_at
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from resources.plan import Plan
 
 WIDTH = 292
+_SPACING = 7
 
 
 class FormPanel(QScrollArea):
@@ -35,6 +37,7 @@ class FormPanel(QScrollArea):
         self._summary = QLabel(wordWrap=True, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text="Advanced", checkable=True, checked=advanced)
+        self._groups: dict[tuple[str | None, bool], list[QWidget]] = {}
         self._build()
         self._connect()
         self._show_scenario(state.scenario)
@@ -59,7 +62,7 @@ class FormPanel(QScrollArea):
         set_role(self._general, "fault")
         column = QVBoxLayout(body)
         column.setContentsMargins(14, 10, 14, 12)
-        column.setSpacing(7)
+        column.setSpacing(_SPACING)
         for section in SECTIONS:
             self._add_section(column, section)
         column.addWidget(self._general)
@@ -71,11 +74,22 @@ class FormPanel(QScrollArea):
         if column.count():
             column.addSpacing(6)
         column.addWidget(self._heading(section))
-        for field in self.fields.values():
-            if field.spec.section == section and not field.spec.advanced:
-                column.addWidget(field)
+        specs = [spec for spec in FIELDS if spec.section == section and not spec.advanced]
+        self._add_groups(column, specs)
         if section == "Model":
             column.addWidget(self._summary)
+
+    def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
+        """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
+        for (task, advanced), members in groupby(specs, key=lambda spec: (spec.task, spec.advanced)):
+            group = QWidget()
+            rows = QVBoxLayout(group)
+            rows.setContentsMargins(0, 0, 0, 0)
+            rows.setSpacing(_SPACING)
+            for spec in members:
+                rows.addWidget(self.fields[spec.path])
+            column.addWidget(group)
+            self._groups.setdefault((task, advanced), []).append(group)
 
     def _heading(self, section: Section) -> QWidget:
         label = QLabel(section.upper())
@@ -99,14 +113,12 @@ class FormPanel(QScrollArea):
         self._fold.setAccessibleName("Advanced fields")
         column.addSpacing(4)
         column.addWidget(self._fold)
-        for field in self.fields.values():
-            if field.spec.advanced:
-                column.addWidget(field)
+        self._add_groups(column, sorted((spec for spec in FIELDS if spec.advanced), key=lambda spec: spec.task or ""))
 
     def _connect(self) -> None:
         for field in self.fields.values():
             field.edited.connect(self._edit)
-        self._fold.toggled.connect(self._arrange)
+        self._fold.toggled.connect(self._turn_fold)
         self._open.clicked.connect(self.open_model_asked)
         self._state.scenario_changed.connect(self._show_scenario)
         self._state.plan_changed.connect(self._show_plan)
@@ -133,12 +145,18 @@ class FormPanel(QScrollArea):
     @Slot()
     def _arrange(self) -> None:
         """Show the fields of the task at hand, and the folded ones when unfolded."""
-        task = self._state.scenario.task
-        for field in self.fields.values():
-            wanted = field.spec.task in (None, task) and (self._fold.isChecked() or not field.spec.advanced)
-            if field.isHidden() == wanted:
-                field.setVisible(wanted)
+        now = self._state.scenario.task
+        shown = [((task in (None, now)) and (self._fold.isChecked() or not advanced), groups)
+                 for (task, advanced), groups in self._groups.items()]  # fmt: skip
+        for wanted, groups in sorted(shown, key=lambda pair: pair[0]):
+            for group in groups:
+                if group.isHidden() == wanted:
+                    group.setVisible(wanted)
+
+    @Slot()
+    def _turn_fold(self) -> None:
         self._fold.setIcon(icon("chevron-down" if self._fold.isChecked() else "chevron-right", "muted"))
+        self._arrange()
 
     @Slot(object)
     def _show_plan(self, plan: Plan) -> None:
@@ -166,9 +184,12 @@ class FormPanel(QScrollArea):
     def _nearest(self, path: str) -> str | None:
         """The visible field that a fault's path points into."""
         for known, field in self.fields.items():
-            if (path == known or path.startswith(f"{known}.")) and not field.isHidden():
+            if (path == known or path.startswith(f"{known}.")) and self._within_reach(field):
                 return known
         return None
+
+    def _within_reach(self, field: Field) -> bool:
+        return not field.parentWidget().isHidden()
 
     @Slot(bool)
     def _show_busy(self, busy: bool) -> None:  # noqa: FBT001  a signal's argument
@@ -178,7 +199,7 @@ class FormPanel(QScrollArea):
     @Slot()
     def _restyle(self) -> None:
         self._open.setIcon(icon("folder", "muted"))
-        self._arrange()
+        self._turn_fold()
 
 
 def _shown(value: object) -> object:

@@ -92,6 +92,11 @@ class ProbePlot(QWidget):
         self._dirty = True
 
     @property
+    def dirty(self) -> bool:
+        """Whether the next frame has something to draw."""
+        return self._dirty
+
+    @property
     def frames_running(self) -> bool:
         """Whether the repaint timer is on: only while the plot can be seen."""
         return self._timer.isActive()
@@ -157,6 +162,7 @@ class ProbePlot(QWidget):
         self._draw_bands()
         self._draw_levels()
         self._set_ranges()
+        self.widget.scene().prepareForPaint()  # else the new range comes to light while painting, and all is painted twice
 
     def _draw_samples(self) -> None:
         samples = self._run.samples
@@ -190,9 +196,7 @@ class ProbePlot(QWidget):
         return region, text
 
     def _paint_band(self, region: pg.LinearRegionItem, text: pg.TextItem, index: int) -> None:
-        tint = QColor(theme().colour("accent"))
-        tint.setAlphaF(0.10 if index % 2 == 0 else 0.04)
-        region.setBrush(tint)
+        region.setBrush(_mixed(theme().colour("surface"), theme().colour("accent"), 0.10 if index % 2 == 0 else 0.04))
         edge = QColor(theme().colour("border"))
         for line in region.lines:
             line.setPen(pg.mkPen(edge, width=1))
@@ -246,6 +250,12 @@ class ProbePlot(QWidget):
             self._capacity.setPos(capacity)
             self._capacity_text.setText(f"Capacity {format_bytes(capacity)}")
             self._capacity_text.setPos(self._span(), capacity)
+
+
+def _mixed(ground: QColor, tint: QColor, share: float) -> QColor:
+    """``tint`` laid over ``ground`` as an opaque colour: a translucent one takes ten times as long to fill."""
+    parts = [round((1 - share) * one + share * other) for one, other in zip(ground.getRgb(), tint.getRgb(), strict=True)]
+    return QColor(*parts)
 
 
 def _middle(band: Band) -> float:

@@ -61,10 +61,10 @@ def test_a_fault_stands_at_its_field_and_the_last_good_plan_stays(window):
     assert field.fault == "must be at least 1, got 0"
     assert not state.current
     assert tab.verdict.text == shown
-    assert tab.verdict.graphicsEffect() is not None
+    assert tab.verdict.dimmed
     type_into(field, "2")
     assert field.fault == ""
-    assert tab.verdict.graphicsEffect() is None
+    assert not tab.verdict.dimmed
 
 
 def test_letters_cannot_be_typed_into_a_number(window):

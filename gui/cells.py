@@ -1,0 +1,145 @@
+"""Tables of figures: cells that know how they look, one model that holds them, one delegate that paints them.
+
+Qt's own delegate under a style sheet takes longer than a frame for a screenful of cells; this one paints from kept text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, QRect, QRectF, Qt
+from PySide6.QtGui import QPainter
+from PySide6.QtWidgets import QAbstractItemView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
+
+from gui.painting import paint_component
+from gui.text import LEFT, RIGHT, write
+from gui.theme import font, theme
+
+PADDING, _SWATCH, _SPACE = 8, 12, 8
+_NO_PARENT = QModelIndex()
+Index = QModelIndex | QPersistentModelIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure or word: as shown and as it is, the colour role of its ink, and the component whose swatch stands before it."""
+
+    text: str
+    raw: Any
+    tip: str = ""
+    ink: str = "text"
+    bold: bool = False
+    swatch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, and whether its cells are figures, which stand at the right."""
+
+    heading: str
+    figures: bool = False
+
+
+class CellModel(QAbstractTableModel):
+    """Rows of cells. Text in ``DisplayRole``, the raw value in ``UserRole``."""
+
+    def __init__(self, columns: Sequence[Column], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.columns = tuple(columns)
+        self._cells: list[list[Cell]] = []
+
+    def show_cells(self, rows: Sequence[list[Cell]]) -> None:
+        """Show ``rows``. While there are as many as before, only the cells that changed are told."""
+        before = self._cells
+        if len(before) != len(rows):
+            self.beginResetModel()
+            self._cells = list(rows)
+            self.endResetModel()
+            return
+        self._cells = list(rows)
+        for row, (old, new) in enumerate(zip(before, rows, strict=True)):
+            for column, pair in enumerate(zip(old, new, strict=True)):
+                if pair[0] != pair[1]:
+                    self.dataChanged.emit(self.index(row, column), self.index(row, column))
+
+    def cell(self, row: int, column: int) -> Cell:
+        """The cell there."""
+        return self._cells[row][column]
+
+    def rowCount(self, parent: Index = _NO_PARENT) -> int:
+        """How many rows are shown."""
+        return 0 if parent.isValid() else len(self._cells)
+
+    def columnCount(self, parent: Index = _NO_PARENT) -> int:
+        """One for each heading."""
+        return 0 if parent.isValid() else len(self.columns)
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Column titles."""
+        if orientation != Qt.Orientation.Horizontal or not 0 <= section < len(self.columns):
+            return None
+        if role == Qt.ItemDataRole.DisplayRole:
+            return self.columns[section].heading
+        return self._alignment(section) if role == Qt.ItemDataRole.TextAlignmentRole else None
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """A cell in one of its roles."""
+        if not index.isValid() or not 0 <= index.row() < len(self._cells):
+            return None
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return self._alignment(index.column())
+        reader = _ROLES.get(role)
+        return reader(self.cell(index.row(), index.column())) if reader else None
+
+    def _alignment(self, column: int) -> Qt.AlignmentFlag:
+        side = Qt.AlignmentFlag.AlignRight if self.columns[column].figures else Qt.AlignmentFlag.AlignLeft
+        return side | Qt.AlignmentFlag.AlignVCenter
+
+
+class CellDelegate(QStyledItemDelegate):
+    """Paints the cells of a :class:`CellModel`."""
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
+        """A cell over a line that parts the rows."""
+        model, column, area = index.model(), index.column(), option.rect
+        cell: Cell = model.cell(index.row(), column)
+        if option.state & QStyle.StateFlag.State_Selected:
+            painter.fillRect(area, theme().colour("accent_soft"))
+        painter.fillRect(QRect(area.left(), area.bottom(), area.width(), 1), theme().colour("grid"))
+        room = area.adjusted(PADDING, 0, -PADDING, -1)
+        if cell.swatch:
+            top = area.top() + (area.height() - _SWATCH) // 2
+            paint_component(painter, QRectF(room.left(), top, _SWATCH, _SWATCH), cell.swatch)
+            room.setLeft(room.left() + _SWATCH + _SPACE)
+        if cell.text:
+            side = RIGHT if model.columns[column].figures else LEFT
+            write(painter, room, cell.text, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
+
+
+def dress(table: QTableView, model: CellModel, row_height: int) -> None:
+    """Give ``table`` the model, the delegate and the habits that all tables share."""
+    table.setModel(model)
+    table.setItemDelegate(CellDelegate(table))
+    table.setFont(font(tabular=True))
+    table.setShowGrid(False)
+    table.setWordWrap(False)
+    table.setTabKeyNavigation(False)
+    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    table.verticalHeader().hide()
+    table.verticalHeader().setDefaultSectionSize(row_height)
+    table.horizontalHeader().setHighlightSections(False)
+    theme().changed.connect(table.viewport().update)
+
+
+_ROLES: dict[int, Callable[[Cell], Any]] = {
+    Qt.ItemDataRole.DisplayRole: lambda cell: cell.text,
+    Qt.ItemDataRole.UserRole: lambda cell: cell.raw,
+    Qt.ItemDataRole.ToolTipRole: lambda cell: cell.tip or None,
+    Qt.ItemDataRole.ForegroundRole: lambda cell: theme().colour(cell.ink),
+    Qt.ItemDataRole.FontRole: lambda cell: font(bold=cell.bold, tabular=True),
+}
