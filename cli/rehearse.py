@@ -7,8 +7,7 @@ import csv
 import json
 import pickle  # noqa: TID251  written for PyTorch's memory viewer, which reads nothing else; never loaded
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cli.tables import console, table
 from planner.footprint import METERS
 from planner.units import GIB, format_bytes
 from probes.outcome import Outcome
-from probes.peaks import OpenedPeak, TensorGroup
+from probes.peaks import OpenedPeak
 from probes.preflight import why_not
 from probes.recording import RecordingState
 from probes.rehearsal import Rehearsal
@@ -30,8 +29,6 @@ from probes.session import ProbeSession
 from resources.plan import Plan
 
 PEAK_LINES = 6
-MODEL_SIZED = ("weights", "adapters", "quantization_state", "gradients", "optimizer_state", "master_weights")
-"""Components told on one line: their parts are the model's own list of parameters."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -184,24 +181,10 @@ def _print_peak(peak: OpenedPeak) -> None:
     place = f"at {peak.module or 'the model'} ({peak.operator})" if peak.operator else "from the start"
     out.print(f"\n[bold]{peak.phase}[/bold]: {format_bytes(peak.allocated_bytes)} allocated, {place}", soft_wrap=True)
     made = table(["bytes", "tensors", "component", "made by", "in"], numeric=(0, 1))
-    lines = _lines(peak.groups)
+    lines = peak.condensed()
     for group in lines[:PEAK_LINES]:
         made.add_row(format_bytes(group.bytes), f"{group.count}", group.component, group.operator, group.module)
     rest = lines[PEAK_LINES:]
     if rest:
         made.add_row(format_bytes(sum(group.bytes for group in rest)), f"{sum(group.count for group in rest)}", "the rest")
     out.print(made)
-
-
-def _lines(groups: Sequence[TensorGroup]) -> list[TensorGroup]:
-    """The groups with each of the components that are as large as the model on one line, largest first."""
-    by_component: dict[str, list[TensorGroup]] = defaultdict(list)
-    for group in groups:
-        by_component[group.component].append(group)
-    lines = []
-    for component, found in by_component.items():
-        if component in MODEL_SIZED:
-            lines.append(TensorGroup(component, "", "", sum(g.bytes for g in found), sum(g.count for g in found)))
-        else:
-            lines += found
-    return sorted(lines, key=lambda group: -group.bytes)

@@ -14,6 +14,8 @@ from probes.trace import Trace
 
 GROUPS_TOLD = 100
 """The most groups of one peak in JSON; the smaller ones are added up in ``rest``."""
+MODEL_SIZED = ("weights", "adapters", "quantization_state", "gradients", "optimizer_state", "master_weights")
+"""Components whose parts are the model's own list of parameters."""
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 """A part of a module path that is an index."""
 
@@ -52,6 +54,17 @@ class OpenedPeak:
     operator: str
     allocated_bytes: int
     groups: tuple[TensorGroup, ...]
+
+    def condensed(self) -> list[TensorGroup]:
+        """The groups, largest first, with each component that is as large as the model in one: its parts are the model's own."""
+        whole = {name: [group for group in self.groups if group.component == name] for name in MODEL_SIZED}
+        added = [
+            TensorGroup(name, "", "", sum(group.bytes for group in found), sum(group.count for group in found))
+            for name, found in whole.items()
+            if found
+        ]
+        rest = [group for group in self.groups if group.component not in MODEL_SIZED]
+        return sorted([*added, *rest], key=lambda group: -group.bytes)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready data, the smallest groups added up."""
