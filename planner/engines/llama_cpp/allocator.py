@@ -7,6 +7,7 @@ from the graph alone: it is written down once as a tape, piece by piece, and equ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -87,9 +88,9 @@ class Tape:
         self.sizes: list[int] = []
         self._passing: dict[int, None] = {}
         self._inputs(nodes, leaves)
-        begins = set(marks)
+        begins = Counter(marks)
         for index, node in enumerate(nodes):
-            if index in begins:
+            for _ in range(begins[index]):
                 self._turn_page()
             self._place(node)
             for source in node.sources:

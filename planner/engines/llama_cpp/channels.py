@@ -41,8 +41,10 @@ def experts(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
     if not mixer.shared_intermediate_size:
         return routed
     shared = _dense(sketch, mixer.shared_intermediate_size, x, gate=mixer.gated, act=mixer.activation, suffix="_shexp")
-    if sketch.family.gated_shared_experts:
-        shared = like("mul", shared, like("unary", sketch.linear("ffn_gate_inp_shexp", 1, x)))
+    if sketch.family.shared_gate != "none":
+        gate = sketch.linear("ffn_gate_inp_shexp", 1, x)
+        opened = like("unary", gate)
+        shared = like("mul", shared, like("div", opened, gate) if sketch.family.shared_gate == "silu ratio" else opened)
     return like("add", routed, shared)
 
 

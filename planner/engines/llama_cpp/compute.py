@@ -32,7 +32,7 @@ def compute_buffers(
     first: dict[Surroundings, int] = {}
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
-    drawn = _with_neighbours(sorted(first.values()), around)
+    drawn = _with_neighbours(sorted(first.values()), around, layers)
     copied = _copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
     placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
     graph = model_graph(architecture, family, context, placed, placement, copied)
@@ -49,7 +49,8 @@ def compute_buffers(
 def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family) -> list[Surroundings]:
     """What decides the events of each layer: the layer before, itself, the next device, whether it is the last.
 
-    A layer is told by its identity, its devices, and the inputs that are first or last used in it there.
+    A layer is told by its identity, its devices, and the inputs that are first or last used in it there; one without a
+    sequence mixer leaves the layer before it undrawn as well, so that counts too.
     """
     devices = (*placement.layers, placement.output)
     turns = _turns(layers, placement, family)
@@ -57,6 +58,8 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
     before: Itself = ()
     for index, layer in enumerate(layers):
         itself: Itself = (id(layer), devices[index], placement.experts[index], tuple(turns.get(index, ())))
+        if not layer.sequence:
+            itself = (*itself, before)
         around.append((before, itself, devices[index + 1], index == len(layers) - 1))
         before = itself
     return around
@@ -93,13 +96,16 @@ def _inputs_of(layer: Layer, family: Family) -> tuple[object, ...]:
     return tuple(found)
 
 
-def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings]) -> list[int]:
+def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings], layers: Sequence[Layer]) -> list[int]:
     """The chosen layers, and others between them so that each has a layer before it like the one it has in the model."""
     drawn: list[int] = []
     for index in chosen:
-        if drawn and drawn[-1] != index - 1 and around[drawn[-1]][1] != around[index][0]:
-            drawn.append(index - 1)
-        drawn.append(index)
+        added = [index]
+        while drawn and drawn[-1] != added[0] - 1 and around[drawn[-1]][1] != around[added[0]][0]:
+            added.insert(0, added[0] - 1)
+            if layers[added[0]].sequence:
+                break
+        drawn.extend(added)
     return drawn
 
 

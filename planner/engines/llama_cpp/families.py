@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+Summand = Literal["attention", "channel", "residual"]
 Gating = Literal["softmax", "sigmoid", "softmax of the chosen"]
 
 
@@ -24,7 +25,6 @@ class Family:
     scales_queries: bool = False
     scales_residual: bool = False
     scales_logits: bool = False
-    norms_keys_first: bool = False
     residual_first: tuple[bool, bool] = (False, False)
     """Whether the residual is the first summand, after the sequence mixer and after the channel mixer."""
     outputs_after: Literal["mixer", "layers", "final norm"] = "mixer"
@@ -36,28 +36,65 @@ class Family:
     normalises_weights: bool = True
     scales_weights: bool = False
     expert_groups: int = 1
-    gated_shared_experts: bool = False
-    absorbs_latent: bool = True
+    shared_gate: Literal["none", "sigmoid", "silu ratio"] = "none"
+    """How the shared expert's output is gated; the ratio silu(g) / g is the sigmoid, written so."""
+    parallel_sum: tuple[Summand, Summand, Summand] = ("channel", "residual", "attention")
+    """Order in which the outputs of mixers side by side are added."""
+    norms_before_rows: bool = False
+    """Whether a channel mixer's own norm, side by side, sees every token of the last layer too."""
+    adds_positions: bool = False
+    norms_embeddings: bool = False
+    only_rms_norms: bool = False
+    rotates_before_norm: bool = False
+    scales_by_position: bool = False
+    positions_per_token: int = 1
+    """Position ids of a token: rotary embeddings in sections have four."""
+    norms_states: bool = False
+    """Whether Mamba's B, C and dt are normed without a weight."""
 
 
 _LLAMA = Family("llama.cpp")
 _QWEN2 = Family("qwen2.cpp")
-_GEMMA = Family("gemma3.cpp", windows=True, scales_embedding=True, scales_queries=True)
+_GEMMA3 = Family("gemma3.cpp", windows=True, scales_embedding=True, scales_queries=True)
 _PHI3 = Family("phi3.cpp", scales_queries=True, residual_first=(False, True))
 _GRANITE = Family("granite.cpp", scales_embedding=True, scales_residual=True, scales_logits=True)
 _DEEPSEEK = Family("deepseek2.cpp", keeps_hidden=True)
+_SIGMOID_EXPERTS = replace(_DEEPSEEK, gating="sigmoid", scales_weights=True)
+_COHERE = Family("command-r.cpp", scales_logits=True)
+_OLMO2 = Family("olmo2.cpp")
+_QWEN3_NEXT = Family(
+    "qwen3next.cpp", outputs_after="final norm", keeps_hidden=True, expands_norm=True, shared_gate="sigmoid"
+)  # fmt: skip
+_QWEN3_5 = replace(_QWEN3_NEXT, file="qwen35.cpp", positions_per_token=4)
+_QWEN2_VL = Family("qwen2vl.cpp", positions_per_token=4)
+_MISTRAL3 = Family("mistral3.cpp")
+_LFM2 = Family("lfm2.cpp", residual_first=(True, True), gating="sigmoid")
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "llama": _LLAMA,
-        "mistral": _LLAMA,
-        "mixtral": _LLAMA,
-        "qwen2": _QWEN2,
-        "qwen3": Family("qwen3.cpp"),
-        "qwen3_moe": Family("qwen3moe.cpp"),
-        "gemma2": replace(_GEMMA, file="gemma2.cpp"),
-        "gemma3_text": _GEMMA,
-        "phi3": _PHI3,
+        **dict.fromkeys(("llama", "mistral", "mixtral", "llava", "llava_next", "vipllava"), _LLAMA),
+        "arcee": Family("arcee.cpp"),
+        "bloom": Family("bloom.cpp", norms_embeddings=True),
+        "cohere": _COHERE,
+        "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True),
+        "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
+        "deepseek_v3": replace(_SIGMOID_EXPERTS, expert_groups=8),
+        "dots1": Family("dots1.cpp", gating="sigmoid", scales_weights=True),
+        "ernie4_5": Family("ernie4-5.cpp"),
+        "exaone4": Family("exaone4.cpp", windows=True),
+        "falcon": Family("falcon.cpp", parallel_sum=("channel", "attention", "residual"), norms_before_rows=True),
+        "falcon_h1": Family("falcon-h1.cpp"),
+        "falcon_mamba": Family("mamba.cpp", norms_states=True),
+        "gemma": Family("gemma.cpp", scales_embedding=True, scales_queries=True),
+        "gemma2": replace(_GEMMA3, file="gemma2.cpp"),
+        **dict.fromkeys(("gemma3", "gemma3_text"), _GEMMA3),
+        "glm": Family("chatglm.cpp"),
+        "glm4": Family("glm4.cpp"),
+        "glm4_moe": Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True),
+        "glm4_moe_lite": _SIGMOID_EXPERTS,
+        "gpt2": Family("gpt2.cpp", adds_positions=True),
+        "gpt_bigcode": Family("starcoder.cpp", adds_positions=True),
+        "gpt_neox": Family("gptneox.cpp"),
         "gpt_oss": Family(
             "openai-moe.cpp",
             windows=True,
@@ -66,15 +103,42 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             gating="softmax of the chosen",
             normalises_weights=False,
         ),
-        "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
-        "deepseek_v3": replace(_DEEPSEEK, gating="sigmoid", scales_weights=True, expert_groups=8),
+        **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), _GRANITE),
+        "granitemoehybrid": replace(_GRANITE, file="granite-hybrid.cpp"),
+        "hunyuan_v1_dense": Family("hunyuan-dense.cpp", rotates_before_norm=True),
+        "hunyuan_v1_moe": Family("hunyuan-moe.cpp", rotates_before_norm=True),
+        "jamba": Family("jamba.cpp", residual_first=(True, True), normalises_weights=False),
+        "kimi_k2": _SIGMOID_EXPERTS,
+        **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
         "mamba": Family("mamba.cpp"),
         "mamba2": Family("mamba.cpp"),
-        "jamba": Family("jamba.cpp", residual_first=(True, True), normalises_weights=False),
-        "granitemoehybrid": replace(_GRANITE, file="granite-hybrid.cpp"),
-        "qwen3_next": Family(
-            "qwen3next.cpp", outputs_after="final norm", keeps_hidden=True, expands_norm=True, gated_shared_experts=True
+        "minimax_m2": Family("minimax-m2.cpp", gating="sigmoid"),
+        "mistral3": _MISTRAL3,
+        "ministral3": replace(_MISTRAL3, scales_by_position=True),
+        "mpt": Family("mpt.cpp"),
+        "nemotron": Family("nemotron.cpp"),
+        "nemotron_h": Family(
+            "nemotron-h.cpp", outputs_after="final norm", keeps_hidden=True, gating="sigmoid", scales_weights=True
         ),
+        "olmo": Family("olmo.cpp"),
+        "olmo2": _OLMO2,
+        "olmo3": replace(_OLMO2, windows=True),
+        "olmoe": Family("olmoe.cpp", normalises_weights=False),
+        "phi": Family("phi2.cpp", scales_queries=True, parallel_sum=("attention", "channel", "residual")),
+        "phi3": _PHI3,
+        "phimoe": replace(_PHI3, only_rms_norms=True),
+        "qwen2": _QWEN2,
+        "qwen2_moe": Family("qwen2moe.cpp", normalises_weights=False, shared_gate="silu ratio"),
+        **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2_VL),
+        "qwen3": Family("qwen3.cpp"),
+        "qwen3_moe": Family("qwen3moe.cpp"),
+        "qwen3_next": _QWEN3_NEXT,
+        **dict.fromkeys(("qwen3_5", "qwen3_5_text"), _QWEN3_5),
+        **dict.fromkeys(("qwen3_5_moe", "qwen3_5_moe_text"), replace(_QWEN3_5, file="qwen35moe.cpp")),
+        "seed_oss": Family("seed-oss.cpp"),
+        "smollm3": Family("smollm3.cpp"),
+        "stablelm": Family("stablelm.cpp"),
+        "starcoder2": Family("starcoder2.cpp"),
     }
 )
 """Every family whose graph is derived, by ``model_type``."""

@@ -7,6 +7,7 @@ Source: llama.cpp ``src/llama-graph.cpp``, ``src/models/mamba-base.cpp``, ``deep
 from __future__ import annotations
 
 from planner.architecture.layers import Attention, LatentAttention, Recurrent
+from planner.components.layer import NotModelled
 from planner.engines.llama_cpp.graph import (
     F16,
     F32,
@@ -39,6 +40,8 @@ def attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
     q, k, v = _queries_keys_values(sketch, mixer, x)
     if sketch.family.scales_queries:
         q = like("scale", q)
+    if sketch.family.scales_by_position:
+        q = like("mul", q, sketch.position_scale)
     attended = _over_cache(sketch, mixer, q, k, v)
     return _output(sketch, mixer, attended, x.ne[0])
 
@@ -75,11 +78,20 @@ def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[T
                 part = sketch.rms_norm(part)
             parts.append(reshape(part, width, heads, tokens))
     q, k, v = parts
-    if mixer.qk_norm == "per_head":
-        q, k = sketch.rms_norm(q), sketch.rms_norm(k)
+    is_normed, rotates_first = mixer.qk_norm == "per_head", sketch.family.rotates_before_norm
+    if is_normed and not rotates_first:
+        q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)
     if mixer.rotary_dim:
         q, k = like("rope", q, sketch.positions), like("rope", k, sketch.positions)
+    if is_normed and rotates_first:
+        q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)
     return q, k, v
+
+
+def _head_norm(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
+    """Per head; a weight of as many rows as heads (Cohere, StableLM) tells a layer norm."""
+    is_layer_norm = any(found.role == "norm" and len(found.shape) > 1 for found in mixer.weights)
+    return like("mul", like("norm", x), sketch.parameter(values=x.ne[0])) if is_layer_norm else sketch.rms_norm(x)
 
 
 def _gated_attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
@@ -244,8 +256,10 @@ def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
             return _mamba2(sketch, mixer, x)
         case "gated_delta_net":
             return _gated_delta_net(sketch, mixer, x)
+        case "short_conv":
+            return _short_convolution(sketch, mixer, x)
         case _:
-            raise NotImplementedError(mixer.kind)
+            raise NotModelled(f"llama.cpp's graph of {mixer.kind} is not derived")
 
 
 def _states(sketch: Sketch, size: int) -> tuple[Tensor, Tensor]:
@@ -325,7 +339,9 @@ def _mamba(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     dt = view(split, (rank, tokens, sequences), split.nb[1:3])
     b = view(split, (state, 1, tokens, sequences), (F32 * state, split.nb[1], split.nb[2]))
     c = view(split, (state, 1, tokens, sequences), (F32 * state, split.nb[1], split.nb[2]))
-    if has_norms:
+    if sketch.family.norms_states:
+        dt, b, c = (like("rms_norm", part) for part in (dt, b, c))
+    elif has_norms:
         dt, b, c = sketch.rms_norm(dt), sketch.rms_norm(b), sketch.rms_norm(c)
     else:
         dt = packed(dt)
@@ -377,13 +393,17 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     mixed = reshape(mixed, mixer.conv_channels, tokens, sequences)
     z = sketch.linear("attn_gate", mixer.inner_dim, x)
     each = v_heads // k_heads
-    both = reshape(sketch.linear("ssm_ba", 2 * v_heads, x), 2 * each, k_heads, tokens, sequences)
-    b = view(both, (each, k_heads, tokens, sequences), both.nb[1:])
-    a = view(both, (each, k_heads, tokens, sequences), both.nb[1:])
-    beta = like("unary", packed(b))
-    alpha = like("unary", like("add", packed(a, v_heads, tokens, sequences), sketch.parameter()))
-    gate = like("mul", alpha, sketch.parameter())
-    beta, gate = reshape(beta, 1, v_heads, tokens, sequences), reshape(gate, 1, v_heads, tokens, sequences)
+    splits_heads = any(found.name.endswith("in_proj_ba.weight") for found in mixer.weights)
+    if splits_heads:
+        both = reshape(sketch.linear("ssm_ba", 2 * v_heads, x), 2 * each, k_heads, tokens, sequences)
+        parts = [view(both, (each, k_heads, tokens, sequences), both.nb[1:]) for _ in range(2)]
+        beta, alpha = like("unary", packed(parts[0])), packed(parts[1], v_heads, tokens, sequences)
+        beta = reshape(beta, 1, v_heads, tokens, sequences)
+    else:
+        beta = like("unary", reshape(sketch.linear("ssm_beta", v_heads, x), 1, v_heads, tokens, sequences))
+        alpha = reshape(sketch.linear("ssm_alpha", v_heads, x), v_heads, tokens, sequences)
+    alpha = like("unary", like("add", alpha, sketch.parameter()))
+    gate = reshape(like("mul", alpha, sketch.parameter()), 1, v_heads, tokens, sequences)
     columns = _convolution(sketch, mixer, mixed)
     state, held = _loaded_state(sketch, mixer.state_numel)
     state = reshape(state, v_dim, v_dim, v_heads, sequences)
@@ -395,7 +415,7 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
 
     q, k, v = part(k_dim, k_heads), part(k_dim, k_heads), part(v_dim, v_heads)
     q, k = like("scale", like("rms_norm", q)), like("scale", like("rms_norm", k))
-    if each > 1:
+    if each > 1 and splits_heads:
         q, k = (_repeated(head, each, k_heads, tokens, sequences) for head in (q, k))
     values = v_dim * v_heads
     out = made("gated_delta_net", (values, tokens * sequences + v_dim * sequences), q, k, v, gate, beta, state)
@@ -405,6 +425,18 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     normed = sketch.rms_norm(y)
     y = like("mul", normed, like("unary", reshape(z, v_dim, v_heads, tokens, sequences)))
     return reshape(sketch.linear("ssm_out", x.ne[0], reshape(y, values, tokens, sequences)), x.ne[0], tokens * sequences)
+
+
+def _short_convolution(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
+    """LFM2's gated short convolution: one projection for two gates and the values."""
+    width, sequences = mixer.conv_channels, sketch.context.sequences
+    tokens = sketch.context.tokens // sequences
+    three = sketch.linear("shortconv.in_proj", 3 * width, reshape(x, x.ne[0], tokens, sequences))
+    b, c, values = (view(three, (width, tokens, sequences), three.nb[1:3]) for _ in range(3))
+    columns = _convolution(sketch, mixer, like("mul", b, values))
+    convolved = made("ssm_conv", (width, tokens, sequences), columns, sketch.parameter())
+    out = sketch.linear("shortconv.out_proj", x.ne[0], like("mul", c, convolved))
+    return reshape(out, x.ne[0], tokens * sequences)
 
 
 def _repeated(heads: Tensor, times: int, k_heads: int, tokens: int, sequences: int) -> Tensor:

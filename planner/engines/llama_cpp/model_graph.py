@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.architecture.layers import Architecture, Attention, DenseMLP, LatentAttention, Layer, Norm
+from planner.architecture.layers import Architecture, Attention, DenseMLP, LatentAttention, Layer, Norm, Recurrent, SequenceMixer
 from planner.engines.llama_cpp.channels import experts, feed_forward
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
@@ -28,11 +28,7 @@ def model_graph(
     of weights, when the host's are copied to a device to compute.
     """
     sketch = Sketch(architecture, family, context, placement, copied_weights)
-    x = made("get_rows", (architecture.hidden_size, context.tokens), weight(1, placement.host), sketch.token_ids)
-    sketch.graph.expand(x)
-    sketch.graph.expand(sketch.given_embeddings)
-    if family.scales_embedding:
-        x = like("scale", x)
+    x = _embedded(sketch, architecture, placement.host)
     for index, (layer, device, experts_device) in enumerate(layers):
         sketch.enter(layer, device, experts_device)
         sketch.graph.marks.append(len(sketch.graph.nodes))
@@ -43,61 +39,121 @@ def model_graph(
     return sketch.graph
 
 
+def _embedded(sketch: Sketch, architecture: Architecture, host: int) -> Tensor:
+    """Rows of the embedding table, with what a family adds or does to them before the first layer."""
+    family, shape = sketch.family, (architecture.hidden_size, sketch.context.tokens)
+    x = sketch.graph.expand(made("get_rows", shape, weight(1, host), sketch.token_ids))
+    sketch.graph.expand(sketch.given_embeddings)
+    if family.adds_positions:
+        x = like("add", x, made("get_rows", shape, weight(1, host), sketch.positions))
+    if family.norms_embeddings:
+        x = like("add", like("mul", like("norm", x), weight(1, host)), weight(1, host))
+    return like("scale", x) if family.scales_embedding else x
+
+
 def _layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
     """One block: norm, sequence mixer, residual, norm, channel mixer, residual; norms after the mixers where there are."""
-    family = sketch.family
-    residual = x
+    if layer.parallel and len(layer.sequence) == 1:
+        return _parallel_layer(sketch, layer, x, last=last)
     before, after = _norms(layer)
-    y = _normed(sketch, before.pop(0), x) if before else x
+    if not layer.sequence:
+        return like("add", _channel(sketch, layer, _normed(sketch, before[0], x)), x)
+    if len(layer.sequence) > 1:
+        x = _side_by_side(sketch, layer, x, before[0], last=last)
+    else:
+        x = _after_sequence(sketch, layer, x, (before[:1], after[:1]), last=last)
+    if not layer.channel:
+        return x
+    y = _normed(sketch, before[1], x) if len(before) > 1 else x
+    y = _channel(sketch, layer, y)
+    if after:
+        y = _normed(sketch, after[-1], y)
+    return _summed(sketch, y, x, residual_first=sketch.family.residual_first[1])
+
+
+def _after_sequence(sketch: Sketch, layer: Layer, x: Tensor, norms: tuple[list[Norm], list[Norm]], *, last: bool) -> Tensor:
+    """The hidden states with the sequence mixer's output added; in the last layer only rows that have an output."""
+    family, residual, y = sketch.family, x, x
+    before, after = norms
+    for norm in before:
+        y = _normed(sketch, norm, y)
     if family.expands_norm:
         sketch.graph.expand(y)
-    y = _mixed(sketch, layer, y)
+    y = _mixed(sketch, layer.sequence[0], y)
     if last and family.outputs_after == "mixer":
         y, residual = rows_of(y, sketch.output_ids), rows_of(residual, sketch.output_ids)
-    if after:
-        y = _normed(sketch, after.pop(0), y)
-    if family.scales_residual:
+    for norm in after:
+        y = _normed(sketch, norm, y)
+    return _summed(sketch, y, residual, residual_first=family.residual_first[0])
+
+
+def _summed(sketch: Sketch, y: Tensor, residual: Tensor, *, residual_first: bool) -> Tensor:
+    if sketch.family.scales_residual:
         y = like("scale", y)
-    y = like("add", residual, y) if family.residual_first[0] else like("add", y, residual)
-    if not layer.channel:
-        return y
-    residual = y
-    if before:
-        y = _normed(sketch, before.pop(0), y)
+    return like("add", residual, y) if residual_first else like("add", y, residual)
+
+
+def _parallel_layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
+    """Mixers that read the same input, normed once or each for itself, and are added to it (GPT-J's block)."""
+    residual = x
+    first = _normed(sketch, layer.norms[0], x)
+    attended = _mixed(sketch, layer.sequence[0], first)
+    channel_norm = layer.norms[1] if len(layer.norms) > 1 else None
+    early = None if channel_norm is not None and not sketch.family.norms_before_rows else first
+    if channel_norm is not None and early is not None:
+        early = _normed(sketch, channel_norm, x)
+    if last:
+        attended, residual = rows_of(attended, sketch.output_ids), rows_of(residual, sketch.output_ids)
+        early = rows_of(early, sketch.output_ids) if early is not None else None
+    if early is None and channel_norm is not None:
+        early = _normed(sketch, channel_norm, residual)
+    parts = {"attention": attended, "channel": _channel(sketch, layer, early or first), "residual": residual}
+    one, two, three = sketch.family.parallel_sum
+    return like("add", like("add", parts[one], parts[two]), parts[three])
+
+
+def _side_by_side(sketch: Sketch, layer: Layer, x: Tensor, norm: Norm, *, last: bool) -> Tensor:
+    """Attention and a state-space mixer of one layer (Falcon-H1): each norms the input for itself."""
+    mixers = sorted(layer.sequence, key=lambda mixer: not isinstance(mixer, Attention))
+    outs = [_mixed(sketch, mixer, _normed(sketch, norm, x)) for mixer in mixers]
+    total = like("add", like("add", outs[0], outs[1]), x)
+    return rows_of(total, sketch.output_ids) if last else total
+
+
+def _channel(sketch: Sketch, layer: Layer, x: Tensor) -> Tensor:
     channel = layer.channel[0]
-    y = feed_forward(sketch, channel, y) if isinstance(channel, DenseMLP) else experts(sketch, channel, y)
-    if after:
-        y = _normed(sketch, after.pop(0), y)
-    if family.scales_residual:
-        y = like("scale", y)
-    return like("add", residual, y) if family.residual_first[1] else like("add", y, residual)
+    return feed_forward(sketch, channel, x) if isinstance(channel, DenseMLP) else experts(sketch, channel, x)
 
 
 def _norms(layer: Layer) -> tuple[list[Norm], list[Norm]]:
-    """Norms before the mixers and norms after them: four are two of each, in turns."""
+    """Norms before the mixers and norms after them."""
     norms = list(layer.norms)
     if len(norms) == 4:
-        return norms[::2], norms[1::2]
+        after = [norm for norm in norms if norm.name in AFTER_MIXERS] or norms[1::2]
+        return [norm for norm in norms if norm not in after], after
     if norms and "post_feedforward" in norms[-1].name:
         return [], norms
     return norms, []
 
 
+AFTER_MIXERS = ("post_self_attn_layernorm", "post_mlp_layernorm")
+"""GLM-4's names for the second norm of each pair."""
+
+
 def _normed(sketch: Sketch, norm: Norm, x: Tensor) -> Tensor:
-    y = like("rms_norm" if norm.kind == "rms" else "norm", x)
+    y = like("rms_norm" if norm.kind == "rms" or sketch.family.only_rms_norms else "norm", x)
     for position in range(len(norm.weights)):
-        y = like("add" if position else "mul", y, sketch.parameter())
+        y = like("add" if position else "mul", y, sketch.parameter(values=x.ne[0]))
     return y
 
 
-def _mixed(sketch: Sketch, layer: Layer, x: Tensor) -> Tensor:
-    mixer = layer.sequence[0]
+def _mixed(sketch: Sketch, mixer: SequenceMixer, x: Tensor) -> Tensor:
     match mixer:
         case Attention():
             return attention(sketch, mixer, x)
         case LatentAttention():
             return latent_attention(sketch, mixer, x)
-        case _:
+        case Recurrent():
             return recurrent(sketch, mixer, x)
 
 
@@ -113,6 +169,8 @@ def _head(sketch: Sketch, architecture: Architecture, x: Tensor) -> Tensor:
         x = rows_of(x, sketch.output_ids)
     x.is_output = True
     logits = sketch.linear("output", architecture.vocab_size, x)
+    if any(found.role == "bias" for found in architecture.head):
+        logits = like("add", logits, sketch.parameter())
     if architecture.logit_softcap:
         logits = like("scale", like("unary", like("scale", logits)))
     elif family.scales_logits:

@@ -70,7 +70,8 @@ class Sketch:
         tokens = context.tokens
         self.token_ids = given(tokens)
         self.given_embeddings = given(architecture.hidden_size, tokens, element_bytes=F32)
-        self.positions = given(tokens)
+        self.positions = given(tokens * family.positions_per_token)
+        self.position_scale = given(1, 1, tokens, element_bytes=F32)
         self.output_ids = given(context.outputs)
         mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
         self.has_windows = family.windows and any(_window(mixer) for mixer in mixers)
