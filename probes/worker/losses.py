@@ -29,6 +29,9 @@ def make_loss(workload: Training, fake: bool) -> Loss:
 
 def _own(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss the installed transformers computes from labels."""
+    main_input = getattr(model, "main_input_name", "input_ids")
+    if main_input != "input_ids":
+        raise WorkerError("unsupported", f"{type(model).__name__} trains on {main_input}; only token models are run here")
     outputs = model(input_ids=input_ids, labels=input_ids)
     loss = getattr(outputs, "loss", None)
     if loss is None:

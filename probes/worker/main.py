@@ -39,6 +39,8 @@ def serve(line: bytes, wire: Wire) -> int:
         wire.send("progress", what="importing", done=0, total=1)
         _run(order_json, wire)
     except WorkerError as error:
+        if error.__cause__ is not None:
+            _logger.info("the cause of the error that follows", exc_info=error.__cause__)
         wire.close("error", kind=error.kind, message=error.message, field=error.field)
         return error.exit_status
     except Exception as error:

@@ -10,6 +10,12 @@ from torch import nn
 
 from .errors import WorkerError
 
+# Imported here and not at its use: the module makes tensors of its own, which a tracker would count.
+try:
+    from transformers.optimization import Adafactor
+except ImportError:
+    Adafactor = None
+
 _LEARNING_RATE = 1e-5
 _FIELD = "scenario.training.optimizer"
 Parameters = list[nn.Parameter]
@@ -104,9 +110,7 @@ def _sgd(momentum: float) -> Callable[[Parameters], list[torch.optim.Optimizer]]
 
 
 def _adafactor(params: Parameters) -> list[torch.optim.Optimizer]:
-    try:
-        from transformers.optimization import Adafactor
-    except ImportError:
+    if Adafactor is None:
         return [torch.optim.Adafactor(params, lr=_LEARNING_RATE)]
     # The Trainer's arguments for "adafactor" (transformers, trainer_optimizer.py).
     return [Adafactor(params, lr=_LEARNING_RATE, scale_parameter=False, relative_step=False)]

@@ -22,6 +22,7 @@ from .phases import Phases, Sampler
 from .quantised import quantisation_state
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
+from .training import TrainingLoad
 from .unroll import Recorder, Slot, Unroller
 from .wire import Wire
 
@@ -118,11 +119,23 @@ class Run:
         amp = self._order.task == "training" and self._order.training.precision.startswith("amp-")
         functions = personality.functions(amp) if personality is not None else contextlib.nullcontext()
         with fake_tensors(), functions, tracker:
-            self._load(torch.device("cpu"), make_fake, attribution)
+            self._trace_load(attribution)
         if self._unroller is not None:
             self._notes += self._unroller.notes()
         if answers.asked:
             self._notes.append(f"values were assumed (no padding) where {len(answers.asked)} modules asked for them")
+
+    def _trace_load(self, attribution: Attribution) -> None:
+        try:
+            self._load(torch.device("cpu"), make_fake, attribution)
+        except WorkerError:
+            raise
+        except Exception as error:
+            assert self._built is not None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            where = f" in {attribution.module}" if attribution.module else ""
+            message = f"{type(self._built.model).__name__} cannot be traced{where}: {reason}; measure it instead"
+            raise WorkerError("unsupported", message) from error
 
     @property
     def _unroll(self) -> MakeUnroller | None:
@@ -157,13 +170,12 @@ class Run:
                 materialise(model, make)
             else:
                 materialise(model, make, attribution.enter_module)
+                attribution.enter_module("")
                 self._label_weights(attribution)
         with attribution.watching(model, self._built.vocabulary) if attribution else contextlib.nullcontext():
             if self._order.task == "inference":
                 InferenceLoad(self._built, self._order.inference, attribution, self._unroll).run(self._phases, device)
             else:
-                from .training import TrainingLoad
-
                 TrainingLoad(self._built, self._order.training, attribution, self._order.fake).run(self._phases, device)
 
     def _label_weights(self, attribution: Attribution) -> None:

@@ -240,8 +240,8 @@ class StorageTracker(TorchDispatchMode):
         budget_bytes = self._budget_bytes
         if budget_bytes is not None and self.allocated + entry.rounded_bytes > budget_bytes:
             raise OutOfMemory(
-                f"the memory budget of {budget_bytes} bytes is used up: {entry.func} asked for {entry.nbytes} bytes",
-                entry.nbytes,
+                f"the memory budget of {budget_bytes} bytes is used up: {entry.func} asked for {entry.rounded_bytes} bytes",
+                entry.rounded_bytes,
                 budget_bytes - self.allocated,
             )
         self.allocated += entry.rounded_bytes

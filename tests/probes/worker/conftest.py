@@ -78,7 +78,9 @@ def run_worker():
         from probes.worker.order import parse_order
 
         events = Events()
-        worker_run.run(parse_order(order_json(mode, CONFIGS.get(name, name), task, workload, **extra)), events)
+        worker_run.run(
+            parse_order(order_json(mode, CONFIGS[name] if isinstance(name, str) else name, task, workload, **extra)), events
+        )
         return events
 
     return run

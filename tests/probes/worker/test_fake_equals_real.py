@@ -2,7 +2,7 @@
 
 import pytest
 
-INFERENCE = {"batch": 2, "prompt_tokens": 40, "new_tokens": 12}
+INFERENCE = {"batch": 2, "prompt_tokens": 48, "new_tokens": 2}
 TRAINING = {"batch": 2, "sequence": 48}
 CASES = [
     ("llama", "inference", INFERENCE),

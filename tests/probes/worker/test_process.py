@@ -1,0 +1,157 @@
+"""The child process: its wire, its ends, its independence."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import LLAMA, ROOT, Events, order_json
+
+SHORT = {"batch": 1, "prompt_tokens": 16, "new_tokens": 2}
+LONG = {"batch": 2, "prompt_tokens": 64, "new_tokens": 100_000}
+
+
+def events_of(child):
+    out, err = child.communicate(timeout=240)
+    return [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+def test_measurement_speaks_only_the_wire(spawn_worker):
+    child = spawn_worker(order_json("measure", LLAMA, "inference", SHORT, sample_interval_s=0.01))
+    events, _ = events_of(child)
+    assert child.returncode == 0
+    assert all({"event", "t"} <= event.keys() for event in events)
+    names = [event["event"] for event in events]
+    assert names[-1] == "result"
+    assert {"hello", "progress", "phase", "memory"} <= set(names)
+    assert names.count("hello") == 1
+    hello = events[names.index("hello")]
+    assert hello["protocol"] == 1
+    assert hello["pid"] == child.pid
+    assert hello["device"]["type"] == "cpu"
+    memory = [event for event in events if event["event"] == "memory"]
+    assert all(event["reserved"] == event["allocated"] and 0 < event["free"] <= event["total"] for event in memory)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "status"),
+    [
+        (b"{\n", "bad_order", 2),
+        (order_json("measure", LLAMA, "inference", SHORT, device="cuda:0"), "no_device", 3),
+    ],
+)
+def test_fault_is_one_error_event(spawn_worker, line, kind, status):
+    child = spawn_worker(line)
+    child.stdin.close()
+    child.stdin = None
+    events, _ = events_of(child)
+    assert child.returncode == status
+    assert [event["kind"] for event in events if event["event"] == "error"] == [kind]
+    assert events[-1]["message"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("order", "kind", "status"),
+    [
+        ("", "bad_order", 2),
+        (order_json("measure", {"hidden_size": 8}, "inference", SHORT), "bad_config", 2),
+        (order_json("measure", {"model_type": "unheard-of"}, "inference", SHORT), "unsupported", 3),
+        (order_json("measure", LLAMA | {"num_attention_heads": "many"}, "inference", SHORT), "bad_config", 2),
+        (order_json("rehearse", LLAMA, "training", {"optimizer": "galore"}), "unsupported", 3),
+        (order_json("measure", LLAMA, "training", {"optimizer": "adamw_8bit"}), "missing_package", 3),
+        (order_json("rehearse", LLAMA, "training", {"method": "lora", "lora": {"targets": ["c_attn"]}}), "bad_order", 2),
+        (order_json("measure", LLAMA, "inference", SHORT, scenario={"weights": "gguf:Q4_K_M"}), "unsupported", 3),
+    ],
+)
+def test_fault_names_its_kind(order, kind, status):
+    from probes.worker.main import serve
+
+    events = Events()
+    assert serve(json.dumps(order).encode() if order else b"\n", events) == status
+    event, fields = events[-1]
+    assert (event, fields["kind"]) == ("error", kind)
+    assert fields["message"]
+
+
+def wait_for(child, event):
+    for line in child.stdout:
+        if json.loads(line)["event"] == event:
+            return
+    pytest.fail(f"no {event} event: {child.stderr.read().decode()[-2000:]}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_with_an_interrupted_error(spawn_worker, number):
+    child = spawn_worker(order_json("measure", LLAMA, "inference", LONG))
+    wait_for(child, "memory")
+    child.send_signal(number)
+    *_, last = child.stdout
+    assert json.loads(last)["kind"] == "interrupted"
+    assert child.wait(30) == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process ids of POSIX")
+def test_worker_ends_with_its_parent(tmp_path):
+    order = json.dumps(order_json("measure", LLAMA, "inference", LONG, sample_interval_s=600))
+    script = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'probes.worker'], stdin=subprocess.PIPE, stdout=open(sys.argv[1], 'w'))\n"
+        "child.stdin.write(sys.stdin.buffer.readline()); child.stdin.flush(); print(child.pid, flush=True); child.wait()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "events")], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    parent.stdin.write(order.encode() + b"\n")
+    parent.stdin.flush()
+    pid = int(parent.stdout.readline())
+    while '"memory"' not in (tmp_path / "events").read_text():
+        time.sleep(0.1)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_alive(pid)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_zipped_package_runs_elsewhere(spawn_worker, tmp_path):
+    with zipfile.ZipFile(tmp_path / "worker.zip", "w") as archive:
+        for path in sorted((ROOT / "probes" / "worker").glob("*.py")):
+            archive.write(path, f"worker/{path.name}")
+    shutil.copy(tmp_path / "worker.zip", tmp_path / "w.zip")
+    code = "import sys; sys.path.insert(0, 'w.zip'); from worker.main import main; main()"
+    child = spawn_worker(order_json("rehearse", LLAMA, "inference", SHORT), ("-c", code), tmp_path)
+    events, err = events_of(child)
+    assert child.returncode == 0, err
+    assert events[-1]["outcome"] == "completed"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_budget_exceeded_is_a_result(run_worker):
+    whole = run_worker("measure", "llama", "training", {"sequence": 64})
+    budget = whole.phases["backward", 2][0] - 1
+    events = run_worker("measure", "llama", "training", {"sequence": 64}, budget_bytes=budget)
+    assert events.result["outcome"] == "out_of_memory"
+    assert events.result["requested_bytes"] > events.result["free_bytes"] >= 0
+    assert events.result["phase"] in {"forward", "backward", "optimizer"}
+    assert ("load", 0) in events.phases
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fewer_layers(run_worker):
+    events = run_worker("rehearse", "llama", "inference", SHORT, layers=1)
+    assert events.result["layers"] == 1
