@@ -14,6 +14,7 @@ from planner.architecture.layers import Architecture, Attention, LatentAttention
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.placement import HOST, Checkpoint, Placement
+from planner.engines.llama_cpp.sketch import window_of
 from planner.formats import GGML_TYPES, GgufTensor
 from planner.memo import remember_by_identity
 
@@ -92,7 +93,7 @@ def caches(architecture: Architecture, family: Family, context: Context, placeme
     widest = max((mixer.num_kv_heads * mixer.value_head_dim for _, mixer in mixers if isinstance(mixer, Attention)), default=0)
     for device, mixer in mixers:
         if isinstance(mixer, Attention) and mixer.kv == "own":
-            window = (mixer.window_tokens or mixer.chunk_tokens or 0) if family.windows else 0
+            window = window_of(mixer) if family.windows else 0
             values = mixer.num_kv_heads * mixer.value_head_dim if context.flash else widest
             widths = _row(context.type_k, mixer.num_kv_heads * mixer.head_dim), _row(context.type_v, values)
         elif isinstance(mixer, LatentAttention):

@@ -12,7 +12,7 @@ from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.model_graph import model_graph
 from planner.engines.llama_cpp.placement import Checkpoint, Placement
 from planner.engines.llama_cpp.scheduler import scheduled
-from planner.engines.llama_cpp.sketch import CopiedWeights
+from planner.engines.llama_cpp.sketch import CopiedWeights, rotates, window_of
 from planner.memo import remember_by_identity
 
 Itself = tuple[object, ...]
@@ -67,7 +67,8 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
 
 def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dict[int, list[object]]:
     """For each layer the inputs it is the first (where inputs are copied) or the last on its device to read."""
-    inputs = {id(layer): _inputs_of(layer, family) for layer in layers}
+    has_windows = family.windows and any(window_of(mixer) for layer in layers for mixer in layer.sequence)
+    inputs = {id(layer): _inputs_of(layer, family, has_windows=has_windows) for layer in layers}
     first: dict[tuple[int, object], int] = {}
     last: dict[tuple[int, object], int] = {}
     for index, layer in enumerate(layers):
@@ -81,13 +82,13 @@ def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dic
     return turns
 
 
-def _inputs_of(layer: Layer, family: Family) -> tuple[object, ...]:
+def _inputs_of(layer: Layer, family: Family, *, has_windows: bool) -> tuple[object, ...]:
     """The inputs a layer's mixers read: positions, a cache's mask and rows, states."""
     found: list[object] = []
     for mixer in layer.sequence:
         if isinstance(mixer, Attention):
-            found.append((mixer.window_tokens or mixer.chunk_tokens or 0) if family.windows else 0)
-            if mixer.rotary_dim:
+            found.append(window_of(mixer) if has_windows else 0)
+            if rotates(mixer, family, has_windows=has_windows):
                 found.append("positions")
         elif isinstance(mixer, LatentAttention):
             found.extend((0, "positions"))

@@ -47,6 +47,8 @@ class Family:
     only_rms_norms: bool = False
     rotates_before_norm: bool = False
     scales_by_position: bool = False
+    rotates_windows_only: bool = False
+    """Whether layers with full attention go without rotary embeddings where others have windows."""
     positions_per_token: int = 1
     """Position ids of a token: rotary embeddings in sections have four."""
     norms_states: bool = False
@@ -76,12 +78,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "arcee": Family("arcee.cpp"),
         "bloom": Family("bloom.cpp", norms_embeddings=True),
         "cohere": _COHERE,
-        "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True),
+        "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True, rotates_windows_only=True),
         "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
         "deepseek_v3": replace(_SIGMOID_EXPERTS, expert_groups=8),
         "dots1": Family("dots1.cpp", gating="sigmoid", scales_weights=True),
         "ernie4_5": Family("ernie4-5.cpp"),
-        "exaone4": Family("exaone4.cpp", windows=True),
+        "exaone4": Family("exaone4.cpp", windows=True, rotates_windows_only=True),
         "falcon": Family("falcon.cpp", parallel_sum=("channel", "attention", "residual"), norms_before_rows=True),
         "falcon_h1": Family("falcon-h1.cpp"),
         "falcon_mamba": Family("mamba.cpp", norms_states=True),

@@ -81,7 +81,7 @@ def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[T
     is_normed, rotates_first = mixer.qk_norm == "per_head", sketch.family.rotates_before_norm
     if is_normed and not rotates_first:
         q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)
-    if mixer.rotary_dim:
+    if sketch.rotates(mixer):
         q, k = like("rope", q, sketch.positions), like("rope", k, sketch.positions)
     if is_normed and rotates_first:
         q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)

@@ -74,7 +74,7 @@ class Sketch:
         self.position_scale = given(1, 1, tokens, element_bytes=F32)
         self.output_ids = given(context.outputs)
         mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
-        self.has_windows = family.windows and any(_window(mixer) for mixer in mixers)
+        self.has_windows = family.windows and any(window_of(mixer) for mixer in mixers)
         self._widest_values = max((_values_width(mixer) for mixer in mixers), default=0)
         self._caches: dict[int, Cache] = {}
         self._rotations = _rotation_widths(mixers, context)
@@ -116,9 +116,13 @@ class Sketch:
         """A root-mean-square norm and its weight."""
         return like("mul", like("rms_norm", x), self.parameter(values=x.ne[0]))
 
+    def rotates(self, mixer: Attention) -> bool:
+        """Whether a mixer's queries and keys are rotated by their positions."""
+        return rotates(mixer, self.family, has_windows=self.has_windows)
+
     def cache_of(self, mixer: Attention | LatentAttention) -> Cache:
         """The cache that a mixer's layer is in: one for full attention, one for each window."""
-        window = _window(mixer) if self.has_windows else 0
+        window = window_of(mixer) if self.has_windows else 0
         found = self._caches.get(window)
         if found is None:
             found = self._caches[window] = self._new_cache(mixer, window)
@@ -144,7 +148,13 @@ class Sketch:
         )
 
 
-def _window(mixer: SequenceMixer) -> int:
+def rotates(mixer: Attention, family: Family, *, has_windows: bool) -> bool:
+    """Whether a graph rotates a mixer's queries and keys; ``has_windows``: whether any layer keeps a sliding window."""
+    return mixer.rotary_dim > 0 and (window_of(mixer) > 0 or not (has_windows and family.rotates_windows_only))
+
+
+def window_of(mixer: SequenceMixer) -> int:
+    """Tokens of the sliding window or chunk a mixer attends to, 0 for all."""
     if not isinstance(mixer, Attention):
         return 0
     return mixer.window_tokens or mixer.chunk_tokens or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -69,6 +70,18 @@ def test_the_report_has_a_line_for_each_component_and_family() -> None:
     lines = report().table(report().evaluate(step=40)).splitlines()
     assert lines[0].split() == ["component", "family", "rows", "exact", "median", "mean", "p95", "bias", "under"]
     assert {line.split()[0] for line in lines[1:]} == set(COMPONENTS)
+
+
+GRAPHS = json.loads((Path(__file__).parents[2] / "data" / "llamacpp_graphs.json").read_text())
+
+
+@pytest.mark.parametrize("graph", GRAPHS["models"], ids=lambda graph: graph["config"]["model_type"])
+def test_a_familys_graph_takes_what_the_program_reserves(graph) -> None:
+    architecture = read_config(graph["config"])
+    placement = placement_of(len(architecture.decoder.layers), 0)
+    family = FAMILIES[architecture.model_type]
+    for case, measured in zip(GRAPHS["cases"], graph["compute_bytes"], strict=True):
+        assert compute_buffers(architecture, family, context_of(case, None), placement) == (measured,)
 
 
 def whole(architecture: Architecture, context: Context, placement) -> tuple[int, ...]:
