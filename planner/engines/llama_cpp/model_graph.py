@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.layers import Architecture, Attention, DenseMLP, LatentAttention, Layer, Norm, Recurrent, SequenceMixer
+from planner.engines.llama_cpp.attention import attention, latent_attention
 from planner.engines.llama_cpp.channels import experts, feed_forward
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, weight
-from planner.engines.llama_cpp.mixers import attention, latent_attention, recurrent
 from planner.engines.llama_cpp.placement import Placement
+from planner.engines.llama_cpp.recurrent import recurrent
 from planner.engines.llama_cpp.sketch import CopiedWeights, Sketch
 
 

@@ -267,6 +267,38 @@ def test_fused_attention_on_cuda_copies_a_quantised_cache_to_16_bit() -> None:
     assert 0 < packed_cache.devices[0].workspace - copy_bytes < plain.devices[0].workspace
 
 
+PYTHIA = {
+    "model_type": "gpt_neox", "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "intermediate_size": 10240, "vocab_size": 50304, "rotary_pct": 0.25, "use_parallel_residual": True,
+    "max_position_embeddings": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+COMMAND_R = {
+    "model_type": "cohere", "hidden_size": 8192, "num_hidden_layers": 40, "num_attention_heads": 64,
+    "num_key_value_heads": 64, "intermediate_size": 22528, "vocab_size": 256000, "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def mib(size_bytes: int) -> float:
+    return round(size_bytes / 2**20, 2)
+
+
+def on_cuda(config: dict, weights: str, devices: int, **options):
+    document = {"version": 1, "model": "m", "task": "inference", "weights": weights,
+                "inference": {"engine": "llama.cpp", "engine_options": options}}  # fmt: skip
+    return llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format(weights), devices)
+
+
+def test_published_logs_of_cuda_machines() -> None:
+    """ggml-org/ci, build 3738, pythia-2.8b on a V100; a Command-R issue log with 12 and 28 of 40 layers on two cards."""
+    pythia = on_cuda(PYTHIA, "gguf:F16", 1, n_ctx=2048, flash_attn=False)
+    assert (mib(pythia.devices[0].weights), mib(pythia.host.weights)) == (5049.71, 245.62)
+    assert mib(pythia.devices[0].kv_cache) == 640.0
+    command_r = on_cuda(COMMAND_R, "gguf:Q4_K_S", 2, n_ctx=4096, flash_attn=False)
+    assert mib(sum(device.weights for device in command_r.devices)) == round(5434.38 + 13989.53, 2)
+    assert mib(sum(device.kv_cache for device in command_r.devices)) == 1536.0 + 3584.0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "path"),
     [
