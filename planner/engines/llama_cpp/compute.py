@@ -33,7 +33,7 @@ def compute_buffers(
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
     drawn = _with_neighbours(sorted(first.values()), around, layers)
-    copied = _copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
+    copied = copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
     placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
     graph = model_graph(architecture, family, context, placed, placement, copied)
     if placement.host:
@@ -66,7 +66,7 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
 
 
 def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dict[int, list[object]]:
-    """For each layer the inputs it is the first (where inputs are copied) or the last on its device to read."""
+    """For each layer the inputs it is the last on its device to read, and the first where copies outlive their reader."""
     has_windows = family.windows and any(window_of(mixer) for layer in layers for mixer in layer.sequence)
     inputs = {id(layer): _inputs_of(layer, family, has_windows=has_windows) for layer in layers}
     first: dict[tuple[int, object], int] = {}
@@ -76,7 +76,7 @@ def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dic
             first.setdefault((placement.layers[index], used), index)
             last[placement.layers[index], used] = index
     turns: dict[int, list[object]] = {}
-    for when in (first, last) if placement.host else (last,):
+    for when in (first, last) if placement.pipelined or placement.offloads else (last,):
         for (_, used), index in when.items():
             turns.setdefault(index, []).append((when is first, used))
     return turns
@@ -110,7 +110,7 @@ def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings], laye
     return drawn
 
 
-def _copied_weights(architecture: Architecture, placement: Placement, checkpoint: Checkpoint) -> CopiedWeights:
+def copied_weights(architecture: Architecture, placement: Placement, checkpoint: Checkpoint) -> CopiedWeights:
     """Sizes of the weights a device would have copied; of equal layers whose mixes differ, the largest."""
     leaves: dict[int, dict[str, int]] = {}
     by_layer: dict[int, dict[str, int]] = {}

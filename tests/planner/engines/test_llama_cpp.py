@@ -17,17 +17,17 @@ from planner.architecture import Architecture, read_config
 from planner.components.layer import NotModelled
 from planner.engines.llama_cpp import LOOPBACK, llama_cpp_footprint
 from planner.engines.llama_cpp.allocator import GIVE, FreeList, Tape, played
-from planner.engines.llama_cpp.compute import compute_buffers
+from planner.engines.llama_cpp.compute import compute_buffers, copied_weights
 from planner.engines.llama_cpp.context import Context, context_of
 from planner.engines.llama_cpp.families import FAMILIES
 from planner.engines.llama_cpp.footprint import COMPONENTS
 from planner.engines.llama_cpp.graph import Graph, like, packed, product, view, weight
 from planner.engines.llama_cpp.graph import given as given_input
 from planner.engines.llama_cpp.model_graph import model_graph
-from planner.engines.llama_cpp.placement import CUDA, placement_of
+from planner.engines.llama_cpp.placement import CUDA, Checkpoint, placement_of
 from planner.engines.llama_cpp.scheduler import scheduled
 from planner.faults import Faults
-from planner.formats import parse_format
+from planner.formats import gguf_tensors, parse_format
 from planner.scenario import parse_scenario
 
 REPORT = Path(__file__).parents[2] / "accuracy" / "llama_cpp.py"
@@ -84,12 +84,13 @@ def test_a_familys_graph_takes_what_the_program_reserves(graph) -> None:
         assert compute_buffers(architecture, family, context_of(case, None), placement) == (measured,)
 
 
-def whole(architecture: Architecture, context: Context, placement) -> tuple[int, ...]:
+def whole(architecture: Architecture, context: Context, placement, checkpoint) -> tuple[int, ...]:
     """The buffers of the graph with every layer drawn."""
     layers = list(zip(architecture.decoder.layers, placement.layers, placement.experts, strict=True))
-    graph = model_graph(architecture, FAMILIES[architecture.model_type], context, layers, placement)
+    copied = copied_weights(architecture, placement, checkpoint) if placement.offloads else None
+    graph = model_graph(architecture, FAMILIES[architecture.model_type], context, layers, placement, copied)
     if placement.host:
-        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined)
+        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined, offloads=placement.offloads)
         tape = Tape(schedule.nodes, schedule.leaves, [])
     else:
         tape = Tape(graph.nodes, graph.leaves, [])
@@ -119,9 +120,11 @@ WINDOWED = {
     sequences=st.sampled_from([1, 3]),
     flash=st.booleans(),
     type_v=st.sampled_from(["f16", "q8_0"]),
+    cpu_experts=st.integers(0, 4),
+    kind=st.sampled_from([LOOPBACK, CUDA]),
 )
 def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
-    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v
+    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v, cpu_experts, kind
 ) -> None:
     """Rule: a piece of the tape depends on its layer, the one before, the devices around and the inputs used up there."""
     names = ("full_attention", "linear_attention" if hybrid else "sliding_attention")
@@ -129,9 +132,10 @@ def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
     architecture = read_config(config)
     options = {"n_ctx": 1024, "n_seq_max": sequences, "flash_attn": flash, "type_k": type_v if flash else "f16"}
     context = context_of(options | {"type_v": type_v if flash else "f16", "n_ubatch": 96}, 4096)
-    placement = placement_of(len(kinds), devices, gpu_layers, 0, LOOPBACK)
-    family = FAMILIES[architecture.model_type]
-    assert compute_buffers(architecture, family, context, placement) == whole(architecture, context, placement)
+    placement = placement_of(len(kinds), devices, gpu_layers, cpu_experts, kind)
+    file = Checkpoint(gguf_tensors(architecture, "F16"))
+    drawn_once = compute_buffers(architecture, FAMILIES[architecture.model_type], context, placement, file)
+    assert drawn_once == whole(architecture, context, placement, file)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 5000), st.integers(0, 50)), max_size=80))
