@@ -23,6 +23,7 @@ class Act(Enum):
     THEME_LIGHT = auto()
     THEME_DARK = auto()
     MEASURE = auto()
+    REHEARSE = auto()
     STOP = auto()
     FOCUS_MODEL = auto()
     ABOUT = auto()
@@ -48,6 +49,7 @@ _SPECS: dict[Act, _Spec] = {
     Act.THEME_LIGHT: _Spec("&Light", checkable=True),
     Act.THEME_DARK: _Spec("&Dark", checkable=True),
     Act.MEASURE: _Spec("&Measure", "Ctrl+R", "Run the load in a child process and draw its memory"),
+    Act.REHEARSE: _Spec("&Rehearse", "Ctrl+E", "Run the model on fake tensors and open its peaks; needs no GPU"),
     Act.STOP: _Spec("&Stop", "Ctrl+.", "End the run; what was recorded stays"),
     Act.FOCUS_MODEL: _Spec("&Find a model", QKeySequence.StandardKey.Find),
     Act.ABOUT: _Spec("&About Highwater"),

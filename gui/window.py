@@ -122,7 +122,7 @@ class MainWindow(QMainWindow):
                    act[Act.OPEN_MODEL_FOLDER], act[Act.OPEN_RECORDING], None, act[Act.QUIT])  # fmt: skip
         self._menu("&Edit", undo, redo, None, act[Act.COPY_ANSWER], None, act[Act.FOCUS_MODEL])
         self._menu("&View", *self._tab_actions(), None, *(act[name] for name in _THEMES.values()))
-        self._menu("&Probe", act[Act.MEASURE], act[Act.STOP])
+        self._menu("&Probe", act[Act.MEASURE], act[Act.REHEARSE], act[Act.STOP])
         self._menu("&Help", act[Act.ABOUT])
 
     def _menu(self, title: str, *actions: QAction | None) -> None:
@@ -148,7 +148,8 @@ class MainWindow(QMainWindow):
             Act.OPEN_SCENARIO: self._open_scenario, Act.SAVE_SCENARIO: self._save_scenario,
             Act.OPEN_MODEL_FILE: self._open_model_file, Act.OPEN_MODEL_FOLDER: self._open_model_folder,
             Act.OPEN_RECORDING: self._open_recording, Act.QUIT: self.close, Act.COPY_ANSWER: self._copy_answer,
-            Act.MEASURE: self._measure, Act.STOP: self._stop, Act.FOCUS_MODEL: self._focus_model, Act.ABOUT: self._about,
+            Act.MEASURE: self._measure, Act.REHEARSE: self._rehearse, Act.STOP: self._stop,
+            Act.FOCUS_MODEL: self._focus_model, Act.ABOUT: self._about,
         }  # fmt: skip
         for act, slot in slots.items():
             self._actions[act].triggered.connect(slot)
@@ -244,7 +245,7 @@ class MainWindow(QMainWindow):
     def _restyle(self) -> None:
         names = {
             Act.OPEN_SCENARIO: "folder", Act.SAVE_SCENARIO: "save", Act.OPEN_RECORDING: "recording",
-            Act.MEASURE: "measure", Act.STOP: "stop",
+            Act.MEASURE: "measure", Act.REHEARSE: "rehearse", Act.STOP: "stop",
         }  # fmt: skip
         for act, name in names.items():
             self._actions[act].setIcon(icon(name, "muted"))
@@ -292,6 +293,10 @@ class MainWindow(QMainWindow):
     @Slot()
     def _measure(self) -> None:
         self.show_tab("probe").measure()  # type: ignore[attr-defined]
+
+    @Slot()
+    def _rehearse(self) -> None:
+        self.show_tab("probe").rehearse()  # type: ignore[attr-defined]
 
     @Slot()
     def _stop(self) -> None:

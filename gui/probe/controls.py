@@ -18,7 +18,11 @@ _ONE_ROW, _TWO_ROWS = 860, 470
 class Controls(QWidget):
     """Buttons ask; the tab does."""
 
+    CARD = "card"
+    """The device that stands for the plan's card when it is not here: it can be rehearsed."""
+
     measure_asked = Signal()
+    rehearse_asked = Signal()
     stop_asked = Signal()
     changed = Signal()
 
@@ -26,11 +30,14 @@ class Controls(QWidget):
         super().__init__(parent)
         self._machine = machine
         self.measure = QPushButton("Measure", toolTip="Run the load in a child process and draw its memory (Ctrl+R)")
+        self.rehearse = QPushButton("Rehearse", toolTip="Run the model on fake tensors and open its peaks; needs no GPU (Ctrl+E)")
         self.stop = QPushButton("Stop", toolTip="End the run; what was recorded stays (Ctrl+.)", enabled=False)
         self.device = ChoiceField([("cpu", "CPU")])
         self.layers = NumberField()
         self.new_tokens = NumberField(doubles=True)
         self.budget_gib = NumberField()
+        self._card = ""
+        self._choices: list[tuple[str, str]] = []
         self._new_tokens_label = QLabel("New tokens")
         self._lay_out()
         self._connect()
@@ -45,16 +52,26 @@ class Controls(QWidget):
     def set_running(self, running: bool) -> None:  # noqa: FBT001  a setter
         """What can be pressed while a run is under way."""
         self.measure.setEnabled(not running)
+        self.rehearse.setEnabled(not running)
         self.stop.setEnabled(running)
         for field in (self.device, self.layers, self.new_tokens, self.budget_gib):
             field.setEnabled(not running)
 
-    def set_task(self, task: str, layers: int, new_tokens: int | None) -> None:
-        """Show the fields of the task; the plan's own values are the defaults."""
+    @property
+    def bad(self) -> list[str]:
+        """The fields that hold no number of at least 1."""
+        named = (("Layers", self.layers), ("New tokens", self.new_tokens), ("Budget", self.budget_gib))
+        return [name for name, field in named if isinstance(field.value(), str) or field.value() == 0]
+
+    def set_plan(self, task: str, card: str, layers: int, new_tokens: int | None) -> None:
+        """Show the fields of the task and the plan's card; the plan's own values are the defaults."""
         self.layers.lineEdit().setPlaceholderText(f"all {layers}")
         self.new_tokens.set_placeholder(new_tokens)
         self.new_tokens.setVisible(task == "inference")
         self._new_tokens_label.setVisible(task == "inference")
+        if card != self._card:
+            self._card = card
+            self._list_devices()
 
     def _lay_out(self) -> None:
         set_role(self.measure, "primary")
@@ -66,26 +83,27 @@ class Controls(QWidget):
         self._wrap.addLayout(second, 1)
         self.actions = QHBoxLayout()
         self.actions.setSpacing(8)
-        for button in (self.measure, self.stop):
+        for button in (self.measure, self.rehearse, self.stop):
             self.actions.addWidget(button)
         first.addLayout(self.actions)
         first.addSpacing(4)
         named = (
-            ("Device", self.device, 168, "Where the load runs"),
+            ("", self.device, 176, "Where the load runs, or which card is rehearsed"),
             ("Layers", self.layers, 86, "Keep only so many layers; the prediction follows"),
             ("New tokens", self.new_tokens, 82, "Tokens to make; the prediction follows"),
             ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),
         )
         for name, field, width, tip in named:
-            label = self._new_tokens_label if field is self.new_tokens else QLabel(name)
-            set_role(label, "muted")
-            label.setBuddy(field)
-            field.setAccessibleName(name)
+            field.setAccessibleName(name or "Device")
             field.setToolTip(tip)
             field.setFixedWidth(width)
             row = first if field is self.device else second
             row.setSpacing(8)
-            row.addWidget(label)
+            if name:
+                label = self._new_tokens_label if field is self.new_tokens else QLabel(name)
+                set_role(label, "muted")
+                label.setBuddy(field)
+                row.addWidget(label)
             row.addWidget(field)
         first.addStretch(1)
         second.addStretch(1)
@@ -104,6 +122,7 @@ class Controls(QWidget):
 
     def _connect(self) -> None:
         self.measure.clicked.connect(self.measure_asked)
+        self.rehearse.clicked.connect(self.rehearse_asked)
         self.stop.clicked.connect(self.stop_asked)
         for field in (self.device, self.layers, self.new_tokens, self.budget_gib):
             field.edited.connect(self._changed)
@@ -119,14 +138,21 @@ class Controls(QWidget):
     def _list_devices(self) -> None:
         chosen = self.device.value()
         found = [(f"cuda:{reading.index}", f"cuda:{reading.index}  {reading.name}") for reading in self._machine.readings]
+        choices = [*found, ("cpu", "CPU")]
+        if self._card and not self._machine.has(self._card):
+            choices.append((self.CARD, f"{self._card}  (rehearse)"))
+        if choices == self._choices:
+            return
+        self._choices = choices
         self.device.clear()
-        for value, label in [*found, ("cpu", "CPU" if found else "CPU (no GPU here)")]:
+        for value, label in choices:
             self.device.addItem(label, value)
-        if chosen in [value for value, _ in found]:
+        if chosen in [value for value, _ in choices] and not (found and chosen == "cpu"):
             self.device.set_value(chosen)
         self.changed.emit()
 
     @Slot()
     def _restyle(self) -> None:
         self.measure.setIcon(icon("measure", "accent_text"))
+        self.rehearse.setIcon(icon("rehearse", "text"))
         self.stop.setIcon(icon("stop", "muted"))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PySide6.QtCore import QPointF, QRectF, QSize, Qt
 from PySide6.QtGui import QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
-from gui.theme import SMALL, font, theme
+from gui.painting import rehearsed_fill
+from gui.text import RIGHT, width_of, write
+from gui.theme import SMALL, theme
 from gui.words import CPU_METERS, METERS, word
 from planner.footprint import METERS as METER_NAMES
 
-_LINE, _SPACE, _HEIGHT, _TITLE_ROOM = 22, 18, 20, 90
+_LINE, _SPACE, _HEIGHT, _TITLE_ROOM = 20, 14, 20, 90
+_WHAT_IS_WHAT = "Key: solid lines are measured, dashed lines predicted, the filled area is rehearsed, diamonds are peaks"
+Sign = Callable[[QPainter, QRectF], None]
 
 
 class PlotKey(QWidget):
@@ -19,23 +25,20 @@ class PlotKey(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._on_cpu = False
+        self._rehearsed = False
         self._title = ""
-        self.setFont(font(SMALL))
         self.setFixedHeight(_HEIGHT)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setAccessibleName("Key: solid lines are measured, dashed lines are predicted, diamonds are peaks")
+        self.setAccessibleName(_WHAT_IS_WHAT)
         theme().changed.connect(self.update)
 
-    def set_on_cpu(self, on_cpu: bool) -> None:  # noqa: FBT001  a setter
-        """Call the meters what they are on the device."""
-        self._on_cpu = on_cpu
-        self.update()
-
-    def set_title(self, title: str) -> None:
-        """What the plot shows, at the right."""
-        self._title = title
-        self.setAccessibleDescription(title)
-        self.update()
+    def set_contents(self, *, on_cpu: bool, rehearsed: bool, title: str) -> None:
+        """Call the meters what they are on the device, list what is drawn, and tell at the right what it shows."""
+        contents = (on_cpu, rehearsed, title)
+        if contents != (self._on_cpu, self._rehearsed, self._title):
+            self._on_cpu, self._rehearsed, self._title = contents
+            self.setAccessibleDescription(title)
+            self.update()
 
     def sizeHint(self) -> QSize:
         """One line of text."""
@@ -44,23 +47,33 @@ class PlotKey(QWidget):
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Line and name, one after the other."""
         painter = QPainter(self)
-        table = CPU_METERS if self._on_cpu else METERS
-        entry_labels = [word(table, meter).label.removesuffix(" (CPU)") for meter in reversed(METER_NAMES)]
-        colours = [theme().colour(meter) for meter in reversed(METER_NAMES)]
-        entries = [(colour, Qt.PenStyle.SolidLine, label) for colour, label in zip(colours, entry_labels, strict=True)]
-        entries.append((theme().colour("muted"), Qt.PenStyle.DashLine, "Predicted"))
         x = 8.0
-        for colour, style, label in entries:
-            painter.setPen(QPen(colour, 2, style))
-            painter.drawLine(QPointF(x, _HEIGHT / 2), QPointF(x + _LINE, _HEIGHT / 2))
-            painter.setPen(theme().colour("muted"))
-            width = painter.fontMetrics().horizontalAdvance(label)
-            painter.drawText(QRectF(x + _LINE + 6, 0, width + 4, _HEIGHT), Qt.AlignmentFlag.AlignVCenter, label)
+        for paint_sign, label in self._entries():
+            paint_sign(painter, QRectF(x, 0, _LINE, _HEIGHT))
+            width = width_of(label, SMALL)
+            write(painter, QRectF(x + _LINE + 6, 0, width + 4, _HEIGHT), label, theme().colour("muted"), SMALL)
             x += _LINE + 6 + width + _SPACE
-        if self.width() - x < _TITLE_ROOM:
-            return
-        room = QRectF(x, 0, self.width() - x - 4, _HEIGHT)
-        whole = f"{self._title} · CPU" if self._on_cpu and "CPU" not in self._title else self._title
-        title = painter.fontMetrics().elidedText(whole, Qt.TextElideMode.ElideMiddle, int(room.width()))
-        painter.setPen(theme().colour("text"))
-        painter.drawText(room, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, title)
+        if self.width() - x >= _TITLE_ROOM:
+            whole = f"{self._title} · CPU" if self._on_cpu and "CPU" not in self._title else self._title
+            write(painter, QRectF(x, 0, self.width() - x - 4, _HEIGHT), whole, theme().colour("text"), SMALL, align=RIGHT)
+        painter.end()
+
+    def _entries(self) -> list[tuple[Sign, str]]:
+        table = CPU_METERS if self._on_cpu else METERS
+        named = [(meter, word(table, meter).label.removesuffix(" (CPU)")) for meter in reversed(METER_NAMES)]
+        entries = [(_line(meter, Qt.PenStyle.SolidLine), label) for meter, label in named]
+        entries.append((_line("muted", Qt.PenStyle.DashLine), "Predicted"))
+        return [*entries, (_area, "Rehearsed")] if self._rehearsed else entries
+
+
+def _line(colour: str, style: Qt.PenStyle) -> Sign:
+    def paint(painter: QPainter, room: QRectF) -> None:
+        painter.setPen(QPen(theme().colour(colour), 2, style))
+        painter.drawLine(QPointF(room.left(), room.center().y()), QPointF(room.right(), room.center().y()))
+
+    return paint
+
+
+def _area(painter: QPainter, room: QRectF) -> None:
+    painter.fillRect(QRectF(room.left(), room.center().y() - 4, room.width(), 9), rehearsed_fill())
+    painter.fillRect(QRectF(room.left(), room.center().y() - 4, room.width(), 1), theme().colour("allocated"))

@@ -6,17 +6,24 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
+from gui.probe.rehearsed import Rehearsed, rehearsed_of
 from probes.recording import Event
+from probes.rehearsal import Rehearsal
 from probes.request import Request
 from probes.session import ProbeSession
 
 
 class LiveProbe(QObject):
-    """Runs one session at a time. ``told`` carries each event, ``ended`` follows the last event."""
+    """Runs one session at a time. ``told`` carries each event, ``ended`` follows the last event.
+
+    A rehearsal is folded on the session's own thread, since its traces are long: ``rehearsed`` carries what it has come to,
+    with every phase that ends.
+    """
 
     told = Signal(object)
+    rehearsed = Signal(object)
     ended = Signal()
-    _arrived = Signal(object, object)
+    _arrived = Signal(object, object, object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -40,12 +47,17 @@ class LiveProbe(QObject):
 
     def start(self, request: Request) -> None:
         """Start the worker; events begin to arrive."""
+        prediction = request.prediction.to_json()
+        rehearsal = Rehearsal(request.order, prediction) if request.order["mode"] == "rehearse" else None
         session: ProbeSession | None = None
 
         def forward(event: Event) -> None:
-            self._arrived.emit(session, event)
+            if rehearsal is not None:
+                event = _folded(rehearsal, event)
+            if event.get("event") != "storage":
+                self._arrived.emit(session, event, rehearsed_of(rehearsal) if rehearsal and _is_news(event) else None)
 
-        session = ProbeSession(request.order, forward, prediction=request.prediction.to_json())
+        session = ProbeSession(request.order, forward, prediction=prediction)
         self._session = session
         session.start()
 
@@ -60,12 +72,24 @@ class LiveProbe(QObject):
         if session is not None:
             session.close()
 
-    @Slot(object, object)
-    def _deliver(self, session: ProbeSession, event: Event) -> None:
+    @Slot(object, object, object)
+    def _deliver(self, session: ProbeSession, event: Event, rehearsed: Rehearsed | None) -> None:
         if session is not self._session:
             return
+        if rehearsed is not None:
+            self.rehearsed.emit(rehearsed)
         self.told.emit(event)
         if event.get("event") == "outcome":
             session.wait(1.0)
             self._session = None
             self.ended.emit()
+
+
+def _folded(rehearsal: Rehearsal, event: Event) -> Event:
+    """Fold the event; the outcome is the rehearsal's own, which knows of the card's memory."""
+    rehearsal.add(event)
+    return rehearsal.outcome if event.get("event") == "outcome" else event
+
+
+def _is_news(event: Event) -> bool:
+    return event.get("event") == "outcome" or (event.get("event") == "phase" and event.get("state") == "end")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import Qt, QTimer, Slot
+from pyqtgraph.GraphicsScene.mouseEvents import MouseClickEvent
+from PySide6.QtCore import Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QColor, QFont, QHideEvent, QPen, QShowEvent
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
+from gui.painting import mixed, rehearsed_fill
+from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
 from gui.scale import ticks
 from gui.theme import SMALL, font, theme
@@ -50,11 +53,14 @@ class SecondsAxis(pg.AxisItem):
 
 
 class ProbePlot(QWidget):
-    """Shows a run; repaints on one timer, and only when something came and it can be seen."""
+    """Shows a run; repaints on one timer, and only when something came and it can be seen. A click picks a phase."""
+
+    picked = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._run = Run()
+        self._rehearsed: Rehearsed | None = None
         self._preview: list[Band] = []
         self._levels: Levels = {}
         self._capacity_bytes: int | None = None
@@ -67,6 +73,7 @@ class ProbePlot(QWidget):
         column.addWidget(self.widget)
         self._timer = QTimer(self, interval=FRAME_MS)
         self._timer.timeout.connect(self._frame)
+        self.widget.scene().sigMouseClicked.connect(self._clicked)
         self.widget.setAccessibleName("Memory of the run over time")
         theme().changed.connect(self.restyle)
         self.restyle()
@@ -74,6 +81,11 @@ class ProbePlot(QWidget):
     def show_run(self, run: Run) -> None:
         """Show another run from its beginning."""
         self._run = run
+        self.mark_dirty()
+
+    def set_rehearsed(self, rehearsed: Rehearsed | None) -> None:
+        """The course of a rehearsal, drawn behind everything."""
+        self._rehearsed = rehearsed
         self.mark_dirty()
 
     def set_levels(self, levels: Levels, capacity_bytes: int | None) -> None:
@@ -84,8 +96,16 @@ class ProbePlot(QWidget):
 
     @property
     def _shown_bands(self) -> list[Band]:
-        """The run's phases; before a run the predicted ones, each as wide as the next."""
-        return self._run.bands if self._run.bands or self._run.last_s else self._preview
+        """The run's phases; before a run the rehearsed ones or the predicted ones, each as wide as the next."""
+        if self._timed:
+            return self._run.bands
+        course = self._rehearsed.course if self._rehearsed else ()
+        return [Band(stretch.phase, 0, float(index), index + 1.0) for index, stretch in enumerate(course)] or self._preview
+
+    @property
+    def _timed(self) -> bool:
+        """Whether the axis is that of a run's seconds; else phases stand side by side."""
+        return bool(self._run.bands or self._run.last_s)
 
     def mark_dirty(self) -> None:
         """Something came: draw it with the next frame."""
@@ -122,6 +142,9 @@ class ProbePlot(QWidget):
         self._capacity_text = pg.TextItem(anchor=(1, 1))
         plot.addItem(self._capacity)
         plot.addItem(self._capacity_text)
+        self._area = plot.plot(connect="finite", fillLevel=0)
+        self._area.setZValue(-10)
+        self._course = {meter: plot.plot(connect="finite") for meter in ("reserved", "allocated")}
         self._curves = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
         self._predicted = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
         self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
@@ -145,6 +168,11 @@ class ProbePlot(QWidget):
             self._predicted[meter].setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
             self._peaks[meter].setBrush(pg.mkBrush(colour))
             self._peaks[meter].setPen(pg.mkPen(theme().colour("surface"), width=1))
+        self._area.setFillBrush(rehearsed_fill())
+        self._area.setPen(None)
+        for meter, item in self._course.items():
+            item.setPen(pg.mkPen(mixed(theme().colour("surface"), theme().colour(meter), 0.6), width=1))
+            item.setZValue(-9)
         self._capacity.setPen(QPen(theme().colour("capacity"), 1))
         self._capacity_text.setColor(theme().colour("capacity"))
         self._capacity_text.setFont(font(SMALL, bold=True))
@@ -152,17 +180,32 @@ class ProbePlot(QWidget):
             self._paint_band(region, text, self._bands.index((region, text)))
         self.mark_dirty()
 
+    @Slot(object)
+    def _clicked(self, event: MouseClickEvent) -> None:
+        x = self.widget.getViewBox().mapSceneToView(event.scenePos()).x()
+        phase = next((band.name for band in self._shown_bands if self._extent(band)[0] <= x <= self._extent(band)[1]), None)
+        if phase is not None:
+            self.picked.emit(phase)
+
     @Slot()
     def _frame(self) -> None:
         """One repaint. While a phase is open its band grows with the clock of the samples."""
         if not self._dirty:
             return
         self._dirty = False
+        self._draw_rehearsed()
         self._draw_samples()
         self._draw_bands()
         self._draw_levels()
         self._set_ranges()
         self.widget.scene().prepareForPaint()  # else the new range comes to light while painting, and all is painted twice
+
+    def _draw_rehearsed(self) -> None:
+        """Each stretch over the band of the same pass through its phase; where the two are equal the line is one."""
+        pairs = matched(self._shown_bands, self._rehearsed.course if self._rehearsed else ())
+        for meter, item in self._course.items():
+            item.setData(*_steps([(stretch, meter, *self._extent(band)) for band, stretch in pairs]))
+        self._area.setData(*_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
 
     def _draw_samples(self) -> None:
         samples = self._run.samples
@@ -196,7 +239,7 @@ class ProbePlot(QWidget):
         return region, text
 
     def _paint_band(self, region: pg.LinearRegionItem, text: pg.TextItem, index: int) -> None:
-        region.setBrush(_mixed(theme().colour("surface"), theme().colour("accent"), 0.10 if index % 2 == 0 else 0.04))
+        region.setBrush(mixed(theme().colour("surface"), theme().colour("accent"), 0.10 if index % 2 == 0 else 0.04))
         edge = QColor(theme().colour("border"))
         for line in region.lines:
             line.setPen(pg.mkPen(edge, width=1))
@@ -223,14 +266,15 @@ class ProbePlot(QWidget):
         return band.begin_s, band.end_s if band.end_s is not None else max(self._run.last_s, band.begin_s)
 
     def _span(self) -> float:
-        if self._shown_bands is self._preview:
-            return max(1.0, float(len(self._preview)))
+        if not self._timed:
+            return max(1.0, float(len(self._shown_bands)))
         return max(_MIN_SPAN_S, self._run.last_s)
 
     def _highest(self) -> float:
         reached = {band.name for band in self._shown_bands}
         levels = [max(meters.values(), default=0) for name, meters in self._levels.items() if name in reached]
-        return max([self._run.highest_bytes, *levels, 1.0])
+        rehearsed = self._rehearsed.highest_bytes if self._rehearsed else 0
+        return max([self._run.highest_bytes, *levels, rehearsed, 1.0])
 
     def _top(self) -> float:
         capacity = self._capacity_bytes or 0
@@ -240,7 +284,7 @@ class ProbePlot(QWidget):
     def _set_ranges(self) -> None:
         top = self._top()
         self.widget.setXRange(0, self._span(), padding=0.01)
-        self.widget.getAxis("bottom").setStyle(showValues=self._shown_bands is not self._preview)
+        self.widget.getAxis("bottom").setStyle(showValues=self._timed)
         self.widget.setYRange(0, top, padding=0)
         capacity = self._capacity_bytes
         in_view = capacity is not None and capacity <= top
@@ -252,10 +296,24 @@ class ProbePlot(QWidget):
             self._capacity_text.setPos(self._span(), capacity)
 
 
-def _mixed(ground: QColor, tint: QColor, share: float) -> QColor:
-    """``tint`` laid over ``ground`` as an opaque colour: a translucent one takes ten times as long to fill."""
-    parts = [round((1 - share) * one + share * other) for one, other in zip(ground.getRgb(), tint.getRgb(), strict=True)]
-    return QColor(*parts)
+def matched(bands: Sequence[Band], course: Sequence[Stretch]) -> list[tuple[Band, Stretch]]:
+    """Bands and stretches of the same phase, the first with the first and so on; what has no partner is left out."""
+    waiting: dict[str, list[Stretch]] = {}
+    for stretch in course:
+        waiting.setdefault(stretch.phase, []).append(stretch)
+    return [(band, waiting[band.name].pop(0)) for band in bands if waiting.get(band.name)]
+
+
+def _steps(parts: list[tuple[Stretch, str, float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The course as steps from ``begin`` to ``end`` of each band, with a gap between bands."""
+    x: list[np.ndarray] = []
+    y: list[np.ndarray] = []
+    for stretch, meter, begin, end in parts:
+        edges = np.append(begin + stretch.share * (end - begin), end)
+        values = stretch.meters[meter]
+        x += [np.repeat(edges, 2)[1:-1], np.array([end])]
+        y += [np.repeat(values, 2), np.array([np.nan])]
+    return (np.concatenate(x), np.concatenate(y)) if x else (np.array([]), np.array([]))
 
 
 def _middle(band: Band) -> float:

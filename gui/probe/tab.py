@@ -1,7 +1,8 @@
-"""The Probe tab: measure the plan on a device here, see it live beside the prediction, replay recordings."""
+"""The Probe tab: rehearse and measure the plan, see both beside the prediction, replay recordings."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,24 +15,30 @@ from gui.operations import Operation
 from gui.probe.controls import Controls
 from gui.probe.key import PlotKey
 from gui.probe.live import LiveProbe
-from gui.probe.plot import Levels, ProbePlot
+from gui.probe.plot import ProbePlot
+from gui.probe.rehearsed import Rehearsed, ask_rehearsal, rehearsed_of
 from gui.probe.run import Run
+from gui.probe.shown import Shown, title_of
 from gui.probe.status import StatusLine
-from gui.probe.table import ComparisonTable, compare
+from gui.probe.table import ComparisonTable
+from gui.state import Selection
 from gui.theme import set_role
 from gui.words import PHASES, word
-from planner.footprint import METERS, Footprint
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
+from probes.rehearsal import Rehearsal
 from probes.request import Request, predict_run, request
 
 if TYPE_CHECKING:
     from gui.context import Context
     from resources.plan import Plan
 
+_RAN_ON_CPU = "Ran on CPU, no GPU was used."
+_REHEARSED = "Rehearsed on fake tensors, no GPU was used."
+
 
 class ProbeTab(QWidget):
-    """Holds one run at a time, live or replayed."""
+    """Holds one run at a time, live or replayed, and the last of the other kind beside it."""
 
     def __init__(self, context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -42,38 +49,57 @@ class ProbeTab(QWidget):
         self.table = ComparisonTable()
         self.live = LiveProbe(self)
         self._key = PlotKey()
-        self._run: Run | None = None
-        self._measurement: Measurement | None = None
-        self._levels: Levels = {}
-        self._on_cpu = True
+        self._shown = Shown()
+        self._now = Run()
+        self._rehearsing = False
         self._lay_out()
         self._connect()
         self._show_plan()
 
     @property
     def measurement(self) -> Measurement | None:
-        """The run on screen."""
-        return self._measurement
+        """The measurement on screen."""
+        return self._shown.measurement
+
+    @property
+    def rehearsed(self) -> Rehearsed | None:
+        """The rehearsal on screen."""
+        return self._shown.rehearsed
 
     @Slot()
     def measure(self) -> None:
         """Run the plan on the chosen device."""
-        plan = self._state.plan
-        if self.live.running or self._operations.running("probe"):
-            return
-        if plan is None or not self._state.current:
-            self.status.complain("The scenario has faults: mend them in the form, then measure.")
-            return
         controls = self.controls
-        bad = [name for name, value in (("Layers", controls.layers.value()), ("New tokens", controls.new_tokens.value()),
-               ("Budget", controls.budget_gib.value())) if isinstance(value, str) or value == 0]  # fmt: skip
-        if bad:
-            self.status.complain(f"{' and '.join(bad)}: must be a whole number of at least 1, or empty.")
-            return
+        if controls.device.value() == controls.CARD:
+            self.status.complain("This card is not in this machine: choose another device to measure on, or rehearse.")
+        elif (plan := self._ready_plan()) is not None:
+            work = partial(request, plan, str(controls.device.value()), controls.layers.value(), controls.new_tokens.value(),
+                           controls.budget_bytes)  # fmt: skip
+            self._start(work, "Starting the probe …")
+
+    @Slot()
+    def rehearse(self) -> None:
+        """Run the plan on fake tensors, as the chosen device would."""
+        controls = self.controls
+        if (plan := self._ready_plan()) is not None:
+            work = partial(ask_rehearsal, plan, str(controls.device.value()), controls.layers.value(), controls.new_tokens.value())
+            self._start(work, "Starting the rehearsal …")
+
+    def _ready_plan(self) -> Plan | None:
+        """The plan, unless something stands in the way, which is said."""
+        if self.live.running or self._operations.running("probe"):
+            return None
+        if self._state.plan is None or not self._state.current:
+            self.status.complain("The scenario has faults: mend them in the form, then try again.")
+            return None
+        if self.controls.bad:
+            self.status.complain(f"{' and '.join(self.controls.bad)}: must be a whole number of at least 1, or empty.")
+            return None
+        return self._state.plan
+
+    def _start(self, work: partial[Request], words: str) -> None:
         self.controls.set_running(True)
-        self.status.say("Starting the probe …")
-        work = partial(request, plan, str(controls.device.value()), controls.layers.value(), controls.new_tokens.value(),
-                       controls.budget_bytes)  # fmt: skip
+        self.status.say(words)
         self._operations.start(Operation("probe", work, self._begin, self._fail))
 
     @Slot()
@@ -125,12 +151,16 @@ class ProbeTab(QWidget):
 
     def _connect(self) -> None:
         self.controls.measure_asked.connect(self.measure)
+        self.controls.rehearse_asked.connect(self.rehearse)
         self.controls.stop_asked.connect(self.stop)
         self.controls.changed.connect(self._show_plan)
         self.status.open_asked.connect(self._ask_recording)
         self.live.told.connect(self._take)
+        self.live.rehearsed.connect(self._take_rehearsed)
         self.live.ended.connect(self._ended)
         self._state.plan_changed.connect(self._show_plan)
+        self.plot.picked.connect(self._pick_phase)
+        self.table.picked.connect(self._pick_phase)
 
     @Slot()
     def _show_plan(self) -> None:
@@ -140,76 +170,88 @@ class ProbeTab(QWidget):
             return
         settled = self._state.settled
         inference = settled.inference.new_tokens if settled.task == "inference" else None
-        self.controls.set_task(settled.task, len(plan.architecture.decoder.layers), inference)
-        if self._run is None and self.isVisible():
+        self.controls.set_plan(settled.task, plan.gpu.name, len(plan.architecture.decoder.layers), inference)
+        if self._shown.empty and self.isVisible():
             self._preview(plan)
 
     def _preview(self, plan: Plan) -> None:
         """The levels that a run with these controls will be held against."""
         controls = self.controls
-        device, layers, tokens = controls.device.value(), controls.layers.value(), controls.new_tokens.value()
-        if isinstance(layers, str) or isinstance(tokens, str) or 0 in (layers, tokens):
+        if controls.bad:
             return
-        self._set_on_cpu(on_cpu=device == "cpu")
-        self._show_levels(predict_run(plan, str(device), layers, tokens))
-        self._key.set_title(f"Predicted for {'CPU' if device == 'cpu' else device}")
+        device = str(controls.device.value())
+        prediction = predict_run(plan, device, controls.layers.value(), controls.new_tokens.value())
+        where = plan.gpu.name if device == controls.CARD else controls.device.currentText().partition("  ")[0]
+        self._shown.preview(prediction, f"Predicted for {where}", on_cpu=device == "cpu")
+        self._refresh()
 
-    def _show_levels(self, prediction: Footprint) -> None:
-        self._levels = levels_of(prediction)
-        self.plot.set_levels(self._levels, None)
+    def _refresh(self, capacity_bytes: int | None = None) -> None:
+        """Show all that there is to show."""
+        shown = self._shown
+        self._key.set_contents(on_cpu=shown.on_cpu, rehearsed=shown.rehearsed is not None, title=shown.title)
+        self.plot.show_run(shown.run or Run())
+        self.plot.set_levels(shown.levels, capacity_bytes)
+        self.plot.set_rehearsed(shown.rehearsed)
         self._show_table()
 
-    def _set_on_cpu(self, *, on_cpu: bool) -> None:
-        """Call the meters what they are on the device."""
-        self._on_cpu = on_cpu
-        self._key.set_on_cpu(on_cpu)
-
     def _show_table(self) -> None:
-        self.table.comparisons.show_rows(compare(self._levels, self._measurement, on_cpu=self._on_cpu))
+        self.table.comparisons.show_rows(self._shown.rows())
 
     @Slot(object)
     def _begin(self, asked: Request) -> None:
-        self._open_run(Measurement(asked.order["scenario"], asked.prediction.to_json()))
-        self._set_on_cpu(on_cpu=asked.order["device"] == "cpu")
-        self._show_levels(asked.prediction)
+        order, prediction = asked.order, asked.prediction.to_json()
+        self._rehearsing = order["mode"] == "rehearse"
+        on_cpu = (order["personality"] if self._rehearsing else order["device"]) == "cpu"
+        self._open(order["scenario"], prediction, on_cpu=on_cpu)
+        if self._rehearsing:
+            self._shown.rehearsed = None
+        else:
+            self._shown.measure(Measurement(order["scenario"], prediction), self._now)
+        self._refresh((order.get("card") or {}).get("capacity_bytes"))
         self.live.start(asked)
 
-    def _open_run(self, measurement: Measurement) -> None:
-        self._run, self._measurement = Run(), measurement
-        self.plot.show_run(self._run)
+    def _open(self, scenario: Mapping[str, object], prediction: Mapping[str, object] | None, *, on_cpu: bool) -> None:
+        self._shown.open(prediction, title_of(scenario), on_cpu=on_cpu)
+        self._now = Run()
         self.status.show_notes([])
         self.status.show_path(None)
-        self._key.set_title(title_of(measurement))
 
     @Slot(object)
     def _take(self, event: Event) -> None:
-        if self._run is None or self._measurement is None:
-            return
-        self._run.take(event)
-        self._measurement.add(event)
-        self.plot.mark_dirty()
-        self.status.show_path(self.live.recording_path)
+        """One event of the run under way. Those of a measurement are drawn; those of a rehearsal tell how far it is."""
+        self._now.take(event)
         kind = event.get("event")
-        if kind == "hello":
-            self._show_device()
-        if kind in ("phase", "outcome"):
-            self._show_table()
+        if not self._rehearsing and self._shown.measurement is not None:
+            self._shown.measurement.add(event)
+            self.plot.mark_dirty()
+            if kind == "hello":
+                self.plot.set_levels(self._shown.levels, self._now.total_bytes)
+            if kind in ("phase", "outcome"):
+                self._show_table()
+        self.status.show_path(self.live.recording_path)
         if kind in ("note", "outcome"):
-            self.status.show_notes(self._run.notes)
+            self.status.show_notes(self._now.notes)
         if kind in ("phase", "progress", "hello"):
             self.status.say(self._doing())
 
-    def _show_device(self) -> None:
-        """The device says how large it is: on a GPU that is where the capacity line belongs, on CPU the machine's memory."""
-        if self._run is not None:
-            self.plot.set_levels(self._levels, self._run.total_bytes)
+    @Slot(object)
+    def _take_rehearsed(self, rehearsed: Rehearsed) -> None:
+        self._shown.rehearsed = rehearsed
+        self.plot.set_rehearsed(rehearsed)
+        self._key.set_contents(on_cpu=self._shown.on_cpu, rehearsed=True, title=self._shown.title)
+        self._show_table()
 
     def _doing(self) -> str:
-        run = self._run or Run()
-        where = "on CPU" if run.on_cpu else f"on {run.device.get('name', 'the device')}"
+        run, verb = self._now, "Rehearsing" if self._rehearsing else "Measuring"
+        where = "as on CPU" if self._rehearsing and self._shown.on_cpu else f"as on {self._card}" if self._rehearsing else ""
+        where = where or ("on CPU" if run.on_cpu else f"on {run.device.get('name', 'the device')}")
         what = word(PHASES, run.phase).label if run.phase else run.progress.capitalize() or "Starting"
         count = f" ({run.progress})" if run.phase and run.progress else ""
-        return f"Measuring {where}: {what}{count}"
+        return f"{verb} {where}: {what}{count}"
+
+    @property
+    def _card(self) -> str:
+        return self._state.plan.gpu.name if self._state.plan else "the card"
 
     @Slot()
     def _ended(self) -> None:
@@ -217,10 +259,21 @@ class ProbeTab(QWidget):
         self._show_outcome()
 
     def _show_outcome(self) -> None:
-        if self._run is not None and self._run.outcome is not None:
-            where = "Ran on CPU, no GPU was used." if self._run.on_cpu else ""
-            self.status.show_outcome(self._run.outcome, where)
+        shown = self._shown
+        if self._rehearsing and shown.rehearsed is not None and shown.rehearsed.outcome is not None:
+            self.status.show_outcome(shown.rehearsed.outcome, _REHEARSED)
+            self.status.show_notes([*shown.rehearsed.notes])
+            if shown.rehearsed.highest is not None:
+                self._pick_phase(shown.rehearsed.highest.phase)
+        elif self._now.outcome is not None:
+            self.status.show_outcome(self._now.outcome, _RAN_ON_CPU if self._now.on_cpu else "")
         self._show_table()
+
+    @Slot(str)
+    def _pick_phase(self, phase: str) -> None:
+        """Have the why panel open the rehearsed peak of a phase, or explain the prediction of it."""
+        rehearsed = self._shown.rehearsed
+        self._state.select(Selection(None, phase, 0, rehearsed.peak_of(phase) if rehearsed else None))
 
     @Slot(object)
     def _fail(self, error: Exception) -> None:
@@ -234,44 +287,30 @@ class ProbeTab(QWidget):
             self.replay(Path(path))
 
     @Slot(object)
-    def _show_recorded(self, found: tuple[Path, Recorded, Measurement]) -> None:
-        path, recorded, measurement = found
-        self._open_run(measurement)
-        run = self._run or Run()
-        for event in recorded.events:
-            run.take(event)
+    def _show_recorded(self, found: tuple[Path, Recorded, Measurement, Rehearsed | None]) -> None:
+        path, recorded, folded, rehearsed = found
         prediction = recorded.header.get("prediction")
-        self._levels = levels_of_json(prediction if isinstance(prediction, dict) else {})
-        self._set_on_cpu(on_cpu=run.on_cpu)
-        self.plot.set_levels(self._levels, run.total_bytes)
+        self._rehearsing = rehearsed is not None
+        self._open(folded.scenario, prediction if isinstance(prediction, dict) else None, on_cpu=folded.on_cpu)
+        for event in recorded.events:
+            self._now.take(event)
+        if rehearsed is not None:
+            self._shown.rehearsed = rehearsed
+            self._refresh(((recorded.header.get("order") or {}).get("card") or {}).get("capacity_bytes"))
+        else:
+            self._shown.measure(folded, self._now)
+            self._refresh(self._now.total_bytes)
         self.status.show_path(path)
         torn = ["Its last line was torn and is left out."] if recorded.skipped_lines else []
-        self.status.show_notes([*run.notes, *torn])
-        if run.outcome is None:
-            self.status.complain(f"The recording ends without an outcome{f', in {run.phase}' if run.phase else ''}.")
+        self.status.show_notes([*self._now.notes, *torn])
+        if self._now.outcome is None:
+            self.status.complain(f"The recording ends without an outcome{f', in {self._now.phase}' if self._now.phase else ''}.")
         self._show_outcome()
 
 
-def _read(path: Path) -> tuple[Path, Recorded, Measurement]:
+def _read(path: Path) -> tuple[Path, Recorded, Measurement, Rehearsed | None]:
     recorded = read_recording(path)
-    return path, recorded, Measurement.of_recording(recorded)
-
-
-def title_of(measurement: Measurement) -> str:
-    """Which run is on screen: model and task."""
-    model = measurement.scenario.get("model")
-    name = model.rsplit("/", 1)[-1] if isinstance(model, str) else "custom model"
-    return f"{name} · {measurement.scenario.get('task')}"
-
-
-def levels_of(prediction: Footprint) -> Levels:
-    """The predicted level of each phase and meter."""
-    phases = prediction.gpus[0].phases if prediction.gpus else ()
-    return {phase.name: {meter: phase.meter(meter) for meter in METERS} for phase in phases}
-
-
-def levels_of_json(prediction: dict[str, object]) -> Levels:
-    """The same from a recorded footprint."""
-    gpus = prediction.get("gpus")
-    phases = gpus[0].get("phases", []) if isinstance(gpus, list) and gpus else []
-    return {str(phase["name"]): {meter: int(phase[meter]) for meter in METERS} for phase in phases}
+    if (recorded.header.get("order") or {}).get("mode") == "rehearse":
+        rehearsal = Rehearsal.of_recording(recorded)
+        return path, recorded, rehearsal, rehearsed_of(rehearsal)
+    return path, recorded, Measurement.of_recording(recorded), None
