@@ -21,11 +21,13 @@ from PySide6.QtWidgets import (
 
 from gui.icons import icon
 from gui.theme import font, set_role, theme
+from planner.units import GIB
 
 _SUFFIXES = {"k": 2**10, "m": 2**20}
 _OPEN = ("auto", "native")
 """Choices that leave the choice to the plan."""
 _ALLOWED = frozenset("0123456789kKmM,_ ")
+_DECIMAL = frozenset("0123456789.")
 _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
 
 
@@ -108,6 +110,42 @@ class NumberField(QAbstractSpinBox):
         value = self.value()
         if isinstance(value, int):
             self.lineEdit().setText(str(value))
+
+
+class SizeField(NumberField):
+    """Bytes, written in GiB with or without a fraction; empty means the default."""
+
+    def value(self) -> int | str | None:
+        """The bytes; None for the default; the text itself when it is no size."""
+        return read_gib(self.lineEdit().text())
+
+    def set_value(self, value: object) -> None:
+        """Show ``value`` bytes unless the text already means it."""
+        if self.value() != value:
+            self.lineEdit().setText(f"{value / GIB:.6g}" if isinstance(value, int) else "" if value is None else str(value))
+
+    def set_default(self, value: object) -> None:
+        """What an empty field stands for."""
+        if isinstance(value, int):
+            self._default = value
+            self.lineEdit().setPlaceholderText(f"{value / GIB:.2f}  (default)")
+
+    def stepBy(self, steps: int) -> None:
+        """One GiB for each step of the arrows."""
+        now = self.value()
+        start = now if isinstance(now, int) else self._default
+        changed = max(1, round(start / GIB) + steps)
+        self.lineEdit().setText(str(changed))
+        self.edited.emit(changed * GIB)
+
+    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:  # type: ignore[override]
+        """Digits and one point."""
+        good = all(character in _DECIMAL for character in text) and text.count(".") <= 1 and len(text) <= 12
+        return (QValidator.State.Acceptable if good else QValidator.State.Invalid), text, position
+
+    @Slot()
+    def _tidy(self) -> None:
+        """A size stays as it was typed."""
 
 
 class ChoiceField(QComboBox):
@@ -297,6 +335,14 @@ class Segments(QWidget):
     @Slot(int)
     def _clicked(self, index: int) -> None:
         self.edited.emit(self._values[index])
+
+
+def read_gib(text: str) -> int | str | None:
+    """``23.5`` GiB in bytes; empty is None; what is no size comes back as it is."""
+    try:
+        return round(float(text) * GIB) if text.strip() else None
+    except (ValueError, OverflowError):
+        return text
 
 
 Editor = NumberField | ChoiceField | SearchField | Segments

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gui.form.editors import ChoiceField, Editor, NumberField, SearchField, Segments
+from gui.form.editors import ChoiceField, Editor, NumberField, SearchField, Segments, SizeField
 from planner.scenario import (
     ATTENTIONS,
     CHECKPOINTINGS,
@@ -57,6 +57,10 @@ def _tokens() -> Editor:
     return NumberField(doubles=True)
 
 
+def _size() -> Editor:
+    return SizeField()
+
+
 def _task() -> Editor:
     return Segments([(name, name.capitalize(), "") for name in TASKS])
 
@@ -91,4 +95,5 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("inference.max_model_len", "Max length", "Longest sequence the engine makes room for.", "Engine", _tokens, "inference", advanced=True),
     FieldSpec("training.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "training", advanced=True),
     FieldSpec("hardware.gpu", "&GPU", "Any words of its name.", "Hardware", _gpu, wide=True),
+    FieldSpec("hardware.capacity_bytes", "Capacity, GiB", "Memory of one GPU, for a budget or a modified card; empty: the catalog's.", "Hardware", _size, advanced=True),
 )  # fmt: skip

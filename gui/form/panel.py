@@ -113,7 +113,7 @@ class FormPanel(QScrollArea):
         self._fold.setAccessibleName("Advanced fields")
         column.addSpacing(4)
         column.addWidget(self._fold)
-        self._add_groups(column, sorted((spec for spec in FIELDS if spec.advanced), key=lambda spec: spec.task or ""))
+        self._add_groups(column, sorted((spec for spec in FIELDS if spec.advanced), key=lambda spec: spec.task or "~"))
 
     def _connect(self) -> None:
         for field in self.fields.values():
@@ -165,6 +165,7 @@ class FormPanel(QScrollArea):
         for path, field in self.fields.items():
             if field.spec.task in (None, settled.task):
                 field.set_default(_shown(value_at(settled, path)))
+        self.fields["hardware.capacity_bytes"].set_default(plan.gpu.capacity_bytes)
 
     @Slot(object)
     def _show_faults(self, faults: tuple[Fault, ...]) -> None:
