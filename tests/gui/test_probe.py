@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SMALL
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
@@ -16,6 +15,7 @@ from gui.probe.table import ComparisonModel, compare
 from probes.measurement import Measurement
 from probes.recording import read_recording
 from probes.request import keep_layers
+from tests.gui.conftest import SMALL
 
 RUN_MS = 240_000
 

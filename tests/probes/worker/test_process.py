@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA, ROOT, Events, order_json
+
+from tests.probes.worker.conftest import LLAMA, ROOT, Events, order_json
 
 SHORT = {"batch": 1, "prompt_tokens": 16, "new_tokens": 2}
 LONG = {"batch": 2, "prompt_tokens": 64, "new_tokens": 100_000}
