@@ -20,7 +20,7 @@ FOREIGN = {
     "cli": {"torch", "transformers", "PySide6", "pyqtgraph"},
 }
 IMPURE = {"os", "io", "pathlib", "time", "random", "socket", "subprocess", "threading", "sqlite3", "urllib", "tempfile", "datetime"}
-WORKER = {"torch", "transformers", "peft", "bitsandbytes", "psutil"}
+WORKER = {"torch", "transformers", "peft", "bitsandbytes", "liger_kernel"}
 
 
 def sources(room: str) -> list[Path]:
