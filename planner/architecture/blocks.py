@@ -96,7 +96,7 @@ def head_counts(config: Config) -> tuple[int, int, int]:
     return heads, kv_heads, max(head_dim, 1)
 
 
-def attention(  # noqa: PLR0913 - one argument for each way families differ
+def attention(
     config: Config,
     *,
     path: str = "self_attn",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.architecture.noise import cannot_change_sizes
@@ -73,18 +73,23 @@ class Config:
         self.notes: list[str] = []
         self.children: list[Config] = []
         self.read: set[str] = set()
+        self._found: dict[tuple[str, ...], object] = {}
 
     def get(self, *names: str) -> object:
         """The value under the first of ``names`` (or its alias) the config has, else the default, else None."""
+        if names in self._found:
+            return self._found[names]
         aliases = self.defaults.aliases
-        known = [stored for name in names for stored in (name, aliases.get(name)) if stored]
+        known: Sequence[str] = names
+        if aliases:
+            known = [stored for name in names for stored in (name, aliases.get(name)) if stored]
         self.read.update(known)
-        for name in known:
-            if name in self.values:
-                return self._note(name, self.values[name], "config.json")
-        for name in known:
-            if name in self.defaults.values:
-                return self._note(name, self.defaults.values[name], "default")
+        for place, origin in ((self.values, "config.json"), (self.defaults.values, "default")):
+            for name in known:
+                if name in place:
+                    self._found[names] = self._note(name, place[name], origin)
+                    return self._found[names]
+        self._found[names] = None
         return None
 
     def says(self, *names: str) -> bool:
@@ -96,6 +101,8 @@ class Config:
         value = self.get(*names)
         if value is None:
             return None
+        if type(value) is int and minimum <= value <= maximum:
+            return value
         key = self._key(names)
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
             value = int(value)
@@ -220,13 +227,14 @@ class Config:
         return next((name for name in known if name in self.values), names[0])
 
     def _path(self, key: object) -> str:
-        shown = describe(key).strip("'")
+        shown = key if isinstance(key, str) and len(key) <= 80 else describe(key).strip("'")
         return f"{self.reader.path}.{shown}" if self.reader.path else shown
 
     def _note(self, name: str, value: object, origin: str) -> object:
-        if value is None or isinstance(value, str | int | float):
+        if type(value) is int or isinstance(value, str | float | bool | None):
             path = self._path(name)
-            self.sources[path] = f"{origin}: {path} = {describe(value)}"
+            shown = value if type(value) is int and value < 2**63 else describe(value)
+            self.sources[path] = f"{origin}: {path} = {shown}"
         return value
 
 

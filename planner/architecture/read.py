@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.architecture.config import Config, UnknownArchitecture
-from planner.architecture.families import FAMILIES, defaults_of
 from planner.architecture.layers import Architecture
 from planner.faults import Fault, Faults, describe
 
@@ -18,12 +17,17 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
     usual one. Raises :class:`planner.faults.Faults` naming every field that is wrong, and :class:`UnknownArchitecture`
     when the model type is not known and the keys do not suffice.
     """
+    # the readers of all families and their table are loaded with the first config, not with the program
+    from planner.architecture.families import FAMILIES, NOT_READ, by_keys  # noqa: PLC0415
+
     if not isinstance(config, Mapping):
         raise Faults([Fault("", f"must be an object, got {describe(config)}")])
     model_type = config.get("model_type")
     read = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if read is None or not isinstance(model_type, str):
-        raise UnknownArchitecture(f"model_type {describe(model_type)} is not known")
+        if model_type in NOT_READ:
+            raise UnknownArchitecture(f"model_type {describe(model_type)}: transformers has a class for it, which is not read yet")
+        return by_keys(config, model_class or _named_class(config))
     reading = _reading(config, model_type, model_class)
     found = read(reading)
     if "per_layer_config" in config and "per_layer_config" not in reading.read:
@@ -51,6 +55,8 @@ _HEADS = {
 
 def _reading(config: Mapping[str, object], model_type: str, model_class: str | None) -> Config:
     """The config with its type's defaults, for the class that is asked for or named."""
+    from planner.architecture.families import defaults_of  # noqa: PLC0415 - see read_config
+
     defaults = defaults_of(model_type)
     wanted = model_class or _named_class(config) or defaults.model_class
     suffixes = [suffix for suffix in _HEADS if wanted.endswith(suffix)]

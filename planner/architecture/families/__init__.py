@@ -1,14 +1,52 @@
 """How each family of models is read from its config; one file per kinship."""
 
-from planner.architecture.families import encoder as encoder
-from planner.architecture.families import gemma as gemma
-from planner.architecture.families import gpt_like as gpt_like
-from planner.architecture.families import latent as latent
-from planner.architecture.families import llama_like as llama_like
-from planner.architecture.families import moe as moe
-from planner.architecture.families import multimodal as multimodal
-from planner.architecture.families import recurrent as recurrent
-from planner.architecture.families import seq2seq as seq2seq
-from planner.architecture.families.registry import FAMILIES, SUB_CONFIGS, defaults_of
+from planner.architecture.families import (
+    audio_towers,
+    compressed,
+    encoder,
+    gemma,
+    gpt_like,
+    latent,
+    linear_attention,
+    llama_like,
+    llama_towers,
+    moe,
+    moe_variants,
+    multimodal,
+    phi_like,
+    recurrent,
+    seq2seq,
+    state_space,
+    towers,
+    zamba,
+)
+from planner.architecture.families.by_keys import by_keys
+from planner.architecture.families.defaults import NOT_READ
+from planner.architecture.families.registry import FAMILIES, SUB_CONFIGS, defaults_of, parts_of
 
-__all__ = ["FAMILIES", "SUB_CONFIGS", "defaults_of"]
+__all__ = [
+    "FAMILIES",
+    "NOT_READ",
+    "SUB_CONFIGS",
+    "audio_towers",
+    "by_keys",
+    "compressed",
+    "defaults_of",
+    "encoder",
+    "gemma",
+    "gpt_like",
+    "latent",
+    "linear_attention",
+    "llama_like",
+    "llama_towers",
+    "moe",
+    "moe_variants",
+    "multimodal",
+    "parts_of",
+    "phi_like",
+    "recurrent",
+    "seq2seq",
+    "state_space",
+    "towers",
+    "zamba",
+]

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from planner.architecture.blocks import attention, block, decoder, embedding, experts, head_counts, linear, mlp, num_layers, scale
+from planner.architecture.blocks import (
+    attention,
+    block,
+    decoder,
+    embedding,
+    experts,
+    head_counts,
+    linear,
+    mlp,
+    num_layers,
+    scale,
+    with_head,
+)
 from planner.architecture.config import MAX_VOCABULARY, Config, Defaults
 from planner.architecture.families.llama_like import FULL, SANDWICH, SLIDING
 from planner.architecture.families.registry import family
@@ -81,8 +93,8 @@ def layer_widths(config: Config, layers: int) -> tuple[int, ...]:
 def altup(config: Config, streams: int) -> tuple[Weight, ...]:
     """Predicts and corrects the idle residual streams (Alternating Updates, Baykal et al. 2023)."""
     hidden = config.size("hidden_size")
-    correction = (Weight("altup.correct_output_scale", (hidden,), "other"),)
-    return correction + (
+    return (
+        Weight("altup.correct_output_scale", (hidden,), "other"),
         *linear("altup.correction_coefs", streams, streams),
         *linear("altup.prediction_coefs", streams**2, streams),
         *linear("altup.modality_router", streams, hidden),
@@ -129,6 +141,9 @@ def gemma_attention(
 @family("gemma4_text", "gemma4_unified_text")
 def gemma4(config: Config) -> Architecture:
     """Gemma 4: global layers with wider and fewer heads, whose keys may serve as values; experts beside the dense block."""
+    if config.get("use_bidirectional_attention") == "all":
+        # transformers halves the window then: it reaches as far to both sides
+        config = with_head(config, sliding_window=config.size("sliding_window") // 2 + 1)
     layers = num_layers(config)
     types = config.layer_types(layers, lambda index: SLIDING if (index + 1) % 6 else FULL, (FULL, SLIDING))
     types = (*types[:-1], FULL)

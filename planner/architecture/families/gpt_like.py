@@ -52,7 +52,7 @@ def inner_width(config: Config, name: str) -> int:
 def gpt2_decoder(config: Config, layer: Layer, *, norm_name: str = "ln_f", learned: bool = True, **options: Any) -> Architecture:
     """Token embedding ``wte``, layers ``h``, and learned positions ``wpe``."""
     embeddings = (positions(config, "wpe"),) if learned else ()
-    names = {"embed": "wte", "layers_name": "h", "norm": layer_norm} | options
+    names: dict[str, Any] = {"embed": "wte", "layers_name": "h", "norm": layer_norm} | options
     return decoder(config, [layer] * num_layers(config), norm_name=norm_name, embeddings=embeddings, **names)
 
 

@@ -16,12 +16,12 @@ from planner.architecture.blocks import (
     moe,
     num_layers,
     scale,
+    with_head,
 )
 from planner.architecture.config import MAX_VOCABULARY, Config, UnknownArchitecture, dtype_of
-from planner.architecture.families.defaults import PARTS
 from planner.architecture.families.llama_like import PRE, dense, qwen_windows
 from planner.architecture.families.moe import qwen_sparse, routed, sparse_decoder
-from planner.architecture.families.registry import FAMILIES, defaults_of, family
+from planner.architecture.families.registry import FAMILIES, defaults_of, family, parts_of
 from planner.architecture.families.towers import TOWERS
 from planner.architecture.layers import Architecture, MixtureOfExperts, Stack, Weight
 from planner.faults import describe
@@ -34,7 +34,7 @@ def part(config: Config, key: str, base: str, *, head: str = "") -> Config:
 
     An outer class of a fixed part ignores the part's own ``model_type``; others follow it.
     """
-    usual, follows, given = PARTS.get(config.text("model_type"), {}).get(key, ("", True, {}))
+    usual, follows, given = parts_of(config.text("model_type")).get(key, ("", True, {}))
     value = config.mapping(key)
     named = value.get("model_type")
     model_type = named if follows and isinstance(named, str) and named else usual
@@ -44,9 +44,7 @@ def part(config: Config, key: str, base: str, *, head: str = "") -> Config:
     if not value and given:
         defaults = replace(defaults, values={**defaults.values, **given})
     found = config.child(key, replace(defaults, values={**defaults.values, "model_type": model_type}), base=base, head=head)
-    if found.values.get("model_type") != model_type:
-        found.values = {**found.values, "model_type": model_type}
-    return found
+    return found if found.values.get("model_type") == model_type else with_head(found, model_type=model_type)
 
 
 def text_of(
@@ -56,7 +54,7 @@ def text_of(
     head = (config.head if head is None else head) if config.head else ""
     text = part(config, key, f"{config.base}language_model." if base is None else base, head=head)
     tied = config.flag("tie_word_embeddings") or (heeds_text and text.flag("tie_word_embeddings"))
-    text.values = {**text.values, "tie_word_embeddings": tied}
+    text = with_head(text, tie_word_embeddings=tied)
     model_type = text.text("model_type")
     read = FAMILIES.get(model_type)
     if read is None:
@@ -163,8 +161,7 @@ def paligemma(config: Config) -> Architecture:
     at = config.base
     text = text_of(config)
     towers = towers_of(config, "vision_config", f"{at}vision_tower.")
-    own = part(config, "vision_config", "")
-    joints = linear(f"{at}{PROJECTOR}.linear", own.size("projection_dim"), own.size("hidden_size"), bias=True)
+    joints = linear(f"{at}{PROJECTOR}.linear", config.size("projection_dim"), tower_width(towers), bias=True)
     return combine(config, text, towers, joints)
 
 
@@ -209,7 +206,7 @@ def gemma4(config: Config) -> Architecture:
 @family("llama4")
 def llama4(config: Config) -> Architecture:
     """Llama 4: the text model is a whole language model inside."""
-    text = text_of(config, base="language_model.model.", head="language_model.lm_head")
+    text = text_of(config, base="language_model.model.", head="language_model.lm_head", heeds_text=True)
     towers = towers_of(config, "vision_config", "vision_model.")
     own = part(config, "vision_config", "")
     joints = linear(f"{PROJECTOR}.linear_1", text.hidden_size, own.size("vision_output_dim"))
@@ -320,7 +317,7 @@ def lfm2_vl(config: Config) -> Architecture:
     """LFM2-VL: SigLIP 2's tower, patches merged into channels."""
     at = config.base
     if "tie_embedding" in config.values:
-        config.values = {**config.values, "tie_word_embeddings": config.flag("tie_embedding", default=True)}
+        config = with_head(config, tie_word_embeddings=config.flag("tie_embedding", default=True))
     text = text_of(config)
     towers = towers_of(config, "vision_config", f"{at}vision_tower.")
     width = tower_width(towers) * config.size("downsample_factor") ** 2

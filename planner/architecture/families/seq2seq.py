@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from planner.architecture.blocks import (
     QKVO,
@@ -158,7 +159,7 @@ def bart_stack(config: Config, side: str, weights: tuple[Weight, ...], *, silent
     """BART's encoder or decoder with its positions and norms."""
     layer = bart_layer(config, side, silent_keys=silent_keys)
     count = config.size(f"{side}_layers", minimum=0, maximum=MAX_LAYERS)
-    kind = "decoder" if side == "decoder" else "encoder"
+    kind: Literal["decoder", "encoder"] = "decoder" if side == "decoder" else "encoder"
     return Stack(f"{config.base}{side}.layers", kind, config.size("d_model"), (layer,) * count, weights)
 
 
@@ -179,7 +180,9 @@ def bart(config: Config) -> Architecture:
     stacks = {}
     for side in ("encoder", "decoder"):
         at = f"{config.base}{side}"
-        weights = () if kind == "m2m_100" else (embedding(f"{at}.embed_positions", rows + offset, hidden),)
+        weights: tuple[Weight, ...] = ()
+        if kind != "m2m_100":
+            weights = (embedding(f"{at}.embed_positions", rows + offset, hidden),)
         if kind in ("bart", "mbart", "plbart", "blenderbot-small"):
             weights += layer_norm(f"{at}.layernorm_embedding", hidden).weights
         if kind in ("mbart", "pegasus", "blenderbot", "m2m_100"):
@@ -192,7 +195,12 @@ def bart(config: Config) -> Architecture:
     if not tied or config.get("share_encoder_decoder_embeddings") is False:
         raise UnknownArchitecture("an encoder–decoder whose embeddings are not shared is not read")
     return encoder_decoder(
-        config, embeddings=(embedding(f"{config.base}shared", vocabulary, hidden),), head=head, context=rows, **stacks
+        config,
+        embeddings=(embedding(f"{config.base}shared", vocabulary, hidden),),
+        encoder=stacks["encoder"],
+        decoder=stacks["decoder"],
+        head=head,
+        context=rows,
     )
 
 

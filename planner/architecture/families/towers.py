@@ -1,9 +1,9 @@
-"""Vision and audio towers: each reads its own object of a config into stacks."""
+"""Vision towers: each reads its own object of a config into stacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from planner.architecture.blocks import (
     QKVO,
@@ -16,10 +16,9 @@ from planner.architecture.blocks import (
     rms_norm,
     scale,
 )
-from planner.architecture.config import MAX_LAYERS, MAX_TOKENS, Config, UnknownArchitecture
+from planner.architecture.config import MAX_LAYERS, MAX_TOKENS, Config
 from planner.architecture.families.registry import SUB_CONFIGS
-from planner.architecture.families.seq2seq import bart_stack
-from planner.architecture.layers import Attention, Layer, Norm, Recurrent, Stack, Weight
+from planner.architecture.layers import Layer, Norm, Stack, Weight
 
 ReadTower = Callable[[Config], tuple[Stack, ...]]
 TOWERS: dict[str, ReadTower] = {}
@@ -262,7 +261,7 @@ def qwen3_vl(config: Config) -> tuple[Stack, ...]:
     return qwen_blocks(config, layer, hidden, weights)
 
 
-@tower("glm4v_vision")
+@tower("glm4v_vision", "glm4v_moe_vision")
 def glm4v(config: Config) -> tuple[Stack, ...]:
     """GLM-4V: positions interpolated from a table, a convolution that merges patches, a gated merger."""
     hidden, out = config.size("hidden_size"), config.size("out_hidden_size")
@@ -342,266 +341,3 @@ def pair(config: Config, key: str) -> tuple[int, int]:
         found = config.integers(key, length=2) or (1, 1)
         return max(found[0], 1), max(found[1], 1)
     return config.size(key), config.size(key)
-
-
-@tower("mllama_vision_model")
-def mllama(config: Config) -> tuple[Stack, ...]:
-    """Llama 3.2 Vision: local layers, then gated global ones; embeddings for tiles and aspect ratios."""
-    hidden, patch, tiles = config.size("hidden_size"), config.size("patch_size"), config.size("max_num_tiles")
-    patches = side_patches(config) ** 2 + 1
-    ratios = config.get("supported_aspect_ratios")
-    rows = (len(ratios) if isinstance(ratios, list | tuple) else 8) + 1
-    at, gated = config.base, "gated_positional_embedding"
-    weights = (
-        Weight(f"{at}class_embedding", (hidden,), "other"),
-        *convolution(f"{at}patch_embedding", hidden, config.size("num_channels"), patch, patch),
-        Weight(f"{at}{gated}.gate", (1,), "other"),
-        Weight(f"{at}{gated}.embedding", (patches, hidden), "embedding"),
-        embedding(f"{at}{gated}.tile_embedding", rows, tiles * patches * hidden),
-        *(
-            weight
-            for side in ("pre", "post")
-            for weight in (
-                Weight(f"{at}{side}_tile_positional_embedding.gate", (1,), "other"),
-                embedding(f"{at}{side}_tile_positional_embedding.embedding", rows, tiles * hidden),
-            )
-        ),
-        *layer_norm(f"{at}layernorm_pre", hidden).weights,
-        *layer_norm(f"{at}layernorm_post", hidden).weights,
-    )
-    gates = tuple(Weight(name, (1,), "other") for name in ("gate_attn", "gate_ffn"))
-    options: dict[str, Any] = {
-        "hidden": hidden,
-        "heads": config.size("num_attention_heads", "attention_heads"),
-        "width": config.size("intermediate_size"),
-        "norms": ("input_layernorm", "post_attention_layernorm"),
-        "names": QKVO,
-        "bias": False,
-        "channel_bias": True,
-    }
-    return (
-        Stack(f"{at}transformer.layers", "vision", hidden, (vit_layer(config, **options),) * layer_count(config), weights),
-        Stack(
-            f"{at}global_transformer.layers",
-            "vision",
-            hidden,
-            (vit_layer(config, weights=gates, **options),) * layer_count(config, "num_global_layers"),
-        ),
-    )
-
-
-@tower("llama4_vision_model")
-def llama4(config: Config) -> tuple[Stack, ...]:
-    """Llama 4's tower: rotary positions, an adapter that shuffles pixels into channels."""
-    hidden, patch, width = config.size("hidden_size"), config.size("patch_size"), config.size("intermediate_size")
-    patches, at = side_patches(config) ** 2 + 1, config.base
-    middle, out = config.size("projector_input_dim"), config.size("projector_output_dim")
-    weights = (
-        Weight(f"{at}class_embedding", (hidden,), "other"),
-        Weight(f"{at}positional_embedding_vlm", (patches, hidden), "embedding"),
-        *linear(f"{at}patch_embedding.linear", hidden, config.size("num_channels") * patch * patch),
-        *layer_norm(f"{at}layernorm_pre", hidden).weights,
-        *layer_norm(f"{at}layernorm_post", hidden).weights,
-        *linear(f"{at}vision_adapter.mlp.fc1", middle, width),
-        *linear(f"{at}vision_adapter.mlp.fc2", out, out),
-    )
-    layer = vit_layer(
-        config,
-        hidden=hidden,
-        heads=config.size("num_attention_heads"),
-        width=width,
-        norms=("input_layernorm", "post_attention_layernorm"),
-        names=QKVO,
-    )
-    return (Stack(f"{at}model.layers", "vision", hidden, (layer,) * layer_count(config), weights),)
-
-
-@tower("qwen2_audio_encoder", "voxtral_encoder")
-def whisper_like(config: Config) -> tuple[Stack, ...]:
-    """Whisper's encoder as a tower."""
-    kind = config.text("model_type", default="voxtral_encoder")
-    if kind == "voxtral_encoder":
-        renamed = {
-            "d_model": config.get("hidden_size"),
-            "encoder_layers": config.get("num_hidden_layers"),
-            "encoder_attention_heads": config.get("num_attention_heads"),
-            "encoder_ffn_dim": config.get("intermediate_size"),
-        }
-        inner = Config({**config.values, **renamed}, config.defaults, reader=config.reader, base=config.base)
-        inner.sources, inner.notes, inner.read = config.sources, config.notes, config.read
-        config = inner
-    hidden, at = config.size("d_model"), config.base
-    front = (
-        *convolution(f"{at}conv1", hidden, config.size("num_mel_bins"), 3, bias=True),
-        *convolution(f"{at}conv2", hidden, hidden, 3, bias=True),
-        embedding(f"{at}embed_positions", config.size("max_source_positions", maximum=MAX_TOKENS), hidden),
-        *layer_norm(f"{at}layer_norm", hidden).weights,
-    )
-    found = bart_stack(config, "encoder", front, silent_keys=True)
-    return (Stack(f"{at}layers", "audio", hidden, found.layers, front),)
-
-
-CLIPPED = tuple(f"{side}_{end}" for side in ("input", "output") for end in ("min", "max"))
-
-
-def clipped(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    """Gemma 4's linears sit in a module with the bounds of their input and output, four buffers of one value."""
-    bounds: list[Weight] = []
-    for weight in weights:
-        path = weight.name.removesuffix(".linear.weight")
-        if path != weight.name:
-            bounds += [Weight(f"{path}.{name}", (), "other", is_buffer=True) for name in CLIPPED]
-    return tuple(bounds)
-
-
-@tower("gemma4_vision")
-def gemma4_vision(config: Config) -> tuple[Stack, ...]:
-    """Gemma 4's tower: norms around each mixer and on each head, positions from two tables."""
-    hidden, patch, at = config.size("hidden_size"), config.size("patch_size"), config.base
-    heads = config.size("num_attention_heads")
-    rows = config.size("position_embedding_size", maximum=MAX_TOKENS)
-    bias = config.flag("attention_bias")
-    weights = (
-        Weight(f"{at}patch_embedder.position_embedding_table", (2, rows, hidden), "embedding"),
-        *linear(f"{at}patch_embedder.input_proj", hidden, 3 * patch * patch),
-    )
-    if config.flag("standardize"):
-        weights += tuple(Weight(f"{at}{name}", (hidden,), "other", is_buffer=True) for name in ("std_bias", "std_scale"))
-    layer = vit_layer(
-        config,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=config.optional("num_key_value_heads") or heads,
-        head_dim=config.optional("head_dim") or max(hidden // heads, 1),
-        width=config.size("intermediate_size"),
-        norms=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        make=rms_norm,
-        names=tuple(f"{name}.linear" for name in QKVO),  # type: ignore[arg-type]
-        bias=bias,
-        channel=("gate_proj.linear", "up_proj.linear", "down_proj.linear"),
-        channel_bias=False,
-        qk_norm="per_head",
-    )
-    if config.flag("use_clipped_linears"):
-        inner = (*layer.sequence[0].weights, *layer.channel[0].weights)
-        layer = Layer(layer.sequence, layer.channel, layer.norms, clipped(inner))
-    return (Stack(f"{at}encoder.layers", "vision", hidden, (layer,) * layer_count(config), weights),)
-
-
-@tower("gemma4_audio")
-def gemma4_audio(config: Config) -> tuple[Stack, ...]:
-    """Gemma 4's conformer: half-step feed-forwards around attention and a light convolution."""
-    hidden, at = config.size("hidden_size"), config.base
-    channels = config.integers("subsampling_conv_channels", length=2) or (128, 32)
-    front = f"{at}subsample_conv_projection"
-    weights: tuple[Weight, ...] = (
-        *convolution(f"{front}.layer0.conv", channels[0], 1, 3, 3),
-        *scale(f"{front}.layer0.norm", channels[0]),
-        *convolution(f"{front}.layer1.conv", channels[1], channels[0], 3, 3),
-        *scale(f"{front}.layer1.norm", channels[1]),
-        *linear(f"{front}.input_proj_linear", hidden, channels[1] * (128 // 4)),
-    )
-    out = config.optional("output_proj_dims")
-    if out:
-        weights += linear(f"{at}output_proj", out, hidden, bias=True)
-    layer = conformer(config, hidden, "gemma4")
-    return (Stack(f"{at}layers", "audio", hidden, (layer,) * layer_count(config), weights),)
-
-
-def conformer(config: Config, hidden: int, kind: str) -> Layer:
-    """A conformer block of Gemma 3n and 4 (Universal Speech Model, Zhang et al. 2023)."""
-    new = kind == "gemma4"
-    heads = config.size("num_attention_heads") if new else config.size("conf_num_attention_heads")
-    kernel = config.size("conv_kernel_size") if new else config.size("conf_conv_kernel_size")
-    inner = ".linear" if new else ""
-    head_dim = max(hidden // heads, 1)
-    at = "self_attn" if new else "attention.attn"
-    weights: tuple[Weight, ...] = (
-        Weight(f"{at}.per_dim_scale", (head_dim,), "other"),
-        *(weight for name in QKVO[:3] for weight in linear(f"{at}.{name}{inner}", hidden, hidden)),
-        *linear("self_attn.post.linear" if new else "attention.post", hidden, hidden),
-        *linear("self_attn.relative_k_proj" if new else f"{at}.relative_position_embedding.pos_proj", hidden, hidden),
-    )
-    mixer = Attention(heads, heads, head_dim, head_dim, weights, causal=False)
-    light = Recurrent(
-        "short_conv",
-        (
-            *linear(f"lconv1d.linear_start{inner}", 2 * hidden, hidden),
-            *linear(f"lconv1d.linear_end{inner}", hidden, hidden),
-            *convolution("lconv1d.depthwise_conv1d", hidden, 1, kernel),
-        ),
-        conv_channels=hidden,
-        conv_kernel=kernel,
-        inner_dim=hidden,
-    )
-    paths = ("feed_forward1", "feed_forward2") if new else ("ffw_layer_start", "ffw_layer_end")
-    steps = tuple(
-        mlp(
-            config,
-            4 * hidden,
-            gated=False,
-            path=path,
-            names=(f"ffw_layer_1{inner}", f"ffw_layer_2{inner}"),
-            hidden=hidden,
-        )
-        for path in paths
-    )
-    own = ("norm_pre_attn", "norm_post_attn", "norm_out") if new else ("attention.pre_attn_norm", "attention.post_norm", "norm")
-    names = (
-        *(f"{path}.{side}_layer_norm" for path in paths for side in ("pre", "post")),
-        "lconv1d.pre_layer_norm",
-        "lconv1d.conv_norm",
-        *own,
-    )
-    bounds: tuple[Weight, ...] = ()
-    if new and config.flag("use_clipped_linears"):
-        bounds = clipped((*weights, *light.weights, *(weight for step in steps for weight in step.weights)))
-    return Layer((mixer, light), steps, tuple(rms_norm(name, hidden) for name in names), bounds)
-
-
-@tower("gemma3n_audio")
-def gemma3n_audio(config: Config) -> tuple[Stack, ...]:
-    """Gemma 3n's conformer."""
-    hidden, at = config.size("hidden_size"), config.base
-    channels = config.integers("sscp_conv_channel_size", length=2) or (128, 32)
-    front, previous = f"{at}subsample_conv_projection", 1
-    weights: tuple[Weight, ...] = ()
-    bins = config.size("input_feat_size")
-    for index, (channel, kernel, stride) in enumerate(zip(channels, *conv_shapes(config), strict=True)):
-        weights += convolution(f"{front}.conv_{index}.conv", channel, previous, *kernel)
-        weights += scale(f"{front}.conv_{index}.norm", channel)
-        previous, bins = channel, (bins + 2 - kernel[1]) // max(stride[1], 1) + 1
-    weights += linear(f"{front}.input_proj_linear", hidden, previous * bins)
-    layer = conformer(config, hidden, "gemma3n")
-    count = layer_count(config, "conf_num_hidden_layers")
-    return (Stack(f"{at}conformer", "audio", hidden, (layer,) * count, weights),)
-
-
-def conv_shapes(config: Config) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-    """Kernels and strides of the two convolutions over the spectrogram."""
-    found = []
-    for key, usual in (("sscp_conv_kernel_size", 3), ("sscp_conv_stride_size", 2)):
-        value = config.get(key)
-        pairs = value if isinstance(value, list | tuple) and len(value) == 2 else ((usual, usual),) * 2
-        if not all(
-            isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(n, int) and 0 < n < 1000 for n in item)
-            for item in pairs
-        ):
-            config.reader.fault(key, "must hold two pairs of whole numbers")
-            pairs = ((usual, usual),) * 2
-        found.append(tuple((item[0], item[1]) for item in pairs))
-    return found[0], found[1]
-
-
-TIMM_PARAMETERS = {"mobilenetv5_300m_enc": 294_126_912}
-"""Parameters of towers built by timm, which this reader takes whole: counted in transformers 5.23's Gemma 3n."""
-
-
-@tower("gemma3n_vision")
-def gemma3n_vision(config: Config) -> tuple[Stack, ...]:
-    """Gemma 3n's MobileNet-V5, built by timm: taken as one block of known size."""
-    name = config.text("architecture", default="mobilenetv5_300m_enc")
-    if name not in TIMM_PARAMETERS:
-        raise UnknownArchitecture(f"vision_config.architecture: a tower timm builds, {name[:80]!r}, is not known")
-    whole = Weight(f"{config.base}timm_model", (TIMM_PARAMETERS[name],), "other")
-    return (Stack(f"{config.base}timm_model", "vision", config.size("hidden_size"), (), (whole,)),)
