@@ -80,7 +80,7 @@ def _not_tracing() -> Iterator[None]:
     if original is None:
         yield
         return
-    import_utils.is_fake_tensor = lambda x: False  # noqa: ARG005 (the name is the library's)
+    import_utils.is_fake_tensor = lambda x: False
     try:
         yield
     finally:
