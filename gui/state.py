@@ -69,6 +69,11 @@ class State(QObject):
         self._recompute()
 
     @property
+    def operations(self) -> Operations:
+        """What runs work in the background."""
+        return self._operations
+
+    @property
     def scenario(self) -> Scenario:
         """The scenario as edited; :attr:`faults` says what is wrong with it."""
         return self._scenario

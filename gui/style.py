@@ -69,6 +69,7 @@ QToolButton[role^="segment"]:checked { background: @accent_soft; color: @text; f
 QToolButton[role="fold"] { border: none; background: transparent; color: @muted; padding: 4px 0; text-align: left; }
 QToolButton[role="fold"]:hover, QToolButton[role="fold"]:focus { color: @accent; }
 QToolButton[role="link"] { border: 1px solid transparent; background: transparent; border-radius: 5px; padding: 3px; }
+QToolButton[role="link"]::menu-indicator { image: none; }
 QToolButton[role="link"]:hover, QToolButton[role="link"]:focus { border-color: @border; background: @surface; }
 
 QTabWidget::pane { border: none; border-top: 1px solid @border; }

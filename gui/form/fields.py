@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gui.form.editors import ChoiceField, Editor, NumberField, SearchField, Segments, SizeField
+from gui.form.model_box import ModelBox
 from planner.scenario import (
     ATTENTIONS,
     CHECKPOINTINGS,
@@ -20,7 +21,6 @@ from planner.scenario import (
     TASKS,
     TRAINING_ENGINES,
 )
-from resources.catalog import find_models
 from resources.gpus import find_gpus
 
 Section = Literal["Model", "Workload", "Engine", "Hardware"]
@@ -66,7 +66,7 @@ def _task() -> Editor:
 
 
 def _model() -> Editor:
-    return SearchField(lambda text: [found.id for found in find_models(text)])
+    return ModelBox()
 
 
 def _gpu() -> Editor:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
+from gui.form.card import ModelCard
 from gui.form.field import Field
 from gui.form.fields import FIELDS, SECTIONS, FieldSpec, Section
-from gui.form.summary import summary
+from gui.form.model_box import ModelBox
+from gui.form.model_menu import ModelMenu
 from gui.icons import icon
 from gui.state import State, value_at
 from gui.theme import set_role, theme
@@ -34,7 +36,7 @@ class FormPanel(QScrollArea):
         super().__init__(parent)
         self._state = state
         self.fields = {spec.path: Field(spec) for spec in FIELDS}
-        self._summary = QLabel(wordWrap=True, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.card = ModelCard()
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text="Advanced", checkable=True, checked=advanced)
         self._groups: dict[tuple[str | None, bool], list[QWidget]] = {}
@@ -58,7 +60,6 @@ class FormPanel(QScrollArea):
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         body = QWidget()
         set_role(body, "side")
-        set_role(self._summary, "small")
         set_role(self._general, "fault")
         column = QVBoxLayout(body)
         column.setContentsMargins(14, 10, 14, 12)
@@ -77,7 +78,7 @@ class FormPanel(QScrollArea):
         specs = [spec for spec in FIELDS if spec.section == section and not spec.advanced]
         self._add_groups(column, specs)
         if section == "Model":
-            column.addWidget(self._summary)
+            column.addWidget(self.card)
 
     def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
         """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
@@ -98,8 +99,9 @@ class FormPanel(QScrollArea):
             return label
         row, line = QWidget(), QHBoxLayout()
         line.setContentsMargins(0, 0, 0, 0)
-        self._open = QToolButton(toolTip="Open a model's folder, config.json, .gguf or .safetensors")
-        self._open.setAccessibleName("Open a model file")
+        self._open = QToolButton(toolTip="Open a model's folder, config.json, .gguf or .safetensors, or edit its dimensions")
+        self._open.setAccessibleName("Open or edit a model")
+        self.menu = ModelMenu(self._state, self._open, self)
         set_role(self._open, "link")
         line.addWidget(label)
         line.addStretch(1)
@@ -119,7 +121,11 @@ class FormPanel(QScrollArea):
         for field in self.fields.values():
             field.edited.connect(self._edit)
         self._fold.toggled.connect(self._turn_fold)
-        self._open.clicked.connect(self.open_model_asked)
+        self.menu.file_asked.connect(self.open_model_asked)
+        box = self.fields["model"].editor
+        if isinstance(box, ModelBox):
+            box.search_with(self._state.operations)
+            box.dropped.connect(self.menu.open_path)
         self._state.scenario_changed.connect(self._show_scenario)
         self._state.plan_changed.connect(self._show_plan)
         self._state.faults_changed.connect(self._show_faults)
@@ -160,7 +166,7 @@ class FormPanel(QScrollArea):
 
     @Slot(object)
     def _show_plan(self, plan: Plan) -> None:
-        self._summary.setText(summary(plan))
+        self.card.show_model(plan.model)
         settled = self._state.settled
         for path, field in self.fields.items():
             if field.spec.task in (None, settled.task):
@@ -195,7 +201,9 @@ class FormPanel(QScrollArea):
     @Slot(bool)
     def _show_busy(self, busy: bool) -> None:  # noqa: FBT001  a signal's argument
         if busy:
-            self._summary.setText("Reading the model …")
+            self.card.show_status("Reading the model …")
+        elif self._state.plan is not None and self._state.plan.scenario.model != self._state.scenario.model:
+            self.card.show_unread()
 
     @Slot()
     def _restyle(self) -> None:
@@ -207,7 +215,7 @@ def _shown(value: object) -> object:
     if isinstance(value, ModelPath):
         return value.path
     if isinstance(value, InlineConfig):
-        return f"inline config ({value.config.get('model_type', 'unknown type')})"
+        return f"custom architecture ({value.config.get('model_type', 'unknown type')})"
     return value
 
 

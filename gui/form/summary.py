@@ -1,24 +1,6 @@
-"""One short paragraph on what a model is."""
+"""How a model's counts are written."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from resources.plan import Plan
-
-
-def summary(plan: Plan) -> str:
-    """Parameters, layers and context limit, with where the model was found."""
-    architecture = plan.architecture
-    parts = []
-    if plan.footprint.parameters is not None:
-        parts.append(f"{count_words(plan.footprint.parameters)} parameters")
-    parts.append(f"{len(architecture.decoder.layers)} layers")
-    parts.append(f"hidden {architecture.hidden_size:,}")
-    if architecture.max_context_tokens:
-        parts.append(f"context {token_words(architecture.max_context_tokens)}")
-    return " · ".join([*parts, architecture.dtype])
 
 
 def count_words(count: int) -> str:
