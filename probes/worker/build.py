@@ -14,6 +14,7 @@ from torch import nn
 
 from .adapters import apply_method
 from .errors import WorkerError
+from .layers import LAYER_KEYS, keep_layers
 from .order import Order
 from .quantised import FORMATS, quantise_linears
 
@@ -21,9 +22,6 @@ DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-_LAYER_KEYS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-)  # fmt: skip
 _AUTO_CLASSES = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq",
     "AutoModelForMaskedLM", "AutoModel",
@@ -88,7 +86,7 @@ def read_config(document: Mapping[str, Any], layers: int | None) -> tuple[Any, i
     if not isinstance(model_type, str):
         raise WorkerError("bad_config", "config.model_type: is required to know which architecture to build", "config.model_type")
     if layers is not None:
-        cut_layers(raw, layers)
+        raw = keep_layers(raw, layers)
     try:
         config = _config_class(AutoConfig, model_type, raw)(**raw)
     except WorkerError:
@@ -111,33 +109,6 @@ def _config_class(auto_config: Any, model_type: str, raw: dict[str, Any]) -> Any
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class.config_class
     raise WorkerError("unsupported", _unknown_type(model_type), "config.model_type")
-
-
-def cut_layers(raw: dict[str, Any], layers: int) -> None:
-    """Keep the first ``layers`` layers, in nested text configs too; per-layer lists are cut alike."""
-    for value in raw.values():
-        is_tower = isinstance(value, dict) and "patch_size" in value
-        if isinstance(value, dict) and not is_tower and any(key in value for key in _LAYER_KEYS):
-            cut_layers(value, layers)
-    for key in _LAYER_KEYS:
-        old = raw.get(key)
-        if isinstance(old, int) and old > layers:
-            raw[key] = layers
-            _cut_per_layer_values(raw, old, layers)
-            _cut_shared_layers(raw, old, layers)
-
-
-def _cut_per_layer_values(raw: dict[str, Any], old: int, new: int) -> None:
-    for key, value in raw.items():
-        if isinstance(value, (list, str)) and len(value) == old:
-            raw[key] = value[:new]
-
-
-def _cut_shared_layers(raw: dict[str, Any], old: int, new: int) -> None:
-    """The last layers reuse the caches of those before them: the first ``new`` layers keep their own kind."""
-    shared = raw.get("num_kv_shared_layers")
-    if isinstance(shared, int):
-        raw["num_kv_shared_layers"] = max(0, new - (old - shared))
 
 
 def choose_dtype(order: Order, config: Any) -> torch.dtype:
@@ -300,7 +271,7 @@ def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
 
 def _count_layers(config: Any) -> int | None:
     for part in (_text(config), config):
-        for key in ("num_hidden_layers", *_LAYER_KEYS):
+        for key in ("num_hidden_layers", *LAYER_KEYS):
             value = getattr(part, key, None)
             if isinstance(value, int):
                 return value

@@ -14,7 +14,7 @@ from .errors import WorkerError
 try:
     from transformers.optimization import Adafactor
 except ImportError:
-    Adafactor = None
+    Adafactor = None  # type: ignore[assignment,misc]
 
 _LEARNING_RATE = 1e-5
 _FIELD = "scenario.training.optimizer"

@@ -29,16 +29,18 @@ class Wire:
 
     def send(self, event: str, **fields: Any) -> None:
         """Write one event with its time (monotonic seconds). After :meth:`close` events are dropped."""
-        line = json.dumps({"event": event, "t": time.monotonic(), **fields}, separators=(",", ":"), ensure_ascii=False)
+        line = _line(event, fields)
         with self._lock:
             if not self._closed:
-                self._write(line.encode("utf-8", "replace") + b"\n")
+                self._write(line)
 
     def close(self, event: str, **fields: Any) -> None:
-        """Write the last event."""
-        self.send(event, **fields)
+        """Write the last event; no other thread's can come after it."""
+        line = _line(event, fields)
         with self._lock:
-            self._closed = True
+            if not self._closed:
+                self._write(line)
+                self._closed = True
 
     def _write(self, data: bytes) -> None:
         try:
@@ -46,3 +48,8 @@ class Wire:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
             os._exit(130)
+
+
+def _line(event: str, fields: dict[str, Any]) -> bytes:
+    text = json.dumps({"event": event, "t": time.monotonic(), **fields}, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace") + b"\n"
