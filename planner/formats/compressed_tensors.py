@@ -139,9 +139,7 @@ def _block(weights: Reader) -> tuple[int, int]:
     parts = value.split("x") if isinstance(value, str) else value
     if value is None:
         return 128, 128
-    numbers = (
-        [int(part) for part in parts if str(part).isdecimal() and 0 < len(str(part)) < 10] if isinstance(parts, list) else []
-    )
+    numbers = [int(part) for part in parts if str(part).isdecimal() and 0 < len(str(part)) < 10] if isinstance(parts, list) else []
     if len(numbers) != 2 or 0 in numbers:
         weights.fault("block_structure", "must be two whole numbers of at least 1")
         return 128, 128
