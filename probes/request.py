@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +11,9 @@ import psutil
 from planner.footprint import Footprint
 from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
 from probes.orders import measure_order
+from probes.worker.layers import keep_layers
 from resources.plan import Plan, make_plan
 
-_LAYER_KEYS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-)  # fmt: skip
 _LEFT_FREE = 0.1
 """Share of the free system memory that a run on the CPU must leave."""
 
@@ -54,24 +51,6 @@ def predict_run(plan: Plan, device: str, layers: int | None = None, new_tokens: 
     if layers is not None:
         scenario = replace(scenario, model=InlineConfig(keep_layers(plan.source.config, layers)))
     return make_plan(scenario, device="cpu" if device == "cpu" else "cuda").footprint
-
-
-def keep_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The config of the same model with its first ``layers`` layers; lists with one entry per layer are cut alike."""
-    kept = deepcopy(dict(config))
-    for key, value in kept.items():
-        if isinstance(value, dict) and "patch_size" not in value and any(name in value for name in _LAYER_KEYS):
-            kept[key] = keep_layers(value, layers)
-    for key in _LAYER_KEYS:
-        whole = kept.get(key)
-        if isinstance(whole, int) and whole > layers:
-            kept |= {name: value[:layers] for name, value in kept.items() if _per_layer(value, whole)}
-            kept[key] = layers
-    return kept
-
-
-def _per_layer(value: object, layers: int) -> bool:
-    return isinstance(value, list | str) and len(value) == layers
 
 
 def _with_new_tokens(scenario: Scenario, new_tokens: int | None) -> Scenario:

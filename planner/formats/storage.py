@@ -180,7 +180,10 @@ class Gptq:
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """AWQ's GEMM layout (AutoAWQ ``modules/linear/gemm.py``): qweight (in, out/8), qzeros (in/g, out/8), scales fp16 (in/g, out)."""
+    """AWQ's GEMM layout (AutoAWQ ``modules/linear/gemm.py``).
+
+    qweight (in, out/8), qzeros (in/g, out/8), scales fp16 (in/g, out).
+    """
 
     bits: int
     group_size: int

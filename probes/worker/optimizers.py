@@ -12,9 +12,9 @@ from .errors import WorkerError
 
 # Imported here and not at its use: the module makes tensors of its own, which a tracker would count.
 try:
-    from transformers.optimization import Adafactor
+    from transformers import optimization as _library
 except ImportError:
-    Adafactor = None  # type: ignore[assignment,misc]
+    _library = None  # type: ignore[assignment]
 
 _LEARNING_RATE = 1e-5
 _FIELD = "scenario.training.optimizer"
@@ -110,10 +110,11 @@ def _sgd(momentum: float) -> Callable[[Parameters], list[torch.optim.Optimizer]]
 
 
 def _adafactor(params: Parameters) -> list[torch.optim.Optimizer]:
-    if Adafactor is None:
+    adafactor = getattr(_library, "Adafactor", None)
+    if adafactor is None:
         return [torch.optim.Adafactor(params, lr=_LEARNING_RATE)]
     # The Trainer's arguments for "adafactor" (transformers, trainer_optimizer.py).
-    return [Adafactor(params, lr=_LEARNING_RATE, scale_parameter=False, relative_step=False)]
+    return [adafactor(params, lr=_LEARNING_RATE, scale_parameter=False, relative_step=False)]
 
 
 def _muon(params: Parameters) -> list[torch.optim.Optimizer]:
