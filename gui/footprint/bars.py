@@ -46,8 +46,13 @@ class _Segment:
 
 
 def rows_of(footprint: Footprint, phase: str | None) -> tuple[Row, ...]:
-    """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU."""
+    """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU.
+
+    Where no phase could be sized, the weights alone.
+    """
     rows = []
+    if footprint.weight_bytes and not any(gpu.phases for gpu in footprint.gpus):
+        return _weights_alone(footprint, footprint.weight_bytes)
     for gpu in footprint.gpus:
         named = phase or (gpu.peak.name if gpu.peak else None)
         shown = gpu.phases if len(footprint.gpus) == 1 else [found for found in gpu.phases if found.name == named]
@@ -56,6 +61,11 @@ def rows_of(footprint: Footprint, phase: str | None) -> tuple[Row, ...]:
             parts = tuple((name, found.components[name]) for name in ORDER if found.components.get(name, 0) > 0)
             rows.append(Row(gpu.index, found.name, label, parts, found.device, gpu.capacity_bytes, found == gpu.peak))
     return tuple(rows)
+
+
+def _weights_alone(footprint: Footprint, weight_bytes: int) -> tuple[Row, ...]:
+    parts = (("weights", weight_bytes),)
+    return tuple(Row(gpu.index, "", "Weights", parts, weight_bytes, gpu.capacity_bytes, peak=False) for gpu in footprint.gpus)
 
 
 class Bars(QWidget):

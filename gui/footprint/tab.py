@@ -100,26 +100,22 @@ class FootprintTab(QWidget):
         if not self.isVisible():
             return
         shown, footprint = self._state.shown_phase(), self._state.footprint
-        if shown is None or footprint is None:
-            self._show_nothing()
+        if footprint is None:
             return
-        _, phase = shown
         rows = rows_of(footprint, self._state.selection.phase)
         present = {name for row in rows for name, _ in row.parts}
         self.bars.show_rows(rows)
         self.bars.set_chosen(self._state.selection)
         self._legend.show_components(tuple(name for name in COMPONENT_ORDER if name in present))
+        if shown is None:
+            self.table.components.show_lines(())
+            self._meters.show_parts(())
+            return
+        _, phase = shown
         self.phases.set_value(phase.name)
         self.table.components.show_lines(lines_of(phase, footprint.terms))
         self.table.choose(self._state.selection.component)
         self._meters.show_parts(tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
-
-    def _show_nothing(self) -> None:
-        """No phase could be sized: the verdict says why."""
-        self.bars.show_rows(())
-        self._legend.show_components(())
-        self.table.components.show_lines(())
-        self._meters.show_parts(())
 
     @Slot(str)
     def _pick_component(self, component: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QEvent, QModelIndex, Qt, Signal, Slot
-from PySide6.QtGui import QResizeEvent
+from PySide6.QtCore import QEvent, QModelIndex, QRect, Qt, Signal, Slot
+from PySide6.QtGui import QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import PADDING, Cell, CellModel, Column, dress
+from gui.text import wrapped, write
+from gui.theme import theme
 from gui.words import CERTAINTIES, COMPONENTS, word
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import Phase, Term
@@ -19,6 +21,11 @@ _SURENESS = ("exact", "measured", "derived", "modelled")
 _COLUMNS = (
     Column("Component"), Column("Size", figures=True), Column("Share", figures=True), Column("Certainty"), Column("Formula"),
 )  # fmt: skip
+_NO_CLOSED_FORM = (
+    "There is no closed form for this choice yet, so no phase is sized. Rehearse in the Probe tab runs the model itself on fake "
+    "tensors and shows what it takes."
+)
+_LINE = 18
 _ROOM_FOR_FORMULA, _ROW_HEIGHT = 560, 28
 _WIDE = ((0, 150), (1, 96), (2, 72), (3, 90))
 _NARROW = ((1, 84), (2, 64), (3, 80))
@@ -127,6 +134,17 @@ class ComponentTable(QTableView):
         elif row != self.currentIndex().row() or not self.selectionModel().hasSelection():
             self.setCurrentIndex(self.components.index(row, 0))
         self.blockSignals(blocked)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Where no phase could be sized, say what helps."""
+        super().paintEvent(event)
+        if self.components.rowCount():
+            return
+        painter = QPainter(self.viewport())
+        for number, line in enumerate(wrapped(_NO_CLOSED_FORM, self.viewport().width() - 4 * PADDING)):
+            room = QRect(2 * PADDING, 2 * PADDING + number * _LINE, self.viewport().width() - 4 * PADDING, _LINE)
+            write(painter, room, line, theme().colour("muted"))
+        painter.end()
 
     def leaveEvent(self, event: QEvent) -> None:
         """The mouse points at no row any more."""

@@ -88,7 +88,7 @@ class Controls(QWidget):
         first.addLayout(self.actions)
         first.addSpacing(4)
         named = (
-            ("", self.device, 176, "Where the load runs, or which card is rehearsed"),
+            ("", self.device, 158, "Where the load runs, or which card is rehearsed"),
             ("Layers", self.layers, 86, "Keep only so many layers; the prediction follows"),
             ("New tokens", self.new_tokens, 82, "Tokens to make; the prediction follows"),
             ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),

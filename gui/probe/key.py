@@ -15,6 +15,7 @@ from gui.words import CPU_METERS, METERS, word
 from planner.footprint import METERS as METER_NAMES
 
 _LINE, _SPACE, _HEIGHT, _TITLE_ROOM = 20, 14, 20, 90
+_SHORT_LINE, _SHORT_SPACE = 11, 8
 _WHAT_IS_WHAT = "Key: solid lines are measured, dashed lines predicted, the filled area is rehearsed, diamonds are peaks"
 Sign = Callable[[QPainter, QRectF], None]
 
@@ -47,12 +48,14 @@ class PlotKey(QWidget):
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Line and name, one after the other."""
         painter = QPainter(self)
-        x = 8.0
-        for paint_sign, label in self._entries():
-            paint_sign(painter, QRectF(x, 0, _LINE, _HEIGHT))
+        x, entries = 8.0, self._entries()
+        needed = x + sum(_LINE + 6 + width_of(label, SMALL) + _SPACE for _, label in entries)
+        line, space = (_LINE, _SPACE) if needed <= self.width() else (_SHORT_LINE, _SHORT_SPACE)
+        for paint_sign, label in entries:
+            paint_sign(painter, QRectF(x, 0, line, _HEIGHT))
             width = width_of(label, SMALL)
-            write(painter, QRectF(x + _LINE + 6, 0, width + 4, _HEIGHT), label, theme().colour("muted"), SMALL)
-            x += _LINE + 6 + width + _SPACE
+            write(painter, QRectF(x + line + 5, 0, width + 4, _HEIGHT), label, theme().colour("muted"), SMALL)
+            x += line + 5 + width + space
         if self.width() - x >= _TITLE_ROOM:
             whole = f"{self._title} · CPU" if self._on_cpu and "CPU" not in self._title else self._title
             write(painter, QRectF(x, 0, self.width() - x - 4, _HEIGHT), whole, theme().colour("text"), SMALL, align=RIGHT)

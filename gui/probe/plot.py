@@ -22,6 +22,8 @@ from planner.units import format_bytes
 
 FRAME_MS = 33
 _MIN_SPAN_S = 2.0
+_NOTHING_BYTES = 512
+"""Below the smallest tensor: there is nothing to put a scale to."""
 _ROOM_ABOVE = 1.12
 _CAPACITY_IN_VIEW = 3.0
 """The capacity line is drawn when it is at most this many times the highest level; else it is told in words."""
@@ -285,6 +287,7 @@ class ProbePlot(QWidget):
         top = self._top()
         self.widget.setXRange(0, self._span(), padding=0.01)
         self.widget.getAxis("bottom").setStyle(showValues=self._timed)
+        self.widget.getAxis("left").setStyle(showValues=top > _NOTHING_BYTES)
         self.widget.setYRange(0, top, padding=0)
         capacity = self._capacity_bytes
         in_view = capacity is not None and capacity <= top

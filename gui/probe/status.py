@@ -33,7 +33,10 @@ class StatusLine(QWidget):
         self._lay_out()
         self._open.clicked.connect(self.open_asked)
         theme().changed.connect(self._restyle)
-        self.say("Measure runs the plan in a child process and draws its memory beside the prediction.")
+        self.say(
+            "Measure runs the plan in a child process; Rehearse plays it on fake tensors, as any card would. "
+            "Both are drawn beside the prediction."
+        )
 
     @property
     def text(self) -> str:

@@ -261,7 +261,8 @@ class ProbeTab(QWidget):
     def _show_outcome(self) -> None:
         shown = self._shown
         if self._rehearsing and shown.rehearsed is not None and shown.rehearsed.outcome is not None:
-            self.status.show_outcome(shown.rehearsed.outcome, _REHEARSED)
+            answered = shown.rehearsed.outcome.get("kind") in ("completed", "out_of_memory")
+            self.status.show_outcome(shown.rehearsed.outcome, _REHEARSED if answered else "")
             self.status.show_notes([*shown.rehearsed.notes])
             if shown.rehearsed.highest is not None:
                 self._pick_phase(shown.rehearsed.highest.phase)

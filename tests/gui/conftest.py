@@ -28,6 +28,11 @@ SMALL = Scenario(
 )
 
 
+@pytest.fixture
+def small():
+    return SMALL
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HIGHWATER_HOME", str(tmp_path / "home"))

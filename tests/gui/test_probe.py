@@ -14,15 +14,13 @@ from gui.probe.run import Run
 from gui.probe.table import ComparisonModel, compare
 from probes.measurement import Measurement
 from probes.recording import read_recording
-from probes.request import keep_layers
-from tests.gui.conftest import SMALL
 
 RUN_MS = 240_000
 
 
 @pytest.fixture
-def tab(open_window):
-    return open_window(SMALL).show_tab("probe")
+def tab(open_window, small):
+    return open_window(small).show_tab("probe")
 
 
 def press_measure(tab, qtbot):
@@ -111,8 +109,8 @@ def test_missing_torch_is_said_with_the_remedy(tab, qtbot, monkeypatch):
     assert "pip install" in tab.status.text
 
 
-def test_closing_the_window_ends_the_child(open_window, qtbot):
-    window = open_window(SMALL)
+def test_closing_the_window_ends_the_child(open_window, small, qtbot):
+    window = open_window(small)
     tab = window.show_tab("probe")
     press_measure(tab, qtbot)
     qtbot.waitUntil(lambda: tab.live.pid is not None, timeout=20_000)
@@ -128,8 +126,8 @@ def test_a_file_that_is_no_recording_is_said(tab, qtbot, tmp_path):
     qtbot.waitUntil(lambda: "not a Highwater recording" in tab.status.text, timeout=10_000)
 
 
-def test_faults_and_bad_controls_are_said_before_a_run(open_window):
-    window = open_window(SMALL)
+def test_faults_and_bad_controls_are_said_before_a_run(open_window, small):
+    window = open_window(small)
     tab = window.show_tab("probe")
     tab.controls.layers.lineEdit().setText("0")
     tab.measure()
@@ -150,8 +148,8 @@ def test_the_preview_follows_the_controls(tab, qtbot):
     assert load() < whole
 
 
-def test_the_plot_draws_only_while_it_can_be_seen(open_window, qtbot):
-    window = open_window(SMALL)
+def test_the_plot_draws_only_while_it_can_be_seen(open_window, small, qtbot):
+    window = open_window(small)
     tab = window.show_tab("probe")
     qtbot.waitUntil(lambda: tab.plot.frames_running)
     window.show_tab("footprint")
@@ -194,14 +192,6 @@ def test_the_comparison_keeps_qt_s_rules(qtmodeltester):
     model = ComparisonModel()
     model.show_rows(compare({"load": {"allocated": 1, "reserved": 2, "device": 3}}, None))
     qtmodeltester.check(model)
-
-
-def test_fewer_layers_cut_every_list_that_has_one_entry_a_layer():
-    config = {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "b"], "vocab_size": 4, "text": {"x": 1}}
-    kept = keep_layers(config, 2)
-    assert kept == {"num_hidden_layers": 2, "layer_types": ["a", "b"], "vocab_size": 4, "text": {"x": 1}}
-    assert config["num_hidden_layers"] == 4
-    assert keep_layers(config, 9) == config
 
 
 def test_the_window_s_process_never_imports_torch(tab):
