@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 
 from PySide6.QtCore import Qt, Slot
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QDialog, QDialogButtonBox, QGridLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from gui.form.card import ModelCard
@@ -18,7 +19,7 @@ from planner.scenario import InlineConfig
 from resources.plan import find_model
 
 _FLAGS = {"yes": True, "no": False, "default": None}
-_WIDTH, _COLUMNS = 560, 2
+_WIDTH, _COLUMNS = 524, 2
 _BESIDES = 330
 """Height kept for what stands around the fields."""
 _HINT = "An empty field takes the default of the model's type. Lists with one entry for each layer follow the number of layers."
@@ -52,7 +53,6 @@ class CustomArchitecture(QDialog):
 
     def _build(self, label: str) -> None:
         self.setWindowTitle("Custom architecture")
-        self.setMinimumWidth(_WIDTH)
         title, hint = QLabel(f"Starting from {label}", wordWrap=True), QLabel(_HINT, wordWrap=True)
         set_role(title, "title")
         set_role(hint, "small")
@@ -62,6 +62,7 @@ class CustomArchitecture(QDialog):
         self._buttons.accepted.connect(self.accept)
         self._buttons.rejected.connect(self.reject)
         column = QVBoxLayout(self)
+        column.setSizeConstraint(QVBoxLayout.SizeConstraint.SetMinimumSize)
         column.setContentsMargins(18, 16, 18, 14)
         column.setSpacing(8)
         for part in (title, hint):
@@ -92,6 +93,7 @@ class CustomArchitecture(QDialog):
         scroll = QScrollArea(widgetResizable=True, horizontalScrollBarPolicy=Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(body)
         scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        scroll.setMinimumWidth(_WIDTH)
         scroll.setMinimumHeight(min(body.sizeHint().height() + 4, self.screen().availableGeometry().height() - _BESIDES))
         return scroll
 
@@ -115,6 +117,18 @@ class CustomArchitecture(QDialog):
         self.card.setEnabled(not faults)
         self.use.setEnabled(not faults)
         self._show_faults(faults)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Wrapped lines need height that a dialog does not keep for them by itself."""
+        needed = self.layout().totalHeightForWidth(max(self.width(), self.layout().minimumSize().width()))
+        if self.height() < needed:
+            self.resize(self.width(), needed)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Take the height the fields need, once the fonts are known."""
+        super().showEvent(event)
+        self._grow()
 
     def _show_faults(self, faults: tuple[Fault, ...]) -> None:
         at = {fault.path.removeprefix("model.config."): fault.message for fault in faults}

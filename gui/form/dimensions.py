@@ -21,10 +21,10 @@ class _Known:
 
 
 _KNOWN: tuple[_Known, ...] = (
-    _Known("Hidden size", ("hidden_size", "n_embd", "d_model", "dim"), "Size"),
-    _Known("Layers", ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), "Size"),
+    _Known("Hidden size", ("hidden_size", "n_embd", "d_model", "dim"), "Size", always=True),
+    _Known("Layers", ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), "Size", always=True),
     _Known("Context", ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"), "Size"),
-    _Known("Heads", ("num_attention_heads", "n_head", "n_heads", "num_heads"), "Attention"),
+    _Known("Heads", ("num_attention_heads", "n_head", "n_heads", "num_heads"), "Attention", always=True),
     _Known("KV heads", ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), "Attention", always=True),
     _Known("Head size", ("head_dim", "d_kv", "kv_channels"), "Attention", always=True),
     _Known("Window", ("sliding_window",), "Attention"),
@@ -33,13 +33,13 @@ _KNOWN: tuple[_Known, ...] = (
     _Known("No-RoPE size", ("qk_nope_head_dim",), "Attention"),
     _Known("RoPE size", ("qk_rope_head_dim",), "Attention"),
     _Known("Value size", ("v_head_dim",), "Attention"),
-    _Known("Intermediate", ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"), "Feed-forward"),
+    _Known("Intermediate", ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"), "Feed-forward", always=True),
     _Known("Experts", ("num_local_experts", "num_experts", "n_routed_experts"), "Experts"),
     _Known("Per token", ("num_experts_per_tok", "moe_topk", "moe_k"), "Experts"),
     _Known("Expert size", ("moe_intermediate_size",), "Experts"),
     _Known("Shared", ("n_shared_experts", "num_shared_experts"), "Experts"),
     _Known("Shared size", ("shared_expert_intermediate_size",), "Experts"),
-    _Known("Vocabulary", ("vocab_size", "padded_vocab_size"), "Vocabulary"),
+    _Known("Vocabulary", ("vocab_size", "padded_vocab_size"), "Vocabulary", always=True),
     _Known("Tied head", ("tie_word_embeddings",), "Vocabulary", always=True, flag=True),
 )
 _NESTED = ("text_config", "llm_config", "language_config")
