@@ -30,6 +30,10 @@ fuzz: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(PY) -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
+# Whole-corpus checks, too long for every run; their reports are committed.
+accuracy: $(VENV)/dev.stamp
+	$(PY) tests/accuracy/llama_cpp.py | tee docs/accuracy-llama_cpp.txt
+
 screenshots: $(VENV)/run.stamp
 	$(PY) main.py --screenshot docs/images/footprint-light.png --size 1400x900 --theme light
 	$(PY) main.py --screenshot docs/images/footprint-dark.png --size 1400x900 --theme dark

@@ -15,6 +15,7 @@ from planner.components.layer import NotModelled, require_modelled
 from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
 from planner.components.tape import Level
 from planner.defaults import settle
+from planner.engines.llama_cpp.answer import llama_cpp_answer
 from planner.engines.transformers import Generation, Step, TrainingStep, generation_phases, training_phases
 from planner.explain import terms_of
 from planner.faults import Fault, Faults
@@ -49,6 +50,8 @@ def predict(
     machine = overheads(gpu if device == "cuda" else None)
     capacity = settled.hardware.capacity_bytes or gpu.capacity_bytes
     try:
+        if settled.task == "inference" and settled.engine == "llama.cpp":
+            return llama_cpp_answer(settled, architecture, fmt, machine, capacity, notes)
         steps = _phases(settled, architecture, fmt, device, machine)
     except NotModelled as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))

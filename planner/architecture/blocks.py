@@ -332,7 +332,18 @@ def decoder(
         final_norm=norm(f"{config.base}{norm_name}", hidden) if norm else None,
         decoder=Stack(f"{config.base}{layers_name}", "decoder", hidden, tuple(layers), weights),
         logit_softcap=softcap,
+        unbuilt=prediction_modules(config, layers, hidden),
     )
+
+
+def prediction_modules(config: Config, layers: Sequence[Layer], hidden: int) -> tuple[Stack, ...]:
+    """Multi-token-prediction modules of the checkpoint, which transformers does not build: each is sized like the last layer."""
+    count = config.optional("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", minimum=0, maximum=64)
+    if not count or not layers:
+        return ()
+    config.notes.append(f"the checkpoint's multi-token-prediction modules ({count}) are not built by transformers")
+    joint = (*linear("mtp.eh_proj", hidden, 2 * hidden), *(w for name in ("enorm", "hnorm", "norm") for w in scale(f"mtp.{name}", hidden)))
+    return (Stack("mtp.layers", "mtp", hidden, (layers[-1],) * count, joint * count),)
 
 
 def label_count(config: Config) -> int:

@@ -23,13 +23,14 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
     if not isinstance(config, Mapping):
         raise Faults([Fault("", f"must be an object, got {describe(config)}")])
     model_type = config.get("model_type")
-    read = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if read is None or not isinstance(model_type, str):
+    if model_type is not None and not isinstance(model_type, str):
+        raise Faults([Fault("model_type", f"must be a name, got {describe(model_type)}")])
+    if model_type is None or model_type not in FAMILIES:
         if model_type in NOT_READ:
             raise UnknownArchitecture(f"model_type {describe(model_type)}: transformers has a class for it, which is not read yet")
         return by_keys(config, model_class or _named_class(config))
     reading = _reading(config, model_type, model_class)
-    found = read(reading)
+    found = FAMILIES[model_type](reading)
     if "per_layer_config" in config and "per_layer_config" not in reading.read:
         raise UnknownArchitecture(f"per_layer_config: layers that differ one by one are not read for {model_type}")
     reading.reader.raise_faults()

@@ -69,7 +69,7 @@ def indexer_weights(config: Config, indexer: Indexer, path: str) -> tuple[Weight
         *linear(f"{path}.wq_b", indexer.num_heads * indexer.head_dim, config.size("q_lora_rank")),
         *linear(f"{path}.wk", indexer.head_dim, hidden),
         *layer_norm(f"{path}.k_norm", indexer.head_dim).weights,
-        *linear(f"{path}.weights_proj", indexer.num_heads, hidden),
+        *linear(f"{path}.weights_proj", indexer.num_heads, hidden, role="router"),
     )
 
 

@@ -1,0 +1,59 @@
+"""llama.cpp's buffers as a footprint: each GPU with the CUDA context on top, the host beside them."""
+
+from __future__ import annotations
+
+from planner.architecture.counts import parameter_count
+from planner.architecture.layers import Architecture
+from planner.engines.llama_cpp.footprint import PHASES, VERSION, Buffers, LlamaCppFootprint, llama_cpp_footprint
+from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, judge
+from planner.formats import Format
+from planner.machine import Overheads
+from planner.scenario import Scenario, to_json
+
+
+def llama_cpp_answer(
+    scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, capacity: int, notes: tuple[str, ...]
+) -> Footprint:
+    """The footprint of an inference scenario under llama.cpp.
+
+    Nothing is reserved beyond what is allocated: llama.cpp takes each buffer from the driver as it is. Raises what
+    :func:`~planner.engines.llama_cpp.footprint.llama_cpp_footprint` raises.
+    """
+    found = llama_cpp_footprint(architecture, scenario, fmt)
+    gpus = tuple(
+        GpuFootprint(index, capacity, tuple(_phase(name, device, machine) for name in PHASES))
+        for index, device in enumerate(found.devices)
+    )
+    worst = max((phase.device for gpu in gpus for phase in gpu.phases), default=0)
+    return Footprint(
+        scenario=to_json(scenario),
+        level="predict",
+        parameters=parameter_count(architecture),
+        trainable_parameters=0,
+        weight_bytes=found.host.weights + sum(device.weights for device in found.devices),
+        gpus=gpus,
+        host=Host(found.host.total_bytes, found.host.components()),
+        verdict=judge(worst, capacity, machine.context_band_bytes) if gpus else "unknown",
+        headroom_bytes=capacity - worst if gpus else None,
+        uncertainty_bytes=machine.context_band_bytes,
+        terms=(*found.terms, *_context_terms(found, machine)),
+        notes=(*notes, *found.notes, f"as {VERSION} reserves its buffers"),
+    )
+
+
+def _phase(name: str, device: Buffers, machine: Overheads) -> Phase:
+    components = device.components(name)
+    allocated = sum(components.values())
+    return Phase(
+        name, allocated, allocated, allocated + machine.context_bytes, components | {"cuda_context": machine.context_bytes}
+    )
+
+
+def _context_terms(found: LlamaCppFootprint, machine: Overheads) -> list[Term]:
+    return [
+        Term(
+            "cuda_context", "CUDA context", {"holder": f"device {index}", "context_bytes": machine.context_bytes},
+            machine.context_bytes, "modelled", machine.source,
+        )
+        for index in range(len(found.devices))
+    ]  # fmt: skip

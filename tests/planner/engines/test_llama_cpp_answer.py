@@ -1,0 +1,57 @@
+"""The footprint of a llama.cpp scenario: what the GPU holds, what the host holds, and terms for both."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from planner.footprint import Footprint
+from planner.scenario import parse_scenario
+from resources.plan import make_plan
+
+
+def footprint(layers_on_gpu: int = -1, gpu: str = "GeForce RTX 4090", weights: str = "gguf:Q4_K_M") -> Footprint:
+    options = {"n_ctx": 8192, "n_gpu_layers": layers_on_gpu}
+    document = {
+        "version": 1, "model": "meta-llama/Llama-3.1-8B", "weights": weights, "task": "inference",
+        "inference": {"engine": "llama.cpp", "engine_options": options}, "hardware": {"gpu": gpu},
+    }  # fmt: skip
+    return make_plan(parse_scenario(document), network=False).footprint
+
+
+def test_the_cache_of_8192_cells_is_128_kib_a_cell() -> None:
+    phases = {phase.name: phase for phase in footprint().gpus[0].phases}
+    assert list(phases) == ["load", "decode"]
+    assert phases["decode"].components["kv_cache"] == 8192 * 128 * 1024
+
+
+@pytest.mark.parametrize("layers_on_gpu", [0, 1, 16, 33])
+def test_what_leaves_the_gpu_is_on_the_host(layers_on_gpu: int) -> None:
+    found = footprint(layers_on_gpu)
+    held = found.host.components["weights"] + found.gpus[0].phases[0].components.get("weights", 0)
+    cache = found.host.components.get("kv_cache", 0) + found.gpus[0].phases[1].components.get("kv_cache", 0)
+    assert held == found.weight_bytes
+    assert cache == 8192 * 128 * 1024
+
+
+@pytest.mark.parametrize("layers_on_gpu", [0, 16, 33])
+def test_terms_add_up_on_the_card_and_on_the_host(layers_on_gpu: int) -> None:
+    found = footprint(layers_on_gpu)
+    sums: Counter[tuple[str, str]] = Counter()
+    for term in found.terms:
+        sums[str(term.values["holder"]), term.component] += term.bytes
+    card, host = found.gpus[0].phases[1].components, found.host.components
+    assert {name: size for (holder, name), size in sums.items() if holder == "device 0" and size} == {
+        k: v for k, v in card.items() if v
+    }
+    assert {name: size for (holder, name), size in sums.items() if holder == "host" and size} == {
+        k: v for k, v in host.items() if v
+    }
+
+
+def test_a_small_card_does_not_hold_sixteen_bits() -> None:
+    found = footprint(gpu="GeForce RTX 3060 12GB", weights="bf16")
+    assert found.verdict == "does_not_fit"
+    assert found.headroom_bytes is not None
+    assert found.headroom_bytes < 0
