@@ -270,7 +270,11 @@ class ProbePlot(QWidget):
     def _span(self) -> float:
         if not self._timed:
             return max(1.0, float(len(self._shown_bands)))
-        return max(_MIN_SPAN_S, self._run.last_s)
+        return max(_MIN_SPAN_S, self._run.last_s - self._begin())
+
+    def _begin(self) -> float:
+        """Where the axis begins: what goes before the first phase takes long and holds nothing of the load."""
+        return self._run.bands[0].begin_s if self._timed and self._run.bands else 0.0
 
     def _highest(self) -> float:
         reached = {band.name for band in self._shown_bands}
@@ -285,7 +289,7 @@ class ProbePlot(QWidget):
 
     def _set_ranges(self) -> None:
         top = self._top()
-        self.widget.setXRange(0, self._span(), padding=0.01)
+        self.widget.setXRange(self._begin(), self._begin() + self._span(), padding=0.01)
         self.widget.getAxis("bottom").setStyle(showValues=self._timed)
         self.widget.getAxis("left").setStyle(showValues=top > _NOTHING_BYTES)
         self.widget.setYRange(0, top, padding=0)
@@ -296,7 +300,7 @@ class ProbePlot(QWidget):
         if in_view and capacity is not None:
             self._capacity.setPos(capacity)
             self._capacity_text.setText(f"Capacity {format_bytes(capacity)}")
-            self._capacity_text.setPos(self._span(), capacity)
+            self._capacity_text.setPos(self._begin() + self._span(), capacity)
 
 
 def matched(bands: Sequence[Band], course: Sequence[Stretch]) -> list[tuple[Band, Stretch]]:
