@@ -15,7 +15,6 @@ from planner.components.layer import NotModelled, require_modelled
 from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
 from planner.components.tape import Level
 from planner.defaults import settle
-from planner.engines.llama_cpp.answer import llama_cpp_answer
 from planner.engines.transformers import Generation, Step, TrainingStep, generation_phases, training_phases
 from planner.explain import terms_of
 from planner.faults import Fault, Faults
@@ -51,6 +50,8 @@ def predict(
     capacity = settled.hardware.capacity_bytes or gpu.capacity_bytes
     try:
         if settled.task == "inference" and settled.engine == "llama.cpp":
+            from planner.engines.llama_cpp.answer import llama_cpp_answer  # noqa: PLC0415  loaded for those who ask
+
             return llama_cpp_answer(settled, architecture, fmt, machine, capacity, notes)
         steps = _phases(settled, architecture, fmt, device, machine)
     except NotModelled as reason:
