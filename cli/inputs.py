@@ -12,7 +12,7 @@ from planner.faults import Fault, Faults
 from planner.scenario import Scenario, parse_scenario
 from resources import strict_json
 from resources.catalog import UnknownModel, close_ids
-from resources.hub_errors import HubError, Missing, Offline
+from resources.hub_errors import Gated, HubError, Missing
 from resources.plan import Plan, make_plan
 
 MAX_SCENARIO_BYTES = 4 * 2**20
@@ -69,7 +69,7 @@ def messages_of(error: Exception) -> tuple[str, ...]:
     """What to tell of an error: a line for each fault, and near names when a model is not found."""
     if isinstance(error, Faults):
         return tuple(str(fault) for fault in error.faults)
-    if isinstance(error, Missing | Offline):
+    if isinstance(error, HubError) and not isinstance(error, Gated):
         close = close_ids(error.what)
         return (f"model: {error}", *([f"close names in the catalog: {', '.join(close)}"] if close else []))
     return (str(error),)

@@ -56,7 +56,7 @@ def test_what_is_not_modelled_is_unknown_and_ends_with_3() -> None:
         (LLAMA | {"inference": {"batch": -1}}, 2, ["inference.batch: must be at least 1, got -1"]),
         ("{", 2, ["standard input"]),
         ("", 2, ["standard input"]),
-        (LLAMA | {"model": "meta-llama/Llama-9-8B"}, 3, ["can't be reached", "close names in the catalog"]),
+        (LLAMA | {"model": "meta-llama/Llama-9-8B"}, 3, ["model: meta-llama/Llama-9-8B: ", "close names in the catalog"]),
         (LLAMA | {"model": {"path": "/nowhere/config.json"}}, 2, ["model.path: does not exist"]),
         (LLAMA | {"weights": "int3"}, 2, ["weights:"]),
         (LLAMA | {"task": "both", "x": 1}, 2, ["task: must be one of", "x: unknown key"]),
