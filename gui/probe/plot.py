@@ -61,7 +61,9 @@ class ProbePlot(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._run = Run()
+        self._no_run = Run()
+        self._run = self._no_run
+        self._moved = {"samples", "rehearsed"}
         self._rehearsed: Rehearsed | None = None
         self._preview: list[Band] = []
         self._levels: Levels = {}
@@ -80,13 +82,16 @@ class ProbePlot(QWidget):
         theme().changed.connect(self.restyle)
         self.restyle()
 
-    def show_run(self, run: Run) -> None:
-        """Show another run from its beginning."""
+    def show_run(self, run: Run | None) -> None:
+        """Show another run from its beginning, or none."""
+        run = run or self._no_run
+        self._moved |= {"samples"} if run is not self._run else set()
         self._run = run
         self.mark_dirty()
 
     def set_rehearsed(self, rehearsed: Rehearsed | None) -> None:
         """The course of a rehearsal, drawn behind everything."""
+        self._moved |= {"rehearsed"} if rehearsed is not self._rehearsed else set()
         self._rehearsed = rehearsed
         self.mark_dirty()
 
@@ -195,8 +200,11 @@ class ProbePlot(QWidget):
         if not self._dirty:
             return
         self._dirty = False
-        self._draw_rehearsed()
-        self._draw_samples()
+        if self._rehearsed is not None or "rehearsed" in self._moved:
+            self._draw_rehearsed()
+        if self._run is not self._no_run or "samples" in self._moved:
+            self._draw_samples()
+        self._moved = set()
         self._draw_bands()
         self._draw_levels()
         self._set_ranges()

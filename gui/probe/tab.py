@@ -189,7 +189,7 @@ class ProbeTab(QWidget):
         """Show all that there is to show."""
         shown = self._shown
         self._key.set_contents(on_cpu=shown.on_cpu, rehearsed=shown.rehearsed is not None, title=shown.title)
-        self.plot.show_run(shown.run or Run())
+        self.plot.show_run(shown.run)
         self.plot.set_levels(shown.levels, capacity_bytes)
         self.plot.set_rehearsed(shown.rehearsed)
         self._show_table()

@@ -62,10 +62,15 @@ def edits(window: MainWindow) -> Iterator[tuple[str, str, Callable[[], None]]]:
 def until_painted(application: QApplication, window: MainWindow) -> None:
     """Run the events that the edit caused: layout, paint, and the next frame of the plot when it is in front."""
     application.processEvents()
-    plot = window.findChild(ProbePlot)
+    plot = _plot_of(window)
     while plot is not None and plot.isVisible() and plot.dirty:
         application.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
     application.processEvents()
+
+
+def _plot_of(window: MainWindow) -> ProbePlot | None:
+    page = window.tabs.currentWidget().layout().itemAt(0)
+    return getattr(page.widget(), "plot", None) if page else None
 
 
 def measured(application: QApplication, window: MainWindow, edit: Callable[[], None], count: int) -> list[float]:
