@@ -19,7 +19,7 @@ def highwater(*arguments: str, given: object = None, env: dict[str, str] | None 
     clean = {name: value for name, value in os.environ.items() if name not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     return subprocess.run(
         [sys.executable, "main.py", *arguments],
-        cwd=ROOT, input=text, capture_output=True, text=True, timeout=180, check=False,
+        cwd=ROOT, input=text, capture_output=True, text=True, timeout=280, check=False,
         env=clean | {"HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120"} | (env or {}),
     )  # fmt: skip
 
@@ -142,19 +142,24 @@ def test_wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_a_measurement_on_the_cpu_agrees_with_the_prediction(tmp_path: Path) -> None:
-    """A tiny model, so that it takes seconds; SmolLM2-135M is measured by the probes' and the window's tests."""
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256,
-        "torch_dtype": "bfloat16",
-    }  # fmt: skip
+WORK = {
+    "inference": {"inference": {"batch": 2, "prompt_tokens": 64, "new_tokens": 4}},
+    "training": {"training": {"batch": 2, "sequence": 48}},
+    "checkpointed": {"training": {"batch": 1, "sequence": 64, "checkpointing": "full", "optimizer": "adamw_foreach"}},
+}
+PHASES = {"inference": {"load", "prefill", "decode"}, "training": {"load", "forward", "backward", "optimizer"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", WORK)
+def test_a_measurement_of_a_real_model_agrees_with_the_prediction(work: str, tmp_path: Path) -> None:
+    """SmolLM2-135M on the CPU: predicted and measured allocated differ by less than 5 % in every phase."""
+    task = next(iter(WORK[work]))
     record = tmp_path / "run.jsonl"
-    scenario = {"version": 1, "model": {"config": config}, "task": "training", "training": {"batch": 2, "sequence": 64}}
+    scenario = {"version": 1, "model": "HuggingFaceTB/SmolLM2-135M", "task": task} | WORK[work]
     done = highwater("measure", "-", "--device", "cpu", "--json", "--record", str(record), given=scenario)
     result = json.loads(done.stdout)
     assert (done.returncode, result["level"]) == (0, "measure")
-    assert set(result["error"]) == {"load", "forward", "backward", "optimizer"}
+    assert set(result["error"]) == PHASES[task]
     assert max(abs(error["allocated"]) for error in result["error"].values()) < 0.05
     assert json.loads(record.read_text().splitlines()[0])["highwater_recording"] == 1

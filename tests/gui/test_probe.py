@@ -35,7 +35,6 @@ def wait_for_the_end(tab, qtbot):
 
 @pytest.mark.slow
 def test_measure_runs_the_plan_and_the_prediction_holds(tab, qtbot):
-    tab.controls.layers.lineEdit().setText("4")
     press_measure(tab, qtbot)
     assert not tab.controls.measure.isEnabled()
     wait_for_the_end(tab, qtbot)
