@@ -20,7 +20,8 @@ FOREIGN = {
     "cli": {"torch", "transformers", "PySide6", "pyqtgraph"},
 }
 IMPURE = {"os", "io", "pathlib", "time", "random", "socket", "subprocess", "threading", "sqlite3", "urllib", "tempfile", "datetime"}
-WORKER = {"torch", "transformers", "peft", "bitsandbytes", "liger_kernel"}
+WORKER = {"torch", "transformers", "peft", "bitsandbytes", "liger_kernel", "psutil"}
+"""The last three only where they are installed: it has ways without them."""
 
 
 def sources(room: str) -> list[Path]:
