@@ -171,8 +171,10 @@ def _weight_bytes(architecture: Architecture, fmt: Format) -> int | None:
 
 
 def _unknown(scenario: Scenario, architecture: Architecture, fmt: Format, capacity: int, notes: tuple[str, ...]) -> Footprint:
-    """Everything that is known when a phase is not: parameters and weights; does not fit if the weights alone don't."""
+    """Everything that is known when a phase is not: parameters and weights; weights beyond every card's memory do not fit."""
     weights = _weight_bytes(architecture, fmt)
+    cards = scenario.hardware.gpus * scenario.hardware.nodes
+    too_large = weights is not None and not scenario.offload.weights and weights > cards * capacity
     return Footprint(
         scenario=to_json(scenario),
         level="predict",
@@ -180,6 +182,6 @@ def _unknown(scenario: Scenario, architecture: Architecture, fmt: Format, capaci
         trainable_parameters=0,
         weight_bytes=weights,
         gpus=(GpuFootprint(0, capacity, ()),),
-        verdict="unknown",
+        verdict="does_not_fit" if too_large else "unknown",
         notes=notes,
     )

@@ -147,6 +147,11 @@ def test_what_has_no_derivation_is_unknown_and_says_why(work: dict[str, object])
     assert any(note.startswith("unknown: ") for note in found.notes)
 
 
+def test_weights_beyond_the_card_do_not_fit_whatever_else_is_unknown() -> None:
+    found = footprint("meta-llama/Llama-3.1-70B", "inference", engine="vllm")
+    assert found.verdict == "does_not_fit"
+
+
 def test_weights_that_cannot_be_trained_are_refused_with_a_way_out() -> None:
     document = {"version": 1, "model": "Qwen/Qwen3-0.6B", "task": "training", "weights": "gptq-int4-g128"}
     with pytest.raises(Faults, match=r"weights: .*qlora"):
