@@ -21,8 +21,11 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(PY) -m mypy
 
+# Three processes: the worker's tests load torch, the window's must not, and each sets its own environment.
 unit: $(VENV)/dev.stamp
-	$(PY) -m pytest --cov --cov-report=term:skip-covered
+	$(PY) -m pytest tests/planner tests/resources tests/cli tests/test_layers.py --cov --cov-report=term:skip-covered
+	$(PY) -m pytest tests/probes tests/benchmarks
+	$(PY) -m pytest tests/gui
 
 fuzz: $(VENV)/dev.stamp
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)

@@ -139,20 +139,21 @@ def attention_forward(tape: Tape, run: Run, mixer: Attention) -> None:
     Reads ``attention norm``; leaves ``attention``, the block's output.
     """
     queries, keys, values = _qkv_sizes(run, mixer)
+    read_directly = not run.cached and not (_masked(run, mixer) and mixer.num_kv_heads != mixer.num_heads)
     tape.hold("q", queries)
     _head_norm_forward(tape, run, mixer, "q", mixer.num_heads)
     tape.hold("k", keys)
     _head_norm_forward(tape, run, mixer, "k", mixer.num_kv_heads)
-    tape.hold("v", values, saved=not run.cached)
+    tape.hold("v", values, saved=read_directly)
     if mixer.rotary_dim:
         _rotate_forward(tape, "q", queries)
-        _rotate_forward(tape, "k", keys, saved=not run.cached)
+        _rotate_forward(tape, "k", keys, saved=read_directly)
         tape.free("q", "k")
     else:
         tape.rename("q", "q rotated")
         tape.keep("q rotated")
         tape.rename("k", "k rotated")
-        if not run.cached:
+        if read_directly:
             tape.keep("k rotated")
     if run.cached:
         _cache_forward(tape, run, mixer)
@@ -308,8 +309,7 @@ def _head_norm(mixer: Attention, name: str) -> Norm:
 def _cache_forward(tape: Tape, run: Run, mixer: Attention) -> None:
     """``DynamicLayer.update``: keys, then values are copied behind what the cache holds; the old cache goes with each.
 
-    A sliding-window layer keeps a view of its last tokens; what it copied stays alive under the view. Autograd saves the
-    cached tensors themselves where attention reads them as they are, and the repeated ones under a mask.
+    A sliding-window layer keeps a view of its last tokens; what it copied stays alive under the view.
     """
     names = ("k", "v")
     for name in names:

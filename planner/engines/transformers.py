@@ -73,7 +73,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
 def training_phases(
     architecture: Architecture, weights: Level, optimizer: Level, work: TrainingStep, transient: Size | None
 ) -> list[Step]:
-    """Load, forward, backward and optimizer of the steady step.
+    """Load, forward, backward and optimizer of the steady step, without a cache (``TrainingArguments.use_cache``).
 
     ``optimizer``: the states that stay; ``transient``: what the optimizer's step holds for a moment.
     """
@@ -86,7 +86,7 @@ def training_phases(
     accumulating = work.accumulation > 1
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
-        cached=not work.checkpointing, cuda=work.cuda, accumulating=accumulating,
+        cuda=work.cuda, accumulating=accumulating,
     )  # fmt: skip
     if accumulating:
         _hold_gradients(course, architecture, run)
@@ -152,7 +152,6 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     saved.append(dict(norm.live))
     _drop(course, "embeddings", *(() if checkpointing else ("mask 0",)))
     _loss_forward(course, architecture, run)
-    _drop(course, "k cached", "v cached")
     return saved
 
 
