@@ -89,10 +89,8 @@ def head_counts(config: Config) -> tuple[int, int, int]:
     heads = config.size("num_attention_heads")
     kv_heads = config.optional("num_key_value_heads") or heads
     head_dim = config.optional("head_dim") or config.size("hidden_size") // heads
-    if heads % kv_heads:
-        config.reader.fault("num_key_value_heads", f"must divide num_attention_heads ({heads}), got {kv_heads}")
-    if not head_dim:
-        config.reader.fault("num_attention_heads", f"must not exceed hidden_size, got {heads}")
+    config.require(heads % kv_heads == 0, "num_key_value_heads", f"must divide num_attention_heads ({heads}), got {kv_heads}")
+    config.require(head_dim > 0, "num_attention_heads", f"must not exceed hidden_size, got {heads}")
     return heads, kv_heads, max(head_dim, 1)
 
 
@@ -247,8 +245,7 @@ def moe(
     ``correction`` names the router's balancing bias, a buffer in transformers. ``shared_gate``: a linear to one value
     weighs the shared expert's output.
     """
-    if per_token > count:
-        config.reader.fault("num_experts_per_tok", f"must be at most the number of experts ({count}), got {per_token}")
+    config.require(per_token <= count, "num_experts_per_tok", f"must be at most the number of experts ({count}), got {per_token}")
     hidden = hidden or config.size("hidden_size")
     weights = linear(f"{path}.{router}", count, hidden, bias=router_bias, role="router")
     weights += experts(f"{path}.experts", count, hidden, width, gated=gated, fused=fused, bias=bias)
@@ -342,7 +339,10 @@ def prediction_modules(config: Config, layers: Sequence[Layer], hidden: int) -> 
     if not count or not layers:
         return ()
     config.notes.append(f"the checkpoint's multi-token-prediction modules ({count}) are not built by transformers")
-    joint = (*linear("mtp.eh_proj", hidden, 2 * hidden), *(w for name in ("enorm", "hnorm", "norm") for w in scale(f"mtp.{name}", hidden)))
+    joint = (
+        *linear("mtp.eh_proj", hidden, 2 * hidden),
+        *(w for name in ("enorm", "hnorm", "norm") for w in scale(f"mtp.{name}", hidden)),
+    )
     return (Stack("mtp.layers", "mtp", hidden, (layers[-1],) * count, joint * count),)
 
 

@@ -213,6 +213,11 @@ class Config:
         self.children.append(found)
         return found
 
+    def require(self, holds: bool, key: str, message: str) -> None:  # noqa: FBT001 - reads as a sentence
+        """Note a fault of keys that contradict one another, unless one of them was refused already."""
+        if not holds and not self.reader.faults:
+            self.reader.fault(key, message)
+
     def unread(self) -> list[str]:
         """Paths of keys nobody asked for, which the type's class does not declare and which could change sizes."""
         mine = [

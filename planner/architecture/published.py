@@ -35,8 +35,12 @@ def explain_published(architecture: Architecture, published: int) -> tuple[Diffe
         return ()
     known = [item for item in differences(architecture) if item.elements]
     sums = {chosen: sum(item.elements for item in chosen) for size in range(1, 5) for chosen in combinations(known, size)}
-    rest, chosen = min(((difference - found, chosen) for chosen, found in sums.items() if found <= difference), default=(difference, ()), key=lambda pair: (pair[0], len(pair[1])))
-    if rest > published * UNACCOUNTED:
+    rest, chosen = min(
+        ((difference - found, chosen) for chosen, found in sums.items() if found <= difference),
+        default=(difference, ()),
+        key=lambda pair: (pair[0], len(pair[1])),
+    )
+    if not 0 <= rest <= published * UNACCOUNTED:
         return None
     return (*chosen, Difference("elements not accounted for", rest)) if rest else chosen
 
@@ -85,9 +89,7 @@ def scales(weight: Weight) -> int:
 
 def block_scales(architecture: Architecture) -> int:
     """Scales of all linear layers and experts of the decoder."""
-    return sum(
-        scales(weight) * count for layer, count in layer_groups(architecture.decoder) for weight in layer_weights(layer)
-    )
+    return sum(scales(weight) * count for layer, count in layer_groups(architecture.decoder) for weight in layer_weights(layer))
 
 
 def shared_layers(architecture: Architecture) -> int:

@@ -64,8 +64,9 @@ def mamba2(
 ) -> Recurrent:
     """State space dual (Mamba-2, Dao & Gu 2024): one scalar decay a head, B and C shared in groups."""
     hidden = config.size("hidden_size")
-    if heads * head_dim != inner:
-        config.reader.fault("", f"Mamba-2 heads ({heads}) times their width ({head_dim}) must be the inner width ({inner})")
+    config.require(
+        heads * head_dim == inner, "", f"Mamba-2 heads ({heads}) times their width ({head_dim}) must be the inner width ({inner})"
+    )
     channels = inner + 2 * groups * state
     weights = (
         *(Weight(f"{path}.{name}", (heads,), "other") for name in ("dt_bias", "A_log", "D")),

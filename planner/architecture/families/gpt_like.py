@@ -27,8 +27,7 @@ from planner.architecture.layers import Architecture, Attention, Layer, Weight
 def head_dim_of(config: Config) -> tuple[int, int, int]:
     """Hidden size, heads, and the width of a head these models derive from them."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    if hidden % heads:
-        config.reader.fault("num_attention_heads", f"must divide hidden_size ({hidden}), got {heads}")
+    config.require(hidden % heads == 0, "num_attention_heads", f"must divide hidden_size ({hidden}), got {heads}")
     return hidden, heads, max(hidden // heads, 1)
 
 

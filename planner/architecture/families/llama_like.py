@@ -93,8 +93,8 @@ def no_rope_windows(config: Config) -> Callable[[int], str]:
 def output_bias_apart(config: Config) -> Architecture:
     """Biases on queries, keys and values; the output projection has its own switch, or none."""
     heads, _, head_dim = head_counts(config)
-    if config.text("model_type") == "helium" and heads * head_dim != config.size("hidden_size"):
-        config.reader.fault("head_dim", f"times num_attention_heads must be hidden_size, got {head_dim} times {heads}")
+    square = config.text("model_type") != "helium" or heads * head_dim == config.size("hidden_size")
+    config.require(square, "head_dim", f"times num_attention_heads must be hidden_size, got {head_dim} times {heads}")
     layers = dense(
         config,
         mlp(config, bias=config.flag("mlp_bias")),

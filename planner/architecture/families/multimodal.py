@@ -48,13 +48,14 @@ def part(config: Config, key: str, base: str, *, head: str = "") -> Config:
 
 
 def text_of(
-    config: Config, *, base: str | None = None, head: str | None = None, key: str = "text_config", heeds_text: bool = False
+    config: Config, *, base: str | None = None, head: str | None = None, key: str = "text_config", tied_by: str = "outer"
 ) -> Architecture:
-    """The text decoder, its head tied as the outer config says; ``heeds_text``: or as the text's own config says."""
+    """The text decoder, its head tied as the ``outer`` config says, as the ``text``'s own says, when ``either`` does, or never."""
     head = (config.head if head is None else head) if config.head else ""
     text = part(config, key, f"{config.base}language_model." if base is None else base, head=head)
-    tied = config.flag("tie_word_embeddings") or (heeds_text and text.flag("tie_word_embeddings"))
-    text = with_head(text, tie_word_embeddings=tied)
+    deciding = {"outer": (config,), "text": (text,), "either": (config, text), "": ()}[tied_by]
+    flags = [own.flag("tie_word_embeddings") for own in deciding]
+    text = with_head(text, tie_word_embeddings=any(flags))
     model_type = text.text("model_type")
     read = FAMILIES.get(model_type)
     if read is None:
@@ -106,7 +107,7 @@ def two_linears(path: str, out: int, inputs: int, *, bias: bool) -> tuple[Weight
 def llava(config: Config) -> Architecture:
     """LLaVA and its kin."""
     kind, at = config.text("model_type"), config.base
-    text = text_of(config, heeds_text=kind in ("llava", "llava_onevision"))
+    text = text_of(config, tied_by="either" if kind in ("llava", "llava_onevision") else "outer")
     towers = towers_of(config, "vision_config", f"{at}vision_tower.")
     width, bias = tower_width(towers), config.flag("multimodal_projector_bias", default=True)
     joints: tuple[Weight, ...] = ()
@@ -206,7 +207,7 @@ def gemma4(config: Config) -> Architecture:
 @family("llama4")
 def llama4(config: Config) -> Architecture:
     """Llama 4: the text model is a whole language model inside."""
-    text = text_of(config, base="language_model.model.", head="language_model.lm_head", heeds_text=True)
+    text = text_of(config, base="language_model.model.", head="language_model.lm_head", tied_by="text")
     towers = towers_of(config, "vision_config", "vision_model.")
     own = part(config, "vision_config", "")
     joints = linear(f"{PROJECTOR}.linear_1", text.hidden_size, own.size("vision_output_dim"))
@@ -217,7 +218,7 @@ def llama4(config: Config) -> Architecture:
 def mllama(config: Config) -> Architecture:
     """Llama 3.2 Vision: some layers of the text read the image instead of the text."""
     at = config.base
-    text = text_of(config)
+    text = text_of(config, tied_by="")
     towers = towers_of(config, "vision_config", f"{at}vision_model.")
     own = part(config, "vision_config", "")
     joints = linear(f"{at}{PROJECTOR}", text.hidden_size, own.size("vision_output_dim"), bias=True)
@@ -248,7 +249,7 @@ def qwen_vl(config: Config) -> Architecture:
     kind = config.text("model_type")
     if kind in ("qwen2_vl", "qwen2_5_vl") and not config.says("text_config"):
         config = flattened(config)
-    text = text_of(config, heeds_text=kind in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe"))
+    text = text_of(config, tied_by="either" if kind in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm4v_moe") else "outer")
     return combine(config, text, towers_of(config, "vision_config", f"{config.base}visual."))
 
 
@@ -364,7 +365,7 @@ def aya_vision(config: Config) -> Architecture:
 def audio(config: Config) -> Architecture:
     """Qwen2-Audio and Voxtral: Whisper's encoder and a projector."""
     at = config.base
-    text = text_of(config)
+    text = text_of(config, tied_by="")
     towers = towers_of(config, "audio_config", f"{at}audio_tower.")
     width = tower_width(towers)
     if config.text("model_type") == "qwen2_audio":

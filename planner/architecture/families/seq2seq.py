@@ -123,8 +123,7 @@ def bart_layer(config: Config, side: str, *, silent_keys: bool = False) -> Layer
     """One layer of BART's encoder or decoder. ``silent_keys``: keys have no bias (Whisper)."""
     hidden, heads = config.size("d_model"), config.size(f"{side}_attention_heads")
     crossed = side == "decoder"
-    if hidden % heads:
-        config.reader.fault(f"{side}_attention_heads", f"must divide d_model ({hidden}), got {heads}")
+    config.require(hidden % heads == 0, f"{side}_attention_heads", f"must divide d_model ({hidden}), got {heads}")
 
     def mixer(path: str, *, cross: bool) -> Attention:
         found = attention(

@@ -60,8 +60,9 @@ def vit_layer(
     weights: tuple[Weight, ...] = (),
 ) -> Layer:
     """A transformer layer that looks both ways. ``channel``: names of up and down, or of gate, up and down."""
-    if hidden % heads and head_dim is None:
-        config.reader.fault("num_attention_heads", f"must divide the hidden size ({hidden}), got {heads}")
+    config.require(
+        hidden % heads == 0 or head_dim is not None, "num_attention_heads", f"must divide the hidden size ({hidden}), got {heads}"
+    )
     mixer = attention(
         config,
         path=path,

@@ -21,11 +21,15 @@ def test_a_type_is_read_or_known_to_be_unread() -> None:
     assert set(FAMILIES) - set(DEFAULTS) == set()
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "num_experts_per_token", "qk_rope_head_dim", "block_ffn_dim_multiplier", "moe_layer_freq"])
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_experts_per_token", "qk_rope_head_dim", "block_ffn_dim_multiplier", "moe_layer_freq"]
+)
 def test_keys_that_size_a_model_are_never_taken_for_noise(key: str) -> None:
     assert not cannot_change_sizes(key)
 
 
-@pytest.mark.parametrize("key", ["bos_token_id", "rms_norm_eps", "rope_theta", "attention_dropout", "torch_dtype", "quantization_config"])
+@pytest.mark.parametrize(
+    "key", ["bos_token_id", "rms_norm_eps", "rope_theta", "attention_dropout", "torch_dtype", "quantization_config"]
+)
 def test_keys_about_tokens_and_numerics_are_noise(key: str) -> None:
     assert cannot_change_sizes(key)

@@ -79,7 +79,10 @@ def test_null_is_not_absent() -> None:
     """DeepSeek-V2: q_lora_rank is 1536 by default, null means no compression (V2-Lite)."""
     config = dict(catalog_model("deepseek-ai/DeepSeek-V2-Lite").config)
     assert config["q_lora_rank"] is None
-    mixers = [read_config(given).decoder.layers[0].sequence[0] for given in (config, {k: v for k, v in config.items() if k != "q_lora_rank"})]
+    mixers = [
+        read_config(given).decoder.layers[0].sequence[0]
+        for given in (config, {k: v for k, v in config.items() if k != "q_lora_rank"})
+    ]
     assert [mixer.q_lora_rank for mixer in mixers if isinstance(mixer, LatentAttention)] == [None, 1536]
 
 
@@ -112,7 +115,9 @@ def test_a_fault_inside_a_part_has_the_part_s_path() -> None:
         read_config({**config, "text_config": {**config["text_config"], "num_hidden_layers": 0}})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": None}, {"model_type": "no_such_type"}, {"model_type": "bigbird_of_prey", "hidden_size": 8}])
+@pytest.mark.parametrize(
+    "config", [{}, {"model_type": None}, {"model_type": "no_such_type"}, {"model_type": "bigbird_of_prey", "hidden_size": 8}]
+)
 def test_what_cannot_be_read_is_unknown_with_the_reason(config: dict[str, Any]) -> None:
     with pytest.raises(UnknownArchitecture, match="missing"):
         read_config(config)
@@ -124,7 +129,9 @@ def test_a_type_the_framework_has_and_we_do_not_is_unknown() -> None:
 
 
 def test_an_unknown_type_with_known_keys_is_read_and_marked() -> None:
-    found = read_config({**LLAMA, "model_type": "newcomer", "architectures": ["NewcomerForCausalLM"], "rms_norm_eps": 1e-6, "hidden_act": "silu"})
+    found = read_config(
+        {**LLAMA, "model_type": "newcomer", "architectures": ["NewcomerForCausalLM"], "rms_norm_eps": 1e-6, "hidden_act": "silu"}
+    )
     assert parameter_count(found) == parameter_count(read_config(LLAMA))
     assert not found.verified
     assert any("newcomer" in note for note in found.notes)
@@ -155,7 +162,9 @@ def test_a_window_is_used_only_where_the_config_says() -> None:
     mixers = [layer.sequence[0] for layer in read_config(qwen).decoder.layers]
     assert all(isinstance(mixer, Attention) and mixer.window_tokens is None for mixer in mixers)
     mistral = read_config(catalog_model("mistralai/Mistral-7B-v0.1").config)
-    assert {mixer.window_tokens for layer in mistral.decoder.layers for mixer in layer.sequence if isinstance(mixer, Attention)} == {4096}
+    assert {
+        mixer.window_tokens for layer in mistral.decoder.layers for mixer in layer.sequence if isinstance(mixer, Attention)
+    } == {4096}
 
 
 def test_experts_of_a_checkpoint_keep_their_place_in_names() -> None:
@@ -206,11 +215,40 @@ HOSTILE = st.one_of(
     st.lists(st.sampled_from(["full_attention", "mamba", ""]), max_size=4),
     st.dictionaries(st.sampled_from(["hidden_size", "model_type", "head_dim", "0"]), st.integers(-1, 2**40), max_size=3),
 )
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
-         "head_dim", "layer_types", "num_experts", "n_routed_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
-         "mlp_layer_types", "kv_lora_rank", "q_lora_rank", "sliding_window", "max_window_layers", "text_config", "vision_config",
-         "architectures", "tie_word_embeddings", "mamba_d_state", "mamba_d_head", "rope_parameters", "block_configs", "id2label",
-         "hybrid_override_pattern", "per_layer_config", "num_kv_shared_layers", "compress_ratios", "linear_attn_config")  # fmt: skip
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "head_dim",
+    "layer_types",
+    "num_experts",
+    "n_routed_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "mlp_layer_types",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "sliding_window",
+    "max_window_layers",
+    "text_config",
+    "vision_config",
+    "architectures",
+    "tie_word_embeddings",
+    "mamba_d_state",
+    "mamba_d_head",
+    "rope_parameters",
+    "block_configs",
+    "id2label",
+    "hybrid_override_pattern",
+    "per_layer_config",
+    "num_kv_shared_layers",
+    "compress_ratios",
+    "linear_attn_config",
+)
 
 
 @given(model_type=st.sampled_from(sorted(FAMILIES)), values=st.dictionaries(st.sampled_from(SIZES), HOSTILE, max_size=6))

@@ -59,9 +59,18 @@ CONSISTENT: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]]
         "n_mamba_heads": 8,
     },
     "lfm2_moe": lambda found, random_: {"layer_types": _kinds("conv", "full_attention")(found, random_), "num_dense_layers": 2},
-    "jamba": lambda found, random_: {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": lambda found, random_: {
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "gpt_neo": lambda found, random_: {"attention_types": [[["global", "local"], 4]], "num_layers": 8},
-    "gemma3n_text": lambda found, random_: {"num_hidden_layers": 11, "num_kv_shared_layers": random_.choice((0, 3)), "intermediate_size": 96},
+    "gemma3n_text": lambda found, random_: {
+        "num_hidden_layers": 11,
+        "num_kv_shared_layers": random_.choice((0, 3)),
+        "intermediate_size": 96,
+    },
     "gemma4_text": lambda found, random_: {
         "num_hidden_layers": 14,
         "num_kv_shared_layers": random_.choice((0, 5)),
@@ -80,7 +89,12 @@ CONSISTENT: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]]
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": random_.choice((48, 80)), "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "kimi_linear": lambda found, random_: {"linear_num_heads": 4, "linear_head_dim": 16, "num_attention_heads": 4, "num_hidden_layers": 6},
+    "kimi_linear": lambda found, random_: {
+        "linear_num_heads": 4,
+        "linear_head_dim": 16,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 6,
+    },
     "nemotron_h": lambda found, random_: {"hybrid_override_pattern": "".join(random_.choice("ME*-") for _ in range(9))},
 }
 """Fields that must agree with one another, and lists with one entry for each layer."""
