@@ -21,7 +21,7 @@ SEEDS = (0, 2)
 
 
 @pytest.fixture(autouse=True)
-def quiet(recwarn: pytest.WarningsRecorder) -> None:  # noqa: ARG001 - warnings of the framework are its own
+def quiet(recwarn: pytest.WarningsRecorder) -> None:
     logging.getLogger("transformers").setLevel(logging.CRITICAL)
 
 
