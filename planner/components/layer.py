@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.architecture.counts import layer_groups
-from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer
-from planner.components.blocks import (
-    Run,
-    attention_backward,
-    attention_forward,
-    mlp_backward,
-    mlp_forward,
-    norm_backward,
-    norm_forward,
-)
+from planner.architecture.layers import Architecture, Attention, ChannelMixer, DenseMLP, Layer, SequenceMixer
+from planner.components.attention import attention_backward, attention_forward
+from planner.components.mlp import mlp_backward, mlp_forward
+from planner.components.norms import norm_backward, norm_forward
+from planner.components.run import Run
 from planner.components.tape import Held, Size, Span, Tape
 
 
@@ -89,17 +84,53 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
     return tape.span()
 
 
+def sequence_forward(tape: Tape, run: Run, mixer: SequenceMixer, source: str, target: str) -> None:
+    """A sequence mixer by its kind: reads the live tensor ``source`` (which its owner frees), leaves ``target``."""
+    match mixer:
+        case Attention():
+            attention_forward(tape, run, mixer, source, target)
+        case _:
+            raise NotModelled(f"a {type(mixer).__name__} mixer has no closed form yet")
+
+
+def sequence_backward(tape: Tape, run: Run, mixer: SequenceMixer, source: str, target: str) -> None:
+    """Its backward: from ``d``, the gradient of ``target`` (which the residual keeps), to ``{source} d``.
+
+    Uses up what the forward saved, ``source`` too at its last reader.
+    """
+    match mixer:
+        case Attention():
+            attention_backward(tape, run, mixer, source, target)
+        case _:
+            raise NotModelled(f"the backward of a {type(mixer).__name__} mixer has no closed form yet")
+
+
+def channel_forward(tape: Tape, run: Run, mixer: ChannelMixer, source: str, target: str, *, whole: bool = True) -> None:
+    """A channel mixer by its kind, as :func:`sequence_forward`; without ``whole`` it ends at its last saved tensor."""
+    match mixer:
+        case DenseMLP():
+            mlp_forward(tape, run, mixer, source, target, whole=whole)
+        case _:
+            raise NotModelled(f"a {type(mixer).__name__} has no closed form yet")
+
+
+def channel_backward(tape: Tape, run: Run, mixer: ChannelMixer, source: str, target: str) -> None:
+    """Its backward, as :func:`sequence_backward`."""
+    match mixer:
+        case DenseMLP():
+            mlp_backward(tape, run, mixer, source, target)
+        case _:
+            raise NotModelled(f"the backward of a {type(mixer).__name__} has no closed form yet")
+
+
 def _forward(tape: Tape, layer: Layer, run: Run, *, whole: bool) -> None:
-    attention, channel = layer.sequence[0], layer.channel[0]
-    assert isinstance(attention, Attention)  # noqa: S101  require_modelled has looked
-    assert isinstance(channel, DenseMLP)  # noqa: S101
     norm_forward(tape, run, layer.norms[0], "attention norm", "x")
-    attention_forward(tape, run, attention)
+    sequence_forward(tape, run, layer.sequence[0], "attention norm", "attention")
     tape.free("attention norm")
     tape.hold("residual", run.hidden())
     tape.free("attention")
     norm_forward(tape, run, layer.norms[1], "mlp norm", "residual")
-    mlp_forward(tape, run, channel, whole=whole)
+    channel_forward(tape, run, layer.channel[0], "mlp norm", "mlp", whole=whole)
     tape.free("mlp norm")
     if whole:
         tape.hold("out", run.hidden())
@@ -108,13 +139,10 @@ def _forward(tape: Tape, layer: Layer, run: Run, *, whole: bool) -> None:
 
 
 def _backward(tape: Tape, layer: Layer, run: Run) -> None:
-    attention, channel = layer.sequence[0], layer.channel[0]
-    assert isinstance(attention, Attention)  # noqa: S101
-    assert isinstance(channel, DenseMLP)  # noqa: S101
-    mlp_backward(tape, run, channel)
+    channel_backward(tape, run, layer.channel[0], "mlp norm", "mlp")
     norm_backward(tape, run, layer.norms[1], "mlp norm", "mlp norm d", "residual")
     _add_residual(tape, run, "mlp norm dx")
-    attention_backward(tape, run, attention)
+    sequence_backward(tape, run, layer.sequence[0], "attention norm", "attention")
     norm_backward(tape, run, layer.norms[0], "attention norm", "attention norm d", "x")
     _add_residual(tape, run, "attention norm dx")
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 from planner.architecture.counts import iter_weights, layer_groups
 from planner.architecture.layers import Architecture, Attention, Norm, Weight
-from planner.components.blocks import Run, gradient, norm_backward, norm_forward, rotary_embedding, sliding_mask
+from planner.components.attention import sliding_mask
 from planner.components.layer import layer_backward, layer_forward, layer_recomputed
+from planner.components.norms import norm_backward, norm_forward
+from planner.components.rotary import rotary_embedding
+from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
 
 FP32_BYTES = 4

@@ -1,0 +1,99 @@
+"""What every block needs: the forward's shape with the sizes that follow from it, and the gradients of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.architecture.layers import Attention, Weight
+from planner.components.tape import Size, Tape
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One forward's shape: ``batch`` sequences of ``sequence`` new tokens, ``dtype_bytes`` an activation value.
+
+    ``cached``: keys and values go through a cache (they are copied into it by ``torch.cat``).
+    ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
+    ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to.
+    """
+
+    batch: int
+    sequence: int
+    hidden_size: int
+    dtype_bytes: int = 2
+    cached: bool = False
+    cuda: bool = True
+    past_tokens: int = 0
+    trainable: bool = True
+    accumulating: bool = False
+
+    def hidden(self, width: int | None = None) -> Size:
+        """An activation of ``width`` features (the hidden size if not said) for every token."""
+        name = {"hidden_size": self.hidden_size} if width is None else {"features": width}
+        return Size(batch=self.batch, sequence=self.sequence, **name, bytes=self.dtype_bytes)
+
+    def upcast(self, width: int, rows: int = 1) -> Size:
+        """The same in fp32; ``rows`` of them for each token (heads)."""
+        return Size(batch=self.batch, sequence=self.sequence, rows=rows, features=width, fp32_bytes=4)
+
+    def heads(self, heads: int, width: int) -> Size:
+        """One vector of ``width`` for each head and token."""
+        return Size(batch=self.batch, sequence=self.sequence, heads=heads, head_dim=width, bytes=self.dtype_bytes)
+
+    def mlp(self, width: int) -> Size:
+        """An activation of a feed-forward block."""
+        return Size(batch=self.batch, sequence=self.sequence, intermediate_size=width, bytes=self.dtype_bytes)
+
+    def past_cells(self, mixer: Attention) -> int:
+        """Tokens a layer's cache shows before this forward: all, or one less than the window (``DynamicSlidingWindowLayer``)."""
+        return self.past_tokens if mixer.window_tokens is None else min(self.past_tokens, mixer.window_tokens - 1)
+
+    def cache(self, mixer: Attention, name: str, tokens: int) -> Size:
+        """Cached keys (``k``) or values (``v``) of one layer."""
+        heads = mixer.cached_kv_heads or mixer.num_kv_heads
+        width = mixer.head_dim if name == "k" else mixer.value_head_dim
+        return Size(batch=self.batch, tokens=tokens, num_key_value_heads=heads, head_dim=width, bytes=self.dtype_bytes)
+
+    def row(self) -> Size:
+        """One fp32 number for each token (a mean, a log-sum-exp)."""
+        return Size(batch=self.batch, sequence=self.sequence, fp32_bytes=4)
+
+
+def gradient(tape: Tape, run: Run, weight: Weight) -> None:
+    """The gradient of one parameter, kept until the optimizer has used it, or added to what earlier micro-batches left."""
+    name, size = f"grad {weight.name}", Size(**factors_of(weight), bytes=run.dtype_bytes)
+    tape.hold(name, size, "gradients")
+    if run.accumulating:
+        tape.consume(name)
+
+
+def linear_gradients(tape: Tape, run: Run, weights: Weight | tuple[Weight, ...]) -> None:
+    """Gradients of a linear's weight and bias, where weights are trained."""
+    if run.trainable:
+        for weight in (weights,) if isinstance(weights, Weight) else weights:
+            gradient(tape, run, weight)
+
+
+def module_of(weight: Weight) -> str:
+    """``q_proj`` of ``self_attn.q_proj.weight``; biases under their own names."""
+    path = weight.name.split(".")
+    module = path[-2] if len(path) > 1 else path[0]
+    return f"{module} bias" if path[-1] == "bias" else module
+
+
+def factors_of(weight: Weight) -> dict[str, int]:
+    """A weight's shape under the names of its dimensions."""
+    names = ("out_features", "in_features") if len(weight.shape) == 2 else tuple(f"dim{i}" for i in range(len(weight.shape)))
+    return dict(zip(names, weight.shape, strict=True))
+
+
+def row_of(run: Run, rows: int) -> Size:
+    """``rows`` fp32 numbers for each token (means over heads)."""
+    return Size(batch=run.batch, sequence=run.sequence, rows=rows, fp32_bytes=4)
+
+
+def like(run: Run, width: int, rows: int) -> Size:
+    """``rows`` vectors of ``width`` for each token, in the activations' dtype."""
+    return Size(batch=run.batch, sequence=run.sequence, rows=rows, features=width, bytes=run.dtype_bytes)
