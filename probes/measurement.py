@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from planner.footprint import METERS, Footprint, GpuFootprint, Level, Phase, Verdict, judge
 from probes.recording import Event, Recorded
+from probes.rows import Columns, Floats, RowRun
 from probes.series import PeakSeries
 
 CPU_NOTE = (
@@ -79,8 +82,11 @@ class Measurement:
         order = header.get("order")
         if isinstance(order, dict) and order.get("mode") == "rehearse":
             measurement.level = "rehearse"
-        for event in recorded.events:
-            measurement.add(event)
+        for piece in recorded.pieces:
+            if isinstance(piece, RowRun):
+                measurement.add_rows(piece)
+            else:
+                measurement.add(piece)
         return measurement
 
     def add(self, event: Event) -> None:
@@ -88,6 +94,15 @@ class Measurement:
         taker = self._takers.get(str(event.get("event")))
         if taker is not None:
             taker(event)
+
+    def add_rows(self, rows: RowRun) -> None:
+        """Take the samples of a recording between two other events, a million as quickly as one."""
+        memory, samples = rows.columns("memory"), rows.columns("sample")
+        if memory is not None:
+            self._take_memory_rows(memory)
+        if samples is not None:
+            label = self._current.name if self._current else ""
+            self.samples.extend(samples.column("t"), _sample_columns(samples), [label], np.zeros(len(samples), np.int64))
 
     @property
     def on_cpu(self) -> bool:
@@ -219,12 +234,19 @@ class Measurement:
         if self._current is not None and self._current.name == event.get("phase"):
             self._current.raise_to(sizes)
 
+    def _take_memory_rows(self, memory: Columns) -> None:
+        (phases, phase_of), meters = memory.text("phase"), {meter: memory.column(meter) for meter in METERS}
+        self.timeline.extend(memory.column("t"), meters, phases, phase_of)
+        if self._current is not None and self._current.name in phases:
+            here = phase_of == phases.index(self._current.name)
+            peaks = {meter: np.fmax.reduce(column[here], initial=0.0) for meter, column in meters.items()}
+            self._current.raise_to({meter: int(peak) for meter, peak in peaks.items()})
+
     def _take_sample(self, event: Event) -> None:
         gpus = event.get("gpus")
         values: dict[str, Any] = {"rss": event.get("rss")}
         for gpu in gpus if isinstance(gpus, list) else ():
-            instance = "" if gpu.get("mig_index") is None else f".{gpu['mig_index']}"
-            name = f"gpu{gpu.get('index')}{instance}"
+            name = _gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
         self.samples.append(float(event.get("t") or 0.0), values, self._current.name if self._current else "")
 
@@ -238,6 +260,31 @@ class Measurement:
 
     def _take_outcome(self, event: Event) -> None:
         self.outcome = event
+
+
+def _gpu_name(index: object, mig_index: object) -> str:
+    return f"gpu{index}" if mig_index is None else f"gpu{index}.{mig_index}"
+
+
+def _sample_columns(samples: Columns) -> dict[str, Floats]:
+    """The columns of samples under the names that :meth:`Measurement.add` gives them, each GPU's by its index."""
+    columns = {"rss": samples.column("rss")}
+    told = {(place, key) for form in samples.forms for place, gpu in enumerate(form.like.get("gpus") or ()) for key in gpu}
+    for place, key in sorted(told):
+        if key not in ("index", "mig_index"):
+            indices, instances = samples.column("gpus", place, "index"), samples.column("gpus", place, "mig_index")
+            _spread(columns, samples.column("gpus", place, key), indices, instances, key)
+    return columns
+
+
+def _spread(columns: dict[str, Floats], values: Floats, indices: Floats, instances: Floats, key: str) -> None:
+    """Give the values at one place in the list of GPUs to the GPUs that stood there."""
+    for index, instance in {*zip(indices.tolist(), np.nan_to_num(instances, nan=-1.0).tolist(), strict=True)}:
+        if index == index:  # noqa: PLR0124  not NaN
+            here = (indices == index) & (np.nan_to_num(instances, nan=-1.0) == instance)
+            name = f"{_gpu_name(int(index), None if instance < 0 else int(instance))}.{key}"
+            column = columns.setdefault(name, np.full(len(values), np.nan))
+            column[here] = values[here]
 
 
 def _predicted_phases(prediction: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:

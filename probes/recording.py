@@ -2,8 +2,8 @@
 
 A recording is JSON lines. The first is the header: ``highwater_recording`` (its version), ``created`` (UTC), and what was
 asked and predicted (``scenario``, ``config``, ``order``, ``prediction``, ``environment``). Every further line is an event
-as the session emits it: ``event`` and ``t`` (seconds since the run began) and its own fields. Whatever ends the program,
-the file reads to its last complete line.
+as the session emits it, ``event`` and ``t`` (seconds since the run began) and its own fields; samples are rows of numbers
+(:mod:`probes.rows`). Whatever ends the program, the file reads to its last complete line. Version 1 had no rows.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Self
 
 import platformdirs
 
+from probes.rows import FORM_EVENT, Event, Form, RowRun, RowWriter, lines_of, read_form, read_rows, row_runs
+
+__all__ = [
+    "SUFFIX", "Event", "Recorded", "Recording", "RecordingError", "RecordingState", "file_name", "highwater_home",
+    "read_recording", "recordings_folder",
+]  # fmt: skip
+
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 SUFFIX = ".jsonl"
-_BATCH_LINES = 4096
+_CHUNK_BYTES = 4 * 2**20
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
-
-Event = dict[str, Any]
 
 
 class RecordingError(ValueError):
@@ -47,13 +54,22 @@ class RecordingState:
     events: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recorded:
-    """A recording read back. ``skipped_lines`` counts what was not readable: 1 when the last line is torn."""
+    """A recording read back. ``skipped_lines`` counts what was not readable: 1 when the last line is torn.
+
+    ``pieces`` are the events in order, samples as runs of rows; ``events`` has every sample as an event of its own, which
+    takes its time where there are a million.
+    """
 
     header: Event
-    events: list[Event]
+    pieces: list[Event | RowRun]
     skipped_lines: int
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """Every event in order."""
+        return [event for piece in self.pieces for event in (piece.events() if isinstance(piece, RowRun) else [piece])]
 
 
 def highwater_home() -> Path:
@@ -77,6 +93,7 @@ class Recording:
         self._size = 0
         self._trouble = ""
         self._descriptor: int | None = None
+        self._rows = RowWriter()
         self.path = path if path is not None else recordings_folder() / file_name(header)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +111,8 @@ class Recording:
 
     def append(self, event: Mapping[str, object]) -> None:
         """Write one event through to the system. Raises ValueError for what JSON cannot say (NaN)."""
-        line = _line(event)
         with self._lock:
-            if self._write(line):
+            if self._write(self._rows.lines(event) or _line(event)):
                 self._events += 1
 
     def close(self) -> None:
@@ -171,15 +187,12 @@ def file_name(header: Mapping[str, object]) -> str:
 
 def read_recording(path: Path) -> Recorded:
     """Read a recording to its last complete event. Raises OSError, or :class:`RecordingError` for any other file."""
-    with path.open("rb") as lines:
-        header = _header(lines.readline(64 * 2**20), path)
-        events: list[Event] = []
-        skipped = 0
-        for batch in _batches(lines):
-            read, bad = _parse(batch)
-            events += read
-            skipped += bad
-    return Recorded(header, events, skipped)
+    with path.open("rb") as file:
+        header = _header(file.readline(64 * 2**20), path)
+        reader = _Reader()
+        for lines in _whole_lines(file):
+            reader.take(lines)
+    return Recorded(header, reader.pieces, reader.skipped)
 
 
 def _header(line: bytes, path: Path) -> Event:
@@ -188,20 +201,64 @@ def _header(line: bytes, path: Path) -> Event:
         message = f"{path}: not a Highwater recording (its first line has no highwater_recording)"
         raise RecordingError(message)
     version = header["highwater_recording"]
-    if version != VERSION:
-        message = f"{path}: written as recording version {version!r}; this Highwater reads version {VERSION}"
+    if version not in READABLE:
+        message = f"{path}: written as recording version {version!r}; this Highwater reads version {VERSION} and older"
         raise RecordingError(message)
     return header
 
 
-def _batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == _BATCH_LINES:
-            yield batch
-            batch = []
-    yield batch
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The rest of a file in pieces of whole lines; a torn last line is a piece of its own."""
+    rest: list[bytes] = []
+    while block := file.read(_CHUNK_BYTES):
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*rest, block[:end]))
+            rest = []
+        rest.append(block[end:])
+    if torn := b"".join(rest):
+        yield torn
+
+
+class _Reader:
+    """Takes whole lines, in order."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Event | RowRun] = []
+        self.skipped = 0
+        self._forms: dict[int, Form] = {}
+
+    def take(self, data: bytes) -> None:
+        for rows, lines in row_runs(data):
+            if rows:
+                self._take_rows(lines)
+            else:
+                self._take_events(lines_of(lines))
+
+    def _take_rows(self, lines: bytes) -> None:
+        parts, length, bad = read_rows(lines, self._forms)
+        self.skipped += bad
+        if not self.pieces or not isinstance(self.pieces[-1], RowRun):
+            self.pieces.append(RowRun())
+        run = self.pieces[-1]
+        assert isinstance(run, RowRun)  # noqa: S101  just made
+        run.add(parts, length)
+
+    def _take_events(self, lines: list[bytes]) -> None:
+        events, bad = _parse(lines)
+        self.skipped += bad
+        for event in events:
+            if event["event"] == FORM_EVENT:
+                self._declare(event)
+            else:
+                self.pieces.append(event)
+
+    def _declare(self, event: Event) -> None:
+        form = read_form(event)
+        if form is None:
+            self.skipped += 1
+        else:
+            self._forms[form.id] = form
 
 
 def _parse(lines: list[bytes]) -> tuple[list[Event], int]:

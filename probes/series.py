@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 Value = float | int | None
 POINTS = 20_000
@@ -32,6 +36,18 @@ class PeakSeries:
         if len(self.t) > self._limit:
             self._halve()
 
+    def extend(
+        self, t: NDArray[np.float64], values: Mapping[str, NDArray[np.float64]], labels: Sequence[str], label_of: NDArray[np.int64]
+    ) -> None:
+        """Add many rows at once, NaN for None; ``label_of`` indexes ``labels``. Beyond the limit they are merged first."""
+        width = 1
+        while len(t) > width * self._limit // 2:
+            width *= 2
+        starts = _stretches(label_of, width)
+        columns = {name: np.fmax.reduceat(column, starts).tolist() for name, column in values.items() if len(t)}
+        for row, start in enumerate(starts.tolist()):
+            self.append(float(t[start]), {name: _value(column[row]) for name, column in columns.items()}, labels[label_of[start]])
+
     def peak(self, name: str, label: str | None = None) -> Value:
         """The highest value of a column, of the rows with ``label`` if given; None when there is none."""
         column = self.columns.get(name, [None] * len(self.t))
@@ -51,3 +67,16 @@ class PeakSeries:
 
 def _highest(values: Iterable[Value]) -> Value:
     return max((value for value in values if value is not None), default=None)
+
+
+def _stretches(labels: NDArray[np.int64], width: int) -> NDArray[np.intp]:
+    """Where stretches of ``width`` rows of one label begin; the last of a label may be shorter."""
+    changes = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    return np.fromiter(chain.from_iterable(range(begin, end, width) for begin, end in pairwise(changes)), dtype=np.intp)
+
+
+def _value(number: float) -> Value:
+    """A column's number as a row has it: bytes are whole."""
+    if number != number:  # noqa: PLR0124  NaN
+        return None
+    return int(number) if number == int(number) else number

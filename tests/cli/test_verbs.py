@@ -162,4 +162,4 @@ def test_a_measurement_of_a_real_model_agrees_with_the_prediction(work: str, tmp
     assert (done.returncode, result["level"]) == (0, "measure")
     assert set(result["error"]) == PHASES[task]
     assert max(abs(error["allocated"]) for error in result["error"].values()) < 0.05
-    assert json.loads(record.read_text().splitlines()[0])["highwater_recording"] == 1
+    assert json.loads(record.read_text().splitlines()[0])["highwater_recording"] == 2

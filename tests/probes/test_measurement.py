@@ -197,3 +197,32 @@ def test_a_rehearsals_recording_keeps_its_level(tmp_path: Path) -> None:
     with Recording({"scenario": SCENARIO, "order": {"mode": "rehearse"}}, tmp_path / "r.jsonl"):
         pass
     assert Measurement.of_recording(read_recording(tmp_path / "r.jsonl")).footprint().level == "rehearse"
+
+
+def test_columns_say_what_events_say(tmp_path: Path) -> None:
+    """Rows of two GPUs, one of them in two MIG instances, with slow readings between: folded whole or one by one alike."""
+    events = [
+        {"event": "hello", "t": 0.0, "device": CUDA},
+        phase("load", "begin", 0.1),
+        {"event": "memory", "t": 0.2, "allocated": 5, "reserved": 6, "device": None, "phase": "load"},
+        {"event": "sample", "t": 0.2, "rss": 10, "gpus": [gpu(0, None, 7), gpu(1, 3, 8), gpu(1, 4, 9, power_watts=117.25)]},
+        {"event": "sample", "t": 0.3, "rss": None},
+        {"event": "memory", "t": 0.4, "allocated": 4, "reserved": 7, "device": 9, "phase": "load"},
+        {"event": "memory", "t": 0.5, "allocated": 99, "reserved": 99, "device": 99, "phase": "other"},
+        {"event": "sample", "t": 0.6, "rss": 12, "gpus": [gpu(1, 3, 18)]},
+    ]
+    with Recording({"scenario": SCENARIO}, tmp_path / "r.jsonl") as recording:
+        for event in events:
+            recording.append(event)
+    whole = Measurement.of_recording(read_recording(tmp_path / "r.jsonl"))
+    single = Measurement(SCENARIO)
+    for event in events:
+        single.add(event)
+    assert whole.steps == single.steps
+    assert whole.steps["load", 0].meters == {"allocated": 5, "reserved": 7, "device": 9}
+    for one, other in ((whole.timeline, single.timeline), (whole.samples, single.samples)):
+        assert (one.t, one.labels, one.columns) == (other.t, other.labels, other.columns)
+
+
+def gpu(index: int, mig_index: int | None, used: int, **more: object) -> dict[str, Any]:
+    return {"index": index, "mig_index": mig_index, "used": used, "free": None, **more}
