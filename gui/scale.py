@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from planner.units import GIB, KIB, MIB
 
 _WANTED_TICKS = 8
@@ -17,6 +19,12 @@ def ticks(limit_bytes: float, wanted: int = _WANTED_TICKS) -> list[tuple[float, 
     labels = [f"{index * step:g}" for index in range(count + 1)]
     labels[-1] += f" {name}"
     return [(index * step * unit, label) for index, label in enumerate(labels)]
+
+
+def round_up(size_bytes: float) -> float:
+    """The end of an axis for ``size_bytes``: a twentieth of it at most beyond, and the same for most sizes near it."""
+    power = 2.0 ** int(math.log2(max(size_bytes, 1.0)))
+    return math.ceil(size_bytes / power * 20) / 20 * power
 
 
 def _round_step(raw: float) -> float:

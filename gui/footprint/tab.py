@@ -24,6 +24,8 @@ from planner.units import format_bytes
 if TYPE_CHECKING:
     from gui.context import Context
 
+_PHASES_WIDTH = 330
+
 
 class FootprintTab(QWidget):
     """Where the bytes go."""
@@ -51,7 +53,7 @@ class FootprintTab(QWidget):
         chart.addWidget(self.bars)
         chart.addWidget(self._legend)
         row = QHBoxLayout()
-        row.addWidget(self.phases)
+        row.addWidget(_of_fixed_size(self.phases))
         row.addWidget(self._meters, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
@@ -126,3 +128,14 @@ class FootprintTab(QWidget):
     def _pick_phase(self, phase: object) -> None:
         now = self._state.selection
         self._state.select(Selection(now.component, str(phase), now.gpu))
+
+
+def _of_fixed_size(phases: Segments) -> QWidget:
+    """Room for the phases of any task: a change of task must not lay the whole window out anew."""
+    room = QWidget()
+    room.setFixedSize(_PHASES_WIDTH, phases.sizeHint().height())
+    line = QHBoxLayout(room)
+    line.setContentsMargins(0, 0, 0, 0)
+    line.addWidget(phases)
+    line.addStretch(1)
+    return room

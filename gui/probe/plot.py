@@ -8,13 +8,15 @@ import numpy as np
 import pyqtgraph as pg
 from pyqtgraph.GraphicsScene.mouseEvents import MouseClickEvent
 from PySide6.QtCore import Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QColor, QFont, QHideEvent, QPen, QShowEvent
+from PySide6.QtGui import QFont, QHideEvent, QPen, QShowEvent
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from gui.painting import mixed, rehearsed_fill
+from gui.probe.axes import BytesAxis, SecondsAxis
+from gui.probe.phase_bands import LabelledBand, PhaseBands
 from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
-from gui.scale import ticks
+from gui.scale import round_up
 from gui.theme import SMALL, font, theme
 from gui.words import PHASES, word
 from planner.footprint import METERS
@@ -32,28 +34,6 @@ Levels = Mapping[str, Mapping[str, int]]
 """Predicted bytes by phase and meter."""
 
 
-class BytesAxis(pg.AxisItem):
-    """Round marks, each with its unit: the topmost may be out of sight."""
-
-    def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:
-        """Where the marks are."""
-        return [(1.0, [position for position, _ in ticks(maximum, 6) if position >= minimum])]
-
-    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
-        """How they are written."""
-        marks = ticks(self.range[1], 6)
-        labels, unit = dict(marks), marks[-1][1].partition(" ")[2]
-        return [f"{labels.get(value, '').partition(' ')[0]} {unit}" if value else "0" for value in values]
-
-
-class SecondsAxis(pg.AxisItem):
-    """Round marks, each with its unit."""
-
-    def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
-        """How they are written."""
-        return [f"{value:g} s" for value in values]
-
-
 class ProbePlot(QWidget):
     """Shows a run; repaints on one timer, and only when something came and it can be seen. A click picks a phase."""
 
@@ -69,7 +49,8 @@ class ProbePlot(QWidget):
         self._levels: Levels = {}
         self._capacity_bytes: int | None = None
         self._dirty = True
-        self._bands: list[tuple[pg.LinearRegionItem, pg.TextItem]] = []
+        self._ranges: tuple[float, float, float, bool] | None = None
+        self._bands = PhaseBands()
         self.widget = pg.PlotWidget(axisItems={"left": BytesAxis("left"), "bottom": SecondsAxis("bottom")})
         self._make_items()
         column = QVBoxLayout(self)
@@ -149,13 +130,14 @@ class ProbePlot(QWidget):
         self._capacity_text = pg.TextItem(anchor=(1, 1))
         plot.addItem(self._capacity)
         plot.addItem(self._capacity_text)
-        self._area = plot.plot(connect="finite", fillLevel=0)
+        self._area = pg.PlotCurveItem(connect="finite", fillLevel=0)
         self._area.setZValue(-10)
-        self._course = {meter: plot.plot(connect="finite") for meter in ("reserved", "allocated")}
-        self._curves = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
-        self._predicted = {meter: plot.plot(connect="finite") for meter in reversed(METERS)}
+        self._course = {meter: pg.PlotCurveItem(connect="finite") for meter in ("reserved", "allocated")}
+        self._curves = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
+        self._predicted = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
         self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
-        for item in self._peaks.values():
+        groups = (self._course, self._curves, self._predicted, self._peaks)
+        for item in (self._bands, self._area, *(one for group in groups for one in group.values())):
             plot.addItem(item)
 
     @Slot()
@@ -175,7 +157,7 @@ class ProbePlot(QWidget):
             self._predicted[meter].setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
             self._peaks[meter].setBrush(pg.mkBrush(colour))
             self._peaks[meter].setPen(pg.mkPen(theme().colour("surface"), width=1))
-        self._area.setFillBrush(rehearsed_fill())
+        self._area.setBrush(rehearsed_fill())
         self._area.setPen(None)
         for meter, item in self._course.items():
             item.setPen(pg.mkPen(mixed(theme().colour("surface"), theme().colour(meter), 0.6), width=1))
@@ -183,8 +165,7 @@ class ProbePlot(QWidget):
         self._capacity.setPen(QPen(theme().colour("capacity"), 1))
         self._capacity_text.setColor(theme().colour("capacity"))
         self._capacity_text.setFont(font(SMALL, bold=True))
-        for region, text in self._bands:
-            self._paint_band(region, text, self._bands.index((region, text)))
+        self._bands.update()
         self.mark_dirty()
 
     @Slot(object)
@@ -214,51 +195,24 @@ class ProbePlot(QWidget):
         """Each stretch over the band of the same pass through its phase; where the two are equal the line is one."""
         pairs = matched(self._shown_bands, self._rehearsed.course if self._rehearsed else ())
         for meter, item in self._course.items():
-            item.setData(*_steps([(stretch, meter, *self._extent(band)) for band, stretch in pairs]))
-        self._area.setData(*_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
+            _draw(item, *_steps([(stretch, meter, *self._extent(band)) for band, stretch in pairs]))
+        _draw(self._area, *_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
 
     def _draw_samples(self) -> None:
         samples = self._run.samples
         for column, meter in enumerate(METERS):
-            self._curves[meter].setData(samples.time_s, samples.column(column))
+            _draw(self._curves[meter], samples.time_s, samples.column(column))
             ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
-            self._peaks[meter].setData([_middle(band) for band in ended], [float((band.peaks or {})[meter]) for band in ended])
+            heights = [float((band.peaks or {})[meter]) for band in ended]
+            _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))
 
     def _draw_bands(self) -> None:
-        bands = self._shown_bands
-        while len(self._bands) < len(bands):
-            self._bands.append(self._new_band(len(self._bands)))
-        for index, (region, text) in enumerate(self._bands):
-            shown = index < len(bands)
-            region.setVisible(shown)
-            text.setVisible(shown)
-            if shown:
-                begin, end = self._extent(bands[index])
-                region.setRegion((begin, end))
-                text.setText(_band_label(bands[index], end - begin, self._span()))
-                text.setPos((begin + end) / 2, self._top())
-
-    def _new_band(self, index: int) -> tuple[pg.LinearRegionItem, pg.TextItem]:
-        region = pg.LinearRegionItem(movable=False)
-        region.setZValue(-20)
-        text = pg.TextItem(anchor=(0.5, 0))
-        text.setFont(font(SMALL, bold=True))
-        self._paint_band(region, text, index)
-        self.widget.addItem(region)
-        self.widget.addItem(text)
-        return region, text
-
-    def _paint_band(self, region: pg.LinearRegionItem, text: pg.TextItem, index: int) -> None:
-        region.setBrush(mixed(theme().colour("surface"), theme().colour("accent"), 0.10 if index % 2 == 0 else 0.04))
-        edge = QColor(theme().colour("border"))
-        for line in region.lines:
-            line.setPen(pg.mkPen(edge, width=1))
-        text.setColor(theme().colour("muted"))
+        self._bands.show_bands(tuple(LabelledBand(*self._extent(band), _band_label(band)) for band in self._shown_bands))
 
     def _draw_levels(self) -> None:
         for meter in METERS:
             x, y = self._steps(meter)
-            self._predicted[meter].setData(np.array(x), np.array(y))
+            _draw(self._predicted[meter], np.array(x), np.array(y))
 
     def _steps(self, meter: str) -> tuple[list[float], list[float]]:
         """A level over every band of its phase, with a gap after it."""
@@ -293,22 +247,24 @@ class ProbePlot(QWidget):
     def _top(self) -> float:
         capacity = self._capacity_bytes or 0
         highest = self._highest()
-        return max(highest, capacity if capacity <= highest * _CAPACITY_IN_VIEW else 0) * _ROOM_ABOVE
+        return round_up(max(highest, capacity if capacity <= highest * _CAPACITY_IN_VIEW else 0) * _ROOM_ABOVE)
 
     def _set_ranges(self) -> None:
         top = self._top()
-        self.widget.setXRange(self._begin(), self._begin() + self._span(), padding=0.01)
-        self.widget.getAxis("bottom").setStyle(showValues=self._timed)
-        self.widget.getAxis("left").setStyle(showValues=top > _NOTHING_BYTES)
-        self.widget.setYRange(0, top, padding=0)
+        begin, end = self._begin(), self._begin() + self._span()
+        if (begin, end, top, self._timed) != self._ranges:
+            self._ranges = (begin, end, top, self._timed)
+            self.widget.getAxis("bottom").setStyle(showValues=self._timed)
+            self.widget.getAxis("left").setStyle(showValues=top > _NOTHING_BYTES)
+            self.widget.setRange(xRange=(begin - (end - begin) / 100, end + (end - begin) / 100), yRange=(0, top), padding=0)
         capacity = self._capacity_bytes
         in_view = capacity is not None and capacity <= top
         self._capacity.setVisible(in_view)
         self._capacity_text.setVisible(in_view)
         if in_view and capacity is not None:
             self._capacity.setPos(capacity)
-            self._capacity_text.setText(f"Capacity {format_bytes(capacity)}")
-            self._capacity_text.setPos(self._begin() + self._span(), capacity)
+            _say(self._capacity_text, f"Capacity {format_bytes(capacity)}")
+            self._capacity_text.setPos(end, capacity)
 
 
 def matched(bands: Sequence[Band], course: Sequence[Stretch]) -> list[tuple[Band, Stretch]]:
@@ -331,12 +287,23 @@ def _steps(parts: list[tuple[Stretch, str, float, float]]) -> tuple[np.ndarray, 
     return (np.concatenate(x), np.concatenate(y)) if x else (np.array([]), np.array([]))
 
 
+def _draw(item: pg.PlotCurveItem | pg.ScatterPlotItem, x: np.ndarray, y: np.ndarray) -> None:
+    """Give an item its points; one without any is not painted at all."""
+    item.setVisible(len(x) > 0)
+    if len(x):
+        item.setData(x, y)
+
+
+def _say(item: pg.TextItem, text: str) -> None:
+    """A text item lays its text out anew even when it is the same."""
+    if item.toPlainText() != text:
+        item.setText(text)
+
+
 def _middle(band: Band) -> float:
     return (band.begin_s + (band.end_s if band.end_s is not None else band.begin_s)) / 2
 
 
-def _band_label(band: Band, width_s: float, span_s: float) -> str:
-    """The phase's name while there is room for it."""
+def _band_label(band: Band) -> str:
     name = word(PHASES, band.name).label
-    name = f"{name} {band.step}" if band.step > 1 else name
-    return name if width_s / span_s > 0.008 * len(name) + 0.01 else ""
+    return f"{name} {band.step}" if band.step > 1 else name

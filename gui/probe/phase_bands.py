@@ -1,0 +1,68 @@
+"""The bands behind the plot, one for each pass through a phase, with its name at the top. One item paints them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyqtgraph as pg
+from PySide6.QtCore import QRectF
+from PySide6.QtGui import QPainter, QPen
+from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
+
+from gui.painting import mixed
+from gui.text import CENTRE, width_of, write
+from gui.theme import SMALL, theme
+
+_SHADES = (0.10, 0.04)
+"""Share of the accent in every other band."""
+_LABEL_TOP, _LABEL_HEIGHT, _LABEL_MARGIN = 3, 16, 8
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBand:
+    """From where to where on the axis of time, and what it is called."""
+
+    begin_s: float
+    end_s: float
+    label: str
+
+
+class PhaseBands(pg.GraphicsObject):
+    """Bands over the whole height of the view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bands: tuple[LabelledBand, ...] = ()
+        self.setZValue(-20)
+
+    def show_bands(self, bands: tuple[LabelledBand, ...]) -> None:
+        """Paint these."""
+        if bands != self._bands:
+            self._bands = bands
+            self.update()
+
+    def viewRangeChanged(self) -> None:
+        """The bands are as high as the view."""
+        self.prepareGeometryChange()
+
+    def boundingRect(self) -> QRectF:
+        """All that can be seen."""
+        return self.viewRect()
+
+    def paint(self, painter: QPainter, _option: QStyleOptionGraphicsItem, _widget: QWidget | None = None) -> None:
+        """Grounds and edges first, then the names in pixels."""
+        view, to_pixels = self.viewRect(), painter.worldTransform()
+        painter.resetTransform()
+        for index, band in enumerate(self._bands):
+            room = to_pixels.mapRect(QRectF(band.begin_s, view.top(), band.end_s - band.begin_s, view.height()))
+            self._paint_band(painter, room, band.label, _SHADES[index % len(_SHADES)])
+        painter.setWorldTransform(to_pixels)
+
+    def _paint_band(self, painter: QPainter, room: QRectF, label: str, share: float) -> None:
+        painter.fillRect(room, mixed(theme().colour("surface"), theme().colour("accent"), share))
+        painter.setPen(QPen(theme().colour("border"), 1))
+        for x in (round(room.left()) + 0.5, round(room.right()) + 0.5):
+            painter.drawLine(x, room.top(), x, room.bottom())
+        if width_of(label, SMALL, bold=True) + _LABEL_MARGIN <= room.width():
+            top = QRectF(room.left(), room.top() + _LABEL_TOP, room.width(), _LABEL_HEIGHT)
+            write(painter, top, label, theme().colour("muted"), SMALL, bold=True, align=CENTRE)
