@@ -51,15 +51,18 @@ class CellModel(QAbstractTableModel):
         self._cells: list[list[Cell]] = []
 
     def show_cells(self, rows: Sequence[list[Cell]]) -> None:
-        """Show ``rows``. While there are as many as before, only the cells that changed are told."""
-        before = self._cells
-        if len(before) != len(rows):
-            self.beginResetModel()
-            self._cells = list(rows)
-            self.endResetModel()
-            return
+        """Show ``rows``. Rows come and go at the end; of those that stay, only the cells that changed are told."""
+        before, shared = self._cells, min(len(self._cells), len(rows))
+        if len(rows) < len(before):
+            self.beginRemoveRows(_NO_PARENT, shared, len(before) - 1)
+            self._cells = before[:shared]
+            self.endRemoveRows()
+        elif len(rows) > len(before):
+            self.beginInsertRows(_NO_PARENT, shared, len(rows) - 1)
+            self._cells = [*before, *rows[shared:]]
+            self.endInsertRows()
         self._cells = list(rows)
-        for row, (old, new) in enumerate(zip(before, rows, strict=True)):
+        for row, (old, new) in enumerate(zip(before[:shared], rows[:shared], strict=True)):
             for column, pair in enumerate(zip(old, new, strict=True)):
                 if pair[0] != pair[1]:
                     self.dataChanged.emit(self.index(row, column), self.index(row, column))

@@ -24,7 +24,7 @@ from planner.units import format_bytes
 if TYPE_CHECKING:
     from gui.context import Context
 
-_PHASES_WIDTH = 330
+_PHASE_WIDTH, _MOST_PHASES = 84, 4
 
 
 class FootprintTab(QWidget):
@@ -37,7 +37,7 @@ class FootprintTab(QWidget):
         self.verdict = VerdictCard()
         self.bars = Bars()
         self.table = ComponentTable()
-        self.phases = Segments()
+        self.phases = Segments(width=_PHASE_WIDTH)
         self._legend = Legend()
         self._meters = Figures()
         self._lay_out()
@@ -133,7 +133,7 @@ class FootprintTab(QWidget):
 def _of_fixed_size(phases: Segments) -> QWidget:
     """Room for the phases of any task: a change of task must not lay the whole window out anew."""
     room = QWidget()
-    room.setFixedSize(_PHASES_WIDTH, phases.sizeHint().height())
+    room.setFixedSize(_MOST_PHASES * _PHASE_WIDTH, phases.sizeHint().height())
     line = QHBoxLayout(room)
     line.setContentsMargins(0, 0, 0, 0)
     line.addWidget(phases)

@@ -110,7 +110,8 @@ class ComponentTable(QTableView):
         self.setMouseTracking(True)
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.horizontalHeader().setMinimumSectionSize(60)
-        self.components.modelReset.connect(self._place_rows)
+        for moved in (self.components.rowsInserted, self.components.rowsRemoved):
+            moved.connect(self._place_rows)
         self.selectionModel().currentRowChanged.connect(self._moved)
         self.entered.connect(self._entered)
 

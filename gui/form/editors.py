@@ -24,6 +24,7 @@ from gui.theme import font, set_role, theme
 from planner.units import GIB
 
 _SUFFIXES = {"k": 2**10, "m": 2**20}
+_SEGMENT_HEIGHT = 30
 _OPEN = ("auto", "native")
 """Choices that leave the choice to the plan."""
 _ALLOWED = frozenset("0123456789kKmM,_ ")
@@ -285,8 +286,10 @@ class Segments(QWidget):
 
     edited = Signal(object)
 
-    def __init__(self, choices: Sequence[tuple[str, str, str]] = (), parent: QWidget | None = None) -> None:
+    def __init__(self, choices: Sequence[tuple[str, str, str]] = (), width: int = 0, parent: QWidget | None = None) -> None:
+        """``width``: of each choice in pixels, where choices come and go and must not move; 0 shares the room out."""
         super().__init__(parent)
+        self._width = width
         self._group = QButtonGroup(self)
         self._group.setExclusive(True)
         self._group.idClicked.connect(self._clicked)
@@ -305,7 +308,8 @@ class Segments(QWidget):
         for index, (_, label, tip) in enumerate(choices):
             button = self._button(index)
             _dress(button, label, tip, _place(index, len(values)))
-            button.setVisible(True)
+            if button.isHidden():
+                button.setVisible(True)
         for spare in self._group.buttons()[len(values) :]:
             spare.setVisible(False)
 
@@ -315,6 +319,8 @@ class Segments(QWidget):
         if button is None:
             button = QToolButton(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            if self._width:
+                button.setFixedSize(self._width, _SEGMENT_HEIGHT)
             self._group.addButton(button, index)
             self._row.addWidget(button)
         return button
@@ -366,7 +372,8 @@ def _dress(button: QAbstractButton, label: str, tip: str, role: str) -> None:
     if button.text() != label:
         button.setText(label)
         button.setAccessibleName(label)
-    button.setToolTip(tip)
+    if button.toolTip() != tip:
+        button.setToolTip(tip)
     if button.property("role") != role:
         set_role(button, role)
 
