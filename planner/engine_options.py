@@ -26,9 +26,20 @@ _TOKENS = 2**31
 
 TRANSFORMERS_INFERENCE = {
     "cache_implementation": Option("str", "kind of key-value cache", choices=("dynamic", "static", "quantized")),
+    "cache_backend": Option("str", "library that quantises the cache", choices=("quanto", "hqq", "fp8")),
+    "cache_nbits": Option("int", "bits of a quantised key or value", 1, 8),
+    "cache_q_group_size": Option("int", "keys or values that share a scale", 1, 65536),
+    "cache_residual_length": Option("int", "newest tokens that stay in 16 bit", 1, _TOKENS),
 }
 TRANSFORMERS_TRAINING = {
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
+    "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
+    "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
+    "chunk_tokens": Option("int", "tokens of one chunk of the chunked loss", 1, _TOKENS),
+    "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),
+    "prepare_for_kbit_training": Option("bool", "PEFT casts what is not quantised to fp32"),
+    "quant_skip_modules": Option("str", "modules left in 16 bit, by name, separated by commas"),
+    "projection_rank": Option("int", "rank that GaLore and APOLLO project gradients to", 1, 1_000_000),
 }
 VLLM = {
     "version": Option("str", "release whose constants are used"),

@@ -65,10 +65,15 @@ class Inference:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """Low-rank adapters (Hu et al. 2021): ``rank`` · (in + out) parameters for every module named in ``targets``."""
+    """Low-rank adapters (Hu et al. 2021): ``rank`` · (in + out) parameters for every module named in ``targets``.
+
+    ``alpha`` scales them (None: twice the rank) and sizes nothing; ``dropout`` is the share of their inputs that is dropped.
+    """
 
     rank: int = 8
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    alpha: int | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +238,7 @@ def _training(reader: Reader) -> Training:
         precision=reader.choice("precision", "bf16", PRECISIONS),
         optimizer=reader.choice("optimizer", "adamw_fused", OPTIMIZERS),
         checkpointing=reader.choice("checkpointing", "none", CHECKPOINTINGS),
-        lora=Lora(lora.integer("rank", 8, minimum=1, maximum=65536), lora.strings("targets", Lora().targets)),
+        lora=_lora(lora),
         loss=reader.choice("loss", "default", LOSSES),
         attention=reader.choice("attention", "auto", ATTENTIONS),
         engine_options=read_engine_options(engine, "training", reader.child("engine_options")),
@@ -241,6 +246,15 @@ def _training(reader: Reader) -> Training:
     lora.refuse_unknown()
     reader.refuse_unknown()
     return training
+
+
+def _lora(reader: Reader) -> Lora:
+    return Lora(
+        rank=reader.integer("rank", 8, minimum=1, maximum=65536),
+        targets=reader.strings("targets", Lora().targets),
+        alpha=reader.optional_integer("alpha", minimum=1, maximum=2**31),
+        dropout=reader.number("dropout", 0.0, minimum=0.0, maximum=1.0),
+    )
 
 
 def _hardware(reader: Reader) -> Hardware:
@@ -288,7 +302,7 @@ def _inference_json(inference: Inference) -> dict[str, object]:
 
 
 def _training_json(training: Training) -> dict[str, object]:
-    lora = {"rank": training.lora.rank, "targets": list(training.lora.targets)}
+    lora = _slots(training.lora) | {"targets": list(training.lora.targets)}
     return _slots(training) | {"lora": lora, "engine_options": dict(training.engine_options)}
 
 

@@ -26,6 +26,8 @@ Order
 ``compute_capability`` rehearse only: ``[major, minor]`` of the card that is played, default ``[8, 0]``
 ``decode_steps``       rehearse only: ``"auto"`` (default: equal steps are traced once, proved periodic and unrolled) or
                        ``"all"`` (every step is traced)
+``traced_layers``      rehearse only: ``"auto"`` (default: of repeated layers a few are traced, the others written from them
+                       and confirmed) or ``"all"`` (every layer is traced)
 
 Keys the worker reads inside the scenario beyond the common ones: ``inference.engine_options.cache_implementation``
 (``dynamic``, ``static``, ``quantized``), ``training.engine_options`` = ``{"use_reentrant": false, "max_grad_norm": null,

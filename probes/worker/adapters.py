@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
+from .bitsandbytes_layout import Linear4bit, Linear8bit
 from .errors import WorkerError
 from .order import Order, Training
-from .quantised import Linear4bit, quantise_linears
+from .product import QuantisedLinear
+from .quantised import quantise
 
 ADAPTER_METHODS = ("lora", "dora", "qlora")
+QLORA_DEFAULT = "nf4"
 _TARGETS_FIELD = "scenario.training.lora.targets"
 
 
@@ -20,7 +25,7 @@ def apply_method(model: Any, order: Order) -> Any:
     if training.method == "freeze":
         _train_head_only(model)
     if training.method == "qlora":
-        quantise_linears(model, order.weights if order.weights != "native" else "nf4", _skipped(order))
+        quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training))
     return _with_adapters(model, training) if training.method in ADAPTER_METHODS else model
 
 
@@ -32,8 +37,9 @@ def _train_head_only(model: Any) -> None:
     head.requires_grad_(True)
 
 
-def _skipped(order: Order) -> tuple[str, ...]:
-    return tuple(order.training.options.get("quant_skip_modules", ("lm_head",)))
+def _skipped(training: Training) -> tuple[str, ...]:
+    names = training.options.get("quant_skip_modules", ())
+    return tuple(part.strip() for part in names.split(",")) if isinstance(names, str) else tuple(names)
 
 
 def _with_adapters(model: Any, training: Training) -> Any:
@@ -42,16 +48,26 @@ def _with_adapters(model: Any, training: Training) -> Any:
     except ImportError as error:
         raise WorkerError("missing_package", f"{training.method} needs peft: python -m pip install peft") from error
     _check_targets(model, training.lora.targets)
+    if training.options.get("prepare_for_kbit_training"):
+        cast_unquantised(model)
     config = LoraConfig(
         r=training.lora.rank,
         lora_alpha=training.lora.alpha,
+        lora_dropout=training.lora.dropout,
         target_modules=list(training.lora.targets),
         use_dora=training.method == "dora",
     )
     fp32 = bool(training.options.get("autocast_adapter_dtype", True))
     adapted = get_peft_model(model, config, autocast_adapter_dtype=fp32)
-    _mark_copies(adapted)
+    _run_as_over_bitsandbytes(adapted)
     return adapted
+
+
+def cast_unquantised(model: nn.Module) -> None:
+    """16-bit parameters become fp32: embeddings, norms, the head (peft/utils/other.py, prepare_model_for_kbit_training)."""
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.to(torch.float32)
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
@@ -64,9 +80,31 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
         raise WorkerError("bad_order", message, _TARGETS_FIELD)
 
 
-def _mark_copies(model: nn.Module) -> None:
-    """PEFT copies a 4-bit layer's result before it adds the adapter's (peft, tuners/lora/bnb.py)."""
+def _run_as_over_bitsandbytes(model: nn.Module) -> None:
+    """PEFT has a class of its own for layers of bitsandbytes, which does not know these stand-ins."""
     for module in model.modules():
         base = getattr(module, "base_layer", None)
-        if isinstance(base, Linear4bit):
-            base.copies_result = True
+        if isinstance(base, (Linear4bit, Linear8bit)):
+            module.forward = MethodType(_forward_over_bitsandbytes, module)  # type: ignore[method-assign]
+
+
+def _forward_over_bitsandbytes(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """peft, tuners/lora/bnb.py: 4-bit results are copied; autocast is left to cast, otherwise inputs go to the adapter's dtype
+    and its result back."""
+    base: QuantisedLinear = layer.base_layer
+    result = base(x)
+    if isinstance(base, Linear4bit):
+        result = result.clone()
+    converts = not torch.is_autocast_enabled("cpu")
+    for name in layer.active_adapters:
+        if name not in layer.lora_A:
+            continue
+        first, second, expected = layer.lora_A[name], layer.lora_B[name], result.dtype
+        x = x.to(first.weight.dtype) if converts else x
+        if name in layer.lora_variant:
+            result = layer.lora_variant[name].forward(layer, active_adapter=name, x=x, result=result)
+            result = result.to(expected) if converts else result
+            continue
+        output = second(first(layer.lora_dropout[name](x))) * layer.scaling[name]
+        result = result + (output.to(expected) if converts else output)
+    return result

@@ -14,9 +14,11 @@ from torch import nn
 
 from .adapters import apply_method
 from .errors import WorkerError
+from .flash import IMPLEMENTATION as FLASH
+from .flash import play_flash
 from .layers import LAYER_KEYS, keep_layers
 from .order import Order
-from .quantised import FORMATS, quantise_linears
+from .quantised import FORMATS, is_quantised, quantise
 
 DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -26,7 +28,7 @@ _AUTO_CLASSES = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq",
     "AutoModelForMaskedLM", "AutoModel",
 )  # fmt: skip
-_ATTENTIONS = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+_ATTENTIONS = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": FLASH}
 _POOL_ELEMENTS = 1 << 20
 
 Maker = Callable[[torch.Tensor], torch.Tensor]
@@ -58,6 +60,8 @@ def build(order: Order) -> Built:
     config, layers = read_config(order.config, order.layers)
     dtype = choose_dtype(order, config)
     model_class = choose_class(config)
+    if order.fake and order.attention == "flash":
+        play_flash()
     try:
         with _without_memory(order.fake):
             model = _instantiate(model_class, config, dtype, order.attention)
@@ -71,7 +75,7 @@ def build(order: Order) -> Built:
     if order.task == "training":
         model = apply_method(model, order)
     elif order.weights not in DTYPES and order.weights != "native":
-        quantise_linears(model, order.weights, ("lm_head",))
+        quantise(model, order.weights, ())
     return Built(model, config, dtype, layers)
 
 
@@ -118,7 +122,7 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]
-    if name == "native" or (order.fake and name in FORMATS):
+    if name == "native" or (order.fake and is_quantised(name)):
         return native_dtype(config, "quantization_config" in order.config)
     raise WorkerError(
         "unsupported",

@@ -13,6 +13,7 @@ MODES = ("measure", "rehearse")
 TASKS = ("inference", "training")
 PERSONALITIES = ("cuda", "cpu")
 DECODE_STEPS = ("auto", "all")
+TRACED_LAYERS = ("auto", "all")
 METHODS = ("full", "freeze", "lora", "dora", "qlora")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32")
 CHECKPOINTINGS = ("none", "full", "selective")
@@ -33,11 +34,12 @@ class Inference:
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters: their rank, the modules that get one, and alpha (default twice the rank)."""
+    """Adapters: their rank, the modules that get one, alpha (default twice the rank) and the dropout of their inputs."""
 
     rank: int
     targets: tuple[str, ...]
     alpha: int
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Order:
     personality: str
     compute_capability: tuple[int, int]
     decode_steps: str
+    traced_layers: str
 
     @property
     def fake(self) -> bool:
@@ -109,6 +112,7 @@ def parse_order(document: object) -> Order:
         personality=order.choice("personality", PERSONALITIES, "cuda"),
         compute_capability=_capability(order),
         decode_steps=order.choice("decode_steps", DECODE_STEPS, "auto"),
+        traced_layers=order.choice("traced_layers", TRACED_LAYERS, "auto"),
     )
 
 
@@ -140,7 +144,8 @@ def _training(reader: _Reader) -> Training:
 
 def _lora(reader: _Reader) -> Lora:
     rank = reader.count("rank", 8)
-    return Lora(rank, reader.texts("targets", ("q_proj", "v_proj")), reader.count("alpha", 2 * rank))
+    targets = reader.texts("targets", ("q_proj", "v_proj"))
+    return Lora(rank, targets, reader.count("alpha", 2 * rank), reader.number("dropout", 0.0, minimum=0.0))
 
 
 def _device(order: _Reader, mode: str) -> str:

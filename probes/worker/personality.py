@@ -98,7 +98,7 @@ class CudaPersonality:
         scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
         backend = choose_attention(query, key, value, attn_mask, is_causal, enable_gqa, self._capability)
         if backend == "flash":
-            return _flash(query, key, value, dropout_p, is_causal, scale)
+            return flash(query, key, value, dropout_p, is_causal, scale)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.where(attn_mask, 0.0, torch.tensor(-math.inf, dtype=query.dtype))
         if backend == "efficient":
@@ -166,16 +166,16 @@ def _efficient_can(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     )
 
 
-def _flash(
+def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, is_causal: bool, scale: float
 ) -> torch.Tensor:
-    """Heads are padded to multiples of 8 (native/transformers/attention.cpp, pad_last_dim)."""
+    """SDPA's flash kernel; heads are padded to multiples of 8 (native/transformers/attention.cpp, pad_last_dim)."""
     head_dim = query.size(-1)
     missing = -head_dim % FLASH_HEAD_ALIGNMENT
     if missing:
         query, key, value = (torch.nn.functional.pad(tensor, (0, missing)) for tensor in (query, key, value))
-    flash: Any = aten._scaled_dot_product_flash_attention.default
-    out: torch.Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    kernel: Any = aten._scaled_dot_product_flash_attention.default
+    out: torch.Tensor = kernel(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     return out[..., :head_dim] if missing else out
 
 

@@ -1,137 +1,124 @@
-"""Linear layers with a quantised weight, as bitsandbytes lays them out, for rehearsals where nothing is computed.
+"""Linear layers with quantised weights, for rehearsals where nothing is computed: which layers, and in which layout.
 
-Sizes and the moments of dequantising follow bitsandbytes (0.45: nn/modules.py, functional.py, autograd/_functions.py):
-4-bit weights are dequantised to the compute dtype for each product, in the forward and again in the backward.
+The layouts themselves, with the moments at which a whole 16-bit weight exists, are in :mod:`.bitsandbytes_layout`,
+:mod:`.packed_layout` and :mod:`.scaled_layout`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from .bitsandbytes_layout import Linear4bit, Linear8bit
 from .errors import WorkerError
+from .packed_layout import AwqLinear, GptqLinear
+from .product import QuantisedLinear
+from .scaled_layout import BlockFp8Linear, Fp8Experts, Mxfp4Experts, StackedExperts, TensorFp8Linear
 
-BLOCK = 64
-NESTED_BLOCK = 256
-CODE_VALUES = 16
-NESTED_CODE_VALUES = 256
-FORMATS = ("nf4", "nf4-dq", "fp4", "int8")
-
-
-class _Matmul4bit(torch.autograd.Function):
-    """The product of the input with a weight that exists only for its duration."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Linear4bit) -> torch.Tensor:
-        ctx.layer = layer
-        ctx.dtype = x.dtype
-        return torch.nn.functional.linear(x, layer.dequantise(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.matmul(grad, ctx.layer.dequantise(grad.dtype)), None
+FORMATS = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "mxfp4", "gptq-intB-gG", "awq-int4-gG")
+"""Names that are known; B bits (2, 3, 4, 8) and groups of G, -1 for one group a row."""
+_FIELD = "scenario.weights"
+_GROUPED = re.compile(r"(gptq-int[2348]|awq-int4)(?:-g(-1|[1-9]\d{0,4}))?")
+_DEFAULT_GROUP = 128
+_EXPERTS: dict[str, Callable[[nn.Module], StackedExperts]] = {"mxfp4": Mxfp4Experts, "fp8": Fp8Experts, "fp8-block": Fp8Experts}
+QUANTISED = (QuantisedLinear, StackedExperts)
+Make = Callable[[nn.Module], QuantisedLinear]
 
 
-class Linear4bit(nn.Linear):
-    """Two values a byte, one fp32 scale a block of 64; with double quantisation the scales are 8-bit in blocks of 256."""
-
-    def __init__(self, source: nn.Linear, nested: bool) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = source.in_features, source.out_features
-        self.nested = nested
-        self.copies_result = False
-        count = source.weight.numel()
-        blocks = -(-count // BLOCK)
-        device = source.weight.device
-        self.weight = nn.Parameter(torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=device), requires_grad=False)
-        self.bias = source.bias
-        self._state("absmax", blocks, torch.uint8 if nested else torch.float32, device)
-        self._state("code", CODE_VALUES, torch.float32, device)
-        if nested:
-            self._state("nested_absmax", -(-blocks // NESTED_BLOCK), torch.float32, device)
-            self._state("nested_code", NESTED_CODE_VALUES, torch.float32, device)
-            self._state("offset", 1, torch.float32, device)
-
-    def dequantise(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight in ``dtype``, freshly allocated."""
-        absmax: torch.Tensor = self.absmax  # type: ignore[assignment]
-        if self.nested:
-            absmax = torch.empty(absmax.shape, dtype=torch.float32, device=absmax.device)
-        made = torch.empty(self.out_features, self.in_features, dtype=dtype, device=absmax.device)
-        del absmax
-        return made
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x · dequantised weight, and the bias."""
-        out: torch.Tensor = _Matmul4bit.apply(x, self)
-        out = out if self.bias is None else out + self.bias
-        return out.clone() if self.copies_result else out
-
-    def _state(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.register_buffer(name, torch.empty(count, dtype=dtype, device=device))
+def is_quantised(weights: str) -> bool:
+    """Whether this module knows the format."""
+    return _maker(weights) is not None or weights in _EXPERTS
 
 
-class _Matmul8bit(torch.autograd.Function):
-    """LLM.int8: the input is quantised by rows, the product accumulates in int32."""
+def quantise(model: Any, weights: str, skip: Iterable[str]) -> None:
+    """Replace what the format's quantiser in transformers replaces. ``skip`` names modules that stay, by path or last part.
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Linear8bit) -> torch.Tensor:
-        ctx.layer = layer
-        rows = x.numel() // x.shape[-1]
-        quantised = torch.empty(rows, x.shape[-1], dtype=torch.int8, device=x.device)
-        scales = torch.empty(rows, dtype=torch.float32, device=x.device)
-        sums = torch.empty(rows, layer.out_features, dtype=torch.int32, device=x.device)
-        out = torch.empty(*x.shape[:-1], layer.out_features, dtype=x.dtype, device=x.device)
-        del quantised, scales, sums
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        layer = ctx.layer
-        weight = torch.empty(layer.out_features, layer.in_features, dtype=grad.dtype, device=grad.device)
-        return torch.matmul(grad, weight), None
-
-
-class Linear8bit(nn.Linear):
-    """One byte a value, one fp32 scale a row."""
-
-    def __init__(self, source: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = source.in_features, source.out_features
-        weight = torch.empty(source.weight.shape, dtype=torch.int8, device=source.weight.device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = source.bias
-        self.register_buffer("row_scales", torch.empty(self.out_features, dtype=torch.float32, device=weight.device))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x · weight, and the bias."""
-        out: torch.Tensor = _Matmul8bit.apply(x, self)
-        return out if self.bias is None else out + self.bias
-
-
-def quantise_linears(model: nn.Module, weights: str, skip: Iterable[str]) -> None:
-    """Replace every linear layer but those named in ``skip``. Raises :class:`WorkerError` for an unknown format."""
-    if weights not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise WorkerError(
-            "unsupported", f"scenario.weights: {weights!r} is not rehearsed; choose one of {known}", "scenario.weights"
-        )
-    skipped = set(skip)
-    for name, module in list(model.named_modules()):
-        for child_name, child in list(module.named_children()):
-            path = f"{name}.{child_name}" if name else child_name
-            if type(child) is nn.Linear and not skipped & {child_name, path}:
-                setattr(module, child_name, _quantised(child, weights))
+    Raises :class:`WorkerError` for an unknown format and for a model with nothing to quantise.
+    """
+    if not is_quantised(weights):
+        message = f"{_FIELD}: {weights!r} is not rehearsed; choose one of {', '.join(FORMATS)}"
+        raise WorkerError("unsupported", message, _FIELD)
+    skipped = {*skip, *_head_paths(model)}
+    make = _maker(weights)
+    if make is not None:
+        _replace_linears(model, make, skipped, in_decoder_only=bool(_GROUPED.fullmatch(weights)))
+    if weights in _EXPERTS:
+        _replace_experts(model, _EXPERTS[weights])
+    if not any(isinstance(module, QUANTISED) for module in model.modules()):
+        message = f"{_FIELD}: {weights} finds nothing to quantise in {type(model).__name__}"
+        raise WorkerError("unsupported", message, _FIELD)
 
 
 def quantisation_state(model: nn.Module) -> list[torch.Tensor]:
-    """Scales and codes of the quantised layers."""
-    layers = [module for module in model.modules() if isinstance(module, (Linear4bit, Linear8bit))]
-    return [buffer for layer in layers for buffer in layer.buffers()]
+    """Scales, zeros, orders and codes of the quantised layers."""
+    return [
+        buffer
+        for layer in model.modules()
+        if isinstance(layer, QUANTISED)
+        for name, buffer in layer.named_buffers(recurse=False)
+        if name not in layer.VALUES
+    ]
 
 
-def _quantised(linear: nn.Linear, weights: str) -> nn.Linear:
-    return Linear8bit(linear) if weights == "int8" else Linear4bit(linear, nested=weights == "nf4-dq")
+def parameters_of(model: nn.Module) -> tuple[int, int]:
+    """How many parameters the model has, packed ones counted as the values they stand for, and the bytes they take."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    size_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    for layer in (module for module in model.modules() if isinstance(module, QUANTISED)):
+        stored = sum(getattr(layer, name).numel() for name, _ in layer.named_parameters(recurse=False) if name != "bias")
+        count += layer.values - stored
+        size_bytes += sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers(recurse=False))
+    return count, size_bytes
+
+
+def _maker(weights: str) -> Make | None:
+    shared: dict[str, torch.Tensor] = {}
+    simple: dict[str, Make] = {
+        "nf4": Linear4bit,
+        "fp4": Linear4bit,
+        "nf4-dq": lambda linear: Linear4bit(linear, shared),
+        "fp4-dq": lambda linear: Linear4bit(linear, shared),
+        "int8": Linear8bit,
+        "fp8": TensorFp8Linear,
+        "fp8-block": BlockFp8Linear,
+    }
+    if weights in simple:
+        return simple[weights]
+    found = _GROUPED.fullmatch(weights)
+    if found is None:
+        return None
+    group = int(found[2] or _DEFAULT_GROUP)
+    bits = int(found[1][-1])
+    return (lambda linear: AwqLinear(linear, group)) if found[1][0] == "a" else (lambda linear: GptqLinear(linear, bits, group))
+
+
+def _replace_linears(model: nn.Module, make: Make, skipped: set[str], *, in_decoder_only: bool) -> None:
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            path = f"{name}.{child_name}" if name else child_name
+            inside = not in_decoder_only or any(part.isdigit() for part in path.split("."))
+            if inside and _is_linear(child) and not skipped & {child_name, path}:
+                setattr(module, child_name, make(child))
+
+
+def _replace_experts(model: nn.Module, make: Callable[[nn.Module], StackedExperts]) -> None:
+    """Stacked experts, which other quantisers leave alone."""
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if getattr(child, "gate_up_proj", None) is not None and getattr(child, "down_proj", None) is not None:
+                setattr(module, child_name, make(child))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """nn.Linear and GPT-2's transposed kind (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+
+
+def _head_paths(model: Any) -> set[str]:
+    """The output embeddings are never quantised (quantizers/base.py, get_keys_to_not_convert)."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {path for path, module in model.named_modules() if module is head} if head is not None else set()

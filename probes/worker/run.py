@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -15,16 +16,20 @@ from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
+from .fold import FoldError, Folder
+from .flash import NOTE as FLASH_NOTE
 from .inference import InferenceLoad, MakeUnroller
 from .order import Order
 from .personality import CudaPersonality
 from .phases import Phases, Sampler
-from .quantised import quantisation_state
+from .quantised import parameters_of, quantisation_state
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
 from .training import TrainingLoad
 from .unroll import Recorder, Slot, Unroller
-from .wire import Wire
+from .wire import HeldWire, Wire
+
+_logger = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str | None]:
@@ -65,6 +70,8 @@ class Run:
         self._trace: Trace | None = None
         self._tracker: StorageTracker | None = None
         self._unroller: Unroller | None = None
+        self._windows: WindowSink | None = None
+        self._folder: Folder | None = None
 
     def run(self) -> None:
         """See :func:`run`."""
@@ -82,6 +89,8 @@ class Run:
         order = self._order
         self._wire.send("progress", what="building", done=0, total=1)
         self._built = build(order)
+        if order.fake and order.attention == "flash":
+            self._notes.append(FLASH_NOTE)
         self._wire.send("progress", what="building", done=1, total=1)
         if order.device == "cpu":
             self._on_tracker()
@@ -93,8 +102,10 @@ class Run:
         if not self._order.fake:
             devices.check_machine_memory(weight_bytes(self._built.model))
             self._measure_on_cpu()
+        elif self._order.traced_layers == "all":
+            self._rehearse(self._wire)
         else:
-            self._rehearse()
+            self._rehearse_folded()
 
     def _measure_on_cpu(self) -> None:
         attribution = Attribution()
@@ -105,17 +116,37 @@ class Run:
         with tracker, self._sampling():
             self._load(torch.device("cpu"), make, attribution)
 
-    def _rehearse(self) -> None:
+    def _rehearse_folded(self) -> None:
+        """Held back until the end: whatever goes wrong, the rehearsal starts again and traces every layer."""
+        held = HeldWire(self._wire)
+        try:
+            self._rehearse(held, folded=True)
+        except Exception as error:
+            _logger.info("tracing every layer", exc_info=error)
+            if isinstance(error, FoldError):
+                self._notes = ["Every layer was traced: layers that look alike did not do the same."]
+            self._built = build(self._order)
+            self._rehearse(self._wire)
+        else:
+            held.release()
+
+    def _rehearse(self, wire: Wire | HeldWire, folded: bool = False) -> None:
         attribution = Attribution()
-        trace = self._trace = Trace(self._wire, attribution)
+        trace = self._trace = Trace(wire, attribution)
         answers = Answers(attribution)
         differences = Differences(replace=answers.replacements())
         personality = self._personality(attribution)
         if personality is not None:
             differences |= personality.differences()
         tracker = self._tracker = StorageTracker(attribution, trace, differences)
+        self._windows = None
         attribution.tracker = tracker
-        self._phases = Phases(self._wire, devices.TraceMeter(tracker), [trace], on_begin=attribution.enter_phase)
+        self._folder = None
+        if folded:
+            self._windows = tracker.sink = WindowSink(trace, attribution)
+            self._folder = Folder(tracker, self._windows, attribution, answers.asked)
+        listeners = [trace] if self._folder is None else [self._folder, trace]
+        self._phases = Phases(wire, devices.TraceMeter(tracker), listeners, on_begin=attribution.enter_phase)
         amp = self._order.task == "training" and self._order.training.precision.startswith("amp-")
         functions = personality.functions(amp) if personality is not None else contextlib.nullcontext()
         with fake_tensors(), functions, tracker:
@@ -128,7 +159,7 @@ class Run:
     def _trace_load(self, attribution: Attribution) -> None:
         try:
             self._load(torch.device("cpu"), make_fake, attribution)
-        except WorkerError:
+        except (WorkerError, FoldError):
             raise
         except Exception as error:
             assert self._built is not None
@@ -145,7 +176,10 @@ class Run:
         assert self._tracker is not None
         assert self._trace is not None
         recorder = Recorder(self._trace)
-        self._tracker.sink = recorder
+        if self._windows is not None:
+            self._windows.inner = recorder
+        else:
+            self._tracker.sink = recorder
         self._unroller = Unroller(self._tracker, recorder, self._trace, slots)
         return self._unroller
 
@@ -172,19 +206,31 @@ class Run:
                 materialise(model, make, attribution.enter_module)
                 attribution.enter_module("")
                 self._label_weights(attribution)
-        with attribution.watching(model, self._built.vocabulary) if attribution else contextlib.nullcontext():
+        with self._watching(attribution):
             if self._order.task == "inference":
                 InferenceLoad(self._built, self._order.inference, attribution, self._unroll).run(self._phases, device)
             else:
                 TrainingLoad(self._built, self._order.training, attribution, self._order.fake).run(self._phases, device)
 
+    @contextlib.contextmanager
+    def _watching(self, attribution: Attribution | None) -> Iterator[None]:
+        assert self._built is not None
+        model = self._built.model
+        with contextlib.ExitStack() as stack:
+            if attribution is not None:
+                stack.enter_context(attribution.watching(model, self._built.vocabulary))
+            if self._folder is not None:
+                stack.enter_context(self._folder.watching(model))
+            yield
+
     def _label_weights(self, attribution: Attribution) -> None:
         assert self._built is not None
         model = self._built.model
-        attribution.label((value for name, value in model.named_parameters() if "lora_" in name), ADAPTERS)
+        adapters = [value for name, value in model.named_parameters() if "lora_" in name]
         attribution.label(quantisation_state(model), QUANTIZATION_STATE)
         if self._order.task == "training" and self._order.training.precision.startswith("amp-"):
             attribution.master_weights(value for value in model.parameters() if value.dtype == torch.float32)
+        attribution.label(adapters, ADAPTERS)
 
     @contextlib.contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -211,11 +257,11 @@ class Run:
     def _model_fields(self) -> dict[str, Any]:
         if self._built is None:
             return {}
-        parameters = list(self._built.model.parameters())
+        parameters, size_bytes = parameters_of(self._built.model)
         return {
-            "parameters": sum(p.numel() for p in parameters),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
+            "parameters": parameters,
+            "trainable_parameters": sum(p.numel() for p in self._built.model.parameters() if p.requires_grad),
+            "weight_bytes": size_bytes,
             "layers": self._built.layers,
             "model_class": type(self._built.model).__name__,
             "attention": attention_of(self._built),

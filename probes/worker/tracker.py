@@ -78,11 +78,11 @@ class _Death(weakref.ref):  # type: ignore[type-arg]
     key: int
 
 
-class _Storage:
+class Storage:
     """One live storage."""
 
     __slots__ = ("component", "death", "func", "ident", "nbytes", "rounded_bytes")
-    death: _Death
+    death: _Death | None
 
     def __init__(self, ident: int, nbytes: int, component: int, func: Any) -> None:
         self.ident = ident
@@ -90,6 +90,7 @@ class _Storage:
         self.nbytes = nbytes
         self.rounded_bytes = rounded(nbytes)
         self.component = component
+        self.death = None
 
 
 class StorageTracker(TorchDispatchMode):
@@ -114,7 +115,7 @@ class StorageTracker(TorchDispatchMode):
         self._replace = differences.replace if differences else {}
         self._scratch_bytes = differences.scratch_bytes if differences else {}
         self._budget_bytes = budget_bytes
-        self._live: dict[int, _Storage] = {}
+        self._live: dict[int, Storage] = {}
         self.next_ident = 0
         self._by_component = [0] * len(COMPONENTS)
         self._at_peak = list(self._by_component)
@@ -171,7 +172,35 @@ class StorageTracker(TorchDispatchMode):
 
     def hold(self, nbytes: int, component: int, op: str) -> None:
         """Something that never dies was allocated beside what operators return."""
-        self._count(_Storage(self.take_ident(), nbytes, component, op))
+        self.bear(nbytes, component, op)
+
+    def bear(self, nbytes: int, component: int, op: str) -> Storage:
+        """A storage was born that no operator made."""
+        entry = Storage(self.take_ident(), nbytes, component, op)
+        self._count(entry)
+        return entry
+
+    def bury(self, entry: Storage) -> None:
+        """It died, or counts as dead: the death of the tensor it belongs to will not be heard."""
+        if entry.death is not None and self._live.get(entry.death.key) is entry:
+            del self._live[entry.death.key]
+        self._subtract(entry)
+
+    def recast(self, entry: Storage, component: int) -> None:
+        """It is of this component."""
+        self._move(entry, component)
+
+    def adopt(self, entry: Storage, tensor: torch.Tensor) -> None:
+        """It belongs to the tensor and dies with its storage."""
+        self._watch(entry, tensor.untyped_storage())
+
+    def is_live(self, entry: Storage) -> bool:
+        """Whether the storage of a tensor lives."""
+        return entry.death is not None and self._live.get(entry.death.key) is entry
+
+    def entry_of(self, tensor: torch.Tensor) -> Storage | None:
+        """What is known of the tensor's storage, None for one from before."""
+        return self._live.get(tensor.untyped_storage()._cdata)
 
     def take_ident(self) -> int:
         """A number no storage will have."""
@@ -225,18 +254,18 @@ class StorageTracker(TorchDispatchMode):
         nbytes = storage.nbytes()
         if not nbytes:
             return
-        entry = _Storage(self.next_ident, nbytes, self._labeller.component_of(func, tensor, key), func)
+        entry = Storage(self.next_ident, nbytes, self._labeller.component_of(func, tensor, key), func)
         self.next_ident += 1
         self._watch(entry, storage)
         self._count(entry)
 
-    def _watch(self, entry: _Storage, storage: Any) -> None:
+    def _watch(self, entry: Storage, storage: Any) -> None:
         key = storage._cdata
-        entry.death = _Death(storage, self._died)
-        entry.death.key = key
+        death = entry.death = _Death(storage, self._died)
+        death.key = key
         self._live[key] = entry
 
-    def _count(self, entry: _Storage) -> None:
+    def _count(self, entry: Storage) -> None:
         budget_bytes = self._budget_bytes
         if budget_bytes is not None and self.allocated + entry.rounded_bytes > budget_bytes:
             raise OutOfMemory(
@@ -257,17 +286,17 @@ class StorageTracker(TorchDispatchMode):
         if storage is not None:
             self._subtract(storage)
 
-    def _subtract(self, storage: _Storage) -> None:
+    def _subtract(self, storage: Storage) -> None:
         self._keep_peak()
         self.allocated -= storage.rounded_bytes
         self._by_component[storage.component] -= storage.rounded_bytes
         if self.sink is not None:
             self.sink.free(storage.ident)
 
-    def _resized(self, func: Any, tensor: torch.Tensor, known: _Storage, nbytes: int) -> None:
+    def _resized(self, func: Any, tensor: torch.Tensor, known: Storage, nbytes: int) -> None:
         # resize_ allocates the new block, copies, then frees the old one.
         key = tensor.untyped_storage()._cdata
-        entry = _Storage(self.take_ident(), nbytes, known.component, func)
+        entry = Storage(self.take_ident(), nbytes, known.component, func)
         entry.death = known.death
         del self._live[key]
         if nbytes:
@@ -277,11 +306,11 @@ class StorageTracker(TorchDispatchMode):
 
     def _flash(self, func: Any, nbytes: int) -> None:
         if nbytes:
-            entry = _Storage(self.take_ident(), nbytes, COMPONENT_INDEX["workspace"], func)
+            entry = Storage(self.take_ident(), nbytes, COMPONENT_INDEX["workspace"], func)
             self._count(entry)
             self._subtract(entry)
 
-    def _move(self, storage: _Storage, component: int) -> None:
+    def _move(self, storage: Storage, component: int) -> None:
         if storage.component == component:
             return
         self._by_component[storage.component] -= storage.rounded_bytes

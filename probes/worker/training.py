@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ SELECTIVE_EVERY = 2
 """Selective checkpointing recomputes every second layer unless ``checkpoint_every`` says otherwise."""
 _CHECKPOINTING_FIELD = "scenario.training.checkpointing"
 _AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a collator puts on the device, int64 (batch, sequence) each; a mask without padding is not read."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
 
 
 class TrainingLoad:
@@ -79,20 +89,25 @@ class TrainingLoad:
     def _step(self, phases: Phases, step: int, device: torch.device) -> None:
         # The Trainer fetches all batches of a step at once and keeps them until its end (trainer.py, get_batch_samples).
         batches = [self._batch(device) for _ in range(self._workload.gradient_accumulation)]
-        for micro, input_ids in enumerate(batches):
-            with phases.phase("forward", step, micro):
-                loss = self._forward(input_ids)
-            with phases.phase("backward", step, micro):
-                loss.backward()
+        for micro, batch in enumerate(batches):
+            self._micro_step(phases, step, micro, batch)
         with phases.phase("optimizer", step):
             self._update()
 
-    def _batch(self, device: torch.device) -> torch.Tensor:
+    def _micro_step(self, phases: Phases, step: int, micro: int, batch: Batch) -> None:
+        """The loss, and with it the graph, ends with the micro-batch (trainer.py, training_step returns it detached)."""
+        with phases.phase("forward", step, micro):
+            loss = self._forward(batch.input_ids)
+        with phases.phase("backward", step, micro):
+            loss.backward()
+
+    def _batch(self, device: torch.device) -> Batch:
         shape = (self._workload.batch, self._workload.sequence)
         input_ids = random_ids(shape, self._built, device)
+        batch = Batch(input_ids, torch.ones_like(input_ids), input_ids.clone())
         if self._attribution is not None:
-            self._attribution.label([input_ids], ACTIVATIONS)
-        return input_ids
+            self._attribution.label([batch.input_ids, batch.attention_mask, batch.labels], ACTIVATIONS)
+        return batch
 
     def _forward(self, input_ids: torch.Tensor) -> Any:
         with self._autocast(input_ids.device):

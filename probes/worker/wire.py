@@ -50,6 +50,27 @@ class Wire:
             os._exit(130)
 
 
+class HeldWire:
+    """Keeps what is said of storages and phases until it is released; all else is sent at once."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._held: list[tuple[str, str]] = []
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Keep or send one event."""
+        if event in ("storage", "phase"):
+            self._held.append((event, json.dumps(fields, separators=(",", ":"), ensure_ascii=False)))
+        else:
+            self._wire.send(event, **fields)
+
+    def release(self) -> None:
+        """Send all that was kept."""
+        for event, fields in self._held:
+            self._wire.send(event, **json.loads(fields))
+        self._held.clear()
+
+
 def _line(event: str, fields: dict[str, Any]) -> bytes:
     text = json.dumps({"event": event, "t": time.monotonic(), **fields}, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "replace") + b"\n"

@@ -5,28 +5,28 @@ import torch
 
 from probes.worker.errors import WorkerError
 from probes.worker.optimizers import Adam8bitLayout
-from probes.worker.quantised import quantise_linears
+from probes.worker.quantised import parameters_of, quantise
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("nf4", 4.5), ("fp4", 4.5), ("nf4-dq", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8.0)])
 def test_bits_of_a_weight(weights, bits):
     """bitsandbytes: 4-bit values with an fp32 scale each 64, or an 8-bit scale with an fp32 one each 256 scales."""
     model = torch.nn.Sequential(torch.nn.Linear(4096, 4096, bias=False, device="meta"))
-    quantise_linears(model, weights, ())
+    quantise(model, weights, ())
     stored = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     assert stored * 8 / 4096**2 == pytest.approx(bits, rel=0.002)
 
 
 def test_skipped_layers_stay():
     model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(8, 8), "proj": torch.nn.Linear(8, 8)})
-    quantise_linears(model, "nf4", ("lm_head",))
+    quantise(model, "nf4", ("lm_head",))
     assert type(model["lm_head"]) is torch.nn.Linear
     assert type(model["proj"]) is not torch.nn.Linear
 
 
 def test_unknown_format_names_the_field():
     with pytest.raises(WorkerError, match=r"scenario\.weights"):
-        quantise_linears(torch.nn.Sequential(), "gptq-int4-g128", ())
+        quantise(torch.nn.Sequential(), "gguf:Q4_K_M", ())
 
 
 @pytest.mark.parametrize(("paged", "expected"), [(False, 2 * 2**20 + 2 * 4096 * 4), (True, 2 * 4096 * 4)])
