@@ -10,8 +10,10 @@ from pathlib import Path
 from cli import exits
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
-from cli.tables import console, table
-from planner.units import MIB, format_bytes
+from cli.results import print_measurement
+from cli.tables import console
+from planner.units import MIB
+from probes.history import keep
 from probes.measurement import Measurement
 from probes.outcome import Outcome
 from probes.preflight import why_not
@@ -53,16 +55,16 @@ def run(options: argparse.Namespace) -> int:
     with ProbeSession(asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record) as session:
         outcome = _wait(session)
         recording = session.recording
+    trouble = keep(measurement, recording)
     if options.json:
         shown = measurement.footprint().to_json() | {"recording": recording.path and str(recording.path)}
         json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
-        _print(measurement, outcome, title_of(plan), asked.order["device"])
+        print_measurement(measurement, title_of(plan))
         if recording.path:
             console().print(f"recording: {recording.path}", soft_wrap=True)
-    if recording.trouble:
-        exits.fail(outcome.exit_code, recording.trouble)
+    exits.fail(outcome.exit_code, *filter(None, (recording.trouble, trouble)))
     if outcome.exit_code:
         exits.fail(outcome.exit_code, outcome.text)
     return outcome.exit_code
@@ -84,26 +86,3 @@ def _wait(session: ProbeSession) -> Outcome:
         outcome = session.wait(0.2)
         if outcome is not None:
             return outcome
-
-
-def _print(measurement: Measurement, outcome: Outcome, title: str, device: str) -> None:
-    out = console()
-    on = "CPU (no GPU used: allocated compares, device is the process's own growth)" if device == "cpu" else device
-    out.print(f"[bold]{title}[/bold] · measured on {on}", soft_wrap=True)
-    out.print(outcome.text, soft_wrap=True)
-    predicted = {phase["name"]: phase for gpu in (measurement.prediction or {}).get("gpus", ()) for phase in gpu["phases"]}
-    errors = measurement.error()
-    made = table(["phase", "predicted allocated", "measured allocated", "error", "reserved", "device"], numeric=range(1, 6))
-    for step in measurement.phases:
-        phase = step.phase()
-        error = errors.get(phase.name, {}).get("allocated")
-        known = predicted.get(phase.name)
-        made.add_row(
-            phase.name,
-            format_bytes(known["allocated"]) if known else "unknown",
-            format_bytes(phase.allocated),
-            "N/A" if error is None else f"{100 * error:+.2f} %",
-            format_bytes(phase.reserved),
-            format_bytes(phase.device),
-        )
-    out.print(made)

@@ -18,6 +18,7 @@ from cli.predict import title_of
 from cli.tables import console, table
 from planner.footprint import METERS
 from planner.units import GIB, format_bytes
+from probes.history import keep
 from probes.outcome import Outcome
 from probes.peaks import OpenedPeak
 from probes.preflight import why_not
@@ -61,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
     rehearsal, outcome, recording = _rehearse(asked, options.record)
-    _show(rehearsal, outcome, recording, plan, as_json=options.json)
+    trouble = keep(rehearsal, recording)
+    _show(rehearsal, recording, plan, as_json=options.json)
     try:
         _write_files(rehearsal, options)
     except OSError as error:
         return exits.fail(exits.BAD_INPUT, f"{error.filename}: can't be written: {error.strerror or error}")
-    if recording.trouble:
-        exits.fail(outcome.exit_code, recording.trouble)
+    exits.fail(outcome.exit_code, *filter(None, (recording.trouble, trouble)))
     return exits.fail(outcome.exit_code, outcome.text) if outcome.exit_code else exits.DONE
 
 
@@ -132,24 +133,25 @@ def _write_timeline(rehearsal: Rehearsal, path: Path) -> None:
             csv.writer(file).writerows([columns, *rows])
 
 
-def _show(rehearsal: Rehearsal, outcome: Outcome, recording: RecordingState, plan: Plan, *, as_json: bool) -> None:
+def _show(rehearsal: Rehearsal, recording: RecordingState, plan: Plan, *, as_json: bool) -> None:
     if as_json:
         shown = rehearsal.footprint().to_json() | {"recording": recording.path and str(recording.path)}
         json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
     elif rehearsal.phases:
-        _print(rehearsal, outcome, title_of(plan))
+        print_rehearsal(rehearsal, title_of(plan))
         if recording.path:
             console().print(f"recording: {recording.path}", soft_wrap=True)
 
 
-def _print(rehearsal: Rehearsal, outcome: Outcome, title: str) -> None:
+def print_rehearsal(rehearsal: Rehearsal, title: str) -> None:
+    """Title, outcome, phases beside the prediction, what their peaks are made of, notes."""
     out = console()
     footprint = rehearsal.footprint()
     versions = rehearsal.environment.get("versions") or {}
     libraries = " and ".join(f"{name} {versions.get(name)}" for name in ("torch", "transformers"))
     out.print(f"[bold]{title}[/bold] · rehearsed with {libraries}, no GPU used", soft_wrap=True)
-    out.print(outcome.text, soft_wrap=True)
+    out.print(str(rehearsal.outcome.get("text") or "The recording ends before the run did."), soft_wrap=True)
     out.print()
     out.print(_phases(rehearsal))
     for peak in rehearsal.peaks():

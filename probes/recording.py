@@ -23,9 +23,8 @@ from threading import Lock
 from types import TracebackType
 from typing import IO, Self
 
-import platformdirs
-
 from probes.rows import FORM_EVENT, Event, Form, RowRun, RowWriter, lines_of, read_form, read_rows, row_runs
+from resources.home import highwater_home
 
 __all__ = [
     "SUFFIX", "Event", "Recorded", "Recording", "RecordingError", "RecordingState", "file_name", "highwater_home",
@@ -70,12 +69,6 @@ class Recorded:
     def events(self) -> list[Event]:
         """Every event in order."""
         return [event for piece in self.pieces for event in (piece.events() if isinstance(piece, RowRun) else [piece])]
-
-
-def highwater_home() -> Path:
-    """Where this program keeps its files: ``HIGHWATER_HOME``, else the user's data folder."""
-    chosen = os.environ.get("HIGHWATER_HOME")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("highwater", appauthor=False))
 
 
 def recordings_folder() -> Path:

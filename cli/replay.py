@@ -1,0 +1,100 @@
+"""Replay a recording as if it were live, at any speed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cli import exits
+from cli.results import print_measurement
+from planner.footprint import METERS
+from planner.units import format_bytes
+from probes.history import model_name
+from probes.measurement import Measurement
+from probes.playback import Playback
+from probes.recording import Event, Recorded, RecordingError, read_recording
+
+_TOLD = {"note": "message", "log": "line", "outcome": "text"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which recording, how fast."""
+    parser.add_argument("recording", type=Path, help="recording file (.jsonl)")
+    parser.add_argument("--speed", default="1", metavar="X", help="times as fast as it was, or max (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, at its time")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell the events, then what they came to. The status is that of the run that was recorded."""
+    try:
+        speed = math.inf if options.speed == "max" else float(options.speed)
+    except ValueError:
+        return exits.fail(exits.BAD_INPUT, f"--speed: must be a number or max, got {options.speed!r}")
+    try:
+        recorded = read_recording(options.recording)
+        playback = Playback(recorded, _json_line if options.json else _teller(), speed)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        told = str(error) if isinstance(error, RecordingError) or reason is None else f"{options.recording}: {reason}"
+        return exits.fail(exits.BAD_INPUT, told)
+    playback.run()
+    if not options.json:
+        _print_result(recorded)
+    if recorded.skipped_lines:
+        exits.fail(exits.DONE, f"{options.recording}: {recorded.skipped_lines} lines could not be read and were left out")
+    return exits.DONE
+
+
+def _json_line(event: Event) -> None:
+    sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+def _teller() -> Callable[[Event], None]:
+    """Tells where phases begin and end, notes, and of the samples about one a second."""
+    last_s = -math.inf
+
+    def tell(event: Event) -> None:
+        nonlocal last_s
+        words = _words(event)
+        if event["event"] in ("memory", "sample"):
+            if event["t"] - last_s < 1.0 or not words:
+                return
+            last_s = event["t"]
+        if words:
+            sys.stdout.write(f"{event.get('t') or 0.0:9.2f} s  {words}\n")
+            sys.stdout.flush()
+
+    return tell
+
+
+def _words(event: Mapping[str, Any]) -> str:
+    """An event as a person reads it; empty for those that are not told."""
+    match event["event"]:
+        case "memory":
+            words = " · ".join(f"{meter} {format_bytes(event[meter])}" for meter in METERS if event.get(meter) is not None)
+        case "phase":
+            words = f"{event.get('name')} {'begins' if event.get('state') == 'begin' else 'ends'}"
+        case "sample":
+            gpus = event.get("gpus") or ()
+            words = " · ".join(f"GPU {gpu['index']} {format_bytes(gpu['used'])}" for gpu in gpus if gpu.get("used"))
+        case other:
+            words = str(event.get(_TOLD.get(other, ""), ""))
+    return words
+
+
+def _print_result(recorded: Recorded) -> None:
+    order = recorded.header.get("order") or {}
+    title = model_name((recorded.header.get("scenario") or {}).get("model"))
+    if order.get("mode") == "rehearse":
+        from cli.rehearse import print_rehearsal  # noqa: PLC0415  the simulated allocator is for those who need it
+        from probes.rehearsal import Rehearsal  # noqa: PLC0415  likewise
+
+        print_rehearsal(Rehearsal.of_recording(recorded), title)
+    elif order.get("mode", "measure") == "measure":
+        print_measurement(Measurement.of_recording(recorded), title)
