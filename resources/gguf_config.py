@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from planner.faults import Fault, Faults, describe
+from planner.formats import FILE_TYPES
 from resources.gguf_header import GgufHeader
 
 Config = dict[str, object]
@@ -112,9 +113,22 @@ def config_of(header: GgufHeader) -> Config:
     config |= {"torch_dtype": "bfloat16", "vocab_size": _vocabulary(file), **family.fixed}
     _read_off_tensors(file, config)
     _drop_predicted_layers(file, config)
+    config["quantization_config"] = {"quant_method": "gguf", "file_type": _file_type(header)}
     if family.finish is not None:
         family.finish(file, config)
     return {key: value for key, value in config.items() if value is not None or key in NULLABLE}
+
+
+def _file_type(header: GgufHeader) -> str:
+    """The mix's name; of a file that doesn't say it, the type most of its bytes have."""
+    named = header.metadata.get("general.file_type")
+    found = next((kind.name for kind in FILE_TYPES.values() if kind.file_type_id == named), "")
+    if found:
+        return found
+    sizes: dict[str, int] = {}
+    for tensor in header.tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes
+    return max(sizes, key=lambda name: sizes[name], default="")
 
 
 NULLABLE = frozenset({"q_lora_rank", "sliding_window"})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.architecture import Architecture, read_config
 from planner.defaults import DEFAULT_GPU
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint
-from planner.formats import Format, native_format
+from planner.formats import GGML_TYPES, FileHeader, Format, GgufTensor, native_format
 from planner.gpu import Gpu
 from planner.predict import Device, predict
 from planner.scenario import ModelPath, ModelRef, Scenario
 from resources import gpus
 from resources.sources import ModelSource, resolve
+from resources.tensors import StoredTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +82,22 @@ def _by_name(name: str, network: bool) -> Model:  # noqa: FBT001  a cache key
 
 def _read(source: ModelSource) -> Model:
     architecture = read_config(source.config)
-    return Model(source, architecture, native_format(source.config, source.hf_quant_config))
+    native = native_format(source.config, source.hf_quant_config)
+    if source.tensors is not None:
+        native = replace(native, header=_header(source.tensors))
+    return Model(source, architecture, native)
+
+
+def _header(stored: StoredTensors) -> FileHeader:
+    """What the files say, in the planner's words."""
+    tensors = tuple(_gguf_tensors(stored)) if stored.container == "gguf" else ()
+    return FileHeader(stored.total_bytes, stored.parameters, stored.bytes_by_dtype, tensors)
+
+
+def _gguf_tensors(stored: StoredTensors) -> Iterator[GgufTensor]:
+    """Every tensor by its own name; those whose names hold more numbers than a layer's keep the folded one."""
+    for group in stored.groups:
+        kind = GGML_TYPES[group.dtype]
+        numbers: Sequence[int | str] = group.layers if len(group.layers) == group.count else ("*",) * group.count
+        for number in numbers:
+            yield GgufTensor(group.name.replace("*", str(number), 1), group.shape, kind)

@@ -202,5 +202,7 @@ class Architecture:
     notes: tuple[str, ...] = ()
     """What the config says that was not understood or was assumed."""
     logit_softcap: bool = False
+    rope_factor_values: int = 0
+    """Rotary factors a scaled embedding needs: Llama 3's frequencies, LongRoPE's two lists."""
     sources: dict[str, str] = field(default_factory=dict, hash=False, compare=False)
     """Quantity → where it came from: ``config.json: num_key_value_heads = 8`` or ``default: …``."""

@@ -37,7 +37,7 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
     notes = [*found.notes, *reading.notes]
     if unread := reading.unread():
         notes.append(f"not read for this model type, could change sizes elsewhere: {', '.join(unread[:40])}")
-    return replace(found, notes=tuple(notes), sources=reading.sources)
+    return replace(found, notes=tuple(notes), sources=reading.sources, rope_factor_values=rope_factor_values(config))
 
 
 _HEADS = {
@@ -77,3 +77,20 @@ def _named_class(config: Mapping[str, object]) -> str:
     named = config.get("architectures")
     first = named[0] if isinstance(named, list | tuple) and named else ""
     return first if isinstance(first, str) and len(first) <= 256 else ""
+
+
+def rope_factor_values(config: Mapping[str, object]) -> int:
+    """How many rotary factors a config scales: Llama 3's frequencies, LongRoPE's two lists."""
+    text = config.get("text_config")
+    keys = text if isinstance(text, dict) else config
+    rope = keys.get("rope_scaling") or keys.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return 0
+    kind = rope.get("rope_type") or rope.get("type")
+    if kind == "llama3":
+        hidden, heads, width = (keys.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+        if not isinstance(width, int) and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+            width = hidden // heads
+        return width // 2 if isinstance(width, int) and 0 < width < 2**20 else 0
+    factors = (rope.get("long_factor"), rope.get("short_factor"))
+    return sum(len(values) for values in factors if isinstance(values, list)) if kind in ("longrope", "su") else 0

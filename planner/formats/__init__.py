@@ -13,8 +13,9 @@ from planner.formats.checkpoint import (
     resolve_format,
 )
 from planner.formats.format import Format, TensorBytes, weight_bytes
-from planner.formats.gguf_tensors import GgufTensor, gguf_tensors, rope_factor_values
+from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
 from planner.formats.gguf_types import FILE_TYPES, GGML_TYPES, GGML_TYPES_BY_ID, FileType, GgmlType
+from planner.formats.header import FileHeader
 from planner.formats.native import native_format
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GGML_TYPES_BY_ID",
     "BytesUnknown",
     "CacheFormat",
+    "FileHeader",
     "FileType",
     "Format",
     "FormatBytes",
@@ -42,6 +44,5 @@ __all__ = [
     "parse_format",
     "placed_weights",
     "resolve_format",
-    "rope_factor_values",
     "weight_bytes",
 ]

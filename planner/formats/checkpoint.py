@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from planner.architecture.layers import Architecture, Role, Stack
+    from planner.formats.header import FileHeader
 
 SHOWN_NAMES = 1000
 
@@ -64,18 +65,18 @@ class BytesUnknown(ValueError):
 
 
 @remember_by_identity(256)
-def checkpoint_bytes(
-    architecture: Architecture, fmt: Format, *, skip: tuple[str, ...] = (), rope_factor_values: int = 0
-) -> FormatBytes:
+def checkpoint_bytes(architecture: Architecture, fmt: Format, *, skip: tuple[str, ...] = ()) -> FormatBytes:
     """The bytes of every weight transformers builds (or llama.cpp's converter writes), tied ones once.
 
-    ``skip``: further modules to leave unquantised. ``rope_factor_values``: see :func:`planner.formats.gguf_tensors`.
-    Raises :class:`BytesUnknown` for a format only a header can size.
+    ``skip``: further modules to leave unquantised. A file's header comes first where it alone decides (GGUF, and
+    schemes whose config does not tell). Raises :class:`BytesUnknown` for a format only a header can size.
     """
+    if fmt.header is not None and (fmt.file_type or fmt.unknown):
+        return _header_bytes(fmt.header)
     if fmt.unknown:
         raise BytesUnknown(f"{fmt.name}: {fmt.unknown}")
     if fmt.file_type:
-        return _gguf_bytes(architecture, fmt, rope_factor_values)
+        return _gguf_bytes(architecture, fmt)
     resolved = replace(resolve_format(fmt, architecture), keeps=(*fmt.keeps, *skip))
     return _sum(resolved, placed_weights(architecture, unfold=_names_single_layers(resolved)))
 
@@ -130,17 +131,26 @@ def _sum(fmt: Format, places: Iterator[PlacedWeight]) -> FormatBytes:
     return FormatBytes(payload + state, payload, state, buffers, dict(by_role), dict(by_dtype), tuple(kept), fmt.notes)
 
 
-def _gguf_bytes(architecture: Architecture, fmt: Format, rope_factor_values: int) -> FormatBytes:
+def _header_bytes(header: FileHeader) -> FormatBytes:
+    """What the file itself says. Its scales and codebooks are tensors like others, so all of it is payload."""
+    by_role: Counter[Role] = Counter()
+    for tensor in header.gguf:
+        by_role[_gguf_role(tensor)] += tensor.size_bytes
+    total = header.total_bytes
+    return FormatBytes(total, total, 0, 0, dict(by_role), dict(header.bytes_by_dtype), (), ("sizes are from the file's header",))
+
+
+def _gguf_bytes(architecture: Architecture, fmt: Format) -> FormatBytes:
     """A GGUF file holds scales inside its blocks: what they add to the values counts as quantisation state."""
     try:
-        tensors = gguf_tensors(architecture, fmt.file_type, rope_factor_values=rope_factor_values)
+        tensors = gguf_tensors(architecture, fmt.file_type)
     except ValueError as error:
         raise BytesUnknown(str(error)) from error
     by_role: Counter[Role] = Counter()
     by_dtype: Counter[str] = Counter()
     for tensor in tensors:
         size_bytes = tensor.size_bytes
-        by_role["head" if tensor.name == "output.weight" else _gguf_role(tensor)] += size_bytes
+        by_role[_gguf_role(tensor)] += size_bytes
         by_dtype[tensor.kind.name] += size_bytes
     total = sum(by_dtype.values())
     kept = tuple(tensor.name for tensor in tensors if not tensor.kind.is_quantized and len(tensor.shape) > 1)
@@ -149,4 +159,6 @@ def _gguf_bytes(architecture: Architecture, fmt: Format, rope_factor_values: int
 
 
 def _gguf_role(tensor: GgufTensor) -> Role:
+    if tensor.name == "output.weight":
+        return "head"
     return next((role for part, role in _GGUF_ROLES if part in tensor.name), "linear" if len(tensor.shape) > 1 else "other")

@@ -11,6 +11,7 @@ from planner.formats.storage import DTYPE_BITS, Plain, Scheme, Stored
 
 if TYPE_CHECKING:
     from planner.architecture.layers import Role, Weight
+    from planner.formats.header import FileHeader
 
 LINEARS: frozenset[Role] = frozenset({"linear"})
 EXPERTS: frozenset[Role] = frozenset({"expert"})
@@ -55,6 +56,8 @@ class Format:
     file_type: str = ""
     """The GGUF file type, when it is one: its bytes are decided for the file as a whole."""
     unknown: str = ""
+    header: FileHeader | None = None
+    """What the headers of the checkpoint at hand say, when they have been read."""
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property

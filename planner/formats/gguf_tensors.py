@@ -17,7 +17,7 @@ from planner.formats.gguf_mix import GgufModel, block_of, tensor_types
 from planner.memo import remember_by_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from planner.architecture.layers import Architecture, ChannelMixer, Layer, SequenceMixer, Weight
     from planner.formats.gguf_types import GgmlType
@@ -103,36 +103,18 @@ class GgufTensor:
 
 
 @remember_by_identity(32)
-def gguf_tensors(architecture: Architecture, file_type: str, *, rope_factor_values: int = 0) -> tuple[GgufTensor, ...]:
+def gguf_tensors(architecture: Architecture, file_type: str) -> tuple[GgufTensor, ...]:
     """Every tensor of ``architecture`` as ``file_type`` (a key of ``FILE_TYPES``) stores it.
 
-    ``rope_factor_values``: fp32 values the converter adds for scaled rotary embeddings, from :func:`rope_factor_values`.
     Raises ValueError for encoder–decoder models, whose mixes are not modelled.
     """
     if architecture.kind == "encoder-decoder":
         raise ValueError("GGUF of an encoder–decoder model: its bytes are known from the file's header only")
     shaped = list(tensor_shapes(architecture))
-    if rope_factor_values:
-        shaped.append(("rope_freqs.weight", (rope_factor_values,)))
+    if architecture.rope_factor_values:
+        shaped.append(("rope_freqs.weight", (architecture.rope_factor_values,)))
     kinds = tensor_types(shaped, gguf_model(architecture), file_type)
     return tuple(GgufTensor(name, shape, kind) for (name, shape), kind in zip(shaped, kinds, strict=True))
-
-
-def rope_factor_values(config: Mapping[str, object]) -> int:
-    """How many fp32 rotary factors the converter writes for a config: Llama 3's frequencies, LongRoPE's two lists."""
-    text = config.get("text_config")
-    keys = text if isinstance(text, dict) else config
-    rope = keys.get("rope_scaling") or keys.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return 0
-    kind = rope.get("rope_type") or rope.get("type")
-    if kind == "llama3":
-        hidden, heads, width = (keys.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
-        if not isinstance(width, int) and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-            width = hidden // heads
-        return width // 2 if isinstance(width, int) and 0 < width < 2**20 else 0
-    factors = (rope.get("long_factor"), rope.get("short_factor"))
-    return sum(len(values) for values in factors if isinstance(values, list)) if kind in ("longrope", "su") else 0
 
 
 def gguf_model(architecture: Architecture) -> GgufModel:

@@ -16,6 +16,7 @@ MAX_PATTERN_CHARACTERS = 512
 MAX_ALTERNATIVES = 64
 
 _GROUP = re.compile(r"\((?:\?:)?([^()*+?{}\[\]]*\|[^()*+?{}\[\]]*)\)(?![*+?{])")
+_PLAIN = re.compile(r"[\w.\-/]+")
 _STEP = re.compile(
     r"(?P<any>\.[*+]\??)|(?P<digits>(?:\\d|\[0-9\])[+*]?)|(?P<escaped>\\.)|(?P<star>\*)|(?P<dot>\.)|(?P<end>\$)|(?P<plain>[^\\$*])",
     re.DOTALL,
@@ -45,7 +46,25 @@ def matches_any(module: str, patterns: tuple[str, ...]) -> bool:
     Source of the rule: transformers ``quantizers/quantizers_utils.py`` ``should_convert_module``; compressed-tensors
     marks its regular expressions with ``re:``.
     """
-    return any(matches(module, pattern) for pattern in patterns)
+    names, others = _by_kind(patterns)
+    if names.isdisjoint(_paths_to(module)):
+        return any(matches(module, pattern) for pattern in others) or module.endswith(tuple(names))
+    return True
+
+
+@lru_cache(maxsize=256)
+def _by_kind(patterns: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """(plain module names, patterns). Lists of hundreds of names are common: they are looked up, not matched one by one."""
+    bare = {pattern: pattern.removeprefix("re:").removesuffix(".weight") for pattern in patterns}
+    plain = {pattern: name for pattern, name in bare.items() if _PLAIN.fullmatch(name)}
+    return frozenset(plain.values()), tuple(pattern for pattern in patterns if pattern not in plain)
+
+
+@lru_cache(maxsize=4096)
+def _paths_to(module: str) -> tuple[str, ...]:
+    """The module and everything it lies in, with and without the dot behind."""
+    cuts = [at for at, character in enumerate(module) if character == "."]
+    return (module, *(module[:at] for at in cuts), *(module[: at + 1] for at in cuts))
 
 
 @lru_cache(maxsize=65536)

@@ -6,7 +6,7 @@ import gzip
 import json
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
@@ -64,7 +64,7 @@ def runs() -> dict:
 
 @cache
 def architecture_of(model: str) -> Architecture:
-    return read_config(runs()["models"][model])
+    return replace(read_config(runs()["models"][model]), rope_factor_values=runs()["rope_factor_values"].get(model, 0))
 
 
 def family_of(model: str) -> str:
@@ -96,7 +96,6 @@ def footprint_of(row: dict) -> LlamaCppFootprint:
         parse_format(weights),
         row["devices"],
         kind=LOOPBACK,
-        rope_factor_values=runs()["rope_factor_values"].get(row["model"], 0),
     )
 
 

@@ -16,7 +16,7 @@ from planner.engines.llama_cpp.sketch import CopiedWeights, rotates, window_of
 from planner.memo import remember_by_identity
 
 Itself = tuple[object, ...]
-Surroundings = tuple[Itself, Itself, int, bool]
+Surroundings = tuple[Itself, Itself, Itself, bool]
 
 
 @remember_by_identity(512)
@@ -50,19 +50,24 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
     """What decides the events of each layer: the layer before, itself, the next device, whether it is the last.
 
     A layer is told by its identity, its devices, and the inputs that are first or last used in it there; one without a
-    sequence mixer leaves the layer before it undrawn as well, so that counts too.
+    sequence mixer leaves the layer before it undrawn as well, so that counts too. After experts that are computed elsewhere
+    a run of nodes begins that reaches into the next layer, and copies that one's inputs: then the next layer counts as well.
     """
     devices = (*placement.layers, placement.output)
     turns = _turns(layers, placement, family)
-    around: list[Surroundings] = []
-    before: Itself = ()
+    selves: list[Itself] = [()]
     for index, layer in enumerate(layers):
         itself: Itself = (id(layer), devices[index], placement.experts[index], tuple(turns.get(index, ())))
-        if not layer.sequence:
-            itself = (*itself, before)
-        around.append((before, itself, devices[index + 1], index == len(layers) - 1))
-        before = itself
-    return around
+        selves.append(itself if layer.sequence else (*itself, selves[-1]))
+    ends = len(layers) - 1
+    after: list[Itself] = [(device,) for device in devices[1:]]
+    if _experts_apart(placement):
+        after = [(*itself, index == ends) for index, itself in enumerate(selves[2:], 1)] + [(placement.output,)]
+    return [(selves[index], selves[index + 1], after[index], index == ends) for index in range(len(layers))]
+
+
+def _experts_apart(placement: Placement) -> bool:
+    return placement.experts != placement.layers
 
 
 def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dict[int, list[object]]:
@@ -76,7 +81,8 @@ def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dic
             first.setdefault((placement.layers[index], used), index)
             last[placement.layers[index], used] = index
     turns: dict[int, list[object]] = {}
-    for when in (first, last) if placement.pipelined or placement.offloads else (last,):
+    outlive = placement.pipelined or placement.offloads or _experts_apart(placement)
+    for when in (first, last) if outlive else (last,):
         for (_, used), index in when.items():
             turns.setdefault(index, []).append((when is first, used))
     return turns
@@ -98,9 +104,11 @@ def _inputs_of(layer: Layer, family: Family, *, has_windows: bool) -> tuple[obje
 
 
 def _with_neighbours(chosen: Sequence[int], around: Sequence[Surroundings], layers: Sequence[Layer]) -> list[int]:
-    """The chosen layers, and others between them so that each has a layer before it like the one it has in the model."""
+    """The chosen layers, and others between them so that each has neighbours like those it has in the model."""
     drawn: list[int] = []
     for index in chosen:
+        if drawn and index > drawn[-1] + 1 and len(around[drawn[-1]][2]) > 1 and around[index][1] != around[drawn[-1] + 1][1]:
+            drawn.append(drawn[-1] + 1)
         added = [index]
         while drawn and drawn[-1] != added[0] - 1 and around[drawn[-1]][1] != around[added[0]][0]:
             added.insert(0, added[0] - 1)

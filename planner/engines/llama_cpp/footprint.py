@@ -14,7 +14,7 @@ from planner.engines.llama_cpp.families import FAMILIES, Family
 from planner.engines.llama_cpp.placement import CUDA, Checkpoint, DeviceKind, Placement, placement_of
 from planner.faults import Fault, Faults
 from planner.footprint import Term
-from planner.formats import GGML_TYPES, Format, gguf_tensors
+from planner.formats import GGML_TYPES, FileHeader, Format, gguf_tensors
 from planner.memo import remember_by_identity
 from planner.scenario import Inference, Scenario
 
@@ -70,14 +70,12 @@ def llama_cpp_footprint(
     device_count: int | None = None,
     *,
     kind: DeviceKind = CUDA,
-    rope_factor_values: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> LlamaCppFootprint:
     """Every buffer llama.cpp allocates for an inference scenario.
 
     ``device_count``: GPUs (default: the scenario's; 0 runs on the host alone). ``checkpoint``: the tensors of a file at
-    hand; without it the converter's and quantiser's rules say them, ``rope_factor_values`` included (see
-    :func:`planner.formats.rope_factor_values`). Raises :class:`planner.faults.Faults` for what llama.cpp refuses and
+    hand; without it the file's header, or the converter's and quantiser's rules say them. Raises :class:`planner.faults.Faults` for what llama.cpp refuses and
     :class:`NotModelled` for a graph that is not derived.
     """
     notes: list[str] = []
@@ -85,7 +83,7 @@ def llama_cpp_footprint(
     options = _options(scenario, architecture, notes)
     _refuse(scenario, architecture, options)
     count = scenario.hardware.gpus * scenario.hardware.nodes if device_count is None else device_count
-    file = checkpoint or _checkpoint(architecture, _file_type(scenario, fmt), rope_factor_values)
+    file = checkpoint or _checkpoint(architecture, scenario, fmt)
     context = context_of(options, architecture.max_context_tokens)
     placement = placement_of(
         len(architecture.decoder.layers), count, _gpu_layers(scenario, architecture), _integer(options, "n_cpu_moe", 0), kind
@@ -129,9 +127,20 @@ def _family(architecture: Architecture) -> Family:
     return found
 
 
+def _checkpoint(architecture: Architecture, scenario: Scenario, fmt: Format) -> Checkpoint:
+    if fmt.header is not None and fmt.header.gguf:
+        return _of_file(fmt.header)
+    return _converted(architecture, _file_type(scenario, fmt))
+
+
+@remember_by_identity(16)
+def _of_file(header: FileHeader) -> Checkpoint:
+    return Checkpoint(header.gguf)
+
+
 @remember_by_identity(64)
-def _checkpoint(architecture: Architecture, file_type: str, rope_factor_values: int) -> Checkpoint:
-    return Checkpoint(gguf_tensors(architecture, file_type, rope_factor_values=rope_factor_values))
+def _converted(architecture: Architecture, file_type: str) -> Checkpoint:
+    return Checkpoint(gguf_tensors(architecture, file_type))
 
 
 def _file_type(scenario: Scenario, fmt: Format) -> str:

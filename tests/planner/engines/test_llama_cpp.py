@@ -111,7 +111,7 @@ WINDOWED = {
 }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kinds=st.lists(st.booleans(), min_size=2, max_size=14),
     hybrid=st.booleans(),

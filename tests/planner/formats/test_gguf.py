@@ -22,7 +22,6 @@ from planner.formats import (
     checkpoint_bytes,
     gguf_tensors,
     parse_format,
-    rope_factor_values,
 )
 from planner.formats.gguf_mix import GgufModel, block_of, category_of, tensor_types, use_more_bits
 
@@ -37,13 +36,12 @@ def architecture(model: str) -> Architecture:
 @pytest.mark.parametrize("row", EFFECTIVE["rows"], ids=lambda row: f"{row[0]}-{row[1]}")
 def test_bytes_of_a_file_type_equal_the_file(row: tuple[str, str, int, int, dict[str, int]]) -> None:
     model, file_type, parameters, tensor_bytes, tensors_by_type = row
-    factors = rope_factor_values(EFFECTIVE["models"][model])
-    tensors = gguf_tensors(architecture(model), file_type, rope_factor_values=factors)
+    tensors = gguf_tensors(architecture(model), file_type)
     assert sum(math.prod(tensor.shape) for tensor in tensors) == parameters
     assert Counter(tensor.kind.name for tensor in tensors) == tensors_by_type
     assert sum(tensor.size_bytes for tensor in tensors) == tensor_bytes
     fmt = parse_format(f"gguf:{file_type}")
-    assert checkpoint_bytes(architecture(model), fmt, rope_factor_values=factors).total_bytes == tensor_bytes
+    assert checkpoint_bytes(architecture(model), fmt).total_bytes == tensor_bytes
 
 
 def test_types_are_those_of_the_gguf_package() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.formats.patterns import matches, names_layers
+from planner.formats.patterns import matches, matches_any, names_layers
 
 NAMED = [
     ("lm_head", "lm_head"),
@@ -62,6 +62,15 @@ def test_agrees_with_regular_expressions_on_the_subset(path: list[str], parts: l
     module, pattern = ".".join(path), r"\.".join(parts)
     boundary = r"(?:(?<=\.)|(?=\.|$))"
     assert matches(module, pattern) == bool(re.match(rf"(?:{pattern}){boundary}", module) or module.endswith(pattern))
+
+
+@given(
+    segments,
+    st.lists(st.one_of(segments.map(".".join), st.just(r"re:.*gate$"), st.just("model.*"), st.just("gate.weight")), max_size=6),
+)
+def test_a_list_names_what_one_of_its_patterns_names(path: list[str], patterns: list[str]) -> None:
+    module = ".".join(path)
+    assert matches_any(module, tuple(patterns)) == any(matches(module, pattern) for pattern in patterns)
 
 
 def test_patterns_that_name_single_layers() -> None:
