@@ -16,13 +16,14 @@ from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
-from .fold import FoldError, Folder
 from .flash import NOTE as FLASH_NOTE
+from .fold import Folder, FoldError
 from .inference import InferenceLoad, MakeUnroller
 from .order import Order
 from .personality import CudaPersonality
 from .phases import Phases, Sampler
 from .quantised import parameters_of, quantisation_state
+from .segments import WindowSink
 from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
 from .training import TrainingLoad
