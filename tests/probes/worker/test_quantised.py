@@ -5,7 +5,7 @@ import torch
 
 from probes.worker.errors import WorkerError
 from probes.worker.optimizers import Adam8bitLayout
-from probes.worker.quantised import parameters_of, quantise
+from probes.worker.quantised import quantise
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("nf4", 4.5), ("fp4", 4.5), ("nf4-dq", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8.0)])
