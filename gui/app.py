@@ -22,6 +22,7 @@ from gui.operations import Operations
 from gui.settings import THEME, Settings
 from gui.state import State
 from gui.theme import theme
+from gui.warm_up import WarmUp
 from gui.window import DEFAULT_SIZE, MainWindow
 from planner.scenario import Scenario
 from probes.recording import highwater_home
@@ -40,6 +41,7 @@ def run(scenario: Scenario | None = None, paths: Sequence[Path] = ()) -> int:
     theme().choose(window.context.settings.get(THEME))
     window.show()
     window.context.machine.start()
+    WarmUp(window.context.operations, window)
     for path in paths:
         window.open_file(path)
     if left:
