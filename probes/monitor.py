@@ -105,6 +105,7 @@ class Monitor:
         told = environment(self._nvml, readings)
         header = {"order": {"mode": "monitor"}, "scenario": None, "environment": told}
         self._recording = Recording(header, path)
+        self._held, self._told, self._troubles = None, (), {}
         self._emit({"event": "environment", "t": self._now(), **told})
         return self._recording.state
 

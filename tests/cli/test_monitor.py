@@ -134,7 +134,7 @@ def test_it_goes_on_until_it_is_interrupted_and_records(fake: FakeNvml, tmp_path
     assert max(event["gpus"][0]["used"] or 0 for event in samples) == 100 * GIB
     assert samples[-1]["gpus"][0]["used"] is None
     lists = [event["processes"] for event in recorded.events if event["event"] == "processes"]
-    assert [len(processes) for processes in lists] == [0, 1, 0]
+    assert [len(processes) for processes in lists][-2:] == [1, 0]
 
 
 def test_the_picture_shows_memory_over_time(fake: FakeNvml) -> None:
