@@ -13,7 +13,7 @@ from gui.footprint.figures import Figures
 from gui.footprint.legend import Legend
 from gui.footprint.table import ComponentTable, lines_of
 from gui.footprint.verdict import VerdictCard
-from gui.form.editors import Segments
+from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
 from gui.theme import set_role
 from gui.words import METERS, PHASES, word
@@ -133,7 +133,7 @@ class FootprintTab(QWidget):
 def _of_fixed_size(phases: Segments) -> QWidget:
     """Room for the phases of any task: a change of task must not lay the whole window out anew."""
     room = QWidget()
-    room.setFixedSize(_MOST_PHASES * _PHASE_WIDTH, phases.sizeHint().height())
+    room.setFixedSize(_MOST_PHASES * _PHASE_WIDTH, SEGMENT_HEIGHT)
     line = QHBoxLayout(room)
     line.setContentsMargins(0, 0, 0, 0)
     line.addWidget(phases)

@@ -24,7 +24,7 @@ from gui.theme import font, set_role, theme
 from planner.units import GIB
 
 _SUFFIXES = {"k": 2**10, "m": 2**20}
-_SEGMENT_HEIGHT = 30
+SEGMENT_HEIGHT = 30
 _OPEN = ("auto", "native")
 """Choices that leave the choice to the plan."""
 _ALLOWED = frozenset("0123456789kKmM,_ ")
@@ -147,6 +147,71 @@ class SizeField(NumberField):
     @Slot()
     def _tidy(self) -> None:
         """A size stays as it was typed."""
+
+
+class ShareField(NumberField):
+    """A share from 0 to 1; empty means none. The arrow keys step by a tenth."""
+
+    def value(self) -> float | str:  # type: ignore[override]
+        """The share; the text itself when it is none."""
+        text = self.lineEdit().text().strip()
+        try:
+            return float(text) if text else 0.0
+        except ValueError:
+            return text
+
+    def set_value(self, value: object) -> None:
+        """Show ``value`` unless the text already means it."""
+        if self.value() != value:
+            self.lineEdit().setText("" if not value else f"{value:g}" if isinstance(value, int | float) else str(value))
+
+    def set_default(self, _value: object) -> None:
+        """Nothing is offloaded by default."""
+        self.lineEdit().setPlaceholderText("0  (none)")
+
+    def stepBy(self, steps: int) -> None:
+        """A tenth for each step of the arrows."""
+        now = self.value()
+        changed = min(1.0, max(0.0, round((now if isinstance(now, float) else 0.0) + steps / 10, 1)))
+        self.lineEdit().setText(f"{changed:g}")
+        self.edited.emit(changed)
+
+    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:  # type: ignore[override]
+        """Digits and one point."""
+        good = all(character in _DECIMAL for character in text) and text.count(".") <= 1 and len(text) <= 6
+        return (QValidator.State.Acceptable if good else QValidator.State.Invalid), text, position
+
+    @Slot()
+    def _tidy(self) -> None:
+        """A share stays as it was typed."""
+
+
+class NamesField(QLineEdit):
+    """Names parted by commas."""
+
+    edited = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.installEventFilter(LeaveUndo(self))
+        self.textEdited.connect(self._typed)
+
+    def value(self) -> object:
+        """The names as a tuple."""
+        return tuple(name.strip() for name in self.text().split(",") if name.strip())
+
+    def set_value(self, value: object) -> None:
+        """Show ``value`` unless the text already means it."""
+        if isinstance(value, tuple) and self.value() != value:
+            self.setText(", ".join(value))
+            self.setCursorPosition(0)
+
+    def set_default(self, value: object) -> None:
+        """What an empty field stands for: nothing, which is said to be wrong."""
+
+    @Slot()
+    def _typed(self) -> None:
+        self.edited.emit(self.value())
 
 
 class ChoiceField(QComboBox):
@@ -320,7 +385,7 @@ class Segments(QWidget):
             button = QToolButton(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
             if self._width:
-                button.setFixedSize(self._width, _SEGMENT_HEIGHT)
+                button.setFixedSize(self._width, SEGMENT_HEIGHT)
             self._group.addButton(button, index)
             self._row.addWidget(button)
         return button
@@ -351,7 +416,7 @@ def read_gib(text: str) -> int | str | None:
         return text
 
 
-Editor = NumberField | ChoiceField | SearchField | Segments
+Editor = NumberField | NamesField | ChoiceField | SearchField | Segments
 
 
 def read_count(text: str) -> int | str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Signal, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
-from gui.form.editors import ChoiceField, NumberField, SearchField
+from gui.form.editors import ChoiceField, NamesField, NumberField, SearchField
 from gui.theme import set_role
 
 if TYPE_CHECKING:
@@ -83,5 +83,5 @@ class Field(QWidget):
 
     @Slot(object)
     def _edited(self, value: object) -> None:
-        typing = isinstance(self.editor, NumberField | SearchField)
+        typing = isinstance(self.editor, NumberField | NamesField | SearchField)
         self.edited.emit(self.spec.path, value, self.spec.label.replace("&", "").lower(), typing)

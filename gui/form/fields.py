@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gui.form.editors import ChoiceField, Editor, NumberField, SearchField, Segments, SizeField
+from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, SearchField, Segments, ShareField, SizeField
 from gui.form.model_box import ModelBox
 from planner.scenario import (
     ATTENTIONS,
@@ -16,15 +16,19 @@ from planner.scenario import (
     INFERENCE_ENGINES,
     LOSSES,
     METHODS,
+    OFFLOAD_TARGETS,
     OPTIMIZERS,
     PRECISIONS,
+    SHARDINGS,
     TASKS,
     TRAINING_ENGINES,
+    Scenario,
 )
 from resources.gpus import find_gpus
 
-Section = Literal["Model", "Workload", "Engine", "Hardware"]
-SECTIONS: tuple[Section, ...] = ("Model", "Workload", "Engine", "Hardware")
+Section = Literal["Model", "Workload", "Engine", "Hardware", "Parallelism"]
+SECTIONS: tuple[Section, ...] = ("Model", "Workload", "Engine", "Hardware", "Parallelism")
+ADAPTER_METHODS = ("lora", "qlora", "dora")
 KV_CACHES = ("auto", "bf16", "fp16", "fp8", "int8", "int4")
 WEIGHTS = (
     "native", "fp32", "bf16", "fp16", "fp8", "int8", "nf4", "nf4-dq", "mxfp4", "nvfp4", "gptq-int4-g128", "awq-int4-g128",
@@ -33,7 +37,7 @@ WEIGHTS = (
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field. ``task`` None: shown for every task; ``advanced``: folded away at first."""
+    """One field. ``task`` None: shown for every task; ``advanced``: folded away at first; ``adapters``: only where some are trained."""
 
     path: str
     label: str
@@ -43,6 +47,11 @@ class FieldSpec:
     task: str | None = None
     advanced: bool = False
     wide: bool = False
+    adapters: bool = False
+
+    def suits(self, scenario: Scenario) -> bool:
+        """Whether the field belongs to the task and method at hand."""
+        return self.task in (None, scenario.task) and (not self.adapters or scenario.training.method in ADAPTER_METHODS)
 
 
 def _choices(*names: str) -> Callable[[], Editor]:
@@ -59,6 +68,14 @@ def _tokens() -> Editor:
 
 def _size() -> Editor:
     return SizeField()
+
+
+def _names() -> Editor:
+    return NamesField()
+
+
+def _share() -> Editor:
+    return ShareField()
 
 
 def _task() -> Editor:
@@ -86,6 +103,8 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("training.precision", "P&recision", "bf16: all in bf16. amp: fp32 weights, bf16 compute.", "Workload", _choices(*PRECISIONS), "training"),
     FieldSpec("training.optimizer", "&Optimizer", "What it remembers is often larger than the weights.", "Workload", _choices(*OPTIMIZERS), "training"),
     FieldSpec("training.checkpointing", "&Checkpointing", "Recompute activations in the backward instead of keeping them.", "Workload", _choices(*CHECKPOINTINGS), "training"),
+    FieldSpec("training.lora.rank", "LoRA ran&k", "Rows of each adapter: it trains rank · (in + out) parameters of every module named.", "Workload", _count, "training", adapters=True),
+    FieldSpec("training.lora.targets", "LoRA modules", "Modules that get an adapter, by name and parted by commas: q_proj, v_proj.", "Workload", _names, "training", adapters=True),
     FieldSpec("training.gradient_accumulation", "Accumulation", "Micro-batches before each optimizer step.", "Workload", _count, "training", advanced=True),
     FieldSpec("training.loss", "Loss", "Default upcasts all logits to fp32; chunked and fused do not.", "Workload", _choices(*LOSSES), "training", advanced=True),
     FieldSpec("inference.engine", "&Engine", "The framework that runs the model.", "Engine", _choices(*INFERENCE_ENGINES), "inference"),
@@ -95,5 +114,17 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("inference.max_model_len", "Max length", "Longest sequence the engine makes room for.", "Engine", _tokens, "inference", advanced=True),
     FieldSpec("training.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "training", advanced=True),
     FieldSpec("hardware.gpu", "&GPU", "Any words of its name.", "Hardware", _gpu, wide=True),
+    FieldSpec("hardware.gpus", "GP&Us", "Cards in one machine.", "Hardware", _count),
+    FieldSpec("hardware.nodes", "Machines", "Machines with so many cards each.", "Hardware", _count, advanced=True),
+    FieldSpec("parallel.tensor", "Tensor", "Every matrix is split over so many GPUs.", "Parallelism", _count),
+    FieldSpec("parallel.data", "Data", "So many copies work on different batches.", "Parallelism", _count, "training"),
+    FieldSpec("parallel.sharding", "Sharding", "What the copies share out instead of each keeping it: ZeRO's stages, or FSDP.", "Parallelism", _choices(*SHARDINGS), "training"),
+    FieldSpec("parallel.pipeline", "Pipeline", "The layers are split into so many stages.", "Parallelism", _count, advanced=True),
+    FieldSpec("parallel.expert", "Expert", "The experts of a layer are split over so many GPUs.", "Parallelism", _count, advanced=True),
+    FieldSpec("parallel.context", "Context", "Each sequence is split over so many GPUs.", "Parallelism", _count, "training", advanced=True),
+    FieldSpec("offload.weights", "Offload weights", "Share of the weights, 0 to 1, that is kept off the GPU.", "Parallelism", _share, advanced=True),
+    FieldSpec("offload.kv_cache", "Offload KV", "Share of the KV cache, 0 to 1, that is kept off the GPU.", "Parallelism", _share, "inference", advanced=True),
+    FieldSpec("offload.optimizer", "Offload optim.", "Share of the optimizer's state, 0 to 1, that is kept off the GPU.", "Parallelism", _share, "training", advanced=True),
+    FieldSpec("offload.to", "Offload to", "Where it is kept.", "Parallelism", _choices(*OFFLOAD_TARGETS), advanced=True),
     FieldSpec("hardware.capacity_bytes", "Capacity, GiB", "Memory of one GPU, for a budget or a modified card; empty: the catalog's.", "Hardware", _size, advanced=True),
 )  # fmt: skip

@@ -39,7 +39,7 @@ class FormPanel(QScrollArea):
         self.card = ModelCard()
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text="Advanced", checkable=True, checked=advanced)
-        self._groups: dict[tuple[str | None, bool], list[QWidget]] = {}
+        self._groups: list[tuple[FieldSpec, QWidget]] = []
         self._build()
         self._connect()
         self._show_scenario(state.scenario)
@@ -82,15 +82,16 @@ class FormPanel(QScrollArea):
 
     def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
         """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
-        for (task, advanced), members in groupby(specs, key=lambda spec: (spec.task, spec.advanced)):
+        for _, members in groupby(specs, key=lambda spec: (spec.task, spec.advanced, spec.adapters)):
             group = QWidget()
             rows = QVBoxLayout(group)
             rows.setContentsMargins(0, 0, 0, 0)
             rows.setSpacing(_SPACING)
-            for spec in members:
+            together = list(members)
+            for spec in together:
                 rows.addWidget(self.fields[spec.path])
             column.addWidget(group)
-            self._groups.setdefault((task, advanced), []).append(group)
+            self._groups.append((together[0], group))
 
     def _heading(self, section: Section) -> QWidget:
         label = QLabel(section.upper())
@@ -144,20 +145,18 @@ class FormPanel(QScrollArea):
     @Slot(object)
     def _show_scenario(self, scenario: Scenario) -> None:
         for path, field in self.fields.items():
-            if field.spec.task in (None, scenario.task):
+            if field.spec.suits(scenario):
                 field.set_value(_shown(value_at(scenario, path)))
         self._arrange()
 
     @Slot()
     def _arrange(self) -> None:
         """Show the fields of the task at hand, and the folded ones when unfolded."""
-        now = self._state.scenario.task
-        shown = [((task in (None, now)) and (self._fold.isChecked() or not advanced), groups)
-                 for (task, advanced), groups in self._groups.items()]  # fmt: skip
-        for wanted, groups in sorted(shown, key=lambda pair: pair[0]):
-            for group in groups:
-                if group.isHidden() == wanted:
-                    group.setVisible(wanted)
+        scenario, unfolded = self._state.scenario, self._fold.isChecked()
+        shown = [(spec.suits(scenario) and (unfolded or not spec.advanced), group) for spec, group in self._groups]
+        for wanted, group in sorted(shown, key=lambda pair: pair[0]):
+            if group.isHidden() == wanted:
+                group.setVisible(wanted)
 
     @Slot()
     def _turn_fold(self) -> None:
@@ -169,7 +168,7 @@ class FormPanel(QScrollArea):
         self.card.show_model(plan.model)
         settled = self._state.settled
         for path, field in self.fields.items():
-            if field.spec.task in (None, settled.task):
+            if field.spec.suits(settled):
                 field.set_default(_shown(value_at(settled, path)))
         self.fields["hardware.capacity_bytes"].set_default(plan.gpu.capacity_bytes)
 

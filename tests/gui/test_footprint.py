@@ -132,3 +132,15 @@ def test_ticks_are_round_and_within_the_axis(limit):
     assert positions[0] == 0
     assert positions[-1] <= limit
     assert 2 <= len(positions) <= 10
+
+
+def test_every_phase_can_be_seen_and_stays_where_it_is(tab, window):
+    def places():
+        return [button.geometry() for button in tab.phases._group.buttons() if button.isVisible()]
+
+    before = places()
+    assert len(before) == 3
+    assert all(not button.visibleRegion().isEmpty() for button in tab.phases._group.buttons())
+    window.context.state.edit("task", "training")
+    assert places()[:3] == before
+    assert len(places()) == 4

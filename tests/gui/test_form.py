@@ -4,8 +4,11 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
+from gui.examples import EXAMPLES
 from gui.form.editors import read_count
-from planner.scenario import ModelPath
+from planner.scenario import ModelPath, parse_scenario, to_json
+from resources.catalog import model_ids
+from resources.gpus import gpu_names
 
 _CTRL_SHIFT = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier
 
@@ -157,3 +160,33 @@ def test_the_folded_fields_unfold(window):
 )
 def test_counts_are_read_as_people_write_them(text, value):
     assert read_count(text) == value
+
+
+def test_adapters_have_fields_only_where_some_are_trained(window):
+    form, state = window.form, window.context.state
+    state.edit("task", "training")
+    assert not form.fields["training.lora.rank"].isVisible()
+    state.edit("training.method", "lora")
+    assert form.fields["training.lora.rank"].isVisible()
+    type_into(form.fields["training.lora.rank"], "32")
+    type_into(form.fields["training.lora.targets"], "q_proj, o_proj")
+    assert (state.scenario.training.lora.rank, state.scenario.training.lora.targets) == (32, ("q_proj", "o_proj"))
+
+
+def test_parallelism_and_shares_are_typed(window):
+    form, state = window.form, window.context.state
+    form._fold.click()
+    type_into(form.fields["hardware.gpus"], "8")
+    type_into(form.fields["parallel.tensor"], "4")
+    type_into(form.fields["offload.weights"], "0.5")
+    scenario = state.scenario
+    assert (scenario.hardware.gpus, scenario.parallel.tensor, scenario.offload.weights) == (8, 4, 0.5)
+    type_into(form.fields["offload.weights"], "1.5")
+    assert form.fields["offload.weights"].fault
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_is_a_sound_scenario_of_a_bundled_model(example):
+    assert parse_scenario(to_json(example.scenario)) == example.scenario
+    assert example.scenario.model in model_ids()
+    assert example.scenario.hardware.gpu in gpu_names()

@@ -44,7 +44,9 @@ os._exit(0)
 def longest_of(code, home):
     environment = {**os.environ, "HIGHWATER_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9",
                    "PYTHONPATH": str(ROOT)}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=ROOT, env=environment, timeout=99, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout.split()[-1])
 
