@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from planner.architecture.counts import (
     active_parameter_count,
@@ -21,6 +21,7 @@ from planner.architecture.layers import (
 )
 from planner.components.cache import cache_bytes
 from planner.formats import BytesUnknown, Format, checkpoint_bytes
+from planner.record import record
 
 RECURRENT_WORDS = {
     "mamba": "Mamba", "mamba2": "Mamba-2", "gated_delta_net": "gated delta net", "lightning": "linear attention",
@@ -29,7 +30,7 @@ RECURRENT_WORDS = {
 SAMPLE_TOKENS = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelDescription:
     """Figures of one model; ``layers`` are (stack, how many, what they are) in order of first appearance."""
 

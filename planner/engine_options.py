@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from planner.faults import Reader
+from planner.record import record
 
 Value = bool | int | float | str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Option:
     """One option of an engine. ``choices`` binds strings; ``minimum`` and ``maximum`` bind numbers."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from planner.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fault:
     """One thing wrong with an input. ``path`` is dotted (``inference.batch``), empty for the whole document."""
 

@@ -8,8 +8,10 @@ without ``cuda_context`` and ``allocator_slack`` they add up to ``allocated``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from planner.record import record
 
 COMPONENTS = (
     "weights",
@@ -42,7 +44,7 @@ TIGHT_BELOW = 0.97
 """Share up to which it is tight; above it does not fit."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Term:
     """One summand: a formula, the numbers put in, and how sure they are. ``phase`` None means every phase."""
 
@@ -62,7 +64,7 @@ class Term:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phase:
     """The highest values of one phase; ``components`` as they stand at the moment of the peak."""
 
@@ -82,7 +84,7 @@ class Phase:
         return meters | {"components": {name: size for name, size in self.components.items() if size}}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GpuFootprint:
     """One GPU's phases against its capacity (None when it is not known)."""
 
@@ -108,7 +110,7 @@ class GpuFootprint:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Host:
     """System memory: what stays there, and the peak while loading."""
 
@@ -121,7 +123,7 @@ class Host:
         return {"bytes": self.bytes, "components": dict(self.components), "load_bytes": self.load_bytes}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Footprint:
     """The whole answer, of any level."""
 

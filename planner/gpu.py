@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from planner.record import record
 
 CapacityBasis = Literal["cuda", "nvml", "working_set", "marketing"]
 METAL_SMALL_BYTES = 32 * 2**30
@@ -14,7 +16,7 @@ PCIE_BYTES_PER_S_PER_LANE = {3: 8e9 / 8 * 128 / 130, 4: 16e9 / 8 * 128 / 130, 5:
 """Payload of one lane in one direction: transfer rate times line coding (128b/130b; FLIT 242/256 from generation 6)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MigProfile:
     """One way to slice a card: ``count`` instances (None: not published) of ``slices``/7 compute and ``memory_bytes``."""
 
@@ -24,7 +26,7 @@ class MigProfile:
     count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Gpu:
     """One device as its driver offers it; None is "not known", never zero.
 

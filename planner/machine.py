@@ -5,9 +5,8 @@ Every figure here is ``modelled``: a typical value of published runs, with its s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from planner.gpu import Gpu
+from planner.record import record
 from planner.units import MIB
 
 CONTEXT_MIB = {"Ampere": 256, "Ada": 453, "Hopper": 500, "Blackwell": 749, "Blackwell Ultra": 749}
@@ -22,7 +21,7 @@ CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
 """The same from sm_90 on (4096 KiB · 8)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Overheads:
     """Bytes outside the tensors on one device."""
 

@@ -8,11 +8,12 @@ default taken, by :func:`planner.defaults.settle`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from planner.engine_options import read_engine_options
 from planner.faults import Reader
+from planner.record import record
 
 VERSION = 1
 TASKS = ("inference", "training")
@@ -32,14 +33,14 @@ OFFLOAD_TARGETS = ("cpu", "nvme")
 _MAX_TOKENS = 2**31
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelPath:
     """A folder, config.json, .safetensors or .gguf file on this machine."""
 
     path: str
 
 
-@dataclass(frozen=True)
+@record
 class InlineConfig:
     """A config.json given inside the scenario."""
 
@@ -49,7 +50,7 @@ class InlineConfig:
 ModelRef = str | ModelPath | InlineConfig
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inference:
     """A serving or generation workload. Counts of tokens are per sequence."""
 
@@ -63,7 +64,7 @@ class Inference:
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lora:
     """Low-rank adapters (Hu et al. 2021): ``rank`` · (in + out) parameters for every module named in ``targets``.
 
@@ -76,7 +77,7 @@ class Lora:
     dropout: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Training:
     """A fine-tuning workload; ``batch`` is the micro-batch of one GPU."""
 
@@ -94,7 +95,7 @@ class Training:
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hardware:
     """``gpus`` cards of a catalog name in each of ``nodes`` machines."""
 
@@ -105,7 +106,7 @@ class Hardware:
     """A capacity the user set by hand; None takes the catalog's."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parallel:
     """How many ways each dimension is split, and how training states are sharded over the data-parallel ranks."""
 
@@ -117,7 +118,7 @@ class Parallel:
     sharding: str = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Offload:
     """Fractions (0 to 1) kept off the GPU."""
 
@@ -127,7 +128,7 @@ class Offload:
     to: str = "cpu"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scenario:
     """Everything a prediction, a rehearsal or a measurement needs to know."""
 
@@ -181,9 +182,9 @@ def to_json(scenario: Scenario) -> dict[str, object]:
         "weights": scenario.weights,
         "task": scenario.task,
         scenario.task: task,
-        "hardware": _slots(scenario.hardware),
-        "parallel": _slots(scenario.parallel),
-        "offload": _slots(scenario.offload),
+        "hardware": _fields(scenario.hardware),
+        "parallel": _fields(scenario.parallel),
+        "offload": _fields(scenario.offload),
     }
 
 
@@ -298,14 +299,13 @@ def _model_json(model: ModelRef) -> object:
 
 
 def _inference_json(inference: Inference) -> dict[str, object]:
-    return _slots(inference) | {"engine_options": dict(inference.engine_options)}
+    return _fields(inference) | {"engine_options": dict(inference.engine_options)}
 
 
 def _training_json(training: Training) -> dict[str, object]:
-    lora = _slots(training.lora) | {"targets": list(training.lora.targets)}
-    return _slots(training) | {"lora": lora, "engine_options": dict(training.engine_options)}
+    lora = _fields(training.lora) | {"targets": list(training.lora.targets)}
+    return _fields(training) | {"lora": lora, "engine_options": dict(training.engine_options)}
 
 
-def _slots(value: object) -> dict[str, object]:
-    names: tuple[str, ...] = type(value).__slots__  # type: ignore[attr-defined]
-    return {name: getattr(value, name) for name in names}
+def _fields(value: object) -> dict[str, object]:
+    return dict(vars(value))

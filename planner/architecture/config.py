@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from planner.architecture.noise import cannot_change_sizes
 from planner.faults import Reader, describe
+from planner.record import record
 
 MAX_DIMENSION = 2**24
 MAX_LAYERS = 4096
@@ -39,7 +40,7 @@ class UnknownArchitecture(ValueError):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Defaults:
     """What a framework's configuration class says about a model type."""
 

@@ -6,13 +6,15 @@ mixers a model has is read from its config in ``planner.architecture.families``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from planner.record import record
 
 Role = Literal["linear", "expert", "router", "embedding", "head", "norm", "bias", "conv", "other"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Weight:
     """One tensor of a model, or ``count`` tensors of one shape (the experts of a layer).
 
@@ -29,7 +31,7 @@ class Weight:
     is_buffer: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Indexer:
     """The small key-only scorer of sparse attention (DeepSeek-V3.2, GLM-5)."""
 
@@ -38,7 +40,7 @@ class Indexer:
     top_k: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compression:
     """Entries that stand for ``rate_tokens`` tokens each, kept beside the window (DeepSeek-V4).
 
@@ -50,7 +52,7 @@ class Compression:
     indexer: Indexer | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attention:
     """Softmax attention with per-head keys and values: MHA, GQA, MQA; full, sliding-window or chunked; self or cross."""
 
@@ -76,7 +78,7 @@ class Attention:
     """Compressed entries beside a window; keys then serve as values too and are stored once."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2 2024, section 2.1): one compressed cache entry a token."""
 
@@ -90,7 +92,7 @@ class LatentAttention:
     indexer: Indexer | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Recurrent:
     """A mixer with constant state per sequence: Mamba-1/2, gated delta net, linear (lightning) attention, short convolution.
 
@@ -114,7 +116,7 @@ class Recurrent:
 SequenceMixer = Attention | LatentAttention | Recurrent
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DenseMLP:
     """A feed-forward block: down(act(gate) · up) when gated, else down(act(up))."""
 
@@ -125,7 +127,7 @@ class DenseMLP:
     fused_gate_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MixtureOfExperts:
     """Routed experts, with shared experts that every token passes."""
 
@@ -141,7 +143,7 @@ class MixtureOfExperts:
 ChannelMixer = DenseMLP | MixtureOfExperts
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Norm:
     """A normalisation over the last dimension. ``upcasts``: computed in fp32 whatever the input's dtype."""
 
@@ -152,7 +154,7 @@ class Norm:
     upcasts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Layer:
     """One block of a stack. ``parallel``: the mixers read the same input and are added (Falcon, GPT-J, Falcon-H1's mixers)."""
 
@@ -163,7 +165,7 @@ class Layer:
     parallel: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stack:
     """A run of layers over one hidden size: the decoder, an encoder, a vision or audio tower, multi-token-prediction modules."""
 
@@ -175,7 +177,7 @@ class Stack:
     """Weights of the stack outside its layers: patch or token embeddings, final norm, projections."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Architecture:
     """Everything about a model that decides sizes, as its config says it."""
 

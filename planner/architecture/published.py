@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 
 from planner.architecture.counts import iter_weights, layer_groups, layer_weights, numel, parameter_count
 from planner.architecture.layers import Architecture, Attention, Stack, Weight
+from planner.record import record
 
 SCALE_BLOCK = 128
 """Side of the blocks that share one scale in DeepSeek's fp8 checkpoints (``weight_scale_inv``)."""
@@ -16,7 +16,7 @@ UNACCOUNTED = 1e-8
 """Share of a checkpoint that may stay unexplained: Kimi K2's headers count 3,416 elements more than can be named."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Difference:
     """One thing a checkpoint holds beside the built model's parameters."""
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from planner.record import record
+
 BLOCK_BYTES = 512
 """The caching allocator rounds every request up to this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
@@ -37,7 +39,7 @@ class Size:
         return self.formula or " · ".join(self.values)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Held:
     """One live tensor: its size, the component it counts as, and whether autograd keeps it."""
 
@@ -88,7 +90,7 @@ class Level:
                 yield key[0], key[1], self.sizes[key], count
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """What a block does to memory, relative to its start.
 
@@ -175,7 +177,7 @@ class Tape:
         self._above -= held.size.bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Peak:
     """The highest moment of a phase: what was live, and which block was running."""
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from planner.faults import nearest
 from planner.formats.catalog import UnknownFormat
 from planner.formats.gguf_types import GGML_TYPES
+from planner.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CacheFormat:
     """``block_values`` values, with the scales they share, take ``block_bytes``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.architecture.counts import layer_indices, layer_weights
@@ -12,6 +12,7 @@ from planner.formats.format import Format, weight_bytes
 from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
 from planner.formats.patterns import names_layers
 from planner.memo import remember_by_identity
+from planner.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ _GGUF_ROLES: tuple[tuple[str, Role], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlacedWeight:
     """A weight with the path before its name, how often it occurs, and whether the decoder's layers own it."""
 
@@ -42,7 +43,7 @@ class PlacedWeight:
     in_decoder: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FormatBytes:
     """What the weights of a model take. ``total_bytes`` = ``payload_bytes`` + ``quantization_state_bytes``.
 

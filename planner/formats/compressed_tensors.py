@@ -6,12 +6,12 @@ compressors of each format. Scales have the weight's 16-bit dtype unless the for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.formats.format import HEAD, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.readers import from_header_only, module_names, unquantized
 from planner.formats.storage import WHOLE, PackedInt32, Plain, Scaled, Scheme
+from planner.record import record
 
 if TYPE_CHECKING:
     from planner.faults import Reader
@@ -28,7 +28,7 @@ STORED_FORMATS = (
 LINEAR_CLASSES = ("Linear", "LinearBase", "ParallelLinear")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Arguments:
     """``QuantizationArgs`` of the weights, and whether the input has a static scale."""
 

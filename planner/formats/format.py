@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from planner.formats.patterns import matches_any
 from planner.formats.storage import DTYPE_BITS, Plain, Scheme, Stored
+from planner.record import record
 
 if TYPE_CHECKING:
     from planner.architecture.layers import Role, Weight
@@ -25,7 +26,7 @@ QUANTIZABLE: frozenset[Role] = LINEARS_AND_EXPERTS | EMBEDDINGS | HEAD
 Stacks = Literal["all", "decoder"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Override:
     """Modules that another scheme applies to; ``scheme`` None leaves them unquantised."""
 
@@ -33,7 +34,7 @@ class Override:
     scheme: Scheme | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Format:
     """How a model's weights are stored. Made by :func:`parse_format` or :func:`native_format`, never by hand.
 
@@ -73,7 +74,7 @@ class Format:
         return replace(self, scheme=scheme, quantizes=roles, dense_quantizes=None, rest_dtype=rest)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorBytes:
     """What one :class:`Weight` (all of its ``count`` tensors) takes."""
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from planner.formats.gguf_types import FILE_TYPES, GGML_TYPES, FileType, GgmlType
+from planner.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ _FALLBACKS = {
 _SMALL_I = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GgufModel:
     """What of a model the rules ask for. ``architecture`` is GGUF's ``general.architecture``."""
 

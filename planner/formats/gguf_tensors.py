@@ -7,7 +7,6 @@ audio towers go to a file of their own (mmproj) and are left out, as are multi-t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from planner.architecture.counts import layer_indices
 from planner.architecture.layers import Attention, LatentAttention, MixtureOfExperts, Recurrent
 from planner.formats.gguf_mix import GgufModel, block_of, tensor_types
 from planner.memo import remember_by_identity
+from planner.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,7 +78,7 @@ _SCALAR_KV_HEADS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 """Hybrids whose file holds one ``head_count_kv`` for all layers; others list 0 for layers without attention."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GgufTensor:
     """One tensor of a file; ``layer`` is -1 outside the blocks."""
 

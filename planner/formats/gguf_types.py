@@ -5,15 +5,16 @@ Source: ggml ``ggml.h`` / ``ggml-common.h`` and llama.cpp ``include/llama.h`` (0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from planner.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GgmlType:
     """A tensor type: ``block_values`` values of a row share a block of ``block_bytes``."""
 
@@ -81,7 +82,7 @@ GGML_TYPES_BY_ID: Mapping[int, GgmlType] = MappingProxyType({kind.type_id: kind 
 """Every tensor type by the number a GGUF header holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FileType:
     """A mix that ``llama-quantize`` makes: the type most tensors get. ``file_type_id`` is ``general.file_type``."""
 

@@ -9,8 +9,9 @@ A pattern outside it is taken literally.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from planner.record import record
 
 MAX_PATTERN_CHARACTERS = 512
 MAX_ALTERNATIVES = 64
@@ -23,7 +24,7 @@ _STEP = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Step:
     """One position of the automaton: which character passes, and whether it may be left out or repeated."""
 

@@ -8,8 +8,9 @@ implementing library, named at each scheme.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
+
+from planner.record import record
 
 DTYPE_BITS: dict[str, int] = {
     "fp64": 64,
@@ -33,7 +34,7 @@ WHOLE = 0
 """A block size: the whole dimension."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stored:
     """One tensor on the device. ``is_payload``: it holds the weight's values, else what is needed to read them."""
 
@@ -72,7 +73,7 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(shape[:-2]), rows, shape[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plain:
     """Every value in one dtype."""
 
@@ -83,7 +84,7 @@ class Plain:
         return (Stored("weight", ceil_div(math.prod(shape) * DTYPE_BITS[self.dtype], 8), is_payload=True),)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scaled:
     """Low-precision values with a scale for each block of ``block`` = (rows, columns); ``WHOLE`` spans a dimension.
 
@@ -113,7 +114,7 @@ class Scaled:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BitsAndBytes4Bit:
     """NF4 or FP4 of bitsandbytes (``functional.py`` ``quantize_4bit``, ``QuantState``), flattened into blocks.
 
@@ -148,7 +149,7 @@ class BitsAndBytes4Bit:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Gptq:
     """GPTQ as AutoGPTQ and GPTQModel keep it (``PackedGroupedQuantLinear``): int32 words, 32 values in ``bits`` words.
 
@@ -178,7 +179,7 @@ class Gptq:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Awq:
     """AWQ's GEMM layout (AutoAWQ ``modules/linear/gemm.py``).
 
@@ -205,7 +206,7 @@ class Awq:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PackedInt32:
     """Integers packed densely into int32 rows (compressed-tensors ``pack-quantized``, ``compressors/pack_quantized``).
 
@@ -237,7 +238,7 @@ class PackedInt32:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hqq:
     """Half-quadratic quantisation (hqq ``core/quantize.py``, ``core/bitpack.py``): packed values, a scale and a zero a group.
 
@@ -268,7 +269,7 @@ class Hqq:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class QuantoBits:
     """4 and 2 bits of optimum-quanto (``nn/qmodule.py``): groups of 128, or less where 128 does not divide the input.
 
