@@ -1,0 +1,37 @@
+"""The launch line or config that realises a plan, for the engine it was made for and its version.
+
+One function an engine turns a settled scenario (see :func:`planner.defaults.settle`) into one or more :class:`Command`.
+What a plan asks for and the engine has no switch for is said in the command's notes, never left out silently.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.commands.command import Command
+from planner.commands.llama_cpp import llama_cpp
+from planner.commands.serving import sglang, tensorrt_llm, tgi, vllm
+from planner.commands.training import training
+from planner.commands.transformers import generation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from planner.scenario import Scenario
+
+INFERENCE: dict[str, Callable[[Scenario], tuple[Command, ...]]] = {
+    "transformers": generation,
+    "vllm": vllm,
+    "sglang": sglang,
+    "tensorrt-llm": tensorrt_llm,
+    "tgi": tgi,
+    "llama.cpp": llama_cpp,
+}
+
+
+def commands_of(scenario: Scenario) -> tuple[Command, ...]:
+    """Every command and file that runs ``scenario``, in the order in which they are used."""
+    return training(scenario) if scenario.task == "training" else INFERENCE[scenario.inference.engine](scenario)
+
+
+__all__ = ["Command", "commands_of"]

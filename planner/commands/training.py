@@ -1,0 +1,240 @@
+"""What runs a planned training: the Trainer script, the launch line, and the sharding's own config file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from planner.commands.command import Command, model_notes, shell_line
+from planner.commands.recipes import axolotl, torchtune
+from planner.commands.transformers import VERSION, loading
+
+if TYPE_CHECKING:
+    from planner.scenario import Scenario
+
+ACCELERATE = "1.14"
+DEEPSPEED = "0.19"
+MEGATRON = "core 0.14"
+OPTIMIZERS = {
+    "adamw_fused": "adamw_torch_fused", "adamw_foreach": "adamw_torch", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor", "lion": "lion_32bit", "sgd": "sgd",
+    "sgd_momentum": "sgd", "galore": "galore_adamw",
+}  # fmt: skip
+"""Optimizers of the plan by the names of ``TrainingArguments.optim``; Muon is built by hand."""
+OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
+PRECISIONS: dict[str, dict[str, object]] = {"amp-bf16": {"bf16": True}, "amp-fp16": {"fp16": True}}
+"""Arguments of a precision; plain bf16 and fp32 are the dtype the model is loaded in."""
+ADAPTERS = ("lora", "qlora", "dora")
+ZERO_STAGE = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def training(scenario: Scenario) -> tuple[Command, ...]:
+    """The script, how to launch it on the planned GPUs, and the sharding's file; then other frameworks' keys."""
+    if scenario.training.engine == "megatron":
+        return (_megatron(scenario),)
+    files: list[Command] = [_script(scenario)]
+    sharding = _sharding(scenario)
+    if sharding in ZERO_STAGE:
+        files.append(_deepspeed(scenario, ZERO_STAGE[sharding]))
+    elif sharding == "fsdp":
+        files.append(_fsdp(scenario))
+    files.append(_launch(scenario, sharding))
+    return (*files, *torchtune(scenario), *axolotl(scenario))
+
+
+def _sharding(scenario: Scenario) -> str:
+    chosen = scenario.parallel.sharding
+    if chosen != "none":
+        return chosen
+    return {"deepspeed": "zero2", "fsdp": "fsdp"}.get(scenario.training.engine, "none")
+
+
+def _ranks(scenario: Scenario) -> int:
+    return scenario.hardware.gpus * scenario.hardware.nodes
+
+
+def _script(scenario: Scenario) -> Command:
+    ask = scenario.training
+    imports, load = loading(scenario, ask.attention, device_map="cuda" if ask.method == "qlora" and _ranks(scenario) == 1 else None)
+    notes = list(model_notes(scenario))
+    lines = ["import torch"]
+    if ask.method in ADAPTERS:
+        prepare = ", prepare_model_for_kbit_training" if ask.method == "qlora" else ""
+        lines.append(f"from peft import LoraConfig, get_peft_model{prepare}")
+    lines.append(f"from transformers import {', '.join([*imports, 'Trainer', 'TrainingArguments'])}")
+    lines += ["", *load, *_adapters(scenario), *_frozen(scenario), "", *_dataset(scenario), *_arguments(scenario, notes)]
+    lines += ["Trainer(model=model, args=arguments, train_dataset=dataset).train()"]
+    lines += ['print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")', ""]
+    return Command("Train with transformers" + (" and PEFT" if ask.method in ADAPTERS else ""), "transformers", VERSION, "python",
+                   "\n".join(lines), "train.py", tuple(notes))  # fmt: skip
+
+
+def _adapters(scenario: Scenario) -> list[str]:
+    ask = scenario.training
+    if ask.method not in ADAPTERS:
+        return []
+    lines = []
+    if ask.method == "qlora":
+        checkpointed = ask.checkpointing != "none"
+        lines.append(f"model = prepare_model_for_kbit_training(model, use_gradient_checkpointing={checkpointed})")
+    dora = ", use_dora=True" if ask.method == "dora" else ""
+    size = f"r={ask.lora.rank}, lora_alpha={ask.lora.alpha or 2 * ask.lora.rank}, lora_dropout={ask.lora.dropout:g}"
+    lines.append(f"adapters = LoraConfig({size}, target_modules={json.dumps(list(ask.lora.targets))}{dora})")
+    lines.append("model = get_peft_model(model, adapters)")
+    return lines
+
+
+def _frozen(scenario: Scenario) -> list[str]:
+    return ["model.get_input_embeddings().requires_grad_(False)"] if scenario.training.method == "freeze" else []
+
+
+def _dataset(scenario: Scenario) -> list[str]:
+    """Random tokens of the planned length: replace by one's own; the memory is the same."""
+    return [
+        "# random tokens of the planned length stand in for your dataset: the memory is the same",
+        f"tokens = torch.randint(model.config.get_text_config().vocab_size, (64, {scenario.training.sequence or 2048}))",
+        'dataset = [{"input_ids": row, "labels": row} for row in tokens]',
+    ]
+
+
+def _arguments(scenario: Scenario, notes: list[str]) -> list[str]:
+    ask = scenario.training
+    arguments: dict[str, object] = {
+        "output_dir": "trained",
+        "per_device_train_batch_size": ask.batch,
+        "gradient_accumulation_steps": ask.gradient_accumulation,
+        "max_steps": 4,
+        "report_to": "none",
+        **_optimizer(scenario, notes),
+        **PRECISIONS.get(ask.precision, {}),
+        **_checkpointing(scenario),
+    }
+    if ask.precision == "fp8":
+        notes.append("training.precision: launch with accelerate's mixed_precision: fp8")
+    if ask.loss == "fused":
+        arguments["use_liger_kernel"] = True
+    elif ask.loss == "chunked":
+        notes.append("training.loss: a chunked loss is the model's or trainer's own; this script has the default one")
+    if _sharding(scenario) in ZERO_STAGE:
+        arguments |= {"deepspeed": "deepspeed.json"} | ({"bf16": True} if ask.precision == "bf16" else {})
+    written = "".join(f"    {name}={_literal(value)},\n" for name, value in arguments.items())
+    return [f"arguments = TrainingArguments(\n{written})"]
+
+
+def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:
+    ask = scenario.training
+    if ask.optimizer not in OPTIMIZERS:
+        notes.append(f"training.optimizer: build {ask.optimizer} by hand and hand it to Trainer(optimizers=…)")
+        return {}
+    found: dict[str, object] = {"optim": OPTIMIZERS[ask.optimizer]}
+    if ask.optimizer in OPTIMIZER_ARGUMENTS:
+        found["optim_args"] = OPTIMIZER_ARGUMENTS[ask.optimizer]
+    if ask.optimizer == "galore":
+        found["optim_target_modules"] = list(ask.lora.targets)
+    return found
+
+
+def _checkpointing(scenario: Scenario) -> dict[str, object]:
+    ask = scenario.training
+    if ask.checkpointing == "none" or _sharding(scenario) == "fsdp":
+        return {}
+    found: dict[str, object] = {"gradient_checkpointing": True}
+    if "use_reentrant" in ask.engine_options:
+        found["gradient_checkpointing_kwargs"] = {"use_reentrant": bool(ask.engine_options["use_reentrant"])}
+    return found
+
+
+def _literal(value: object) -> str:
+    """Python's own spelling, with double quotes."""
+    return json.dumps(value) if isinstance(value, str | list) else repr(value).replace("'", '"')
+
+
+def _deepspeed(scenario: Scenario, stage: int) -> Command:
+    """ZeRO by DeepSpeed's own config keys (``deepspeed/runtime/zero/config.py``)."""
+    ask, offload = scenario.training, scenario.offload
+    zero: dict[str, object] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    device: dict[str, object] = {"device": offload.to, "pin_memory": True}
+    if offload.to == "nvme":
+        device["nvme_path"] = "/local_nvme"
+    if offload.optimizer:
+        zero["offload_optimizer"] = device | ({"ratio": offload.optimizer} if offload.optimizer < 1 and stage == 3 else {})
+    if offload.weights and stage == 3:
+        zero["offload_param"] = device
+    document: dict[str, object] = {
+        "train_micro_batch_size_per_gpu": ask.batch,
+        "gradient_accumulation_steps": ask.gradient_accumulation,
+        "zero_optimization": zero,
+        "bf16": {"enabled": ask.precision in ("bf16", "amp-bf16")},
+    }
+    if ask.precision == "amp-fp16":
+        document["fp16"] = {"enabled": True}
+    text = json.dumps(document, indent=2) + "\n"
+    return Command(f"DeepSpeed ZeRO-{stage}", "deepspeed", DEEPSPEED, "json", text, "deepspeed.json")
+
+
+def _fsdp(scenario: Scenario) -> Command:
+    """accelerate's FSDP2 plugin (``accelerate/utils/dataclasses.py``, ``FullyShardedDataParallelPlugin``)."""
+    ask = scenario.training
+    mixed = {"amp-bf16": "bf16", "amp-fp16": "fp16", "fp8": "fp8", "bf16": "no", "fp32": "no"}[ask.precision]
+    text = "\n".join(
+        (
+            "compute_environment: LOCAL_MACHINE",
+            "distributed_type: FSDP",
+            f"mixed_precision: {mixed}",
+            f"num_machines: {scenario.hardware.nodes}",
+            f"num_processes: {_ranks(scenario)}",
+            "fsdp_config:",
+            "  fsdp_version: 2",
+            "  fsdp_reshard_after_forward: true",
+            "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
+            f"  fsdp_activation_checkpointing: {str(ask.checkpointing != 'none').lower()}",
+            f"  fsdp_offload_params: {str(bool(scenario.offload.weights or scenario.offload.optimizer)).lower()}",
+            "  fsdp_cpu_ram_efficient_loading: true",
+            "  fsdp_state_dict_type: SHARDED_STATE_DICT",
+            "",
+        )
+    )
+    return Command("FSDP by accelerate", "accelerate", ACCELERATE, "yaml", text, "fsdp.yaml")
+
+
+def _launch(scenario: Scenario, sharding: str) -> Command:
+    """One process a GPU."""
+    hardware = scenario.hardware
+    if sharding == "fsdp":
+        line = shell_line(("accelerate", "launch"), [("--config_file", "fsdp.yaml")]) + " train.py"
+        return Command("Launch", "accelerate", ACCELERATE, "shell", line + "\n")
+    if _ranks(scenario) == 1:
+        return Command("Launch", "transformers", VERSION, "shell", "python train.py\n")
+    options: list[tuple[str, object]] = [("--nproc-per-node", hardware.gpus)]
+    notes: tuple[str, ...] = ()
+    if hardware.nodes > 1:
+        options += [("--nnodes", hardware.nodes), ("--rdzv-backend", "c10d"), ("--rdzv-endpoint", "FIRST_NODE:29500")]
+        notes = ("run it on every node; FIRST_NODE is the name of one of them",)
+    return Command("Launch", "torchrun", "2.13", "shell", shell_line(("torchrun",), options) + " train.py\n", notes=notes)
+
+
+def _megatron(scenario: Scenario) -> Command:
+    """Megatron-LM's ``pretrain_gpt.py``: the options that decide memory (``megatron/training/arguments.py``)."""
+    ask, spread = scenario.training, scenario.parallel
+    data = max(1, _ranks(scenario) // (spread.tensor * spread.pipeline * spread.context))
+    options: list[tuple[str, object]] = [
+        ("--tensor-model-parallel-size", spread.tensor),
+        ("--sequence-parallel", spread.tensor > 1),
+        ("--pipeline-model-parallel-size", spread.pipeline),
+        ("--context-parallel-size", spread.context if spread.context > 1 else None),
+        ("--expert-model-parallel-size", spread.expert if spread.expert > 1 else None),
+        ("--micro-batch-size", ask.batch),
+        ("--global-batch-size", ask.batch * ask.gradient_accumulation * data),
+        ("--seq-length", ask.sequence),
+        ("--max-position-embeddings", ask.sequence),
+        ("--bf16", ask.precision != "fp32"),
+        ("--use-distributed-optimizer", spread.sharding != "none"),
+        ("--recompute-granularity", {"full": "full", "selective": "selective"}.get(ask.checkpointing)),
+        ("--recompute-method", "uniform" if ask.checkpointing == "full" else None),
+        ("--recompute-num-layers", 1 if ask.checkpointing == "full" else None),
+    ]
+    program = ("torchrun", "--nproc-per-node", str(scenario.hardware.gpus), "pretrain_gpt.py")
+    notes = (*model_notes(scenario), "the model's own dimensions go beside these, as Megatron's converter prints them")
+    return Command("Megatron-LM", "megatron", MEGATRON, "shell", shell_line(program, options) + "\n", notes=notes)

@@ -1,0 +1,164 @@
+"""Commands say the plan in the engine's own words: quoted, complete, and nothing dropped without a note."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.commands import Command, commands_of
+from planner.scenario import INFERENCE_ENGINES, METHODS, OPTIMIZERS, PRECISIONS, SHARDINGS, TRAINING_ENGINES, parse_scenario
+
+
+def inference(engine: str, *, weights: str = "bf16", model: object = "org/model", **rest: object) -> tuple[Command, ...]:
+    parts = {name: rest.pop(name) for name in ("parallel", "hardware", "offload") if name in rest}
+    document = {"version": 1, "model": model, "task": "inference", "weights": weights, "inference": {"engine": engine, **rest}}
+    return commands_of(parse_scenario(document | parts))
+
+
+def training(weights: str = "native", **rest: object) -> tuple[Command, ...]:
+    parts = {name: rest.pop(name) for name in ("parallel", "hardware", "offload") if name in rest}
+    document = {"version": 1, "model": "org/model", "task": "training", "weights": weights, "training": rest}
+    return commands_of(parse_scenario(document | parts))
+
+
+def words(command: Command) -> list[str]:
+    return shlex.split(command.text)
+
+
+def option(command: Command, name: str) -> str | None:
+    found = words(command)
+    return found[found.index(name) + 1] if name in found else None
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=40), st.sampled_from(INFERENCE_ENGINES))
+def test_a_path_survives_the_shell_and_python(path: str, engine: str) -> None:
+    """Rule: what a shell or Python reads back is the path that was planned with, whatever characters it has."""
+    command = inference(engine, model={"path": path})[-1]
+    shown = path.removesuffix("/config.json") if engine != "llama.cpp" else path
+    if command.language == "shell":
+        assert shown in words(command)
+    else:
+        strings = [node.value for node in ast.walk(ast.parse(command.text)) if isinstance(node, ast.Constant)]
+        assert shown in strings
+
+
+def test_vllm_gets_every_switch_of_the_plan() -> None:
+    options = {"gpu_memory_utilization": 0.85, "max_num_seqs": 64, "enforce_eager": True, "enable_prefix_caching": False}
+    (command,) = inference(
+        "vllm", weights="fp8", kv_cache="fp8", prompt_tokens=4000, new_tokens=96, engine_options=options,
+        parallel={"tensor": 4, "pipeline": 2, "expert": 4},
+    )  # fmt: skip
+    assert words(command)[:3] == ["vllm", "serve", "org/model"]
+    expected = {
+        "--quantization": "fp8", "--kv-cache-dtype": "fp8", "--max-model-len": "4096", "--max-num-seqs": "64",
+        "--gpu-memory-utilization": "0.85", "--tensor-parallel-size": "4", "--pipeline-parallel-size": "2",
+    }  # fmt: skip
+    assert {name: option(command, name) for name in expected} == expected
+    assert {"--enforce-eager", "--no-enable-prefix-caching", "--enable-expert-parallel"} <= set(words(command))
+    assert "--dtype" not in words(command)
+    assert not command.notes
+
+
+@pytest.mark.parametrize("engine", [name for name in INFERENCE_ENGINES if name not in ("transformers", "llama.cpp")])
+def test_what_an_engine_has_no_switch_for_is_said(engine: str) -> None:
+    notes = " ".join(inference(engine, weights="hqq-int4-g64", kv_cache="nvfp4", offload={"weights": 0.5})[-1].notes)
+    assert "weights" in notes
+    assert "offload.weights" in notes
+
+
+def test_llama_server_reserves_the_context_of_all_slots() -> None:
+    options = {"n_gpu_layers": 20, "flash_attn": True, "type_k": "q8_0", "type_v": "q8_0", "kv_unified": True}
+    (command,) = inference(
+        "llama.cpp", model={"path": "/m/x.gguf"}, batch=4, prompt_tokens=1000, new_tokens=24, engine_options=options
+    )
+    expected = {
+        "--model": "/m/x.gguf",
+        "--ctx-size": "4096",
+        "--parallel": "4",
+        "--n-gpu-layers": "20",
+        "--flash-attn": "on",
+        "--cache-type-k": "q8_0",
+    }
+    assert {name: option(command, name) for name in expected} == expected
+    assert "--kv-unified" in words(command)
+
+
+def test_generation_asks_for_the_planned_shape() -> None:
+    (command,) = inference("transformers", weights="nf4-dq", batch=3, prompt_tokens=77, new_tokens=5, attention="flash")
+    assert "(3, 77)" in command.text
+    assert "max_new_tokens=5" in command.text
+    assert "bnb_4bit_use_double_quant=True" in command.text
+    assert 'attn_implementation="flash_attention_2"' in command.text
+
+
+@given(
+    st.sampled_from(METHODS), st.sampled_from(OPTIMIZERS), st.sampled_from(PRECISIONS), st.sampled_from(SHARDINGS),
+    st.sampled_from(TRAINING_ENGINES), st.sampled_from(["none", "full", "selective"]), st.integers(1, 8),
+)  # fmt: skip
+def test_every_training_plan_gives_files_that_parse(method, optimizer, precision, sharding, engine, checkpointing, gpus) -> None:
+    """Rule: whatever is planned, Python compiles, JSON and YAML load, and a shell splits the line."""
+    yaml = pytest.importorskip("yaml")
+    for command in training(
+        method=method, optimizer=optimizer, precision=precision, engine=engine, checkpointing=checkpointing,
+        hardware={"gpus": gpus}, parallel={"sharding": sharding},
+    ):  # fmt: skip
+        {"python": ast.parse, "json": json.loads, "yaml": yaml.safe_load, "shell": shlex.split}[command.language](command.text)
+        assert command.version
+        assert command.text.endswith("\n")
+
+
+def keywords(text: str, function: str) -> dict[str, object]:
+    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    call = next(node for node in calls if getattr(node.func, "id", None) == function)
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_arguments_are_those_of_the_installed_libraries(optimizer: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    script = training(method="dora", optimizer=optimizer, precision="amp-bf16", checkpointing="full", loss="fused")[0].text
+    arguments = keywords(script, "TrainingArguments")
+    fields = transformers.TrainingArguments.__dataclass_fields__
+    assert arguments.keys() <= fields.keys()
+    if "optim" in arguments:
+        assert arguments["optim"] in {kind.value for kind in transformers.training_args.OptimizerNames}
+    assert keywords(script, "LoraConfig").keys() <= peft.LoraConfig.__dataclass_fields__.keys()
+
+
+def test_zero_is_written_as_deepspeed_reads_it() -> None:
+    files = {command.file: command for command in training(
+        parallel={"sharding": "zero3"}, offload={"optimizer": 0.5, "weights": 1.0, "to": "nvme"}, hardware={"gpus": 8}, batch=2,
+    )}  # fmt: skip
+    document = json.loads(files["deepspeed.json"].text)
+    zero = document["zero_optimization"]
+    assert (zero["stage"], zero["offload_optimizer"]["ratio"], zero["offload_param"]["device"]) == (3, 0.5, "nvme")
+    assert document["train_micro_batch_size_per_gpu"] == 2
+    assert keywords(files["train.py"].text, "TrainingArguments")["deepspeed"] == "deepspeed.json"
+    assert keywords(files["train.py"].text, "TrainingArguments")["bf16"] is True
+    launch = next(command for command in files.values() if command.title == "Launch")
+    assert words(launch) == ["torchrun", "--nproc-per-node", "8", "train.py"]
+
+
+def test_fsdp_checkpoints_itself() -> None:
+    """With FSDP the wrapper checkpoints; asking Trainer as well would run every layer a third time."""
+    yaml = pytest.importorskip("yaml")
+    files = {
+        command.file: command
+        for command in training(engine="fsdp", checkpointing="full", precision="amp-bf16", hardware={"gpus": 4})
+    }
+    config = yaml.safe_load(files["fsdp.yaml"].text)
+    assert config["fsdp_config"]["fsdp_activation_checkpointing"] is True
+    assert config["num_processes"] == 4
+    assert "gradient_checkpointing" not in keywords(files["train.py"].text, "TrainingArguments")
+
+
+def test_a_plan_of_a_config_alone_says_what_to_fill_in() -> None:
+    (command,) = inference("vllm", model={"config": {"model_type": "llama"}})
+    assert "PATH/TO/MODEL" in words(command)
+    assert any("PATH/TO/MODEL" in note for note in command.notes)
