@@ -7,7 +7,8 @@ from functools import lru_cache
 from PySide6.QtCore import QPointF, QRectF, Qt
 from PySide6.QtGui import QColor, QPainter, QPen, QPixmap
 
-from gui.theme import BACKWARD, CROSS, DIAGONAL, DOTS, HORIZONTAL, SOLID, theme
+from gui.theme import theme
+from planner.palette import BACKWARD, CROSS, DIAGONAL, DOTS, HORIZONTAL, SOLID
 
 _STEP = 6
 _TILE = 10 * _STEP

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PySide6.QtGui import QColor, QFont, QFontDatabase, QGuiApplication, QPalett
 from PySide6.QtWidgets import QApplication, QWidget
 
 from gui.style import style_sheet
+from planner.palette import FALLBACK, FILLS
 
 _PAIRS: dict[str, tuple[str, str]] = {
     "window": ("#f4f5f7", "#15171b"),
@@ -33,36 +33,6 @@ _PAIRS: dict[str, tuple[str, str]] = {
     "device": ("#7d3c98", "#d79be6"),
 }
 
-SOLID, DIAGONAL, BACKWARD, DOTS, CROSS, HORIZONTAL = "solid", "diagonal", "backward", "dots", "cross", "horizontal"
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """How a component is painted: a colour pair, and a hatch as the second cue."""
-
-    light: str
-    dark: str
-    hatch: str = SOLID
-
-
-FILLS: dict[str, Fill] = {
-    "weights": Fill("#3b6fb6", "#5b8fd6"),
-    "adapters": Fill("#3b6fb6", "#5b8fd6", DIAGONAL),
-    "quantization_state": Fill("#3b6fb6", "#5b8fd6", DOTS),
-    "kv_cache": Fill("#e08a1e", "#e59a3c"),
-    "recurrent_state": Fill("#e08a1e", "#e59a3c", DIAGONAL),
-    "activations": Fill("#2f9e8f", "#45b5a6"),
-    "logits": Fill("#d8c24a", "#d9c65c", BACKWARD),
-    "workspace": Fill("#7fb8a4", "#6fa894", DIAGONAL),
-    "gradients": Fill("#9650a4", "#b878c4"),
-    "optimizer_state": Fill("#bd4c66", "#d0708a"),
-    "master_weights": Fill("#5a4fa3", "#8a80d0", BACKWARD),
-    "communication": Fill("#56b4e9", "#6cc0ee", HORIZONTAL),
-    "cuda_graphs": Fill("#9a7b4f", "#b3946a", CROSS),
-    "cuda_context": Fill("#7c8797", "#7d8898"),
-    "allocator_slack": Fill("#b9c1cc", "#565f6d", DIAGONAL),
-}
-_FALLBACK = Fill("#7c8797", "#7d8898", CROSS)
 SCHEMES = {
     "system": Qt.ColorScheme.Unknown, "light": Qt.ColorScheme.Light, "dark": Qt.ColorScheme.Dark,
 }  # fmt: skip
@@ -101,7 +71,7 @@ class Theme(QObject):
 
     def fill(self, component: str) -> tuple[QColor, str]:
         """Colour and hatch of a component."""
-        fill = FILLS.get(component, _FALLBACK)
+        fill = FILLS.get(component, FALLBACK)
         return QColor(fill.dark if self._dark else fill.light), fill.hatch
 
     @Slot()

@@ -9,8 +9,8 @@ from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from gui.page import FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
 from gui.theme import set_role
-from gui.words import CERTAINTIES, COMPONENTS, PHASES, word
 from planner.units import format_bytes
+from planner.words import CERTAINTIES, COMPONENTS, PHASES, word
 
 if TYPE_CHECKING:
     from gui.state import State

@@ -12,11 +12,12 @@ from gui.painting import paint_component, paint_hatch
 from gui.scale import ticks
 from gui.state import Selection
 from gui.text import CENTRE, RIGHT, width_of, write
-from gui.theme import DIAGONAL, SMALL, SOLID, ink_on, theme
-from gui.words import COMPONENTS, PHASES, word
+from gui.theme import SMALL, ink_on, theme
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import TIGHT_BELOW, Footprint
+from planner.palette import DIAGONAL, SOLID
 from planner.units import format_bytes
+from planner.words import COMPONENTS, PHASES, word
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10

@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from gui.painting import paint_component
 from gui.text import width_of, write
 from gui.theme import SMALL, theme
-from gui.words import COMPONENTS, word
+from planner.words import COMPONENTS, word
 
 _SWATCH, _LINE, _SPACE = 10, 20, 16
 

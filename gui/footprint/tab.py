@@ -16,10 +16,10 @@ from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
 from gui.theme import set_role
-from gui.words import METERS, PHASES, word
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
 from planner.footprint import METERS as METER_NAMES
 from planner.units import format_bytes
+from planner.words import METERS, PHASES, word
 
 if TYPE_CHECKING:
     from gui.context import Context

@@ -11,8 +11,8 @@ from PySide6.QtWidgets import QFrame, QSizePolicy, QToolTip, QWidget
 from gui.icons import icon
 from gui.text import CENTRE, width_of, wrapped, write
 from gui.theme import DISPLAY, NORMAL, SMALL, set_role, theme
-from gui.words import PHASES, VERDICTS, word
 from planner.units import format_bytes
+from planner.words import PHASES, VERDICTS, word
 
 if TYPE_CHECKING:
     from planner.footprint import Footprint, GpuFootprint, Phase

@@ -11,8 +11,8 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from gui.painting import rehearsed_fill
 from gui.text import RIGHT, width_of, write
 from gui.theme import SMALL, theme
-from gui.words import CPU_METERS, METERS, word
 from planner.footprint import METERS as METER_NAMES
+from planner.words import CPU_METERS, METERS, word
 
 _LINE, _SPACE, _HEIGHT, _TITLE_ROOM = 20, 14, 20, 90
 _SHORT_LINE, _SHORT_SPACE = 11, 8

@@ -23,7 +23,7 @@ from gui.probe.status import StatusLine
 from gui.probe.table import ComparisonTable
 from gui.state import Selection
 from gui.theme import set_role
-from gui.words import PHASES, word
+from planner.words import PHASES, word
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
 from probes.rehearsal import Rehearsal

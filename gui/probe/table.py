@@ -12,9 +12,9 @@ from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 from gui.cells import Cell, CellModel, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
-from gui.words import CPU_METERS, METERS, PHASES, word
 from planner.footprint import METERS as METER_NAMES
 from planner.units import format_bytes
+from planner.words import CPU_METERS, METERS, PHASES, word
 from probes.measurement import Measurement
 
 _COLUMNS = (

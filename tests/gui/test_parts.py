@@ -14,8 +14,9 @@ from gui.files import RecordingFile, Unreadable, read_any, save_scenario
 from gui.operations import Operation, Operations
 from gui.probe.series import Ring
 from gui.settings import ADVANCED, GEOMETRY, RECENT_FILES, THEME, Settings
-from gui.theme import _PAIRS, FILLS, ink_on, theme
+from gui.theme import _PAIRS, ink_on, theme
 from planner.footprint import COMPONENTS
+from planner.palette import FILLS
 from planner.scenario import ModelPath
 
 

@@ -1,4 +1,4 @@
-"""The words of the window: how components, phases, meters and verdicts are called, and what each term means."""
+"""The words of the answer: how components, phases, meters and verdicts are called, and what each term means."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""The stacked bars of a footprint as SVG, in the colours and hatches of the window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from planner.footprint import COMPONENTS, Footprint, Phase
+from planner.palette import BACKWARD, CROSS, DIAGONAL, DOTS, FALLBACK, FILLS, HORIZONTAL, SOLID
+from planner.units import GIB, format_bytes
+from planner.words import COMPONENTS as WORDS
+from planner.words import PHASES, word
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BAR = 760, 120, 110, 30, 38, 26
+_LEGEND_COLUMNS, _LEGEND_ROW = 4, 20
+_HATCHES = {
+    DIAGONAL: '<path d="M0 6L6 0" stroke="{ink}" stroke-width="1.2"/>',
+    BACKWARD: '<path d="M0 0L6 6" stroke="{ink}" stroke-width="1.2"/>',
+    CROSS: '<path d="M0 6L6 0M0 0L6 6" stroke="{ink}" stroke-width="1"/>',
+    HORIZONTAL: '<path d="M0 3H6" stroke="{ink}" stroke-width="1.2"/>',
+    DOTS: '<circle cx="3" cy="3" r="1.2" fill="{ink}"/>',
+}
+
+
+def footprint_chart(footprint: Footprint) -> str:
+    """Bars of every phase (one GPU) or of every GPU's peak (several) against the capacity; empty where none is sized."""
+    rows = _rows(footprint)
+    if not rows:
+        return ""
+    capacity = max((gpu.capacity_bytes or 0 for gpu in footprint.gpus), default=0)
+    limit = max(capacity, *(phase.device for _, phase in rows)) * 1.02
+    scale = (_WIDTH - _LEFT - _RIGHT) / limit
+    present = [name for name in COMPONENTS if any(phase.components.get(name) for _, phase in rows)]
+    bottom = _TOP + _ROW * len(rows)
+    height = bottom + 34 + _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS)
+    parts = [_pattern(name) for name in present]
+    parts += [_row(label, phase, scale, _TOP + _ROW * index) for index, (label, phase) in enumerate(rows)]
+    parts += [_axis(limit, scale, bottom), _capacity(capacity, scale, bottom) if capacity else "", _legend(present, bottom + 30)]
+    style = "font-family:Inter,system-ui,sans-serif;font-size:12px;fill:#161b22"
+    title = f"Memory by {'phase' if len(footprint.gpus) == 1 else 'GPU'} and component"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
+        f'aria-label="{title}" style="{style}"><title>{title}</title>{"".join(parts)}</svg>'
+    )
+
+
+def _rows(footprint: Footprint) -> list[tuple[str, Phase]]:
+    if len(footprint.gpus) == 1:
+        return [(word(PHASES, phase.name).label, phase) for phase in footprint.gpus[0].phases]
+    return [(f"GPU {gpu.index}", gpu.peak) for gpu in footprint.gpus if gpu.peak]
+
+
+def _pattern(component: str) -> str:
+    fill = FILLS.get(component, FALLBACK)
+    if fill.hatch == SOLID:
+        return ""
+    lines = _HATCHES[fill.hatch].format(ink="rgba(0,0,0,.38)")
+    return (
+        f'<pattern id="p-{component}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<rect width="6" height="6" fill="{fill.light}"/>{lines}</pattern>'
+    )
+
+
+def _paint(component: str) -> str:
+    fill = FILLS.get(component, FALLBACK)
+    return fill.light if fill.hatch == SOLID else f"url(#p-{component})"
+
+
+def _row(label: str, phase: Phase, scale: float, top: float) -> str:
+    x, parts = float(_LEFT), [f'<text x="{_LEFT - 12}" y="{top + 18}" text-anchor="end">{escape(label)}</text>']
+    for name in COMPONENTS:
+        size = phase.components.get(name, 0)
+        if size > 0:
+            tip = escape(f"{word(WORDS, name).label}: {format_bytes(size)}")
+            box = f'x="{x:.1f}" y="{top}" width="{max(size * scale - 1, 0.5):.1f}" height="{_BAR}"'
+            parts.append(f'<rect {box} fill="{_paint(name)}"><title>{tip}</title></rect>')
+            x += size * scale
+    parts.append(f'<text x="{x + 8:.1f}" y="{top + 18}">{format_bytes(phase.device)}</text>')
+    return "".join(parts)
+
+
+def _axis(limit: float, scale: float, bottom: float) -> str:
+    step = next((size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500) if limit / GIB / size <= 9), 1000)
+    parts = []
+    for index in range(int(limit / GIB / step) + 1):
+        x = _LEFT + index * step * GIB * scale
+        parts.append(f'<path d="M{x:.1f} {_TOP - 4}V{bottom}" stroke="#e4e7ec"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" fill="#555f6d">{index * step}</text>')
+    unit = f'<text x="{_WIDTH - 8}" y="{bottom + 14}" text-anchor="end">GiB</text>'
+    return f'<g style="mix-blend-mode:multiply">{"".join(parts)}</g>{unit}'
+
+
+def _capacity(capacity: int, scale: float, bottom: float) -> str:
+    x = _LEFT + capacity * scale
+    anchor = "end" if x > _WIDTH - 160 else "middle"
+    return (
+        f'<path d="M{x:.1f} {_TOP - 8}V{bottom}" stroke="#b3261e" stroke-width="1.5"/>'
+        f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" fill="#b3261e">Capacity {format_bytes(capacity)}</text>'
+    )
+
+
+def _legend(present: Sequence[str], top: float) -> str:
+    parts = []
+    for index, name in enumerate(present):
+        x, y = 12 + index % _LEGEND_COLUMNS * 185, top + index // _LEGEND_COLUMNS * _LEGEND_ROW
+        parts.append(f'<rect x="{x}" y="{y}" width="11" height="11" fill="{_paint(name)}"/>')
+        parts.append(f'<text x="{x + 17}" y="{y + 10}">{escape(word(WORDS, name).label)}</text>')
+    return "".join(parts)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term
+from planner.report.content import Table, report_of
+from planner.report.write import html, markdown, markdown_table
+from planner.units import GIB
+
+PARTS = {"weights": 10 * GIB, "kv_cache": 2 * GIB, "allocator_slack": GIB}
+PHASE = Phase("decode", 12 * GIB, 13 * GIB, 13 * GIB, PARTS)
+TERM = Term("kv_cache", "2 · layers | x", {"layers": 32, "name": "<b>"}, 2 * GIB, "derived", "config.json: <layers>", "decode")
+
+
+def footprint(gpus: int = 1, phases: tuple[Phase, ...] = (PHASE,)) -> Footprint:
+    return Footprint(
+        scenario={"model": "a/b", "task": "inference", "inference": {"batch": 4}, "parallel": {"tensor": 1}},
+        level="predict", parameters=5, trainable_parameters=0, weight_bytes=10 * GIB,
+        gpus=tuple(GpuFootprint(index, 24 * GIB, phases) for index in range(gpus)), host=Host(),
+        verdict="fits" if phases else "unknown", headroom_bytes=11 * GIB if phases else None, uncertainty_bytes=GIB,
+        limits={}, speed={}, terms=(TERM, TERM), notes=("a <note>",),
+    )  # fmt: skip
+
+
+class Balance(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Closed by itself."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_the_page_is_whole_and_says_what_the_plan_says(gpus: int) -> None:
+    page = html(report_of(footprint(gpus), "A <plan>"), "A <plan>")
+    checker = Balance()
+    checker.feed(page)
+    assert not checker.open
+    assert "13.00 GiB at the peak" in page
+    assert "A &lt;plan&gt;" in page
+    assert "a &lt;note&gt;" in page
+    svg = page[page.index("<svg") : page.index("</svg>") + 6]
+    ET.fromstring(svg)
+    assert svg.count("<rect") >= 3 * gpus
+
+
+def test_markdown_has_a_row_for_every_component_and_names_its_charts() -> None:
+    text = markdown(report_of(footprint(), "Plan"), "plan-{}.svg")
+    assert text.startswith("# Plan\n")
+    assert "(plan-footprint.svg)" in text
+    assert "| KV cache | 2.00 GiB |" in text
+    assert "2 · layers \\| x" in text
+    assert "inference.batch: 4" in text
+    assert text.count("2 · layers") == 1
+
+
+def test_what_is_not_sized_is_said() -> None:
+    text = markdown(report_of(footprint(phases=()), "Plan"))
+    assert "**Unknown.** No phase could be sized; the weights take 10.00 GiB." in text
+    assert "svg" not in text
+
+
+def test_a_measurement_stands_beside_with_its_signed_error() -> None:
+    measured = {"decode": {"allocated": 11.4 * GIB, "device": None}, "other": {"allocated": GIB}}
+    text = markdown(report_of(footprint(), "Plan", measured))
+    assert "| Decode | Allocated | 12.00 GiB | 11.40 GiB | −5.0 % |" in text
+    assert "| Other | Allocated | N/A | 1.00 GiB | N/A |" in text
+
+
+def test_figures_stand_at_the_right() -> None:
+    assert markdown_table(Table(("a", "b"), (("x", "1"),), frozenset({1}))) == "| a | b |\n| --- | ---: |\n| x | 1 |"
