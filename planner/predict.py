@@ -86,7 +86,8 @@ def _format(name: str) -> Format:
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device: Device, machine: Overheads) -> list[Step]:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
     _require_plain(scenario, fmt)
-    require_modelled(architecture)
+    attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
+    require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager")
     dtype_bytes = PLAIN_BYTES[scenario.weights]
     weights = plain_weights(architecture, dtype_bytes)
     steps = _generation(scenario, architecture, weights, dtype_bytes, device)
@@ -100,7 +101,9 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
 
 def _generation(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device) -> list[Step]:
     ask = scenario.inference
-    work = Generation(ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda")
+    work = Generation(
+        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda", eager=ask.attention == "eager"
+    )
     return generation_phases(architecture, weights, work)
 
 
@@ -108,8 +111,9 @@ def _training(scenario: Scenario, architecture: Architecture, weights: Level, dt
     ask, cuda = scenario.training, device == "cuda"
     states = optimizer_states(architecture, ask.optimizer, dtype_bytes, cuda=cuda)
     work = TrainingStep(
-        ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda
-    )
+        ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
+        eager=ask.attention == "eager",
+    )  # fmt: skip
     transient = optimizer_transient(architecture, ask.optimizer, dtype_bytes)
     return training_phases(architecture, weights, states, work, transient)
 
@@ -123,7 +127,7 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
     }
     if scenario.task == "inference":
         asked |= {
-            "inference.attention": (inference.attention, ("sdpa", "flash")),
+            "inference.attention": (inference.attention, ("sdpa", "flash", "eager")),
             "inference.kv_cache": (inference.kv_cache, ("auto",)),
             "inference.engine_options": (str(inference.engine_options.get("cache_implementation", "dynamic")), ("dynamic",)),
         }
@@ -134,7 +138,7 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
             "training.optimizer": (training.optimizer, tuple(STATE_TENSORS)),
             "training.checkpointing": (training.checkpointing, ("none", "full")),
             "training.loss": (training.loss, ("default",)),
-            "training.attention": (training.attention, ("sdpa", "flash")),
+            "training.attention": (training.attention, ("sdpa", "flash", "eager")),
         }
     for field, (value, modelled) in asked.items():
         if value not in modelled:

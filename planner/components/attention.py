@@ -1,200 +1,187 @@
-"""Softmax attention with per-head keys and values, forward and backward, as transformers 5.23 and torch run it."""
+"""Softmax attention with per-head keys and values, as transformers 5.23 writes it."""
 
 from __future__ import annotations
 
 from planner.architecture.layers import Attention, Norm, Weight
-from planner.components.norms import norm_backward, norm_forward
-from planner.components.rotary import rotate_backward, rotate_forward
-from planner.components.run import Run, linear_gradients, module_of
-from planner.components.tape import Size, Tape
+from planner.components.graph import Graph, linear, multiply, sliced
+from planner.components.kernels import Operands, choose_kernel, eager, eager_alibi, eager_wide, fused, math, repeat_keys
+from planner.components.norms import norm_forward
+from planner.components.rotary import Rotated, rotate
+from planner.components.run import Run, module_of
+from planner.components.tape import Size
 
 
-def attention_forward(tape: Tape, run: Run, mixer: Attention, source: str, target: str) -> None:  # noqa: ARG001  every mixer's
-    """Projections, rotary embedding, cache, scaled dot product, output projection (``LlamaAttention.forward``).
+def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> None:
+    """Projections, norms of queries and keys, rotation, cache, attention, output projection.
 
-    Reads ``source``; leaves ``target``, the block's output.
+    Reads ``source``; leaves ``target``, the block's output, and, computed eagerly, ``probabilities``, which the caller frees.
     """
-    queries, keys, values = _qkv_sizes(run, mixer)
-    read_directly = not run.cached and not (_masked(run, mixer) and mixer.num_kv_heads != mixer.num_heads)
-    tape.hold("q", queries)
-    _head_norm_forward(tape, run, mixer, "q", mixer.num_heads)
-    tape.hold("k", keys)
-    _head_norm_forward(tape, run, mixer, "k", mixer.num_kv_heads)
-    tape.hold("v", values, saved=read_directly)
+    run, project = g.run, _projections(mixer)
+    _project(g, mixer, project, source)
+    tensors = [Rotated(name, heads, mixer.head_dim, mixer.rotary_dim) for name, heads in _query_and_key(mixer)]
     if mixer.rotary_dim:
-        rotate_forward(tape, "q", queries)
-        rotate_forward(tape, "k", keys, saved=read_directly)
-        tape.free("q", "k")
+        rotate(g, g.run.code.rotary, tensors)
     else:
-        tape.rename("q", "q rotated")
-        tape.keep("q rotated")
-        tape.rename("k", "k rotated")
-        if read_directly:
-            tape.keep("k rotated")
-    if run.cached:
-        _cache_forward(tape, run, mixer)
-    _expand_forward(tape, run, mixer)
-    heads = run.heads(mixer.num_heads, mixer.value_head_dim)
-    tape.hold("attended", heads, saved=True)
-    tape.hold("log_sum_exp", _log_sum_exp(run, mixer), saved=True)
-    tape.free("log_sum_exp", "mask", "k repeated", "v repeated")
-    tape.hold(target, run.hidden())
-    tape.free("q rotated", "k rotated", "v", "attended")
+        for tensor in tensors:
+            g.rename(tensor.name, f"{tensor.name} rotated")
+    if mixer.qk_norm != "none" and run.code.normed_after_rotation:
+        for name, heads in _query_and_key(mixer):
+            norm_forward(g, _head_norm(mixer, name), f"{name} norm", f"{name} rotated", heads, run.code.qk_norm)
+            g.free(f"{name} rotated")
+            g.rename(f"{name} norm", f"{name} rotated")
+    keys, values = "k rotated", "v"
+    if run.cached and mixer.kv == "own":
+        _cache_forward(g, mixer)
+        keys, values = "k cached", "v cached"
+    _attend(g, mixer, Operands(
+        "q rotated", keys, values, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.value_head_dim,
+        run.past_cells(mixer) + run.sequence, needs_mask(run, mixer),
+    ))  # fmt: skip
+    if mixer.output_gate:
+        _gate(g, mixer)
+    linear(g, target, "attended", run.hidden(), project.get("o_proj", ()))
+    g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
 
 
-def attention_backward(tape: Tape, run: Run, mixer: Attention, source: str, target: str) -> None:  # noqa: ARG001  every mixer's
-    """From the gradient of the output to ``{source} d``; the output's own gradient stays, the residual needs it."""
-    queries, keys, values = _qkv_sizes(run, mixer)
-    project = {module_of(weight): weight for weight in mixer.weights}
-    linear_gradients(tape, run, project.get("o_proj", ()))
-    tape.hold("d attended", run.heads(mixer.num_heads, mixer.value_head_dim))
-    _flash_backward(tape, run, mixer, queries, keys, values)
-    tape.consume("d attended", "k cached", "v cached", "k rotated", "q rotated", "v", "log_sum_exp", "attended")
-    for name, size in (("k", keys), ("q", queries)):
-        if mixer.rotary_dim:
-            rotate_backward(tape, name, size)
-        else:
-            tape.rename(f"d {name} rotated", f"d {name}")
-    _head_norms_backward(tape, run, mixer)
-    _input_gradients(tape, run, mixer, project, source)
+def needs_mask(run: Run, mixer: Attention) -> bool:
+    """Whether attention takes a mask tensor.
 
-
-def _qkv_sizes(run: Run, mixer: Attention) -> tuple[Size, Size, Size]:
-    return (
-        run.heads(mixer.num_heads, mixer.head_dim),
-        run.heads(mixer.num_kv_heads, mixer.head_dim),
-        run.heads(mixer.num_kv_heads, mixer.value_head_dim),
-    )
-
-
-def _head_norm_forward(tape: Tape, run: Run, mixer: Attention, name: str, heads: int) -> None:
-    """A norm over each head of queries or keys (Qwen3): the normed tensor takes the projection's name.
-
-    The rotation that reads the result needs only cosines and sines for its backward, so the result is not saved.
+    A window that is reached can't be said by ``is_causal`` alone (``masking_utils``); eager code adds a mask always, and
+    so do classes that ask for one (Falcon).
     """
-    if mixer.qk_norm == "per_head":
-        norm_forward(tape, run, _head_norm(mixer, name), f"{name} norm", name, heads, result_saved=False)
-        tape.free(name)
-        tape.rename(f"{name} norm", name)
+    if run.eager or run.code.attention != "sdpa" or run.code.masked:
+        return True
+    window = mixer.window_tokens or mixer.chunk_tokens
+    return window is not None and run.sequence > 1 and run.past_tokens + run.sequence >= window
 
 
-def _head_norms_backward(tape: Tape, run: Run, mixer: Attention) -> None:
-    if mixer.qk_norm != "per_head":
+def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
+    """Of the mask that layers of one kind share: what is alive while it is made, and what stays; None without one.
+
+    It is a boolean mask, its parts combined pairwise where there is a window; eager code turns it into numbers.
+    """
+    if not needs_mask(run, mixer):
+        return None
+    window = mixer.window_tokens or mixer.chunk_tokens
+    keys = run.past_cells(mixer) + run.sequence
+    boolean = Size(queries=run.sequence, keys=keys, bool_bytes=1)
+    if run.eager or run.code.attention != "sdpa":
+        return [boolean] * (1 if window is None else 2), Size(
+            batch=run.batch, queries=run.sequence, keys=keys, bytes=run.dtype_bytes
+        )
+    return [boolean] * (0 if window is None else 2), boolean
+
+
+def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
+    run = g.run
+    sizes = {
+        "q": run.heads(mixer.num_heads, mixer.head_dim),
+        "k": run.heads(mixer.num_kv_heads, mixer.head_dim),
+        "v": run.heads(mixer.num_kv_heads, mixer.value_head_dim),
+    }
+    if mixer.fused_qkv:
+        width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
+        linear(g, "qkv", source, run.rows(width), project.get("qkv", ()))
+        for name, size in sizes.items():
+            g.view(name, "qkv", sliced, size)
         return
-    for name, heads in (("k", mixer.num_kv_heads), ("q", mixer.num_heads)):
-        norm_backward(tape, run, _head_norm(mixer, name), f"{name} norm", f"d {name}", name, heads)
-        tape.rename(f"{name} norm dx", f"d {name}")
+    for name in ("q", "k", "v") if mixer.kv == "own" else ("q",):
+        weights = project.get(f"{name}_proj", ())
+        if name == "q" and mixer.output_gate:
+            linear(g, "q and gate", source, run.heads(2 * mixer.num_heads, mixer.head_dim), weights)
+            g.view("q", "q and gate", sliced, sizes["q"])
+            g.view("q gate", "q and gate", sliced, sizes["q"])
+            g.free("q and gate")
+        else:
+            linear(g, name, source, sizes[name], weights, copies=name != "v" and bool(mixer.rotary_dim) and mixer.qk_norm == "none")
+        if name != "v" and mixer.qk_norm != "none" and not run.code.normed_after_rotation:
+            heads = mixer.num_heads if name == "q" else mixer.num_kv_heads
+            full = mixer.qk_norm == "full_width"
+            norm_forward(
+                g, _head_norm(mixer, name, heads if full else 1), f"{name} norm", name, 1 if full else heads, run.code.qk_norm
+            )
+            g.free(name)
+            g.rename(f"{name} norm", name)
 
 
-def _head_norm(mixer: Attention, name: str) -> Norm:
-    weights = tuple(weight for weight in mixer.weights if module_of(weight) == f"{name}_norm")
-    return Norm(f"{name}_norm", mixer.head_dim, "rms", weights)
+def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
+    """By the kernel that the class and the scenario ask for; its output is laid out token by token."""
+    joined = g.run.code.rotary == "joined" or 0 < mixer.rotary_dim < mixer.head_dim
+    by_head = joined or g.run.code.rotary == "chunks"
+    if g.run.code.attention == "alibi":
+        eager_alibi(g, ops)
+    elif g.run.code.attention == "eager_wide":
+        eager_wide(g, ops)
+    elif g.run.code.attention == "eager" or g.run.eager:
+        eager(g, ops, softcap=mixer.logit_softcap, sinks=mixer.has_sinks, query_by_head=by_head)
+    else:
+        _fused_or_math(g, ops, by_head=by_head)
 
 
-def _cache_forward(tape: Tape, run: Run, mixer: Attention) -> None:
+def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool) -> None:
+    """``sdpa_attention_forward``: keys are repeated where there is a mask; else the kernel takes them grouped."""
+    run = g.run
+    read = repeat_keys(g, ops) if ops.masked and run.code.repeats_keys else ops
+    kernel = choose_kernel(run, read, grouped_natively=not ops.masked)
+    if kernel == "math":
+        math(g, read)
+    else:
+        fused(g, kernel, read)
+    if read is not ops:
+        g.free(read.k, read.v)
+    if kernel == "math" or (kernel == "flash" and by_head):
+        g.make("attended by token", run.heads(ops.heads, ops.value_head_dim), ("attended",))
+        g.free("attended")
+        g.rename("attended by token", "attended")
+
+
+def _gate(g: Graph, mixer: Attention) -> None:
+    """attended · sigmoid(gate), the gate being the other half of the query projection (Qwen3-Next)."""
+    size = g.run.heads(mixer.num_heads, mixer.value_head_dim)
+    g.make("gate open", size, ("q gate",), ("gate open",))
+    multiply(g, "gated", size, "attended", "gate open")
+    g.free("attended", "gate open")
+    g.rename("gated", "attended")
+
+
+def _cache_forward(g: Graph, mixer: Attention) -> None:
     """``DynamicLayer.update``: keys, then values are copied behind what the cache holds; the old cache goes with each.
 
-    A sliding-window layer keeps a view of its last tokens; what it copied stays alive under the view.
+    A sliding-window layer keeps a view of its last tokens; what it copied stays alive under the view. Falcon caches what
+    it has repeated for every head.
     """
-    names = ("k", "v")
+    run, names = g.run, ("k", "v")
+    windowed = (mixer.window_tokens or mixer.chunk_tokens) is not None
     for name in names:
-        tape.relabel(f"{name} past", "workspace")
-        tape.hold(
-            f"{name} cached",
-            run.cache(mixer, name, run.past_cells(mixer) + run.sequence),
-            "kv_cache",
-            saved=not _masked(run, mixer),
-        )
-        if mixer.window_tokens is None:
-            tape.consume(f"{name} past")
-    tape.consume(*(f"{name} past" for name in names))
-    tape.free("k rotated", "v")
+        g.relabel(f"{name} past", "workspace")
+        g.hold(f"{name} cached", run.cache(mixer, name, run.past_cells(mixer) + run.sequence), "kv_cache")
+        if not windowed:
+            g.consume(f"{name} past")
+    g.consume(*(f"{name} past" for name in names))
+    g.free("k rotated", "v")
 
 
-def _masked(run: Run, mixer: Attention) -> bool:
-    """Whether attention takes a mask tensor: a window that is reached can't be said by ``is_causal`` alone (``masking_utils``)."""
-    return mixer.window_tokens is not None and run.sequence > 1 and run.past_tokens + run.sequence >= mixer.window_tokens
+def _query_and_key(mixer: Attention) -> list[tuple[str, int]]:
+    both = [("q", mixer.num_heads), ("k", mixer.num_kv_heads)]
+    return both if mixer.kv == "own" else both[:1]
 
 
-def _expand_forward(tape: Tape, run: Run, mixer: Attention) -> None:
-    """With a mask, keys and values are repeated for every query head and the mask is added as numbers (``repeat_kv``)."""
-    if not _masked(run, mixer):
-        return
-    if mixer.num_kv_heads != mixer.num_heads:
-        tape.hold("k repeated", run.heads(mixer.num_heads, mixer.head_dim), saved=True)
-        tape.hold("v repeated", run.heads(mixer.num_heads, mixer.value_head_dim), saved=True)
-    keys = run.past_cells(mixer) + run.sequence
-    tape.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=keys, bytes=run.dtype_bytes), saved=True)
+def _head_norm(mixer: Attention, name: str, heads: int = 1) -> Norm:
+    weights = tuple(weight for weight in mixer.weights if module_of(weight) in (f"{name}_norm", f"{name}_layernorm"))
+    return Norm(f"{name}_norm", heads * mixer.head_dim, "rms", weights)
 
 
-def sliding_mask(run: Run, mixer: Attention) -> tuple[Size, int] | None:
-    """The boolean mask shared by the windowed layers, and how many of its size are alive while it is made; None without."""
-    if not _masked(run, mixer):
-        return None
-    return Size(queries=run.sequence, keys=run.past_cells(mixer) + run.sequence, bool_bytes=1), 3
-
-
-def _log_sum_exp(run: Run, mixer: Attention) -> Size:
-    return Size(batch=run.batch, sequence=run.sequence, heads=mixer.num_heads, fp32_bytes=4)
-
-
-def _flash_backward(tape: Tape, run: Run, mixer: Attention, queries: Size, keys: Size, values: Size) -> None:
-    """Gradients of queries, keys and values.
-
-    The CUDA kernel (flash_attn 2, ``mha_bwd`` in ATen's flash_api.cpp) also holds an fp32 accumulator of the query
-    gradient and the row sums, both padded to 128 tokens, and, with grouped heads, key and value gradients for every
-    query head until they are summed.
-    """
-    masked = _masked(run, mixer)
-    grouped = mixer.num_kv_heads != mixer.num_heads
-    for_every_head = run.heads(mixer.num_heads, mixer.head_dim), run.heads(mixer.num_heads, mixer.value_head_dim)
-    if run.cuda and not masked:
-        padded = -(-run.sequence // 128) * 128
-        row = Size(batch=run.batch, heads=mixer.num_heads, padded_sequence=padded, fp32_bytes=4)
-        tape.hold("row sums", row)
-        wide = {"padded_sequence": padded, "heads": mixer.num_heads, "head_dim": _pad(mixer.head_dim)}
-        tape.hold("dq accumulator", Size(batch=run.batch, **wide, fp32_bytes=4))
-    tape.hold("d q rotated", queries)
-    if grouped and (run.cuda or masked):
-        tape.hold("dk expanded", for_every_head[0])
-        tape.hold("dv expanded", for_every_head[1])
-    if masked:
-        tape.consume("d attended", "mask", "k repeated", "v repeated", "q rotated", "attended", "log_sum_exp")
-    tape.hold("d k rotated", keys)
-    tape.hold("d v", values)
-    tape.consume("row sums", "dq accumulator", "dk expanded", "dv expanded")
-
-
-def _pad(head_dim: int) -> int:
-    """Head width as the flash kernel rounds it: to 32 up to 128, else to 64."""
-    granule = 32 if head_dim <= 128 else 64
-    return -(-head_dim // granule) * granule
-
-
-def _input_gradients(tape: Tape, run: Run, mixer: Attention, project: dict[str, Weight], source: str) -> None:
-    """Through the three projections back to the norm: value first, then key, then query, as autograd's engine runs them."""
-    narrow = run.hidden()
-    linear_gradients(tape, run, project.get("v_proj", ()))
-    tape.hold("d norm v", narrow)
-    tape.consume("d v")
-    _transposed(tape, run, mixer, "k")
-    linear_gradients(tape, run, project.get("k_proj", ()))
-    tape.hold("d norm k", narrow)
-    tape.consume("d k")
-    tape.hold("d norm vk", narrow)
-    tape.consume("d norm v", "d norm k")
-    _transposed(tape, run, mixer, "q")
-    linear_gradients(tape, run, project.get("q_proj", ()))
-    tape.hold("d norm q", narrow)
-    tape.consume("d q", source)
-    tape.hold(f"{source} d", narrow)
-    tape.consume("d norm vk", "d norm q")
-
-
-def _transposed(tape: Tape, run: Run, mixer: Attention, name: str) -> None:
-    """The gradient of rotated heads is laid out head by head; the linear copies it token by token."""
-    if mixer.rotary_dim and mixer.qk_norm == "none":
-        heads = mixer.num_heads if name == "q" else mixer.num_kv_heads
-        tape.hold(f"d {name} by token", run.heads(heads, mixer.head_dim))
-        tape.consume(f"d {name}")
-        tape.rename(f"d {name} by token", f"d {name}")
+def _projections(mixer: Attention) -> dict[str, tuple[Weight, ...]]:
+    """Weights and biases of the linears, in the order query, key, value (or all in one), output."""
+    modules: dict[str, list[Weight]] = {}
+    for weight in mixer.weights:
+        if weight.role in ("linear", "bias"):
+            modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
+    names = (
+        ("qkv", "o_proj")
+        if mixer.fused_qkv
+        else ("q_proj", "k_proj", "v_proj", "o_proj")
+        if mixer.kv == "own"
+        else ("q_proj", "o_proj")
+    )
+    return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)}

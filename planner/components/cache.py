@@ -5,17 +5,28 @@ As transformers 5.23 keeps them (``cache_utils.py``). ``tokens`` and ``batch`` m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from planner.architecture.counts import layer_groups
-from planner.architecture.layers import Architecture, Attention, Compression, LatentAttention, Recurrent, SequenceMixer
+from planner.architecture.layers import (
+    Architecture,
+    Attention,
+    Compression,
+    LatentAttention,
+    Layer,
+    Recurrent,
+    SequenceMixer,
+)
+from planner.components.run import Run
+from planner.components.tape import Size
+from planner.record import record
 
 Number = Any
 """An int, or a NumPy array of ints: the same formulas serve a point and a grid."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CacheSize:
     """Bytes of a cache after a prefill.
 
@@ -32,7 +43,7 @@ class CacheSize:
     by_field: dict[str, Number] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Entry:
     """One field of one layer's cache: bytes per cell of a sequence, cells shown, cells held."""
 
@@ -147,3 +158,32 @@ def _recurrent_entries(mixer: Recurrent, dtype_bytes: int) -> list[_Entry]:
 def _smaller(tokens: Number, limit: int) -> Number:
     """min(tokens, limit), for a number or an array."""
     return tokens - (tokens > limit) * (tokens - limit)
+
+
+def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
+    """What a layer's caches hold before a forward that continues a sequence: ``{name} past``."""
+    found: dict[str, Size] = {}
+    for mixer in layer.sequence if run.cached and run.past_tokens else ():
+        match mixer:
+            case Attention() if mixer.kv == "own":
+                found |= {f"{name} past": run.cache(mixer, name, run.past_tokens) for name in ("k", "v")}
+            case LatentAttention():
+                rows = {"batch": run.batch, "tokens": run.past_tokens, "bytes": run.dtype_bytes}
+                found["kv past"] = Size(**rows, features=mixer.kv_lora_rank)
+                found["k past"] = Size(**rows, features=mixer.qk_rope_head_dim)
+            case _:
+                pass
+    return found
+
+
+def held_tensors(layer: Layer, run: Run, prompt_tokens: int) -> dict[str, Size]:
+    """What stays alive under a layer's caches before a decode step.
+
+    Before the first step windowed layers hold the whole prompt, of which they keep a view; later one token more than a view.
+    """
+    found = cached_tensors(layer, run)
+    for mixer in layer.sequence:
+        window = (mixer.window_tokens or mixer.chunk_tokens) if isinstance(mixer, Attention) else None
+        if isinstance(mixer, Attention) and mixer.kv == "own" and window is not None and run.past_tokens > prompt_tokens:
+            found |= {f"{name} past": run.cache(mixer, name, min(run.past_tokens, window)) for name in ("k", "v")}
+    return found

@@ -1,73 +1,121 @@
-"""A whole layer of a pre-norm decoder, forward, backward and recomputed, laid from its blocks."""
+"""A whole layer of a decoder, forward, backward and recomputed, laid from its blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.architecture.counts import layer_groups
-from planner.architecture.layers import Architecture, Attention, ChannelMixer, DenseMLP, Layer, SequenceMixer
-from planner.components.attention import attention_backward, attention_forward
-from planner.components.mlp import mlp_backward, mlp_forward
-from planner.components.norms import norm_backward, norm_forward
+from planner.architecture.implementation import Implementation, implementation_of
+from planner.architecture.layers import (
+    Architecture,
+    Attention,
+    ChannelMixer,
+    DenseMLP,
+    LatentAttention,
+    Layer,
+    MixtureOfExperts,
+    SequenceMixer,
+)
+from planner.components.attention import attention_forward
+from planner.components.cache import cached_tensors
+from planner.components.graph import Graph, Record, Stopped, add
+from planner.components.latent import latent_forward
+from planner.components.mlp import mlp_forward
+from planner.components.moe import moe_forward
+from planner.components.norms import norm_forward
 from planner.components.run import Run
-from planner.components.tape import Held, Size, Span, Tape
+from planner.components.tape import Held, Span
+from planner.record import record
 
 
 class NotModelled(Exception):
     """No closed form yet for something the scenario asks; the message says what."""
 
 
-def require_modelled(architecture: Architecture) -> None:
-    """Raise :class:`NotModelled` unless every layer is a pre-norm block of causal attention and a dense feed-forward."""
-    if architecture.kind != "decoder" or architecture.towers:
-        raise NotModelled(f"{architecture.model_class}: activations are modelled for decoder-only text models")
+@record
+class Laid:
+    """A layer's forward: what it does to memory, and what its backward needs."""
+
+    span: Span
+    record: Record
+    live: Mapping[str, Held]
+
+
+def require_modelled(architecture: Architecture, *, training: bool = False, eager: bool = False) -> Implementation:
+    """How the family is written. Raises :class:`NotModelled` for layers, or a training, without a closed form."""
+    if architecture.kind != "decoder":
+        raise NotModelled(f"{architecture.model_class}: activations are modelled for decoders")
+    code = implementation_of(architecture.model_type)
+    if code is None:
+        raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
     for layer, _ in layer_groups(architecture.decoder):
-        reason = _unmodelled(layer)
+        reason = _unmodelled(layer, code, training=training, eager=eager)
         if reason:
             raise NotModelled(f"{architecture.model_class}: activations of {reason} are not modelled")
+    if training and architecture.towers:
+        raise NotModelled(f"{architecture.model_class}: training a model with towers is not modelled")
+    return code
 
 
-def _unmodelled(layer: Layer) -> str:
-    if len(layer.sequence) != 1 or len(layer.channel) != 1:
+def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bool) -> str:
+    """What of a layer has no closed form, in words; empty when all has."""
+    if len(layer.sequence) > 1 or len(layer.channel) > 1:
         return "layers with several mixers side by side"
-    mixer, channel = layer.sequence[0], layer.channel[0]
-    if not isinstance(mixer, Attention) or mixer.kv != "own" or not mixer.causal:
-        return "layers without plain causal attention"
-    if mixer.fused_qkv or mixer.output_gate or mixer.has_sinks or mixer.logit_softcap or mixer.qk_norm == "full_width":
-        return "this attention variant"
-    if not isinstance(channel, DenseMLP) or channel.fused_gate_up or not channel.gated:
-        return "this feed-forward variant"
-    if layer.parallel or len(layer.norms) != 2 or any(norm.kind != "rms" for norm in layer.norms):
-        return "this arrangement of norms"
-    return ""
+    reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
+    if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel):
+        reasons.append("mixtures of experts in training")
+    if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel:
+        reasons.append("this arrangement of norms")
+    return next((reason for reason in reasons if reason), "")
 
 
-def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = False) -> Span:
+def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
+    match mixer:
+        case Attention():
+            if mixer.kv != "own" or not mixer.causal or mixer.compression is not None:
+                return "attention that reads other layers, other sequences or compressed entries"
+            return "eager attention in a class of its own code" if eager and code.masked else ""
+        case LatentAttention():
+            if training or eager:
+                return "latent attention in training or computed eagerly"
+            return "sparse attention with an indexer" if mixer.indexer is not None else ""
+        case _:
+            return "recurrent mixers"
+
+
+def _expected_norms(layer: Layer, code: Implementation) -> int:
+    return (len(layer.sequence) + len(layer.channel)) * (2 if code.placement == "sandwich" else 1)
+
+
+def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = False) -> Laid:
     """One layer from its input ``x`` to its output, which takes the input's place.
 
     ``saving``: autograd is on. ``keeps_input``: the input outlives the layer (it is a checkpoint) and counts as an
     activation.
     """
     start = {"x": Held(run.hidden(), "workspace")}
-    for name, size in _past(layer, run).items():
+    for name, size in cached_tensors(layer, run).items():
         start[name] = Held(size, "kv_cache")
-    tape = Tape(saving=saving, start=start)
-    _forward(tape, layer, run, whole=True)
+    g = Graph(run, saving=saving, start=start)
+    _forward(g, layer)
     if keeps_input:
-        tape.consume("x")
-        tape.hold("checkpoint", run.hidden(), "activations")
+        g.consume("x")
+        g.hold("checkpoint", run.hidden(), "activations")
+    elif g.is_saved("x"):
+        g.rename("x", "layer input")
     else:
-        tape.free("x")
-    tape.rename("out", "x")
-    return tape.span()
+        g.free("x")
+    g.rename("y", "x")
+    span = g.span()
+    return Laid(span, g.record, span.live)
 
 
-def layer_backward(layer: Layer, run: Run, saved: dict[str, Held]) -> Span:
+def layer_backward(run: Run, laid: Laid) -> Span:
     """From the gradient of the output, ``d``, to that of the input, with everything the forward saved used up."""
-    start = {name: held for name, held in saved.items() if held.saved}
-    tape = Tape(start=start | {"d": Held(run.hidden(), "workspace")})
-    _backward(tape, layer, run)
-    return tape.span()
+    start = {name: held for name, held in laid.live.items() if held.component == "activations"}
+    g = Graph(run, start=start | {"d": Held(run.hidden(), "workspace")})
+    return _finish(g, laid.record)
 
 
 def layer_recomputed(layer: Layer, run: Run) -> Span:
@@ -76,85 +124,97 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
     ``torch.utils.checkpoint`` (non-reentrant) stops the second forward as soon as everything saved is back.
     """
     run = replace(run, cached=False)
-    start = {"checkpoint": Held(run.hidden(), "activations"), "d": Held(run.hidden(), "workspace")}
-    tape = Tape(saving=True, start=start)
-    _forward(tape, layer, run, whole=False)
-    _backward(tape, layer, run)
-    tape.consume("checkpoint")
-    return tape.span()
+    first = Graph(run, saving=True, start={"x": Held(run.hidden(), "activations")})
+    _forward(first, layer)
+    again = {"x": Held(run.hidden(), "activations"), "d": Held(run.hidden(), "workspace")}
+    g = Graph(run, saving=True, start=again, stop_after=first.record.saves)
+    try:
+        _forward(g, layer)
+    except Stopped:
+        g.release_unsaved("x", "d")
+    return _finish(g, first.record, checkpoint=True)
 
 
-def sequence_forward(tape: Tape, run: Run, mixer: SequenceMixer, source: str, target: str) -> None:
+def _finish(g: Graph, record: Record, *, checkpoint: bool = False) -> Span:
+    """Run the backward; the gradient of the input takes the place of the output's."""
+    gradients = g.backward(record, {"y": "d"})
+    if checkpoint:
+        g.consume("x")
+    g.rename(gradients["x"], "d")
+    return g.span()
+
+
+def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:
     """A sequence mixer by its kind: reads the live tensor ``source`` (which its owner frees), leaves ``target``."""
     match mixer:
         case Attention():
-            attention_forward(tape, run, mixer, source, target)
+            attention_forward(g, mixer, source, target)
+        case LatentAttention():
+            latent_forward(g, mixer, source, target)
         case _:
             raise NotModelled(f"a {type(mixer).__name__} mixer has no closed form yet")
 
 
-def sequence_backward(tape: Tape, run: Run, mixer: SequenceMixer, source: str, target: str) -> None:
-    """Its backward: from ``d``, the gradient of ``target`` (which the residual keeps), to ``{source} d``.
-
-    Uses up what the forward saved, ``source`` too at its last reader.
-    """
-    match mixer:
-        case Attention():
-            attention_backward(tape, run, mixer, source, target)
-        case _:
-            raise NotModelled(f"the backward of a {type(mixer).__name__} mixer has no closed form yet")
-
-
-def channel_forward(tape: Tape, run: Run, mixer: ChannelMixer, source: str, target: str, *, whole: bool = True) -> None:
-    """A channel mixer by its kind, as :func:`sequence_forward`; without ``whole`` it ends at its last saved tensor."""
+def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:
+    """A channel mixer by its kind, as :func:`sequence_forward`."""
     match mixer:
         case DenseMLP():
-            mlp_forward(tape, run, mixer, source, target, whole=whole)
-        case _:
-            raise NotModelled(f"a {type(mixer).__name__} has no closed form yet")
+            mlp_forward(g, mixer, source, target)
+        case MixtureOfExperts():
+            moe_forward(g, mixer, source, target)
 
 
-def channel_backward(tape: Tape, run: Run, mixer: ChannelMixer, source: str, target: str) -> None:
-    """Its backward, as :func:`sequence_backward`."""
-    match mixer:
-        case DenseMLP():
-            mlp_backward(tape, run, mixer, source, target)
-        case _:
-            raise NotModelled(f"the backward of a {type(mixer).__name__} has no closed form yet")
+def _forward(g: Graph, layer: Layer) -> None:
+    """``x`` to ``y``; ``x`` stays, its owner frees it."""
+    if layer.parallel:
+        _parallel(g, layer)
+    else:
+        _in_sequence(g, layer)
+    g.free("probabilities")
 
 
-def _forward(tape: Tape, layer: Layer, run: Run, *, whole: bool) -> None:
-    norm_forward(tape, run, layer.norms[0], "attention norm", "x")
-    sequence_forward(tape, run, layer.sequence[0], "attention norm", "attention")
-    tape.free("attention norm")
-    tape.hold("residual", run.hidden())
-    tape.free("attention")
-    norm_forward(tape, run, layer.norms[1], "mlp norm", "residual")
-    channel_forward(tape, run, layer.channel[0], "mlp norm", "mlp", whole=whole)
-    tape.free("mlp norm")
-    if whole:
-        tape.hold("out", run.hidden())
-        tape.free("mlp")
-    tape.free("residual")
+def _in_sequence(g: Graph, layer: Layer) -> None:
+    """Mixer after mixer, each with its norms and its residual."""
+    norms, stream, run = iter(layer.norms), "x", g.run
+    mixers = [("attention", mixer, sequence_forward) for mixer in layer.sequence]
+    mixers += [("mlp", mixer, channel_forward) for mixer in layer.channel]  # type: ignore[misc]
+    for index, (name, mixer, forward) in enumerate(mixers):
+        source, out = stream, "y" if index == len(mixers) - 1 else f"residual {index}"
+        if run.code.placement != "post":
+            source = f"{name} norm"
+            norm_forward(g, next(norms), source, stream)
+        forward(g, mixer, source, name)
+        if run.code.placement != "post":
+            g.free(source)
+        branch = name
+        if run.code.placement != "pre":
+            branch = f"{name} normed"
+            norm_forward(g, next(norms), branch, name)
+            g.free(name)
+        add(g, out, run.hidden(), stream, branch)
+        g.free(branch)
+        if stream != "x":
+            g.free(stream)
+        stream = out
 
 
-def _backward(tape: Tape, layer: Layer, run: Run) -> None:
-    channel_backward(tape, run, layer.channel[0], "mlp norm", "mlp")
-    norm_backward(tape, run, layer.norms[1], "mlp norm", "mlp norm d", "residual")
-    _add_residual(tape, run, "mlp norm dx")
-    sequence_backward(tape, run, layer.sequence[0], "attention norm", "attention")
-    norm_backward(tape, run, layer.norms[0], "attention norm", "attention norm d", "x")
-    _add_residual(tape, run, "attention norm dx")
-
-
-def _add_residual(tape: Tape, run: Run, branch: str) -> None:
-    tape.hold("d sum", run.hidden())
-    tape.consume("d", branch)
-    tape.rename("d sum", "d")
-
-
-def _past(layer: Layer, run: Run) -> dict[str, Size]:
-    mixer = layer.sequence[0]
-    if not run.cached or not run.past_tokens or not isinstance(mixer, Attention):
-        return {}
-    return {f"{name} past": run.cache(mixer, name, run.past_tokens) for name in ("k", "v")}
+def _parallel(g: Graph, layer: Layer) -> None:
+    """Both mixers read the layer's input, by one norm or by one each, and are added to it."""
+    run, two = g.run, len(layer.norms) > 1
+    attention, channel = layer.sequence[0], layer.channel[0]
+    norm_forward(g, layer.norms[0], "attention norm", "x")
+    if two and run.code.norms_first:
+        norm_forward(g, layer.norms[1], "mlp norm", "x")
+    sequence_forward(g, attention, "attention norm", "attention")
+    if two and not run.code.norms_first:
+        g.free("attention norm")
+        norm_forward(g, layer.norms[1], "mlp norm", "x")
+    channel_forward(g, channel, "mlp norm" if two else "attention norm", "mlp")
+    if two and not run.code.norms_first:
+        g.free("mlp norm")
+    if run.code.sums_in_place:
+        add(g, "y", run.hidden(), "mlp", "attention", "x")
+    else:
+        add(g, "both", run.hidden(), "attention", "mlp")
+        add(g, "y", run.hidden(), "both", "x")
+    g.free("attention norm", "mlp norm", "both", "attention", "mlp")

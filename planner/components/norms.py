@@ -1,64 +1,123 @@
-"""Normalisations, forward and backward, as transformers 5.23 writes them."""
+"""Normalisations as transformers 5.23 writes them: each lists its tensors in the order of the code."""
 
 from __future__ import annotations
 
+from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
-from planner.components.run import FP32_BYTES, Run, gradient, like, row_of
-from planner.components.tape import Tape
+from planner.components.graph import Gradients, Graph, Node, broadcast, power, weighted
+from planner.components.run import FP32_BYTES
+from planner.components.tape import Size
 
 
-def norm_forward(tape: Tape, run: Run, norm: Norm, name: str, source: str, rows: int = 1, *, result_saved: bool = True) -> None:
-    """RMSNorm of ``source``: fp32 copy, square, mean, product, cast back, weight (``LlamaRMSNorm.forward``).
+def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, variant: NormVariant | None = None) -> None:
+    """The norm of ``source``, as ``name``; ``rows`` of them for each token (heads). ``variant``: the family's unless said."""
+    variant = variant or g.run.code.norm
+    if variant == "centred":
+        _centred(g, norm, name, source, rows)
+    elif norm.kind == "layer":
+        _layer_norm(g, norm, name, source, rows)
+    else:
+        _rms_norm(g, norm, name, source, rows, variant)
 
-    In training autograd keeps the fp32 copy, the mean's root and the cast; the result is kept by the linears that read
-    it. In an fp32 model the copy and the cast are the tensors themselves, and the source is what is kept.
+
+def _layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
+    """``torch.nn.LayerNorm``: one kernel, that keeps its input, the means and the reciprocal deviations."""
+    size, row = g.run.rows(norm.width, rows), g.run.row(rows)
+    g.hold(f"{name} mean", row)
+    g.hold(f"{name} deviation", row)
+    saves = (source, f"{name} mean", f"{name} deviation")
+    g.make(name, size, (source,), saves, _layer_norm_rule, weights=norm.weights)
+    g.free(f"{name} mean", f"{name} deviation")
+
+
+def _layer_norm_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``native_layer_norm_backward``: the input's gradient, the weight's and the bias's."""
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.weight_gradients(node)
+    g.settle_weight_gradients(node)
+    return made
+
+
+def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: NormVariant) -> None:
+    """fp32 copy, square, mean, reciprocal root, product; then the weight, before or after the cast back.
+
+    ``cast`` (``LlamaRMSNorm``): cast, then weight. ``wide`` (``Olmo2RMSNorm``, ``GptOssRMSNorm``): weight in fp32, then
+    cast. ``added`` (``GemmaRMSNorm``): the same with 1 + weight, written so that the unweighted product goes before the
+    cast. ``nested`` (``Llama4TextRMSNorm``): as ``cast``, the product gone as soon as it is cast; ``none``: without a weight.
+    In an fp32 model copies and casts are the tensors themselves.
     """
-    wide, row, narrow = run.upcast(norm.width, rows), row_of(run, rows), like(run, norm.width, rows)
+    run = g.run
+    wide, narrow, row = run.upcast(norm.width, rows), run.rows(norm.width, rows), run.row(rows)
     upcast = run.dtype_bytes != FP32_BYTES
+    fp32, scaled = f"{name} fp32", f"{name} scaled"
     if upcast:
-        tape.hold(f"{name} fp32", wide, saved=True)
-    tape.hold(f"{name} square", wide)
-    tape.hold(f"{name} variance", row)
-    tape.free(f"{name} square")
-    tape.hold(f"{name} root", row, saved=True)
-    tape.hold(f"{name} scaled", wide, saved=not upcast)
-    tape.free(f"{name} fp32", f"{name} root")
-    if upcast:
-        tape.hold(f"{name} cast", narrow, saved=True)
+        g.make(fp32, wide, (source,))
     else:
-        tape.keep(source)
-    tape.hold(name, narrow, saved=result_saved)
-    tape.free(f"{name} cast", f"{name} scaled", f"{name} variance")
+        g.view(fp32, source)
+    g.make(f"{name} square", wide, (fp32,), (fp32,), power)
+    g.make(f"{name} variance", row, (f"{name} square",))
+    g.free(f"{name} square")
+    root = f"{name} root"
+    g.make(root, row, (f"{name} variance",), (root,))
+    g.make(scaled, wide, (fp32, root), (fp32, root), broadcast)
+    g.free(fp32, root)
+    if variant in ("wide", "added"):
+        _weight_then_cast(g, norm, name, scaled, wide, narrow, early=variant == "added")
+    else:
+        cast = _cast(g, f"{name} cast", scaled, narrow)
+        if variant != "cast":
+            g.free(scaled)
+        if variant == "none":
+            g.rename(cast, name)
+        else:
+            g.make(name, narrow, (cast,), (cast,), weighted, weights=norm.weights)
+            g.free(cast)
+    g.free(scaled, f"{name} variance")
 
 
-def norm_backward(tape: Tape, run: Run, norm: Norm, name: str, grad: str, source: str, rows: int = 1) -> None:
-    """From the gradient of the result (``grad``, dropped) to ``{name} dx``, the gradient of the norm's input."""
-    wide, narrow = run.upcast(norm.width, rows), like(run, norm.width, rows)
-    upcast = run.dtype_bytes != FP32_BYTES
-    tape.hold(f"{name} d_cast", narrow)
-    if run.trainable:
-        tape.hold(f"{name} d_weight rows", narrow)
-        for weight in norm.weights:
-            gradient(tape, run, weight)
-    tape.consume(f"{name} cast", f"{name} d_weight rows", grad)
-    if upcast:
-        tape.hold(f"{name} d_scaled", wide)
-        tape.consume(f"{name} d_cast", f"{name} scaled")
+def _weight_then_cast(g: Graph, norm: Norm, name: str, scaled: str, wide: Size, narrow: Size, *, early: bool) -> None:
+    weighed = f"{name} weighed"
+    g.make(weighed, wide, (scaled,), (scaled,), weighted, weights=norm.weights)
+    if early:
+        g.free(scaled)
+    g.rename(_cast(g, f"{name} cast", weighed, narrow), name)
+    g.free(weighed)
+
+
+def _cast(g: Graph, name: str, source: str, narrow: Size) -> str:
+    """Back to the model's dtype; in an fp32 model the tensor itself."""
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.view(name, source)
     else:
-        tape.consume(f"{name} scaled")
-        tape.rename(f"{name} d_cast", f"{name} d_scaled")
-    tape.hold(f"{name} d_root rows", wide)
-    tape.hold(f"{name} d_fp32", wide)
-    tape.consume(f"{name} d_root rows", f"{name} d_scaled", f"{name} root")
-    for moment in ("d_square", "power", "twice", "d_square fp32"):
-        tape.hold(f"{name} {moment}", wide)
-    tape.consume(f"{name} twice", f"{name} power", f"{name} d_square", f"{name} fp32")
-    if not upcast:
-        tape.consume(f"kept {source}")
-    tape.hold(f"{name} d_sum", wide)
-    tape.consume(f"{name} d_fp32", f"{name} d_square fp32")
-    if upcast:
-        tape.hold(f"{name} dx", narrow)
-        tape.consume(f"{name} d_sum")
-    else:
-        tape.rename(f"{name} d_sum", f"{name} dx")
+        g.make(name, narrow, (source,))
+    return name
+
+
+def _centred(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
+    """``CohereLayerNorm``: written out in fp32, with a weight and no bias."""
+    run = g.run
+    wide, narrow, row = run.upcast(norm.width, rows), run.rows(norm.width, rows), run.row(rows)
+    fp32, mean, root, centred, scaled = (f"{name} {part}" for part in ("fp32", "mean", "root", "centred", "scaled"))
+    g.make(fp32, wide, (source,))
+    g.make(mean, row, (fp32,))
+    g.make(f"{name} difference", wide, (fp32, mean), (), _difference)
+    g.make(f"{name} square", wide, (f"{name} difference",), (f"{name} difference",), power)
+    g.make(f"{name} variance", row, (f"{name} square",))
+    g.free(f"{name} difference", f"{name} square")
+    g.make(centred, wide, (fp32, mean), (), _difference)
+    g.make(root, row, (f"{name} variance",), (root,))
+    g.make(scaled, wide, (centred, root), (centred, root), broadcast)
+    g.free(centred, root, fp32)
+    g.make(f"{name} weighed", wide, (scaled,), (scaled,), weighted, weights=norm.weights)
+    g.free(scaled)
+    g.make(name, narrow, (f"{name} weighed",))
+    g.free(f"{name} weighed", mean, f"{name} variance")
+
+
+def _difference(g: Graph, node: Node, gradient: str) -> Gradients:
+    """x − mean: the gradient itself, and its negative, summed to the means."""
+    tensor, mean = node.inputs
+    negative = g.held(f"d {mean} rows", node, g.record.sizes[node.out])
+    made = g.gradient(mean, node)
+    g.consume(negative)
+    return [(tensor, g.share(gradient)), (mean, made)]

@@ -1,9 +1,24 @@
-"""Rotary position embeddings: the shared cosines and sines, and the rotation of queries and keys."""
+"""Rotary position embeddings: the shared cosines and sines, and the rotation of queries and keys in each way of writing it."""
 
 from __future__ import annotations
 
-from planner.components.run import Run
-from planner.components.tape import Size, Tape
+from collections.abc import Sequence
+
+from planner.architecture.implementation import RotaryStyle
+from planner.components.graph import Graph, add, multiply, passed_on, sliced
+from planner.components.run import FP32_BYTES, Run
+from planner.components.tape import Size
+from planner.record import record
+
+
+@record
+class Rotated:
+    """A tensor to rotate: its name, heads, width of a head, and how much of the width is rotated."""
+
+    name: str
+    heads: int
+    head_dim: int
+    rotary_dim: int
 
 
 def rotary_embedding(run: Run, rotary_dim: int) -> tuple[Size, Size]:
@@ -13,37 +28,112 @@ def rotary_embedding(run: Run, rotary_dim: int) -> tuple[Size, Size]:
     return kept, moment
 
 
-def rotate_forward(tape: Tape, name: str, size: Size, *, saved: bool = True) -> None:
-    """x · cos + rotate_half(x) · sin (``apply_rotary_pos_emb``): only cosines and sines are saved, they are shared."""
-    half = _half(size)
-    tape.hold(f"{name} cos", size)
-    tape.hold(f"{name} half", half)
-    tape.hold(f"{name} turned", size)
-    tape.free(f"{name} half")
-    tape.hold(f"{name} sin", size)
-    tape.free(f"{name} turned")
-    tape.hold(f"{name} rotated", size, saved=saved)
-    tape.free(f"{name} cos", f"{name} sin")
+def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
+    """Rotate queries and keys: ``{name} rotated`` for each; the unrotated ones go together at the end."""
+    if style in ("wide", "pairs_wide"):
+        _rotate_wide(g, style, tensors)
+    elif style == "complex":
+        _rotate_complex(g, tensors)
+    else:
+        for tensor in tensors:
+            _rotate_one(g, style, tensor)
+            if style == "joined":
+                _join(g, tensor)
+        for tensor in tensors:
+            if style != "joined":
+                _join_if_partial(g, tensor)
+    g.free(*(tensor.name for tensor in tensors))
 
 
-def rotate_backward(tape: Tape, name: str, size: Size) -> None:
-    """From ``d {name} rotated`` to ``d {name}``."""
-    half = _half(size)
-    tape.hold(f"d {name} sin", size)
-    tape.hold(f"d {name} half", half)
-    tape.hold(f"d {name} low", size)
-    tape.consume(f"d {name} half")
-    tape.hold(f"d {name} high", size)
-    tape.consume(f"d {name} sin")
-    tape.hold(f"d {name} turned", size)
-    tape.consume(f"d {name} low", f"d {name} high")
-    tape.hold(f"d {name} cos", size)
-    tape.consume(f"d {name} rotated")
-    tape.hold(f"d {name}", size)
-    tape.consume(f"d {name} turned", f"d {name} cos")
+def _rotate_one(g: Graph, style: RotaryStyle, tensor: Rotated) -> None:
+    run, name = g.run, tensor.name
+    size, half = run.heads(tensor.heads, tensor.rotary_dim), run.heads(tensor.heads, max(tensor.rotary_dim // 2, 1))
+    if style == "chunks":
+        _rotate_chunks(g, name, size, half)
+    else:
+        _rotate_halves(g, name, _part(g, tensor, size), size, half, size, f"{name} rotated")
 
 
-def _half(size: Size) -> Size:
-    """One of the two halves of every head that ``rotate_half`` moves."""
-    factors = {name: value for name, value in size.values.items() if isinstance(value, int)}
-    return Size(**factors | {"head_dim": max(factors["head_dim"] // 2, 1)})
+def _rotate_halves(g: Graph, name: str, source: str, size: Size, half: Size, turned: Size, result: str) -> None:
+    """x · cos + rotate_half(x) · sin (``apply_rotary_pos_emb``); cosines and sines are shared and need no gradient."""
+    multiply(g, f"{name} cos", size, source)
+    g.view(f"{name} low", source, sliced, half)
+    g.view(f"{name} high", source, sliced, half)
+    g.make(f"{name} half", half, (f"{name} high",))
+    g.make(f"{name} turned", turned, (f"{name} half", f"{name} low"), (), passed_on)
+    g.free(f"{name} half", f"{name} low", f"{name} high")
+    multiply(g, f"{name} sin", size, f"{name} turned")
+    g.free(f"{name} turned")
+    add(g, result, size, f"{name} cos", f"{name} sin")
+    g.free(f"{name} cos", f"{name} sin")
+    if source != name:
+        g.free(source)
+
+
+def _rotate_chunks(g: Graph, name: str, size: Size, half: Size) -> None:
+    """(first · cos − second · sin, second · cos + first · sin) joined (gpt-oss, DeepSeek-V3)."""
+    for part in ("low", "high"):
+        g.view(f"{name} {part}", name, sliced, half)
+    for made, other in (("low", "high"), ("high", "low")):
+        multiply(g, f"{name} {made} cos", half, f"{name} {made}")
+        multiply(g, f"{name} {made} sin", half, f"{name} {other}")
+        add(g, f"{name} {made} new", half, f"{name} {made} cos", f"{name} {made} sin")
+        g.free(f"{name} {made} cos", f"{name} {made} sin")
+    g.make(f"{name} rotated", size, (f"{name} low new", f"{name} high new"), (), passed_on)
+    g.free(f"{name} low new", f"{name} high new", f"{name} low", f"{name} high")
+
+
+def _rotate_wide(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
+    """In fp32, then cast back. ``wide``: the fp32 cosines make products fp32 (OLMo 2); ``pairs_wide``: cast first (Cohere)."""
+    run, cast = g.run, g.run.dtype_bytes != FP32_BYTES
+    first = style == "pairs_wide" and cast
+    for tensor in tensors:
+        if first:
+            g.make(f"{tensor.name} fp32", run.heads(tensor.heads, tensor.head_dim, FP32_BYTES), (tensor.name,))
+    for tensor in tensors:
+        name, heads, width = tensor.name, tensor.heads, tensor.rotary_dim
+        wide = run.heads(heads, width, FP32_BYTES)
+        bytes_ = FP32_BYTES if style == "pairs_wide" else run.dtype_bytes
+        half, turned = run.heads(heads, max(width // 2, 1), bytes_), run.heads(heads, width, bytes_)
+        result = f"{name} wide" if cast else f"{name} rotated"
+        _rotate_halves(g, name, f"{name} fp32" if first else _part(g, tensor, turned), wide, half, turned, result)
+    for tensor in tensors if cast else ():
+        g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{tensor.name} wide",))
+    for tensor in tensors:
+        g.free(f"{tensor.name} fp32", f"{tensor.name} wide")
+
+
+def _rotate_complex(g: Graph, tensors: Sequence[Rotated]) -> None:
+    """As complex numbers in fp32 (Llama 4, DeepSeek-V2)."""
+    run = g.run
+    wide = [run.heads(tensor.heads, tensor.rotary_dim, FP32_BYTES) for tensor in tensors]
+    for part, source in (("fp32", ""), ("complex", " fp32")):
+        for tensor, size in zip(tensors, wide, strict=True):
+            g.make(f"{tensor.name} {part}", size, (tensor.name + source,))
+    for tensor in tensors:
+        g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.rotary_dim), (f"{tensor.name} complex",))
+    for tensor in tensors:
+        g.free(f"{tensor.name} fp32", f"{tensor.name} complex")
+
+
+def _part(g: Graph, tensor: Rotated, size: Size) -> str:
+    """The rotated part of every head, where it is not the whole."""
+    if tensor.rotary_dim == tensor.head_dim:
+        return tensor.name
+    g.view(f"{tensor.name} part", tensor.name, sliced, size)
+    return f"{tensor.name} part"
+
+
+def _join_if_partial(g: Graph, tensor: Rotated) -> None:
+    if tensor.rotary_dim != tensor.head_dim:
+        _join(g, tensor)
+
+
+def _join(g: Graph, tensor: Rotated) -> None:
+    """What is not rotated is laid behind what is (where nothing is left, transformers' Phi-3 copies all the same)."""
+    name, run = tensor.name, g.run
+    g.rename(f"{name} rotated", f"{name} new")
+    rest = run.heads(tensor.heads, tensor.head_dim - tensor.rotary_dim)
+    g.view(f"{name} rest", name, sliced, rest)
+    g.make(f"{name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{name} new", f"{name} rest"), (), passed_on)
+    g.free(f"{name} new", f"{name} rest")

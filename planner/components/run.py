@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.architecture.implementation import LLAMA, Implementation
 from planner.architecture.layers import Attention, Weight
 from planner.components.tape import Size, Tape
 
@@ -16,7 +17,8 @@ class Run:
 
     ``cached``: keys and values go through a cache (they are copied into it by ``torch.cat``).
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
-    ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to.
+    ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to. ``code``: how the family
+    is written; ``eager``: attention as plain products was asked for.
     """
 
     batch: int
@@ -28,6 +30,8 @@ class Run:
     past_tokens: int = 0
     trainable: bool = True
     accumulating: bool = False
+    code: Implementation = LLAMA
+    eager: bool = False
 
     def hidden(self, width: int | None = None) -> Size:
         """An activation of ``width`` features (the hidden size if not said) for every token."""
@@ -38,9 +42,13 @@ class Run:
         """The same in fp32; ``rows`` of them for each token (heads)."""
         return Size(batch=self.batch, sequence=self.sequence, rows=rows, features=width, fp32_bytes=4)
 
-    def heads(self, heads: int, width: int) -> Size:
-        """One vector of ``width`` for each head and token."""
-        return Size(batch=self.batch, sequence=self.sequence, heads=heads, head_dim=width, bytes=self.dtype_bytes)
+    def heads(self, heads: int, width: int, bytes_: int = 0) -> Size:
+        """One vector of ``width`` for each head and token, in the activations' dtype unless said."""
+        return Size(batch=self.batch, sequence=self.sequence, heads=heads, head_dim=width, bytes=bytes_ or self.dtype_bytes)
+
+    def scores(self, heads: int, keys: int, bytes_: int = 0) -> Size:
+        """One number for each head, query and key."""
+        return Size(batch=self.batch, heads=heads, queries=self.sequence, keys=keys, bytes=bytes_ or self.dtype_bytes)
 
     def mlp(self, width: int) -> Size:
         """An activation of a feed-forward block."""
@@ -48,7 +56,8 @@ class Run:
 
     def past_cells(self, mixer: Attention) -> int:
         """Tokens a layer's cache shows before this forward: all, or one less than the window (``DynamicSlidingWindowLayer``)."""
-        return self.past_tokens if mixer.window_tokens is None else min(self.past_tokens, mixer.window_tokens - 1)
+        window = mixer.window_tokens or mixer.chunk_tokens
+        return self.past_tokens if window is None else min(self.past_tokens, window - 1)
 
     def cache(self, mixer: Attention, name: str, tokens: int) -> Size:
         """Cached keys (``k``) or values (``v``) of one layer."""
@@ -56,9 +65,13 @@ class Run:
         width = mixer.head_dim if name == "k" else mixer.value_head_dim
         return Size(batch=self.batch, tokens=tokens, num_key_value_heads=heads, head_dim=width, bytes=self.dtype_bytes)
 
-    def row(self) -> Size:
-        """One fp32 number for each token (a mean, a log-sum-exp)."""
-        return Size(batch=self.batch, sequence=self.sequence, fp32_bytes=4)
+    def row(self, rows: int = 1) -> Size:
+        """``rows`` fp32 numbers for each token (means, one for each head)."""
+        return Size(batch=self.batch, sequence=self.sequence, rows=rows, fp32_bytes=4)
+
+    def rows(self, width: int, rows: int = 1) -> Size:
+        """``rows`` vectors of ``width`` for each token, in the activations' dtype."""
+        return Size(batch=self.batch, sequence=self.sequence, rows=rows, features=width, bytes=self.dtype_bytes)
 
 
 def gradient(tape: Tape, run: Run, weight: Weight) -> None:
@@ -67,13 +80,6 @@ def gradient(tape: Tape, run: Run, weight: Weight) -> None:
     tape.hold(name, size, "gradients")
     if run.accumulating:
         tape.consume(name)
-
-
-def linear_gradients(tape: Tape, run: Run, weights: Weight | tuple[Weight, ...]) -> None:
-    """Gradients of a linear's weight and bias, where weights are trained."""
-    if run.trainable:
-        for weight in (weights,) if isinstance(weights, Weight) else weights:
-            gradient(tape, run, weight)
 
 
 def module_of(weight: Weight) -> str:
@@ -87,13 +93,3 @@ def factors_of(weight: Weight) -> dict[str, int]:
     """A weight's shape under the names of its dimensions."""
     names = ("out_features", "in_features") if len(weight.shape) == 2 else tuple(f"dim{i}" for i in range(len(weight.shape)))
     return dict(zip(names, weight.shape, strict=True))
-
-
-def row_of(run: Run, rows: int) -> Size:
-    """``rows`` fp32 numbers for each token (means over heads)."""
-    return Size(batch=run.batch, sequence=run.sequence, rows=rows, fp32_bytes=4)
-
-
-def like(run: Run, width: int, rows: int) -> Size:
-    """``rows`` vectors of ``width`` for each token, in the activations' dtype."""
-    return Size(batch=run.batch, sequence=run.sequence, rows=rows, features=width, bytes=run.dtype_bytes)

@@ -6,16 +6,18 @@ last position. Training: forward, backward, optimizer of the steady step, when t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from planner.architecture.counts import iter_weights, layer_groups
-from planner.architecture.layers import Architecture, Attention, Norm, Weight
-from planner.components.attention import sliding_mask
-from planner.components.layer import layer_backward, layer_forward, layer_recomputed
-from planner.components.norms import norm_backward, norm_forward
+from planner.architecture.implementation import LLAMA, implementation_of
+from planner.architecture.layers import Architecture, Attention, Weight
+from planner.components.attention import mask_sizes
+from planner.components.cache import held_tensors
+from planner.components.graph import Graph
+from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
+from planner.components.norms import norm_forward
 from planner.components.rotary import rotary_embedding
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
+from planner.record import record
 
 FP32_BYTES = 4
 TIED = "grad of the tied head"
@@ -23,7 +25,7 @@ INDEX_BYTES = 8
 """Token ids and positions are int64."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """One phase: its name, and what is live at its highest moment."""
 
@@ -35,7 +37,7 @@ class Step:
         self.peak.level.change("workspace", "cuBLAS workspace", Size(workspace_bytes=size_bytes), handles)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Generation:
     """What ``generate`` is asked: sequences, prompt and new tokens of each, bytes of a value, and the device's kind."""
 
@@ -44,9 +46,10 @@ class Generation:
     new_tokens: int
     dtype_bytes: int
     cuda: bool = True
+    eager: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrainingStep:
     """One micro-batch of full training."""
 
@@ -56,6 +59,7 @@ class TrainingStep:
     checkpointing: bool
     accumulation: int
     cuda: bool = True
+    eager: bool = False
 
 
 def generation_phases(architecture: Architecture, weights: Level, work: Generation) -> list[Step]:
@@ -64,8 +68,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
-    prefill = Run(work.batch, work.prompt_tokens, architecture.hidden_size, work.dtype_bytes, cached=True, cuda=work.cuda)
-    _forward_pass(course, architecture, prefill)
+    _forward_pass(course, architecture, _inference_run(architecture, work, work.prompt_tokens))
     steps.append(Step("prefill", course.peak))
     first = _decode_step(architecture, weights, work, work.prompt_tokens)
     last = _decode_step(architecture, weights, work, work.prompt_tokens + work.new_tokens - 1)
@@ -89,7 +92,7 @@ def training_phases(
     accumulating = work.accumulation > 1
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating,
+        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
     )  # fmt: skip
     if accumulating:
         _hold_gradients(course, architecture, run)
@@ -112,64 +115,62 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
     """One decode step when the cache holds ``past`` tokens; before the first step windowed layers hold the whole prompt."""
     course = Course()
     course.level = weights.fork()
-    run = Run(work.batch, 1, architecture.hidden_size, work.dtype_bytes, cached=True, cuda=work.cuda, past_tokens=past)
+    run = _inference_run(architecture, work, 1, past)
     for layer, count in layer_groups(architecture.decoder):
-        mixer = layer.sequence[0]
-        assert isinstance(mixer, Attention)  # noqa: S101  require_modelled has looked
-        for name in ("k", "v"):
-            course.hold("kv_cache", f"{name} past", run.cache(mixer, name, _held_cells(mixer, run, work)), count)
+        for name, size in held_tensors(layer, run, work.prompt_tokens).items():
+            course.hold("kv_cache", name, size, count)
     course.begin_phase()
     _forward_pass(course, architecture, run)
     return course.peak
 
 
-def _held_cells(mixer: Attention, run: Run, work: Generation) -> int:
-    """Tokens alive under a layer's cache before a decode step: after a long prefill the window is a view of them all."""
-    if mixer.window_tokens is None or run.past_tokens == work.prompt_tokens:
-        return run.past_tokens
-    return min(run.past_tokens, mixer.window_tokens)
+def _inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
+    return Run(
+        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=True, cuda=work.cuda, past_tokens=past,
+        code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+    )  # fmt: skip
 
 
 def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     """One forward without autograd: embeddings, layers, final norm, logits of the last position."""
     _hold_inputs(course, architecture, run)
     for layer, count in layer_groups(architecture.decoder):
-        course.run(layer_forward(layer, run, saving=False), count, "layers")
-    course.run(_final_norm(architecture, run, saving=False), 1, "final norm")
-    _drop(course, "embeddings", "mask 0")
+        course.run(layer_forward(layer, run, saving=False).span, count, "layers")
+    course.run(_final_norm(architecture, run, saving=False).span, 1, "final norm")
+    _drop(course, "embeddings", "x", "mask")
     logits = Size(batch=run.batch, vocab_size=architecture.vocab_size, bytes=run.dtype_bytes)
+    if architecture.logit_softcap:
+        course.hold("logits", "logits before the cap", logits, where="head")
     course.hold("logits", "last logits", logits, where="head")
     course.hold("logits", "last logits fp32", Size(batch=run.batch, vocab_size=architecture.vocab_size, fp32_bytes=4), where="head")
 
 
-def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[dict[str, Held]]:
+def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     _hold_inputs(course, architecture, run, checkpointing=checkpointing)
-    saved: list[dict[str, Held]] = []
+    laid: list[Laid] = []
     for layer, count in layer_groups(architecture.decoder):
-        span = layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing)
-        course.run(span, count, "forward of the layers")
-        saved.append(dict(span.live))
+        forward = layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing)
+        course.run(forward.span, count, "forward of the layers")
+        laid.append(forward)
     norm = _final_norm(architecture, run, saving=True)
-    course.run(norm, 1, "final norm")
-    saved.append(dict(norm.live))
-    _drop(course, "embeddings", *(() if checkpointing else ("mask 0",)))
+    course.run(norm.span, 1, "final norm")
+    laid.append(norm)
+    _drop(course, "embeddings", *(() if checkpointing else ("mask",)))
     _loss_forward(course, architecture, run)
-    return saved
+    return laid
 
 
-def _training_backward(
-    course: Course, architecture: Architecture, run: Run, saved: list[dict[str, Held]], *, checkpointing: bool
-) -> None:
+def _training_backward(course: Course, architecture: Architecture, run: Run, laid: list[Laid], *, checkpointing: bool) -> None:
     _loss_backward(course, architecture, run)
     if architecture.final_norm is not None:
-        course.run(_final_norm_backward(architecture.final_norm, run, saved[-1]), 1, "backward of the final norm")
-    groups = list(zip(layer_groups(architecture.decoder), saved, strict=False))
-    for (layer, count), live in reversed(groups):
-        span = layer_recomputed(layer, run) if checkpointing else layer_backward(layer, run, live)
+        course.run(_final_norm_backward(run, laid[-1]), 1, "backward of the final norm")
+    groups = list(zip(layer_groups(architecture.decoder), laid, strict=False))
+    for (layer, count), forward in reversed(groups):
+        span = layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward)
         course.run(span, count, "backward of the layers")
     _embedding_backward(course, architecture, run)
-    _drop(course, "cosines and sines", "mask 0")
+    _drop(course, "cosines and sines", "mask")
 
 
 def _drop(course: Course, *names: str) -> None:
@@ -184,13 +185,7 @@ def _hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkp
     course.hold("workspace", "x", run.hidden())
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence if isinstance(mixer, Attention)]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers), default=0)
-    mask = next((found for mixer in mixers if (found := sliding_mask(run, mixer))), None)
-    if mask is not None:
-        tape = Tape()
-        for part in range(mask[1]):
-            tape.hold(f"mask {part}", mask[0])
-        tape.free(*(f"mask {part}" for part in range(1, mask[1])))
-        course.run(tape.span(), 1, "causal mask")
+    _hold_masks(course, run, mixers)
     if rotary_dim:
         kept, moment = rotary_embedding(run, rotary_dim)
         tape = Tape()
@@ -202,20 +197,40 @@ def _hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkp
         course.level.change("workspace", "embeddings", run.hidden(), 1)
 
 
-def _final_norm(architecture: Architecture, run: Run, *, saving: bool) -> Span:
-    tape = Tape(saving=saving, start={"x": Held(run.hidden(), "workspace")})
+def _hold_masks(course: Course, run: Run, mixers: list[Attention]) -> None:
+    """One mask for each kind of attention, shared by the layers of the kind."""
+    masks = {(mixer.window_tokens or mixer.chunk_tokens): mask_sizes(run, mixer) for mixer in mixers}
+    for found in masks.values():
+        if found is not None:
+            moments, kept = found
+            tape = Tape()
+            for index, size in enumerate(moments):
+                tape.hold(f"mask part {index}", size)
+            tape.hold("mask", kept)
+            tape.free(*(f"mask part {index}" for index in range(len(moments))))
+            course.run(tape.span(), 1, "causal mask")
+
+
+def _final_norm(architecture: Architecture, run: Run, *, saving: bool) -> Laid:
+    g = Graph(run, saving=saving, start={"x": Held(run.hidden(), "workspace")})
     if architecture.final_norm is not None:
-        norm_forward(tape, run, architecture.final_norm, "final norm", "x")
-    tape.free("x")
-    return tape.span()
+        norm_forward(g, architecture.final_norm, "final norm", "x")
+        if saving:
+            g.save("final norm")
+    if g.is_saved("x"):
+        g.rename("x", "layer input")
+    else:
+        g.free("x")
+    span = g.span()
+    return Laid(span, g.record, span.live)
 
 
-def _final_norm_backward(norm: Norm, run: Run, saved: dict[str, Held]) -> Span:
-    tape = Tape(start={**saved, "d": Held(run.hidden(), "workspace")})
-    tape.consume("final norm")
-    norm_backward(tape, run, norm, "final norm", "d", "x")
-    tape.rename("final norm dx", "d")
-    return tape.span()
+def _final_norm_backward(run: Run, laid: Laid) -> Span:
+    start = {name: held for name, held in laid.live.items() if held.component == "activations"}
+    g = Graph(run, start={**start, "d": Held(run.hidden(), "workspace")})
+    g.consume("final norm")
+    g.rename(g.backward(laid.record, {"final norm": "d"})["x"], "d")
+    return g.span()
 
 
 def _loss_forward(course: Course, architecture: Architecture, run: Run) -> None:

@@ -1,0 +1,100 @@
+"""How transformers 5.23 writes each family: the facts that decide which tensors live when, and change no parameter.
+
+Sizes follow from the config; the order of operators does not. What is said here was read from ``modeling_*.py``. A family
+that is not listed has no closed form of its activations.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.record import record
+
+NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred"]
+RotaryStyle = Literal["halves", "joined", "pairs", "wide", "pairs_wide", "chunks", "complex"]
+AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
+Placement = Literal["pre", "post", "sandwich"]
+
+
+@record
+class Implementation:
+    """One family's way of writing its blocks.
+
+    ``norm``: see :mod:`planner.components.norms`. ``placement``: norms before a mixer, after it, or both. ``rotary``: see
+    :mod:`planner.components.rotary`. ``attention``: what the class runs when nothing else is asked; ``masked``: it passes a
+    mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
+    ``norms_first``: a parallel layer computes both norms before its mixers. ``sums_in_place``: it adds one mixer's output
+    into the other's. ``routing``: dtype of the routed experts' weights. ``router``: how experts are chosen.
+    ``experts``: how they are computed.
+    """
+
+    norm: NormVariant = "cast"
+    qk_norm: NormVariant | None = None
+    normed_after_rotation: bool = False
+    placement: Placement = "pre"
+    rotary: RotaryStyle = "halves"
+    attention: AttentionCode = "sdpa"
+    masked: bool = False
+    repeats_keys: bool = True
+    norms_first: bool = False
+    sums_in_place: bool = False
+    router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk"] = "softmax"
+    routing: Literal["fp32", "model"] = "model"
+    experts: Literal["grouped", "dense"] = "grouped"
+
+
+LLAMA = Implementation()
+GEMMA = Implementation(norm="added", placement="sandwich")
+DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
+
+WRITTEN: dict[str, Implementation] = {
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "mistral3",
+            "ministral3",
+            "qwen2",
+            "qwen3",
+            "granite",
+            "qwen2_5_vl",
+            "llava",
+            "starcoder2",
+            "stablelm",
+            "smollm3",
+        ),
+        LLAMA,
+    ),
+    "gpt2": LLAMA,
+    "opt": LLAMA,
+    "gpt_neox": LLAMA,
+    "phi": LLAMA,
+    "phi3": Implementation(rotary="joined"),
+    "glm": Implementation(rotary="pairs"),
+    "gptj": Implementation(rotary="pairs", attention="eager_wide"),
+    "bloom": Implementation(attention="alibi"),
+    "falcon": Implementation(masked=True, repeats_keys=False, norms_first=True, sums_in_place=True),
+    "cohere": Implementation(norm="centred", rotary="pairs_wide"),
+    "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
+    "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),
+    "gemma3": GEMMA,
+    "gemma3_text": GEMMA,
+    "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
+    "olmo3": Implementation(norm="wide", placement="post", rotary="wide"),
+    "mixtral": Implementation(router="softmax_fp32", routing="fp32"),
+    "qwen3_moe": Implementation(),
+    "glm4_moe": Implementation(router="sigmoid_fp32", routing="fp32"),
+    "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
+    "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
+    "phimoe": Implementation(),
+    "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
+    "deepseek_v3": DEEPSEEK,
+    "kimi_k2": DEEPSEEK,
+    "glm4_moe_lite": DEEPSEEK,
+    "llama4": Implementation(norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense"),
+}
+
+
+def implementation_of(model_type: str) -> Implementation | None:
+    """How the family is written; None when nobody has read it."""
+    return WRITTEN.get(model_type)

@@ -1,0 +1,70 @@
+"""Activation functions that transformers computes in several tensors (activations.py); the others are one kernel."""
+
+from __future__ import annotations
+
+from planner.components.graph import Graph, multiply, passed_on, power
+from planner.components.tape import Size
+
+
+def activate(g: Graph, activation: str, source: str, target: str, size: Size) -> None:
+    """``target`` = activation(``source``), which its owner frees."""
+    written = {"gelu_new": _gelu_new, "bloom_gelu": _bloom_gelu, "relu2": _relu_squared, "quick_gelu": _quick_gelu}
+    if activation in written:
+        written[activation](g, source, target, size)
+    else:
+        saved = target if activation == "relu" else source
+        g.make(target, size, (source,), (saved,))
+
+
+def _gelu_new(g: Graph, source: str, target: str, size: Size) -> None:
+    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))) (``NewGELUActivation``)."""
+    multiply(g, "half of x", size, source)
+    g.make("x cubed", size, (source,), (source,), power)
+    _replace(g, "x cubed", "x cubed scaled", size)
+    g.make("x and cubed", size, (source, "x cubed scaled"), (), passed_on)
+    g.free("x cubed scaled")
+    _replace(g, "x and cubed", "inside", size)
+    g.make("tanh", size, ("inside",), ("tanh",))
+    g.free("inside")
+    g.make("one and tanh", size, ("tanh",), (), passed_on)
+    g.free("tanh")
+    multiply(g, target, size, "half of x", "one and tanh")
+    g.free("half of x", "one and tanh")
+
+
+def _bloom_gelu(g: Graph, source: str, target: str, size: Size) -> None:
+    """The same polynomial in products (``bloom_gelu_forward``); its own backward keeps x alone."""
+    for name in ("half of x", "x scaled", "x small"):
+        g.hold(name, size)
+    g.hold("x squared", size)
+    g.free("x small")
+    g.hold("one and squared", size)
+    g.free("x squared")
+    g.hold("inside", size)
+    g.free("x scaled", "one and squared")
+    g.hold("tanh", size)
+    g.free("inside")
+    g.hold("one and tanh", size)
+    g.free("tanh")
+    g.make(target, size, (source,), (source,))
+    g.free("half of x", "one and tanh")
+
+
+def _relu_squared(g: Graph, source: str, target: str, size: Size) -> None:
+    g.make("relu", size, (source,), ("relu",))
+    g.make(target, size, ("relu",), ("relu",), power)
+    g.free("relu")
+
+
+def _quick_gelu(g: Graph, source: str, target: str, size: Size) -> None:
+    """x · sigmoid(1.702 x)."""
+    multiply(g, "x scaled", size, source)
+    g.make("sigmoid", size, ("x scaled",), ("sigmoid",))
+    g.free("x scaled")
+    multiply(g, target, size, source, "sigmoid")
+    g.free("sigmoid")
+
+
+def _replace(g: Graph, old: str, new: str, size: Size) -> None:
+    multiply(g, new, size, old)
+    g.free(old)

@@ -1,0 +1,306 @@
+"""Autograd over a tape: a block's forward is written once, and its backward follows from it.
+
+A forward is laid as operators on named tensors, each with the inputs that take part in the backward and the tensors
+autograd saves for it. The backward runs the recorded nodes as torch's engine does (torch/csrc/autograd/engine.cpp):
+last made first; a node makes the gradients of its inputs, then its saved tensors and its own gradient go; a second
+gradient for the same tensor is added to the first in a tensor of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from planner.architecture.layers import Weight
+from planner.components.run import Run, factors_of
+from planner.components.tape import Held, Size, Tape
+
+Gradients = list[tuple[str, str]]
+"""For each input that gets one: the input, and the name its gradient is held by."""
+
+
+Rule = Callable[["Graph", "Node", str], Gradients]
+
+
+class Stopped(Exception):
+    """Everything that is saved has been made again: ``torch.utils.checkpoint`` stops the second forward here."""
+
+
+@dataclass(slots=True)
+class Storage:
+    """What one or several names stand for: its name on the tape, names beside the first, nodes that keep it."""
+
+    name: str
+    references: int = 0
+    saves: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """One operator's backward: ``rule(graph, node, gradient)`` makes the gradients of ``inputs``.
+
+    ``moment``: what the rule holds for a moment, where it has to be told.
+    """
+
+    out: str
+    inputs: Sequence[str]
+    saves: Sequence[Storage] = ()
+    rule: Rule = field(default_factory=lambda: elementwise)
+    weights: Sequence[Weight] = ()
+    moment: Size | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """What a forward leaves for its backward: the nodes, sizes of all tensors, and how many were saved."""
+
+    nodes: list[Node] = field(default_factory=list)
+    sizes: dict[str, Size] = field(default_factory=dict)
+    saves: int = 0
+
+
+class Graph(Tape):
+    """A tape on which operators are laid. ``stop_after``: raise :class:`Stopped` at this many saved tensors."""
+
+    def __init__(
+        self, run: Run, *, saving: bool = False, start: Mapping[str, Held] | None = None, stop_after: int | None = None
+    ) -> None:
+        super().__init__(saving=saving, start=start)
+        self.run = run
+        self.record = Record(sizes={name: held.size for name, held in (start or {}).items()})
+        self._storages: dict[str, Storage] = {}
+        self._shares: dict[str, int] = {}
+        self._stop_after = stop_after
+
+    def make(
+        self,
+        name: str,
+        size: Size,
+        inputs: Sequence[str] = (),
+        saves: Sequence[str] = (),
+        rule: Rule | None = None,
+        *,
+        component: str = "workspace",
+        weights: Sequence[Weight] = (),
+        moment: Size | None = None,
+    ) -> None:
+        """An operator makes a tensor. Without a rule it is elementwise: each input gets a gradient of its own size."""
+        if not self.saving:
+            self.hold(name, size, component)
+            return
+        kept = [self.save(saved) for saved in saves if saved != name]
+        self.hold(name, size, component)
+        self.record.sizes[name] = size
+        if name in saves:
+            kept.append(self.save(name))
+        self.record.nodes.append(Node(name, inputs, kept, rule or elementwise, weights, moment))
+
+    def view(self, name: str, source: str, rule: Rule | None = None, size: Size | None = None) -> None:
+        """Another name for (a part of) a live tensor; the storage goes with its last name."""
+        storage = self._storage(source)
+        storage.references += 1
+        self._storages[name] = storage
+        if self.saving:
+            self.record.sizes[name] = size or self.record.sizes[source]
+            self.record.nodes.append(Node(name, (source,), (), rule or passed_on))
+
+    def save(self, name: str) -> Storage:
+        """Autograd keeps a tensor until the node that asked for it has run."""
+        storage = self._storage(name)
+        if not storage.saves:
+            self.relabel(storage.name, "activations")
+        storage.saves += 1
+        self.record.saves += 1
+        if self.record.saves == self._stop_after:
+            raise Stopped
+        return storage
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a node keeps the tensor."""
+        storage = self._storages.get(name)
+        return storage is not None and storage.saves > 0
+
+    def free(self, *names: str) -> None:
+        """The last reference of the code goes; what autograd saved stays."""
+        for name in names:
+            storage = self._storages.get(name)
+            if storage is None:
+                super().free(name)
+                continue
+            if storage.name != name:
+                del self._storages[name]
+            if storage.references:
+                storage.references -= 1
+            elif not storage.saves:
+                super().free(storage.name)
+
+    def rename(self, old: str, new: str) -> None:
+        """The tensor goes on under another name; one that is kept under that name gives it up."""
+        if new in self._live:
+            kept = self._storages.pop(new)
+            kept.name = f"{new} before"
+            super().rename(new, kept.name)
+        storage = self._storages.pop(old, None)
+        if storage is None or storage.name == old:
+            super().rename(old, new)
+        if storage is not None:
+            self._storages[new] = storage
+            storage.name = new if storage.name == old else storage.name
+        if self.saving:
+            self.record.sizes[new] = self.record.sizes[old]
+            self.record.nodes.append(Node(new, (old,), (), passed_on))
+
+    def release_unsaved(self, *kept: str) -> None:
+        """Every reference of the code but ``kept`` goes at once, as when the second forward of a checkpoint is stopped."""
+        saved = {storage.name for storage in self._storages.values() if storage.saves}
+        for name in list(self._live):
+            if name not in saved and name not in kept:
+                super().free(name)
+
+    def _storage(self, name: str) -> Storage:
+        found = self._storages.get(name)
+        if found is None:
+            found = self._storages[name] = Storage(name)
+        return found
+
+    def backward(self, record: Record, gradients: dict[str, str]) -> dict[str, str]:
+        """Run the nodes of ``record`` from ``gradients`` (tensor → name of its gradient); returns those of the leaves."""
+        self.record = record
+        self.saving = False
+        left: dict[int, int] = {}
+        for node in reversed(record.nodes):
+            gradient = gradients.pop(node.out, None)
+            produced = node.rule(self, node, gradient) if gradient is not None else []
+            for storage in node.saves:
+                left[id(storage)] = left.get(id(storage), storage.saves) - 1
+                if not left[id(storage)]:
+                    self.consume(storage.name)
+            if gradient is not None:
+                self.drop(gradient)
+            for tensor, made in produced:
+                self._accumulate(gradients, tensor, made)
+        return gradients
+
+    def gradient(self, tensor: str, node: Node) -> str:
+        """Hold a gradient of a tensor's own size; returns its name."""
+        return self.held(f"d {tensor}", node, self.record.sizes[tensor])
+
+    def held(self, name: str, node: Node, size: Size) -> str:
+        """Hold something under a name that is free: its own, or with the operator's."""
+        found = name if name not in self._live else f"{name} of {node.out}"
+        self.hold(found, size)
+        return found
+
+    def share(self, gradient: str) -> str:
+        """The same gradient goes to one input more."""
+        self._shares[gradient] = self._shares.get(gradient, 0) + 1
+        return gradient
+
+    def drop(self, gradient: str) -> None:
+        """One reference to a gradient goes."""
+        left = self._shares.get(gradient, 0)
+        if left:
+            self._shares[gradient] = left - 1
+        else:
+            self.consume(gradient)
+
+    def weight_gradients(self, node: Node) -> None:
+        """Gradients of the weights of a linear or a norm."""
+        for weight in node.weights if self.run.trainable else ():
+            self.hold(f"grad {weight.name}", Size(**factors_of(weight), bytes=self.run.dtype_bytes), "gradients")
+
+    def settle_weight_gradients(self, node: Node) -> None:
+        """Where gradients exist already, the new ones are added to them and go."""
+        if self.run.accumulating:
+            self.consume(*(f"grad {weight.name}" for weight in node.weights))
+
+    def _accumulate(self, gradients: dict[str, str], tensor: str, made: str) -> None:
+        old = gradients.get(tensor)
+        if old is None:
+            gradients[tensor] = made
+            return
+        name = f"d {tensor} sum"
+        while name in self._live:
+            name += "'"
+        self.hold(name, self.record.sizes[tensor])
+        self.drop(old)
+        self.drop(made)
+        gradients[tensor] = name
+
+
+def elementwise(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001  every rule's
+    """A gradient for each input, the last input's first (derivatives.yaml's order in generated code)."""
+    return [(tensor, graph.gradient(tensor, node)) for tensor in reversed(node.inputs)]
+
+
+def passed_on(graph: Graph, node: Node, gradient: str) -> Gradients:
+    """Sums and views: the gradient itself is every input's."""
+    return [(tensor, graph.share(gradient)) for tensor in node.inputs]
+
+
+def sliced(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """A part of a tensor: zeros of the whole, into which the gradient is copied (``slice_backward``)."""
+    return [(tensor, graph.gradient(tensor, node)) for tensor in node.inputs]
+
+
+def broadcast(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """A product whose second input was expanded: its gradient is as large as the result until it is summed."""
+    first, second = node.inputs
+    size = graph.record.sizes[node.out]
+    rows = graph.held(f"d {second} rows", node, size)
+    made = [(first, graph.held(f"d {first}", node, size))]
+    made.append((second, graph.gradient(second, node)))
+    graph.consume(rows)
+    return made
+
+
+def power(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``pow_backward``: grad · (exponent · xⁿ⁻¹), three tensors."""
+    (tensor,) = node.inputs
+    size = graph.record.sizes[tensor]
+    moments = [graph.held(f"{node.out} {moment}", node, size) for moment in ("power", "times")]
+    made = graph.gradient(tensor, node)
+    graph.consume(*moments)
+    return [(tensor, made)]
+
+
+def weighted(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """A product with a weight: the weight's gradient is as large as the result until it is summed."""
+    (tensor,) = node.inputs
+    made = graph.gradient(tensor, node)
+    if graph.run.trainable:
+        rows = graph.held(f"{node.out} d_weight rows", node, graph.record.sizes[node.out])
+        graph.weight_gradients(node)
+        graph.consume(rows)
+        graph.settle_weight_gradients(node)
+    return [(tensor, made)]
+
+
+def linear_rule(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Gradients of weight and bias, then of the input. ``node.moment``: a copy of the gradient, token by token."""
+    copied = graph.held(f"d {node.out} by token", node, node.moment) if node.moment is not None else None
+    graph.weight_gradients(node)
+    made = [(tensor, graph.gradient(tensor, node)) for tensor in node.inputs]
+    if copied is not None:
+        graph.consume(copied)
+    graph.settle_weight_gradients(node)
+    return made
+
+
+def linear(
+    graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
+    copies: bool = False,
+) -> None:  # fmt: skip
+    """``source`` times a weight (and a bias). ``copies``: the gradient arrives head by head and is laid out token by token."""
+    saves = (source,) if graph.run.trainable else ()
+    graph.make(name, size, (source,), saves, linear_rule, component=component, weights=weights, moment=size if copies else None)
+
+
+def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:
+    """A sum."""
+    graph.make(name, size, inputs, (), passed_on)
+
+
+def multiply(graph: Graph, name: str, size: Size, *inputs: str) -> None:
+    """A product of two tensors, both saved; or with one input, by a number or by a tensor that needs no gradient."""
+    graph.make(name, size, inputs, inputs if len(inputs) > 1 else ())

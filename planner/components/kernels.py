@@ -1,0 +1,275 @@
+"""How softmax(q · kᵀ) · v is computed: torch's fused kernels, its math fallback, and the eager code of transformers.
+
+Each reads queries, keys and values by name and leaves ``attended``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.components.graph import Gradients, Graph, Node, Rule, passed_on
+from planner.components.run import FP32_BYTES, Run
+from planner.components.tape import Size
+from planner.record import record
+
+FLASH_MAX_HEAD_DIM = 256
+Kernel = Literal["flash", "efficient", "math"]
+
+
+@record
+class Operands:
+    """Queries, keys and values by name, their heads and widths, and how many keys there are."""
+
+    q: str
+    k: str
+    v: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    keys: int
+    masked: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a key serves several queries."""
+        return self.heads != self.kv_heads
+
+
+def choose_kernel(run: Run, ops: Operands, *, grouped_natively: bool) -> Kernel:
+    """What ``scaled_dot_product_attention`` takes on CUDA (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+
+    The CPU's own flash kernel takes masks, fp32 and other widths too.
+    """
+    matched = not ops.grouped or grouped_natively
+    equal = ops.head_dim == ops.value_head_dim
+    if not run.cuda:
+        return "flash" if equal and matched else "math"
+    if not ops.masked and run.dtype_bytes != FP32_BYTES and equal and ops.head_dim <= FLASH_MAX_HEAD_DIM and matched:
+        return "flash"
+    alignment = 4 if run.dtype_bytes == FP32_BYTES else 8
+    if not ops.grouped and ops.head_dim % alignment == 0 and ops.value_head_dim % alignment == 0:
+        return "efficient"
+    return "math"
+
+
+def repeat_keys(g: Graph, ops: Operands) -> Operands:
+    """Keys and values copied for every query head (``repeat_kv``); with one key head that is a view."""
+    if not ops.grouped:
+        return ops
+    heads = {"batch": g.run.batch, "keys": ops.keys, "heads": ops.heads, "bytes": g.run.dtype_bytes}
+    for name, width in ((ops.k, ops.head_dim), (ops.v, ops.value_head_dim)):
+        if ops.kv_heads > 1:
+            g.make(f"{name} repeated", Size(**heads, head_dim=width), (name,), (), _summed_heads)
+        else:
+            g.view(f"{name} repeated", name, _summed_heads)
+    return Operands(
+        f"{ops.q}", f"{ops.k} repeated", f"{ops.v} repeated", ops.heads, ops.heads, ops.head_dim, ops.value_head_dim, ops.keys,
+        ops.masked,
+    )  # fmt: skip
+
+
+def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
+    """The flash or the memory-efficient kernel. Its log-sum-exp is fp32; the efficient kernel leaves it out without autograd."""
+    run = g.run
+    saves = [ops.q, ops.k, ops.v, "attended"]
+    if kernel == "flash" or g.saving:
+        g.hold("log_sum_exp", Size(batch=run.batch, sequence=run.sequence, heads=ops.heads, fp32_bytes=4))
+        saves.append("log_sum_exp")
+    if ops.masked:
+        g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
+        saves.append("mask")
+    rule = _flash_rule if kernel == "flash" and run.cuda else _fused_rule
+    g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule)
+    g.free("log_sum_exp", "mask")
+
+
+def _flash_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Gradients of queries, keys and values.
+
+    The CUDA kernel (flash_attn 2, ``mha_bwd`` in ATen's flash_api.cpp) also holds an fp32 accumulator of the query
+    gradient and the row sums, both padded to 128 tokens, and, with grouped heads, key and value gradients for every
+    query head until they are summed.
+    """
+    run, sizes = g.run, g.record.sizes
+    q, k, v = node.inputs
+    heads, width = int(sizes[q].values["heads"]), int(sizes[q].values["head_dim"])
+    padded = -(-run.sequence // 128) * 128
+    moments = [g.held("row sums", node, Size(batch=run.batch, heads=heads, padded_sequence=padded, fp32_bytes=4))]
+    size = Size(batch=run.batch, padded_sequence=padded, heads=heads, head_dim=_pad(width), fp32_bytes=4)
+    moments.append(g.held("dq accumulator", node, size))
+    made = [(q, g.gradient(q, node))]
+    if sizes[k].values["heads"] != heads:
+        moments += [g.held(f"d{part} expanded", node, sizes[q]) for part in "kv"]
+    made += [(k, g.gradient(k, node)), (v, g.gradient(v, node))]
+    g.consume(*moments)
+    return made
+
+
+def _fused_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """The memory-efficient kernel on CUDA: row sums and, for 16-bit inputs, an fp32 query gradient (attention_backward.cu)."""
+    run, sizes = g.run, g.record.sizes
+    q, k, v = node.inputs
+    moments: list[str] = []
+    if run.cuda:
+        padded = -(-run.sequence // 32) * 32
+        heads, width = int(sizes[q].values["heads"]), int(sizes[q].values["head_dim"])
+        rows = {"batch": run.batch, "heads": heads, "padded_sequence": padded, "fp32_bytes": 4}
+        moments.append(g.held("row sums", node, Size(**rows)))
+        if run.dtype_bytes != FP32_BYTES:
+            moments.append(g.held("dq accumulator", node, Size(**rows, head_dim=width)))
+    made = [(tensor, g.gradient(tensor, node)) for tensor in (q, k, v)]
+    g.consume(*moments)
+    return made
+
+
+def math(g: Graph, ops: Operands) -> None:
+    """``_scaled_dot_product_attention_math``: everything in fp32, scores of all pairs, no copy of the heads shared.
+
+    A mask (``where`` of the boolean one) is added in the model's dtype.
+    """
+    run = g.run
+    scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
+    wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
+    few = {"batch": run.batch, "keys": ops.keys, "heads": ops.kv_heads, "fp32_bytes": 4}
+    every = {**few, "heads": ops.heads}
+    if ops.masked:
+        g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
+    if run.dtype_bytes != FP32_BYTES:
+        g.make("q fp32", wide, (ops.q,))
+        g.make("k fp32", Size(**few, head_dim=ops.head_dim), (ops.k,))
+        g.make("v fp32", Size(**few, head_dim=ops.value_head_dim), (ops.v,))
+    else:
+        for name in "qkv":
+            g.view(f"{name} fp32", getattr(ops, name))
+    g.make("q scaled", wide, ("q fp32",))
+    g.make("k scaled", Size(**few, head_dim=ops.head_dim), ("k fp32",))
+    g.make("q by head", wide, ("q scaled",))
+    g.make("k by head", Size(**every, head_dim=ops.head_dim), ("k scaled",), (), _summed_heads)
+    g.make("scores", scores, ("q by head", "k by head"), ("q by head", "k by head"))
+    g.free("q by head", "k by head", "q scaled", "k scaled")
+    if ops.masked:
+        g.make("scores masked", scores, ("scores",), (), passed_on)
+        g.free("scores")
+        g.rename("scores masked", "scores")
+    g.make("probabilities fp32", scores, ("scores",), ("probabilities fp32",))
+    g.free("scores")
+    if run.dtype_bytes != FP32_BYTES:
+        g.make("probabilities cast", run.scores(ops.heads, ops.keys), ("probabilities fp32",))
+    g.make("v by head", Size(**every, head_dim=ops.value_head_dim), ("v fp32",), (), _summed_heads)
+    inputs = ("probabilities fp32", "v by head")
+    g.make("attended fp32", run.heads(ops.heads, ops.value_head_dim, FP32_BYTES), inputs, inputs)
+    g.free("v by head")
+    if run.dtype_bytes != FP32_BYTES:
+        g.make("attended", run.heads(ops.heads, ops.value_head_dim), ("attended fp32",))
+        g.free("attended fp32")
+    else:
+        g.rename("attended fp32", "attended")
+    g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "probabilities cast", "mask")
+
+
+def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool) -> None:
+    """``eager_attention_forward``: scores, scale, cap, mask, softmax in fp32, values; the probabilities are returned.
+
+    ``sinks`` (gpt-oss): a column of sinks beside the scores, softmax in the model's dtype. ``query_by_head``: queries lie
+    head by head already; else the product copies them.
+    """
+    run, repeated = g.run, repeat_keys(g, ops)
+    scores = run.scores(ops.heads, ops.keys)
+    q = ops.q
+    if not query_by_head:
+        q = "q by head"
+        g.make(q, run.heads(ops.heads, ops.head_dim), (ops.q,))
+    g.make("scores", scores, (q, repeated.k), (q, repeated.k))
+    if q != ops.q:
+        g.free(q)
+    _replace(g, "scores", "scores scaled", scores)
+    last = "scores scaled"
+    for name in ("divided", "tanh", "capped") if softcap else ():
+        _replace(g, last, name, scores, saves=(name,) if name == "tanh" else ())
+        last = name
+    _replace(g, last, "scores masked", scores, rule=passed_on)
+    (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
+    inputs = ("probabilities", repeated.v)
+    g.make("attended", run.heads(ops.heads, ops.value_head_dim), inputs, inputs)
+    g.make("attended by token", run.heads(ops.heads, ops.value_head_dim), ("attended",))
+    g.free("attended", "scores without largest")
+    if repeated is not ops:
+        g.free(repeated.k, repeated.v)
+    g.rename("attended by token", "attended")
+
+
+def eager_wide(g: Graph, ops: Operands) -> None:
+    """GPT-J's own: queries, keys and scores in fp32."""
+    run = g.run
+    scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
+    wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
+    keys = Size(batch=run.batch, keys=ops.keys, heads=ops.heads, head_dim=ops.head_dim, fp32_bytes=4)
+    g.make("q fp32", wide, (ops.q,))
+    g.make("k fp32", keys, (ops.k,))
+    g.make("q by head", wide, ("q fp32",))
+    g.make("scores", scores, ("q by head", "k fp32"), ("q by head", "k fp32"))
+    g.free("q by head")
+    _replace(g, "scores", "scores scaled", scores)
+    _replace(g, "scores scaled", "scores masked", scores, rule=passed_on)
+    _replace(g, "scores masked", "probabilities fp32", scores, saves=("probabilities fp32",))
+    _replace(g, "probabilities fp32", "probabilities", run.scores(ops.heads, ops.keys))
+    _values(g, ops)
+    g.free("q fp32", "k fp32")
+
+
+def eager_alibi(g: Graph, ops: Operands) -> None:
+    """Bloom's own: position biases enter with the product; scores, masked scores and probabilities live to the end."""
+    run = g.run
+    scores, wide = run.scores(ops.heads, ops.keys), run.scores(ops.heads, ops.keys, FP32_BYTES)
+    g.make("q by head", run.heads(ops.heads, ops.head_dim), (ops.q,))
+    g.make("scores", scores, ("q by head", ops.k), ("q by head", ops.k))
+    g.make("scores masked", scores, ("scores",), (), passed_on)
+    g.make("scores fp32", wide, ("scores masked",))
+    _replace(g, "scores fp32", "probabilities fp32", wide, saves=("probabilities fp32",))
+    _replace(g, "probabilities fp32", "probabilities", scores)
+    _values(g, ops)
+
+
+def _values(g: Graph, ops: Operands) -> None:
+    size = g.run.heads(ops.heads, ops.value_head_dim)
+    g.make("attended by head", size, ("probabilities", ops.v), ("probabilities", ops.v))
+    g.make("attended", size, ("attended by head",))
+    g.free("attended by head")
+
+
+def _softmax(g: Graph, ops: Operands, scores: Size) -> None:
+    wide = g.run.scores(ops.heads, ops.keys, FP32_BYTES)
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.make("probabilities", scores, ("scores masked",), ("probabilities",))
+    else:
+        g.make("scores fp32", wide, ("scores masked",))
+        _replace(g, "scores fp32", "probabilities fp32", wide, saves=("probabilities fp32",))
+        _replace(g, "probabilities fp32", "probabilities", scores)
+    g.free("scores masked")
+
+
+def _softmax_with_sinks(g: Graph, ops: Operands, scores: Size) -> None:  # noqa: ARG001
+    more = g.run.scores(ops.heads, ops.keys + 1)
+    g.make("scores and sinks", more, ("scores masked",), (), passed_on)
+    g.hold("largest", g.run.scores(ops.heads, 5))
+    g.make("scores without largest", more, ("scores and sinks",), (), passed_on)
+    g.free("largest", "scores and sinks")
+    g.make("probabilities", more, ("scores without largest",), ("probabilities",))
+    g.free("scores masked")
+
+
+def _replace(g: Graph, old: str, new: str, size: Size, saves: tuple[str, ...] = (), rule: Rule | None = None) -> None:
+    g.make(new, size, (old,), saves, rule)
+    g.free(old)
+
+
+def _summed_heads(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """The gradients of the copies are summed to the key head's."""
+    return [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+
+
+def _pad(head_dim: int) -> int:
+    """Head width as the flash kernel rounds it: to 32 up to 128, else to 64."""
+    granule = 32 if head_dim <= 128 else 64
+    return -(-head_dim // granule) * granule
