@@ -85,12 +85,14 @@ def _run_as_over_bitsandbytes(model: nn.Module) -> None:
     for module in model.modules():
         base = getattr(module, "base_layer", None)
         if isinstance(base, (Linear4bit, Linear8bit)):
-            module.forward = MethodType(_forward_over_bitsandbytes, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_forward_over_bitsandbytes, module)
 
 
 def _forward_over_bitsandbytes(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """peft, tuners/lora/bnb.py: 4-bit results are copied; autocast is left to cast, otherwise inputs go to the adapter's dtype
-    and its result back."""
+    """4-bit results are copied; autocast is left to cast, else inputs go to the adapter's dtype and results come back.
+
+    peft, tuners/lora/bnb.py.
+    """
     base: QuantisedLinear = layer.base_layer
     result = base(x)
     if isinstance(base, Linear4bit):

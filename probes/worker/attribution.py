@@ -30,6 +30,7 @@ QUANTIZATION_STATE = COMPONENT_INDEX["quantization_state"]
 MASTER_WEIGHTS = COMPONENT_INDEX["master_weights"]
 
 
+_MODULE = "module"
 _TO_COPY = torch.ops.aten._to_copy.default
 
 
@@ -45,6 +46,7 @@ class Attribution:
         self._blocks: set[int] = set()
         self._stack: list[str] = []
         self._vocabulary: int | None = None
+        self._head = ""
         self._block: int | None = None
         self._block_born: list[tuple[int, int]] = []
         self._master_shapes: set[tuple[int, ...]] = set()
@@ -69,6 +71,10 @@ class Attribution:
     def _is_logits(self, shape: torch.Size) -> bool:
         return len(shape) > 1 and shape[-1] == self._vocabulary
 
+    def place_of(self, component: int) -> str:
+        """The path of the module that something made now belongs to; logits belong to the head, wherever the loss is."""
+        return self._head or self.module if component == LOGITS else self.module
+
     def enter_phase(self, name: str) -> None:
         """A phase begins: no module runs."""
         self.phase = name
@@ -84,6 +90,8 @@ class Attribution:
     def watching(self, model: nn.Module, vocabulary: int | None) -> Iterator[None]:
         """Follow the model's modules while they run. ``vocabulary``: the last dimension of logits."""
         self._vocabulary = vocabulary
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self._head = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
         self._names = {id(module): name for name, module in model.named_modules()}
         self._blocks = set(_blocks(model))
         handles = [
@@ -173,7 +181,10 @@ class Attribution:
     def _hook_backward(self, output: Any, name: str) -> None:
         for tensor in tensors_of([output]):
             if tensor.grad_fn is not None:
-                tensor.grad_fn.register_prehook(self._in_backward(name))
+                # The innermost module that returned it: a layer's last part, not the layer.
+                if _MODULE not in tensor.grad_fn.metadata:
+                    tensor.grad_fn.metadata[_MODULE] = name
+                    tensor.grad_fn.register_prehook(self._in_backward(name))
                 return
 
     def _in_backward(self, name: str) -> Callable[[Any], None]:

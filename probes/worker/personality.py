@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from .attribution import Attribution
 from .tracker import COMPONENT_INDEX, Differences
@@ -65,7 +64,7 @@ class CudaPersonality:
         with (
             mock.patch.object(functional, "scaled_dot_product_attention", self._attention),
             mock.patch.object(functional, "dropout", _dropout),
-            _CudaAutocast() if autocast else contextlib.nullcontext(),
+            _cuda_autocast() if autocast else contextlib.nullcontext(),
         ):
             yield
 
@@ -269,25 +268,36 @@ def _autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if t is not None and t.dtype == torch.float32 else t for t in tensors)
 
 
-_AUTOCAST_FP32 = {
-    torch.nn.functional.layer_norm, torch.layer_norm, torch.nn.functional.group_norm,
-    torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax,
-    torch.nn.functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax,
-    torch.nn.functional.cross_entropy, torch.nn.functional.nll_loss, torch.nn.functional.softplus,
-    torch.pow, torch.Tensor.pow, torch.rsqrt, torch.Tensor.rsqrt, torch.exp, torch.Tensor.exp, torch.log,
-    torch.Tensor.log, torch.sum, torch.Tensor.sum, torch.prod, torch.Tensor.prod, torch.cumsum, torch.Tensor.cumsum,
-    torch.norm, torch.Tensor.norm,
-}  # fmt: skip
+_AUTOCAST_FP32 = (
+    (torch.nn.functional, ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "softplus")),
+    (torch, ("layer_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "sum", "prod", "cumsum", "norm")),
+    (torch.Tensor, ("softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "sum", "prod", "cumsum", "norm")),
+)
 """CUDA autocast's fp32 list (aten/src/ATen/autocast_mode.h, AT_FORALL_FP32), which the CPU's lacks."""
+_AUTOCAST_KEY = torch._C.DispatchKey.AutocastCPU
 
 
-class _CudaAutocast(TorchFunctionMode):
-    """Casts 16-bit inputs of the listed functions to fp32 while autocast is on."""
+@contextlib.contextmanager
+def _cuda_autocast() -> Iterator[None]:
+    """Casts 16-bit inputs of the listed functions to fp32 while autocast is on.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _AUTOCAST_FP32 and torch.is_autocast_enabled("cpu"):
+    Patched and not a torch function mode: those are off inside a backward, where checkpointed layers run again.
+    """
+    with contextlib.ExitStack() as stack:
+        for owner, names in _AUTOCAST_FP32:
+            for name in names:
+                stack.enter_context(mock.patch.object(owner, name, _in_fp32(getattr(owner, name))))
+        yield
+
+
+def _in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        # Below autocast, in an operator's own implementation, its key is excluded.
+        if torch.is_autocast_enabled("cpu") and not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST_KEY):
             args = tuple(a.float() if isinstance(a, torch.Tensor) and a.dtype in HALF else a for a in args)
-        return func(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
+
+    return cast
 
 
 def _up(value: int, multiple: int) -> int:

@@ -28,7 +28,7 @@ class Trace:
         operator = self._operators.get(op)
         if operator is None:
             operator = self._operators[op] = self._intern(op.partition(".")[2].partition(".")[0] or op)
-        module = self._intern(self._attribution.module)
+        module = self._intern(self._attribution.place_of(component))
         self.write(["a", ident, nbytes, self._components[component], module, operator])
         return module, operator
 

@@ -99,8 +99,7 @@ class TrainingLoad:
         with phases.phase("forward", step, micro):
             loss = self._forward(batch.input_ids)
         with phases.phase("backward", step, micro):
-            # Tensor.backward would be handed to torch function modes, which are off while they handle it.
-            torch.autograd.backward(loss)
+            loss.backward()
 
     def _batch(self, device: torch.device) -> Batch:
         shape = (self._workload.batch, self._workload.sequence)
