@@ -1,4 +1,8 @@
-"""Measure a scenario: a short load in a child process, beside its prediction."""
+"""Measure a scenario: a short load in a child process, beside its prediction.
+
+Or watch what is not Highwater's: a process that runs (--attach PID), or a command that is launched (-- COMMAND…), with what
+its log says of memory, beside the plan if a scenario is given.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +24,42 @@ from probes.preflight import why_not
 from probes.request import request
 from probes.session import Limits, ProbeSession
 
+TAKES_COMMAND = True
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Scenario, device, limits, recording."""
-    parser.add_argument("scenario", help="scenario file (JSON), or - for standard input")
+    """Scenario, device, limits, recording; or whom to watch."""
+    parser.usage = "main.py measure [options] SCENARIO | [SCENARIO] --attach PID | [SCENARIO] -- COMMAND…"
+    parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
     parser.add_argument("--layers", type=int, help="build only so many layers")
     parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
     parser.add_argument(
         "--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
     )
+    parser.add_argument("--attach", type=int, metavar="PID", help="watch a process that runs; it is never ended")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="with --attach: the file its output goes to")
     parser.add_argument("--record", type=Path, metavar="FILE", help="where to record (default: the recordings folder)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the probe to its end and print predicted, measured and error."""
+    if options.record is not None and options.record.exists():
+        return exits.fail(exits.BAD_INPUT, f"--record: {options.record} exists already; name a new file")
+    if options.attach is not None or options.command is not None:
+        from cli import watching  # noqa: PLC0415  only for those who watch
+
+        return watching.run(options)
+    if options.scenario is None:
+        return exits.fail(exits.BAD_INPUT, "name a scenario, or a process with --attach PID, or a command after --")
+    return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
     problem = why_not()
     if problem:
         return exits.fail(exits.NOT_DONE_HERE, problem)
-    if options.record is not None and options.record.exists():
-        return exits.fail(exits.BAD_INPUT, f"--record: {options.record} exists already; name a new file")
     try:
         plan = plan_of(read_scenario(options.scenario))
         budget = None if options.budget is None else int(options.budget * MIB)

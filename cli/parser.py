@@ -38,7 +38,12 @@ def _run_verb(arguments: Sequence[str]) -> int:
     verb = importlib.import_module(f"cli.{arguments[0]}")
     parser = argparse.ArgumentParser(prog=f"main.py {arguments[0]}", description=verb.__doc__, epilog=EPILOG)
     verb.add_options(parser)
-    return int(verb.run(parser.parse_args(arguments[1:])))
+    words, command = list(arguments[1:]), None
+    if getattr(verb, "TAKES_COMMAND", False) and "--" in words:
+        words, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    options = parser.parse_args(words)
+    options.command = command
+    return int(verb.run(options))
 
 
 def _window_parser() -> argparse.ArgumentParser:

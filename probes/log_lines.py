@@ -62,7 +62,8 @@ PATTERNS = (
     ),
     _pattern(
         "vllm", r"Maximum concurrency for <number> tokens per request: <number>x", (),
-        "vllm/v1/core/kv_cache_utils.py; vllm/executor/executor_base.py", "0.6 and later", facts=("max_model_len", "max_concurrency"),
+        "vllm/v1/core/kv_cache_utils.py; vllm/executor/executor_base.py", "0.6 and later",
+        facts=("max_model_len", "max_concurrency"),
     ),
     _pattern(
         "vllm", r"Graph capturing finished in \d+ secs, took <size>", ("cuda_graphs",),
@@ -111,7 +112,8 @@ PATTERNS = (
     ),
     *(
         _pattern(
-            "llama.cpp", rf"{_LLAMA_DEVICE}{word} buffer size = +<size>", (part,), source, "b3000 and later", adds=True, device=True,
+            "llama.cpp", rf"{_LLAMA_DEVICE}{word} buffer size = +<size>", (part,), source, "b3000 and later",
+            adds=True, device=True,
         )
         for word, part, source in (
             ("model", "weights", "src/llama-model.cpp, load_tensors"),
@@ -149,7 +151,7 @@ class Finding:
         """JSON-ready data."""
         return {
             "engine": self.engine, "name": self.name, "value": self.value, "device": self.device, "source": self.source,
-            "resolution_bytes": self.resolution_bytes, "is_component": self.is_component,
+            "resolution_bytes": self.resolution_bytes, "is_component": self.is_component, "adds": self.adds,
         }  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def _bytes(number: str, unit: str) -> int:
 
 def _resolution(number: str, unit: str) -> int:
     decimals = len(number.partition(".")[2])
-    return round(UNITS.get(unit, 1) / 10**decimals / 2)
+    return round(UNITS.get(unit, 1) * 0.1**decimals / 2)
 
 
 def _rank(line: str) -> str:
@@ -248,4 +250,5 @@ class LogReader:
     def on_devices(self) -> dict[str, int]:
         """Bytes of each component on the GPU that holds most; what lies in system memory is left out."""
         devices = [sizes for device, sizes in self.components.items() if not on_host(device)]
-        return dict(max(devices, key=lambda sizes: sum(sizes.values()), default={}))
+        heaviest: Mapping[str, int] = max(devices, key=lambda sizes: sum(sizes.values()), default={})
+        return dict(heaviest)

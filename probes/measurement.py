@@ -244,7 +244,7 @@ class Measurement:
 
     def _take_sample(self, event: Event) -> None:
         gpus = event.get("gpus")
-        values: dict[str, Any] = {"rss": event.get("rss")}
+        values: dict[str, Any] = {"rss": event.get("rss")} | ({"pss": event["pss"]} if "pss" in event else {})
         for gpu in gpus if isinstance(gpus, list) else ():
             name = _gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
@@ -268,7 +268,8 @@ def _gpu_name(index: object, mig_index: object) -> str:
 
 def _sample_columns(samples: Columns) -> dict[str, Floats]:
     """The columns of samples under the names that :meth:`Measurement.add` gives them, each GPU's by its index."""
-    columns = {"rss": samples.column("rss")}
+    told_pss = any("pss" in form.like for form in samples.forms)
+    columns = {"rss": samples.column("rss")} | ({"pss": samples.column("pss")} if told_pss else {})
     told = {(place, key) for form in samples.forms for place, gpu in enumerate(form.like.get("gpus") or ()) for key in gpu}
     for place, key in sorted(told):
         if key not in ("index", "mig_index"):

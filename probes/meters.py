@@ -47,6 +47,14 @@ class ProcessTree:
         sizes = [size for member in self._members.values() if (size := _rss_bytes(member))]
         return sum(sizes) if sizes else None
 
+    def pss_bytes(self) -> int | None:
+        """Memory of the tree with shared pages divided among those that share them; None where the system does not tell.
+
+        The kernel walks every mapping for it: meant for once a second.
+        """
+        sizes = [size for member in self._members.values() if (size := _pss_bytes(member)) is not None]
+        return sum(sizes) if sizes else None
+
 
 class ProbeMeters:
     """Reads everything that can be seen of a worker from outside."""
@@ -75,6 +83,11 @@ class ProbeMeters:
         self._note_troubles(readings)
         gpus = [self._quick(gpu) | (self._slow(gpu) if slow else {}) for gpu in readings]
         return {"rss": rss_bytes, "gpus": gpus} if gpus else {"rss": rss_bytes}
+
+    @property
+    def tree(self) -> ProcessTree:
+        """The processes that are measured."""
+        return self._tree
 
     def new_troubles(self) -> list[str]:
         """What has gone wrong with a GPU since the last call."""
@@ -115,6 +128,13 @@ def _rss_bytes(process: psutil.Process) -> int:
     with _unless_gone():
         return int(process.memory_info().rss)
     return 0
+
+
+def _pss_bytes(process: psutil.Process) -> int | None:
+    with _unless_gone():
+        size = getattr(process.memory_full_info(), "pss", None)
+        return None if size is None else int(size)
+    return None
 
 
 @contextmanager

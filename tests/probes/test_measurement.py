@@ -206,7 +206,7 @@ def test_columns_say_what_events_say(tmp_path: Path) -> None:
         phase("load", "begin", 0.1),
         {"event": "memory", "t": 0.2, "allocated": 5, "reserved": 6, "device": None, "phase": "load"},
         {"event": "sample", "t": 0.2, "rss": 10, "gpus": [gpu(0, None, 7), gpu(1, 3, 8), gpu(1, 4, 9, power_watts=117.25)]},
-        {"event": "sample", "t": 0.3, "rss": None},
+        {"event": "sample", "t": 0.3, "rss": None, "pss": 11},
         {"event": "memory", "t": 0.4, "allocated": 4, "reserved": 7, "device": 9, "phase": "load"},
         {"event": "memory", "t": 0.5, "allocated": 99, "reserved": 99, "device": 99, "phase": "other"},
         {"event": "sample", "t": 0.6, "rss": 12, "gpus": [gpu(1, 3, 18)]},
