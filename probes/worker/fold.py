@@ -1,7 +1,7 @@
 """Layers that repeat: a few of each kind are traced, and what the others would do is written down from them.
 
 A fake tensor has no values, so what a layer does to memory follows from its kind (:mod:`.kinds`) and from the shapes, strides
-and states it is given. In every pass through a list of layers, calls with equal givens are traced until two of them did the same.
+and states it is given. In every pass through a list of layers, calls with equal givens are traced until two in a row did the same.
 The next ones are written from that record: births and deaths in their order with storages of their own, and tensors where later
 code will look for them (the output, the cache, gradients). The last layer of every kind is traced again and must do the same.
 
@@ -59,7 +59,7 @@ class Pass:
     """One pass through a list of layers."""
 
     index: int = -1
-    seen: dict[Any, list[Forward]] = field(default_factory=dict)
+    seen: dict[Any, Forward] = field(default_factory=dict)
     known: dict[Any, Forward] = field(default_factory=dict)
     unconfirmed: set[Any] = field(default_factory=set)
 
@@ -86,7 +86,7 @@ class Open:
     asked: set[str]
 
 
-@dataclass
+@dataclass(eq=False)
 class Written:
     """A call that was written and takes part in a graph."""
 
@@ -104,6 +104,7 @@ class Folder:
         self._sink = sink
         self._attribution = attribution
         self._asked = asked
+        self._model: nn.Module | None = None
         self._members: dict[int, Member] = {}
         self._passes: dict[int, Pass] = {}
         self._unsettled: list[Traced] = []
@@ -112,35 +113,46 @@ class Folder:
         self._phase = "load"
         self._backwards: dict[Any, Backward] = {}
         self._backwards_unconfirmed: set[Any] = set()
-        self._waiting = 0
+        self._waiting: dict[Any, list[Written]] = {}
+        self._survivors: dict[int, Traced] = {}
+        sink.between = self._died_between
         self.written_calls = 0
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follow the layers of ``model``. Raises :class:`FoldError` inside."""
-        self._members = {id(member.layer): member for member in members_of(model)}
-        classes = {id(member.layer): type(member.layer) for member in self._members.values()}
-        followed = {of: self._followed(of) for of in set(classes.values())}
-        for member in self._members.values():
-            member.layer.__class__ = followed[type(member.layer)]
+        """Follow the layers of ``model`` from the next phase on. Raises :class:`FoldError` inside."""
+        self._model = model
         try:
             yield
         finally:
             for member in self._members.values():
-                member.layer.__class__ = classes[id(member.layer)]
+                member.layer.__class__ = type(member.layer).__mro__[2]
+
+    def _follow(self) -> None:
+        """Not before the first phase with layers begins: until then settings may change."""
+        assert self._model is not None
+        self._members = {id(member.layer): member for member in members_of(self._model)}
+        followed = {of: self._followed(of) for of in {type(member.layer) for member in self._members.values()}}
+        for member in self._members.values():
+            member.layer.__class__ = followed[type(member.layer)]
+        self._model = None
 
     def phase(self, name: str, state: str, step: int) -> None:
         """A phase begins or ends."""
         self._phase = name
         if state == "begin":
             self._backwards.clear()
+            if self._model is not None:
+                self._follow()
             return
         self._settle()
         self._close(None)
         for group in list(self._passes):
             self._end_pass(group)
-        if self._backwards_unconfirmed or (name == "backward" and self._waiting):
+        if self._backwards_unconfirmed or (name == "backward" and any(self._waiting.values())):
             raise FoldError("backward")
+        if name == "backward":
+            self._survivors.clear()
 
     def _followed(self, of: type[nn.Module]) -> type[nn.Module]:
         def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +247,18 @@ class Folder:
         number = result.output_nr
         result.grad_fn.register_prehook(lambda gradients: self._begin_backward(traced, gradients[number]))
         self._unsettled.append(traced)
+        self._survivors |= {ident: traced for ident, name in call.names.items() if name[0] == "forward" and name != flow[1]}
+
+    def _died_between(self, ident: int) -> None:
+        """What a traced layer made dies outside of layers, such as casts at the end of autocast: so it does for written ones."""
+        traced = self._survivors.pop(ident, None)
+        if traced is None:
+            return
+        name = traced.names.pop(ident)
+        for written in self._waiting.get(traced.key, ()):
+            entry = written.storages.pop(name, None)
+            if entry is not None:
+                self._tracker.bury(entry)
 
     def _settle(self) -> None:
         """The layer before has returned: an input that still lives is kept by the graph."""
@@ -248,10 +272,9 @@ class Folder:
         this = self._passes[group]
         known = this.known.get(key)
         if known is None:
-            earlier = this.seen.setdefault(key, [])
-            if record in earlier:
+            if this.seen.get(key) == record:
                 this.known[key] = record
-            earlier.append(record)
+            this.seen[key] = record
         elif known == record:
             this.unconfirmed.discard(key)
 
@@ -278,7 +301,7 @@ class Folder:
         names = {name for name in call.storages if name[0] == "forward"}
         storages = {name: call.storages[name] for name in names} | {("input",): entry}
         written = Written(call.key, call.member, storages, hidden.untyped_storage() if record.keeps_input else None)
-        self._waiting += 1
+        self._waiting.setdefault(call.key, []).append(written)
 
         def made(name: Name, spec: Spec) -> torch.Tensor:
             if not spec[5]:
@@ -324,6 +347,9 @@ class Folder:
     def _undone(self, done: Open, gradient: torch.Tensor) -> Backward | None:
         """What the backward did, None where it could not be said of another layer."""
         traced, window = done.traced, done.window
+        gone = [ident for ident, other in self._survivors.items() if other is traced]
+        for ident in gone:
+            del self._survivors[ident]
 
         def name_of(tensor: torch.Tensor) -> Name:
             entry = self._tracker.entry_of(tensor)
@@ -347,7 +373,7 @@ class Folder:
         """Write the backward of a written layer. Returns the gradient of its input."""
         self._settle()
         self._close(gradient)
-        self._waiting -= 1
+        self._waiting[written.call_key].remove(written)
         storages, tensors = written.storages, {("gradient",): gradient}
         names: dict[int, Name] = {}
         before = self._gradients(written.member, names, storages, tensors)

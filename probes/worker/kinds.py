@@ -1,7 +1,7 @@
 """Which of a model's repeated layers are alike, judged by everything that can decide what they do.
 
 Two layers are of one kind when their modules have the same classes, parameters, buffers and settings, and the entries that the
-config keeps for each of them are equal. A setting that is the layer's own number counts as equal.
+config keeps for each of them are equal. A setting that is the layer's own number, or a path with it, counts as equal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -97,6 +99,8 @@ def _is_idle_hook(name: str, value: Any) -> bool:
 
 
 def _value(name: str, value: Any, index: int, layers: int, depth: int) -> Any:
+    if isinstance(value, str):
+        return value.replace(f".{index}.", ".its number.")
     if isinstance(value, PLAIN):
         is_own = type(value) is int and value == index and _NUMBER.search(name) is not None
         return "its number" if is_own else (type(value), value)
@@ -106,8 +110,24 @@ def _value(name: str, value: Any, index: int, layers: int, depth: int) -> Any:
         return (dict, *((key, _value("", item, index, layers, depth - 1)) for key, item in value.items() if isinstance(key, PLAIN)))
     if isinstance(value, torch.Tensor):
         return (torch.Tensor, tuple(value.shape), value.stride(), value.dtype)
+    if isinstance(value, nn.Module):
+        return type(value)
+    if depth and (parts := _parts(value)) is not None:
+        return (type(value), *(_value("", part, index, layers, depth - 1) for part in parts))
     # The same object in both, such as the config or a function; one of its own makes a layer a kind of its own.
     return (type(value), id(value))
+
+
+def _parts(function: Any) -> tuple[Any, ...] | None:
+    """What decides what a function does, None for other objects."""
+    if isinstance(function, FunctionType):
+        cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
+        return (id(function.__code__), function.__defaults__, *cells)
+    if isinstance(function, MethodType):
+        return (function.__func__, function.__self__)
+    if isinstance(function, partial):
+        return (function.func, function.args, function.keywords)
+    return None
 
 
 def _entries(config: Any, index: int, layers: int) -> Any:

@@ -28,6 +28,7 @@ from .trace import Trace
 from .tracker import Differences, StorageTracker, rounded
 from .training import TrainingLoad
 from .unroll import Recorder, Slot, Unroller
+from .walk import Walk
 from .wire import HeldWire, Wire
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Run:
         self._unroller: Unroller | None = None
         self._windows: WindowSink | None = None
         self._folder: Folder | None = None
+        self._walk: Walk | None = None
 
     def run(self) -> None:
         """See :func:`run`."""
@@ -148,8 +150,7 @@ class Run:
             self._folder = Folder(tracker, self._windows, attribution, answers.asked)
         listeners = [trace] if self._folder is None else [self._folder, trace]
         self._phases = Phases(wire, devices.TraceMeter(tracker), listeners, on_begin=attribution.enter_phase)
-        amp = self._order.task == "training" and self._order.training.precision.startswith("amp-")
-        functions = personality.functions(amp) if personality is not None else contextlib.nullcontext()
+        functions = personality.functions(self._amp) if personality is not None else contextlib.nullcontext()
         with fake_tensors(), functions, tracker:
             self._trace_load(attribution)
         if self._unroller is not None:
@@ -192,9 +193,16 @@ class Run:
 
     def _on_cuda(self) -> None:
         device = devices.open_cuda(self._order.device, self._order.budget_bytes)
-        self._phases = Phases(self._wire, devices.CudaMeter(device))
+        meter = devices.CudaMeter(device)
+        assert self._built is not None
+        self._walk = Walk(self._built.model, meter, masters=self._amp)
+        self._phases = Phases(self._wire, meter, on_begin=self._walk.begin, walk_components=self._walk.components)
         with self._sampling():
             self._load(device, make_real(device), None)
+
+    @property
+    def _amp(self) -> bool:
+        return self._order.task == "training" and self._order.training.precision.startswith("amp-")
 
     def _load(self, device: torch.device, make: Maker, attribution: Attribution | None) -> None:
         assert self._built is not None
@@ -208,10 +216,14 @@ class Run:
                 attribution.enter_module("")
                 self._label_weights(attribution)
         with self._watching(attribution):
+            load: InferenceLoad | TrainingLoad
             if self._order.task == "inference":
-                InferenceLoad(self._built, self._order.inference, attribution, self._unroll).run(self._phases, device)
+                load = InferenceLoad(self._built, self._order.inference, attribution, self._unroll)
             else:
-                TrainingLoad(self._built, self._order.training, attribution, self._order.fake).run(self._phases, device)
+                load = TrainingLoad(self._built, self._order.training, attribution, self._order.fake)
+            if self._walk is not None:
+                self._walk.watch(load)
+            load.run(self._phases, device)
 
     @contextlib.contextmanager
     def _watching(self, attribution: Attribution | None) -> Iterator[None]:
@@ -229,7 +241,7 @@ class Run:
         model = self._built.model
         adapters = [value for name, value in model.named_parameters() if "lora_" in name]
         attribution.label(quantisation_state(model), QUANTIZATION_STATE)
-        if self._order.task == "training" and self._order.training.precision.startswith("amp-"):
+        if self._amp:
             attribution.master_weights(value for value in model.parameters() if value.dtype == torch.float32)
         attribution.label(adapters, ADAPTERS)
 

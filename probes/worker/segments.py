@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +73,8 @@ class WindowSink:
     def __init__(self, inner: Events, attribution: Attribution) -> None:
         self.inner = inner
         self.window: Window | None = None
+        self.between: Callable[[int], None] = lambda _ident: None
+        """Hears of deaths while no window is open."""
         self._attribution = attribution
 
     def alloc(self, ident: int, nbytes: int, component: int, op: str) -> None:
@@ -85,6 +88,8 @@ class WindowSink:
         self.inner.free(ident)
         if self.window is not None:
             self.window.free(ident)
+        else:
+            self.between(ident)
 
     def relabel(self, ident: int, component: int) -> None:
         """It is known to be of another component."""
