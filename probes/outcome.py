@@ -34,6 +34,8 @@ _TITLES: dict[Kind, str] = {
 }
 _OWN_DOING = frozenset({4, 6, 7, 8, 11})
 """SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: signals that a program brings upon itself."""
+_ASK_FOR_LESS = "Free memory, raise the budget, or ask for less: a smaller batch, fewer tokens, fewer layers."
+_ASK_FOR_LESS_OF_A_CARD = "Choose a larger card, or ask for less of this one: a smaller batch, fewer tokens, smaller weights."
 _BAD_INPUT = ("bad_order", "bad_config")
 
 
@@ -43,7 +45,7 @@ class Outcome:
 
     ``after_s`` counts from the start of the run, ``limit_s`` is the limit that was met (time or silence), ``signal`` and
     ``exit_status`` are those of the process, ``oom_kills`` how many processes the kernel's out-of-memory killer ended
-    meanwhile, ``message`` and ``error_kind`` the worker's own.
+    meanwhile, ``message`` and ``error_kind`` the worker's own. ``rehearsed``: on a simulated card.
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class Outcome:
     exit_status: int | None = None
     oom_kills: int = 0
     stderr_tail: str = ""
+    rehearsed: bool = False
 
     @property
     def title(self) -> str:
@@ -100,11 +103,12 @@ class Outcome:
     @property
     def remedy(self) -> str:
         """What helps, or nothing."""
+        verb = "rehearse" if self.rehearsed else "measure"
         return {
-            "out_of_memory": "Free memory, raise the budget, or ask for less: a smaller batch, fewer tokens, fewer layers.",
-            "timed_out": "Raise the time limit, or measure fewer layers or tokens.",
+            "out_of_memory": _ASK_FOR_LESS_OF_A_CARD if self.rehearsed else _ASK_FOR_LESS,
+            "timed_out": f"Raise the time limit, or {verb} fewer layers or tokens.",
             "hung": "If the machine is only slow, raise the silence limit; else look at the system's log.",
-            "killed": "Leave more memory free, or measure fewer layers." if self._maybe_oom_killer() else "",
+            "killed": f"Leave more memory free, or {verb} fewer layers." if self._maybe_oom_killer() else "",
             "crashed": "The last lines of its error output say more; report them if they name no cause.",
         }.get(self.kind, "")
 
@@ -156,6 +160,7 @@ class Facts:
     exit_status: int | None
     oom_kills: int
     stderr_tail: str
+    rehearsed: bool = False
 
 
 def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None) -> Outcome:
@@ -169,7 +174,7 @@ def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, 
     base = Outcome(
         forced or ("killed" if died_of is not None and died_of not in _OWN_DOING else "crashed"),
         facts.after_s, facts.phase, limit_s=limit_s, signal=died_of, exit_status=status,
-        oom_kills=facts.oom_kills, stderr_tail=facts.stderr_tail,
+        oom_kills=facts.oom_kills, stderr_tail=facts.stderr_tail, rehearsed=facts.rehearsed,
     )  # fmt: skip
     if told is not None and told.get("event") == "result":
         return _with_result(base, told)

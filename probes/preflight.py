@@ -21,4 +21,4 @@ def why_not() -> str:
     if not missing:
         return ""
     verb = "is" if len(missing) == 1 else "are"
-    return f'{" and ".join(missing)} {verb} not installed. Measuring needs them: pip install "highwater[probe]"'
+    return f'{" and ".join(missing)} {verb} not installed. Rehearsing and measuring need them: pip install "highwater[probe]"'

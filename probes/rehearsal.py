@@ -97,7 +97,7 @@ class Rehearsal(Measurement):
             return ended
         report = self.exhausted.report
         return replace(
-            ended, kind="out_of_memory", phase=self.exhausted.phase, message=str(report),
+            ended, kind="out_of_memory", rehearsed=True, phase=self.exhausted.phase, message=str(report),
             requested_bytes=report.requested_bytes, free_bytes=report.free_bytes,
         )  # fmt: skip
 

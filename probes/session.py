@@ -253,6 +253,7 @@ class ProbeSession:
             exit_status=status,
             oom_kills=(kernel_oom_kills() or 0) - (kills_before or 0),
             stderr_tail=self._stderr.decode("utf-8", "replace"),
+            rehearsed=self.order.get("mode") == "rehearse",
         )
 
     def _finish(self, outcome: Outcome) -> None:

@@ -46,7 +46,8 @@ Every event has ``event`` (its name) and ``t``.
               and prefill; decode 0; training 1 or 2), ``micro`` (0 … gradient_accumulation − 1).
               At the end also ``allocated``, ``reserved``, ``device`` (highest value during the phase) and
               ``components`` {component: bytes at the moment of the allocated peak} (null when not known). On a CUDA
-              measurement ``components`` holds what can be walked at the end of the phase (weights, kv_cache, …) only.
+              measurement they are walked: what is held (weights, gradients, optimizer state, cache), and as activations or
+              workspace the rest of the peak.
 ``memory``    ``allocated``, ``reserved``, ``device``, ``free``, ``total``, ``phase``. Sampled. On CPU ``allocated`` is the
               tracker's figure (live storages, each rounded up to 512 bytes), ``reserved`` equals it, ``device`` is the
               growth of the process's resident memory since before the model was built, ``free`` and ``total`` are

@@ -90,7 +90,8 @@ class Attribution:
     def watching(self, model: nn.Module, vocabulary: int | None) -> Iterator[None]:
         """Follow the model's modules while they run. ``vocabulary``: the last dimension of logits."""
         self._vocabulary = vocabulary
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_head: Any = getattr(model, "get_output_embeddings", None)
+        head = find_head() if find_head is not None else None
         self._head = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
         self._names = {id(module): name for name, module in model.named_modules()}
         self._blocks = set(_blocks(model))
@@ -182,8 +183,9 @@ class Attribution:
         for tensor in tensors_of([output]):
             if tensor.grad_fn is not None:
                 # The innermost module that returned it: a layer's last part, not the layer.
-                if _MODULE not in tensor.grad_fn.metadata:
-                    tensor.grad_fn.metadata[_MODULE] = name
+                known: Any = tensor.grad_fn.metadata
+                if _MODULE not in known:
+                    known[_MODULE] = name
                     tensor.grad_fn.register_prehook(self._in_backward(name))
                 return
 

@@ -118,6 +118,10 @@ class CudaMeter:
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
 
+    def raised(self) -> int:
+        """The highest allocated since the phase began; the allocator's own books, so nothing is waited for."""
+        return int(torch.cuda.max_memory_allocated(self._device))
+
     def device_peak(self) -> int:
         """Highest device figure a counter tells, else 0."""
         return torch.cuda.max_memory_reserved(self._device)

@@ -68,6 +68,15 @@ class InferenceLoad:
         """Whether the model has a head that makes tokens."""
         return bool(self._model.can_generate()) if hasattr(self._model, "can_generate") else False
 
+    def holdings(self) -> dict[str, Any]:
+        """What is held between steps, by component."""
+        held: dict[str, list[Any]] = {"kv_cache": [], "recurrent_state": []}
+        for part in _parts(self.cache):
+            for holder in (part, *getattr(part, "layers", ())):
+                for name, value in getattr(holder, "__dict__", {}).items():
+                    held[_component_name(name)].append(value)
+        return held
+
     def _decode(self, generation: Generation, phases: Phases) -> None:
         steps = self._workload.new_tokens
         done = 0
@@ -206,8 +215,12 @@ class InferenceLoad:
         if self._attribution is None or not hasattr(holder, "__dict__"):
             return
         for name, value in vars(holder).items():
-            state = any(part in name for part in _STATE_NAMES)
-            self._attribution.label(tensors_of([value]), RECURRENT_STATE if state else KV_CACHE)
+            component = RECURRENT_STATE if _component_name(name) == "recurrent_state" else KV_CACHE
+            self._attribution.label(tensors_of([value]), component)
+
+
+def _component_name(attribute: str) -> str:
+    return "recurrent_state" if any(part in attribute for part in _STATE_NAMES) else "kv_cache"
 
 
 def _parts(cache: Any) -> list[Any]:

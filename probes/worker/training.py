@@ -52,6 +52,10 @@ class TrainingLoad:
             self._step(phases, step, device)
         phases.wire.send("progress", what="step", done=STEPS, total=STEPS)
 
+    def holdings(self) -> dict[str, Any]:
+        """What is held between steps, by component."""
+        return {"optimizer_state": [optimizer.state for optimizer in self._optimizers]}
+
     def _prepare(self) -> None:
         self._model.train()
         # The Trainer's default (transformers 5, TrainingArguments.use_cache).

@@ -97,3 +97,12 @@ def test_sizes_that_are_none_are_not_believed() -> None:
 
 def test_signals_without_a_name_keep_their_number() -> None:
     assert signal_name(1000) == "signal 1000"
+
+
+def test_the_remedy_of_a_rehearsal_speaks_of_the_card_that_is_played() -> None:
+    """A rehearsal takes no memory, so neither freeing some nor a budget would help."""
+    measured, rehearsed = (judge(OUT_OF_MEMORY, None, facts(rehearsed=played)).remedy for played in (False, True))
+    assert "budget" in measured
+    assert "budget" not in rehearsed
+    assert "larger card" in rehearsed
+    assert "rehearse fewer layers" in judge(None, "timed_out", facts(130, rehearsed=True), 60.0).remedy

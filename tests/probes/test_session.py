@@ -359,7 +359,7 @@ def test_missing_packages_are_told_before_anything_starts(tmp_path: Path, monkey
         outcome = session.wait(20)
     assert outcome is not None
     assert (outcome.kind, outcome.exit_code, session.pid) == ("could_not_start", 3, None)
-    assert outcome.sentence == 'no_such_torch is not installed. Measuring needs them: pip install "highwater[probe]"'
+    assert outcome.sentence == 'no_such_torch is not installed. Rehearsing and measuring need them: pip install "highwater[probe]"'
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
