@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 
@@ -171,5 +170,9 @@ def describe(value: object) -> str:
 
 def nearest(value: object, names: Iterable[str]) -> str:
     """``; did you mean …?`` when a close name exists, else nothing."""
-    found = difflib.get_close_matches(value[:200], list(names), n=1) if isinstance(value, str) else []
+    if not isinstance(value, str):
+        return ""
+    import difflib  # noqa: PLC0415  for faults alone
+
+    found = difflib.get_close_matches(value[:200], list(names), n=1)
     return f" (did you mean {found[0]}?)" if found else ""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.layers import MixtureOfExperts, Weight
 from planner.formats.format import Format, weight_bytes
-from planner.formats.gguf_tensors import GgufTensor, gguf_tensors
 from planner.formats.patterns import names_layers
 from planner.memo import remember_by_identity
 from planner.record import record
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from planner.architecture.layers import Architecture, Role, Stack
+    from planner.formats.gguf_file import GgufTensor
     from planner.formats.header import FileHeader
 
 SHOWN_NAMES = 1000
@@ -143,6 +143,8 @@ def _header_bytes(header: FileHeader) -> FormatBytes:
 
 def _gguf_bytes(architecture: Architecture, fmt: Format) -> FormatBytes:
     """A GGUF file holds scales inside its blocks: what they add to the values counts as quantisation state."""
+    from planner.formats.gguf_file import gguf_tensors  # noqa: PLC0415  loaded for those who ask
+
     try:
         tensors = gguf_tensors(architecture, fmt.file_type)
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from planner.formats.gguf_tensors import GgufTensor
+    from planner.formats.gguf_file import GgufTensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -13,7 +13,6 @@ from planner.faults import Fault, Faults, Reader
 from planner.formats import catalog
 from planner.formats.compressed_tensors import compressed_tensors
 from planner.formats.format import EMBEDDINGS, EXPERTS, HEAD, LINEARS, LINEARS_AND_EXPERTS, Format, Override
-from planner.formats.gguf_types import FILE_TYPES
 from planner.formats.modelopt import modelopt, modelopt_algorithm
 from planner.formats.readers import from_header_only, module_names, reject_huge, unquantized
 from planner.formats.storage import WHOLE, BitsAndBytes4Bit, Gptq, QuantoBits, Scaled
@@ -285,6 +284,8 @@ def _auto_round(reader: Reader) -> Format:
 def _gguf(reader: Reader) -> Format:
     """A GGUF file: the mix it names. Only its header has its tensors, where another tool than llama.cpp's chose their types."""
     name = reader.string("file_type", "")
+    from planner.formats.gguf_types import FILE_TYPES  # noqa: PLC0415  loaded for those who ask
+
     if name in FILE_TYPES:
         return catalog.gguf_format(name)
     return from_header_only("gguf", f"file type {name[:60]} is not one of llama.cpp's mixes")
