@@ -1,0 +1,49 @@
+"""Propose changes that make a plan fit or give it room, each predicted anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from cli import exits
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse
+from cli.tables import console, table
+from planner.advise import Advice, advise
+from planner.predict import predict
+from planner.scenario import parse_scenario
+from planner.units import format_bytes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Scenario and form of the answer."""
+    parser.add_argument("scenario", help="scenario file (JSON), or - for standard input")
+    parser.add_argument("--json", action="store_true", help="print as JSON, each proposal with its scenario")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the proposals; the status tells whether the plan fits as it is."""
+    try:
+        plan = plan_of(read_scenario(options.scenario))
+        settled = parse_scenario(plan.footprint.scenario)
+        found = advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
+    except ERRORS as error:
+        return refuse(error)
+    if options.json:
+        json.dump([advice.to_json() for advice in found], sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        _print(found, plan.footprint.verdict)
+    return exits.OF_VERDICT[plan.footprint.verdict]
+
+
+def _print(found: tuple[Advice, ...], verdict: str) -> None:
+    words = verdict.replace("_", " ")
+    if not found:
+        console().print(f"the plan: {words}; no change is known that would take less")
+        return
+    console().print(f"the plan: {words}; what would take less, best first")
+    made = table(["change", "saves", "then", "cost"], numeric=(1,))
+    for advice in found:
+        made.add_row(advice.title, format_bytes(advice.saving_bytes), advice.verdict.replace("_", " "), advice.cost)
+    console().print(made)

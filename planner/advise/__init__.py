@@ -1,0 +1,151 @@
+"""What would make a plan fit, or give it room: single changes and the cheapest set of them, each predicted anew.
+
+``advise`` asks the predictor for every change it proposes, so a saving is never an estimate of its own. Costs in quality and
+speed are said in words, with the paper or document they are from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from planner.advise.changes import LARGE, Change, Dial, changes_of
+from planner.faults import Faults
+from planner.record import record
+
+if TYPE_CHECKING:
+    from planner.architecture.layers import Architecture
+    from planner.footprint import Footprint
+    from planner.scenario import Scenario
+
+Predict = Callable[["Scenario"], "Footprint"]
+GOOD = {"fits": 0, "tight": 1, "does_not_fit": 2, "unknown": 3}
+LARGEST_SET = 4
+
+
+@record
+class Advice:
+    """One proposal: what it changes, the scenario to adopt, and what the predictor says of it.
+
+    ``saving_bytes``: device memory of the fullest GPU before minus after. ``verdict``: of the changed plan.
+    """
+
+    title: str
+    cost: str
+    because: str
+    scenario: Scenario
+    saving_bytes: int
+    device_bytes: int
+    verdict: str
+    effort: int
+    """How much it costs in quality and speed together: 0 nothing, up to 6."""
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready data."""
+        from planner.scenario import to_json  # noqa: PLC0415  a cycle otherwise
+
+        return {
+            "title": self.title, "cost": self.cost, "because": self.because, "saving_bytes": self.saving_bytes,
+            "device_bytes": self.device_bytes, "verdict": self.verdict, "scenario": to_json(self.scenario),
+        }  # fmt: skip
+
+
+def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> tuple[Advice, ...]:
+    """Proposals for a settled scenario, best first: those that make it fit by what they cost, then by what they save.
+
+    ``predict``: the footprint of a scenario for the model and card at hand. When no cheap change makes a plan fit, the
+    cheapest set of up to four that does is among them. A plan whose footprint is unknown gets no advice.
+    """
+    now = predict(scenario)
+    before = _device_bytes(now)
+    if before is None:
+        return ()
+    found = [_mildest((), dial, before, predict) for dial in changes_of(scenario, architecture)]
+    single = sorted((pair[1] for pair in found if pair and pair[1].saving_bytes > 0), key=_rank)
+    if now.verdict == "does_not_fit" and not any(_fits(advice) and advice.effort < LARGE for advice in single):
+        single = sorted((*_together(scenario, architecture, before, predict), *single), key=_rank)
+    return tuple(single)
+
+
+def _fits(advice: Advice) -> bool:
+    return GOOD[advice.verdict] < GOOD["does_not_fit"]
+
+
+def _mildest(taken: Sequence[Change], dial: Dial, before: int, predict: Predict) -> tuple[Change, Advice] | None:
+    """The mildest setting of a dial that fits, else its strongest; memory falls along a dial, so the place is bisected."""
+
+    def weighed(step: int) -> tuple[Change, Advice] | None:
+        change = dial.at(step)
+        advice = _weighed((*(earlier for earlier in taken if earlier.kind != change.kind), change), before, predict)
+        return None if advice is None else (change, advice)
+
+    strongest = weighed(dial.count - 1)
+    if dial.count == 1 or strongest is None or not _fits(strongest[1]):
+        return strongest
+    low, high, best = 0, dial.count - 1, strongest
+    while low < high:
+        middle = (low + high) // 2
+        found = weighed(middle)
+        if found is not None and _fits(found[1]):
+            high, best = middle, found
+        else:
+            low = middle + 1
+    return best
+
+
+def _rank(advice: Advice) -> tuple[int, int, int]:
+    return (0 if _fits(advice) else 1, advice.effort if _fits(advice) else 0, -advice.saving_bytes)
+
+
+def _together(scenario: Scenario, architecture: Architecture, before: int, predict: Predict) -> tuple[Advice, ...]:
+    """The change that saves most for what it costs, then the next on top of it, until the plan fits."""
+    taken: list[Change] = []
+    for number in range(LARGEST_SET):
+        at = taken[-1].scenario if taken else scenario
+        known = [pair for dial in changes_of(at, architecture) if (pair := _mildest(taken, dial, before, predict))]
+        if not known:
+            return ()
+        fitting = [pair for pair in known if _fits(pair[1])] if number else []
+        if fitting:
+            return (min(fitting, key=lambda pair: _rank(pair[1]))[1],)
+        best = max(known, key=lambda pair: _worth(pair[1]))[0]
+        taken = [*(change for change in taken if change.kind != best.kind), best]
+    return ()
+
+
+def _worth(advice: Advice) -> float:
+    return advice.saving_bytes / (1 + advice.effort)
+
+
+def _weighed(changes: Sequence[Change], before: int, predict: Predict) -> Advice | None:
+    """What the predictor says of the last change's scenario, which holds those before it; None where it can't say."""
+    last = changes[-1]
+    try:
+        after = predict(last.scenario)
+    except Faults:
+        return None
+    device = _device_bytes(after)
+    if device is None or after.verdict == "unknown":
+        return None
+    return Advice(
+        title=_joined(change.title for change in changes),
+        cost=_joined(dict.fromkeys(change.cost for change in changes)),
+        because=_joined(dict.fromkeys(change.because for change in changes if change.because)),
+        scenario=last.scenario,
+        saving_bytes=before - device,
+        device_bytes=device,
+        verdict=after.verdict,
+        effort=sum(change.effort for change in changes),
+    )
+
+
+def _joined(words: Iterable[str]) -> str:
+    return "; ".join(words)
+
+
+def _device_bytes(footprint: Footprint) -> int | None:
+    peaks = [gpu.peak.device for gpu in footprint.gpus if gpu.peak is not None]
+    return max(peaks) if peaks else None
+
+
+__all__ = ["Advice", "Change", "Dial", "advise", "changes_of"]

@@ -1,0 +1,118 @@
+"""Advice is the predictor's own word: savings, verdicts and the mildest change that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.advise import advise
+from planner.architecture import read_config
+from planner.footprint import Footprint
+from planner.gpu import Gpu
+from planner.predict import predict
+from planner.scenario import Scenario, parse_scenario
+from resources.catalog import catalog_model
+from resources.gpus import gpu
+
+GIB = 2**30
+
+
+@cache
+def architecture(name: str):
+    return read_config(catalog_model(name).config)
+
+
+def asked(name: str, card: Gpu, **document: object):
+    """The settled scenario, the predictor for its model and card, and how often it was asked."""
+    scenario = parse_scenario({"version": 1, "model": name, **document})
+    calls: list[Scenario] = []
+
+    def answer(changed: Scenario) -> Footprint:
+        calls.append(changed)
+        return predict(changed, architecture(name), card)
+
+    return parse_scenario(answer(scenario).scenario), answer, calls
+
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+SERVED = {"task": "inference", "inference": {"engine": "transformers", "batch": 64, "prompt_tokens": 8192, "new_tokens": 256}}
+LLAMA_CPP = {"task": "inference", "weights": "gguf:Q8_0", "inference": {"engine": "llama.cpp", "batch": 8, "prompt_tokens": 8000}}
+TRAINED = {"task": "training", "training": {"batch": 8, "sequence": 4096}}
+
+
+def device(footprint: Footprint) -> int:
+    return max(found.peak.device for found in footprint.gpus if found.peak)
+
+
+@pytest.mark.parametrize("document", [SERVED, LLAMA_CPP, TRAINED], ids=["transformers", "llama.cpp", "training"])
+def test_every_proposal_is_what_the_predictor_says_of_it(document) -> None:
+    card = gpu("RTX 4090 24GB")
+    scenario, answer, _ = asked(LLAMA, card, **document)
+    found = advise(scenario, architecture(LLAMA), answer)
+    assert found
+    for advice in found:
+        after = answer(advice.scenario)
+        assert (advice.device_bytes, advice.verdict) == (device(after), after.verdict)
+        assert advice.saving_bytes == device(answer(scenario)) - device(after) > 0
+        assert advice.title
+        assert advice.cost
+        parse_scenario(advice.to_json()["scenario"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=st.integers(2, 300), capacity=st.integers(17, 90))
+def test_a_smaller_batch_is_the_largest_that_fits(batch: int, capacity: int) -> None:
+    """Rule: the batch proposed fits, one sequence more does not."""
+    ask = {"engine": "transformers", "batch": batch, "prompt_tokens": 2048, "new_tokens": 64}
+    scenario, answer, _ = asked(
+        LLAMA, gpu("A100 SXM4 80GB"), task="inference", inference=ask, hardware={"capacity_bytes": capacity * GIB}
+    )
+    found = [advice for advice in advise(scenario, architecture(LLAMA), answer) if advice.title.startswith("Batch ")]
+    fitting = [advice for advice in found if advice.verdict in ("fits", "tight") and ";" not in advice.title]
+    if answer(scenario).verdict == "does_not_fit" and fitting:
+        chosen = fitting[0].scenario.inference
+        one_more = replace(scenario, inference=replace(chosen, batch=chosen.batch + 1))
+        assert answer(one_more).verdict == "does_not_fit"
+
+
+def test_what_fits_comes_first_by_what_it_costs() -> None:
+    scenario, answer, _ = asked(LLAMA, gpu("A100 SXM4 80GB"), **TRAINED)
+    found = advise(scenario, architecture(LLAMA), answer)
+    fitting = [advice.verdict in ("fits", "tight") for advice in found]
+    assert fitting == sorted(fitting, reverse=True)
+    efforts = [advice.effort for advice, fits in zip(found, fitting, strict=True) if fits]
+    assert efforts == sorted(efforts)
+    savings = [advice.saving_bytes for advice, fits in zip(found, fitting, strict=True) if not fits]
+    assert savings == sorted(savings, reverse=True)
+
+
+def test_changes_are_combined_when_no_cheap_one_is_enough() -> None:
+    scenario, answer, _ = asked("meta-llama/Llama-3.1-70B", gpu("RTX 4090 24GB"), **LLAMA_CPP | {"weights": "bf16"})
+    found = advise(scenario, architecture("meta-llama/Llama-3.1-70B"), answer)
+    combined = [advice for advice in found if ";" in advice.title]
+    assert combined
+    assert combined[0].verdict in ("fits", "tight")
+    assert any("layers on the GPU" in advice.title for advice in combined)
+
+
+def test_what_is_unknown_gets_no_advice_and_a_plan_that_fits_only_savings() -> None:
+    scenario, answer, _ = asked(LLAMA, gpu("H200 SXM 141GB"), **SERVED | {"inference": SERVED["inference"] | {"batch": 1}})
+    assert all(advice.saving_bytes > 0 for advice in advise(scenario, architecture(LLAMA), answer))
+
+    def unknown(changed: Scenario) -> Footprint:
+        found = answer(changed)
+        return replace(found, gpus=tuple(replace(held, phases=()) for held in found.gpus), verdict="unknown")
+
+    assert advise(scenario, architecture(LLAMA), unknown) == ()
+
+
+def test_a_table_of_proposals_costs_few_predictions() -> None:
+    """Dials are bisected: their settings are not tried one by one."""
+    scenario, answer, calls = asked(LLAMA, gpu("A100 SXM4 80GB"), **SERVED)
+    calls.clear()
+    advise(scenario, architecture(LLAMA), answer)
+    assert len(calls) < 80
