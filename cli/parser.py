@@ -11,7 +11,9 @@ from pathlib import Path
 
 from cli import exits
 
-VERBS = ("predict", "report", "rehearse", "measure", "monitor", "history", "replay", "advise", "commands", "models", "gpus", "doctor")
+VERBS = (
+    "predict", "report", "advise", "commands", "rehearse", "measure", "monitor", "history", "replay", "models", "gpus", "doctor",
+)  # fmt: skip
 EPILOG = (
     "exit status: 0 fits or ran, 1 does not fit or ran out of memory, 2 bad input, "
     "3 could not be done here (no GPU, no torch, no network), 130 interrupted"
