@@ -18,6 +18,12 @@ WORD_BITS = 32
 class _Packed(QuantisedLinear):
     VALUES = ("qweight",)
 
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The packed values, under the name that PEFT asks for."""
+        packed: torch.Tensor = self.qweight  # type: ignore[assignment]
+        return packed
+
     def _groups(self, group: int) -> int:
         return -(-self.in_features // (group if group > 0 else self.in_features))
 

@@ -69,7 +69,7 @@ def parameters_of(model: nn.Module) -> tuple[int, int]:
     count = sum(parameter.numel() for parameter in model.parameters())
     size_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     for layer in (module for module in model.modules() if isinstance(module, QUANTISED)):
-        stored = sum(getattr(layer, name).numel() for name, _ in layer.named_parameters(recurse=False) if name != "bias")
+        stored = sum(getattr(layer, name).numel() for name, _ in layer.named_parameters(recurse=False) if not name.endswith("bias"))
         count += layer.values - stored
         size_bytes += sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers(recurse=False))
     return count, size_bytes

@@ -64,7 +64,7 @@ class StackedExperts(nn.Module):
             self.register_buffer(f"{name}_scales", self._scales(weight))
             bias = getattr(source, f"{name}_bias", None)
             if bias is not None:
-                self.register_buffer(f"{name}_bias", torch.empty(bias.shape, dtype=torch.float32, device=weight.device))
+                self._store(f"{name}_bias", tuple(bias.shape), torch.float32, weight)
 
     def _store(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device=like.device), requires_grad=False))
