@@ -11,7 +11,7 @@ from typing import Literal
 from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred"]
-RotaryStyle = Literal["halves", "joined", "pairs", "wide", "pairs_wide", "chunks", "complex"]
+RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
 Placement = Literal["pre", "post", "sandwich"]
 
@@ -25,7 +25,11 @@ class Implementation:
     mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
     ``norms_first``: a parallel layer computes both norms before its mixers. ``sums_in_place``: it adds one mixer's output
     into the other's. ``routing``: dtype of the routed experts' weights. ``router``: how experts are chosen.
-    ``experts``: how they are computed.
+    ``experts``: how they are computed. ``rotates_each``: queries are rotated before keys are projected; ``norms_values``:
+    values are normed too, without a weight; ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
+    What a variable keeps alive longer than needed: ``keeps_attention``, the attention's
+    output during the feed-forward block; ``keeps_probabilities``, a layer's attention probabilities during the next
+    layer; ``keeps_positions``, position embeddings during the whole forward.
     """
 
     norm: NormVariant = "cast"
@@ -41,10 +45,17 @@ class Implementation:
     router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk"] = "softmax"
     routing: Literal["fp32", "model"] = "model"
     experts: Literal["grouped", "dense"] = "grouped"
+    rotates_each: bool = False
+    norms_values: bool = False
+    skips_shared: bool = False
+    keeps_attention: bool = False
+    keeps_probabilities: bool = False
+    keeps_positions: bool = False
 
 
 LLAMA = Implementation()
 GEMMA = Implementation(norm="added", placement="sandwich")
+GEMMA4 = Implementation(norm="added", placement="sandwich", routing="fp32", rotates_each=True, norms_values=True, skips_shared=True)
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
 WRITTEN: dict[str, Implementation] = {
@@ -65,20 +76,22 @@ WRITTEN: dict[str, Implementation] = {
         ),
         LLAMA,
     ),
-    "gpt2": LLAMA,
+    "gpt2": Implementation(keeps_attention=True, keeps_positions=True),
     "opt": LLAMA,
     "gpt_neox": LLAMA,
     "phi": LLAMA,
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
-    "gptj": Implementation(rotary="pairs", attention="eager_wide"),
-    "bloom": Implementation(attention="alibi"),
+    "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
+    "bloom": Implementation(attention="alibi", keeps_probabilities=True),
     "falcon": Implementation(masked=True, repeats_keys=False, norms_first=True, sums_in_place=True),
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
     "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),
     "gemma3": GEMMA,
     "gemma3_text": GEMMA,
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA4),
+    "nemotron-nas": LLAMA,
     "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide"),
     "mixtral": Implementation(router="softmax_fp32", routing="fp32"),
@@ -91,7 +104,9 @@ WRITTEN: dict[str, Implementation] = {
     "deepseek_v3": DEEPSEEK,
     "kimi_k2": DEEPSEEK,
     "glm4_moe_lite": DEEPSEEK,
-    "llama4": Implementation(norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense"),
+    "llama4": Implementation(
+        norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense", keeps_attention=True
+    ),
 }
 
 

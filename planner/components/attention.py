@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.graph import Graph, linear, multiply, sliced
-from planner.components.kernels import Operands, choose_kernel, eager, eager_alibi, eager_wide, fused, math, repeat_keys
+from planner.components.kernels import (
+    FLASH_MAX_HEAD_DIM,
+    Operands,
+    choose_kernel,
+    eager,
+    eager_alibi,
+    eager_wide,
+    fused,
+    math,
+    packed,
+    repeat_keys,
+)
 from planner.components.norms import norm_forward
 from planner.components.rotary import Rotated, rotate
 from planner.components.run import Run, module_of
@@ -18,10 +30,11 @@ def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> N
     """
     run, project = g.run, _projections(mixer)
     _project(g, mixer, project, source)
+    kv_heads = mixer.cached_kv_heads or mixer.num_kv_heads
     tensors = [Rotated(name, heads, mixer.head_dim, mixer.rotary_dim) for name, heads in _query_and_key(mixer)]
-    if mixer.rotary_dim:
+    if mixer.rotary_dim and not run.code.rotates_each:
         rotate(g, g.run.code.rotary, tensors)
-    else:
+    elif not mixer.rotary_dim:
         for tensor in tensors:
             g.rename(tensor.name, f"{tensor.name} rotated")
     if mixer.qk_norm != "none" and run.code.normed_after_rotation:
@@ -30,17 +43,19 @@ def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> N
             g.free(f"{name} rotated")
             g.rename(f"{name} norm", f"{name} rotated")
     keys, values = "k rotated", "v"
+    if run.cached:
+        keys, values = "k cached", "v cached"
     if run.cached and mixer.kv == "own":
         _cache_forward(g, mixer)
-        keys, values = "k cached", "v cached"
     _attend(g, mixer, Operands(
-        "q rotated", keys, values, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, mixer.value_head_dim,
+        "q rotated", keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
         run.past_cells(mixer) + run.sequence, needs_mask(run, mixer),
     ))  # fmt: skip
     if mixer.output_gate:
         _gate(g, mixer)
     linear(g, target, "attended", run.hidden(), project.get("o_proj", ()))
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
+    g.free("q", "k", "q new", "k new")
 
 
 def needs_mask(run: Run, mixer: Attention) -> bool:
@@ -73,35 +88,70 @@ def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
 
 
 def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
-    run = g.run
-    sizes = {
-        "q": run.heads(mixer.num_heads, mixer.head_dim),
-        "k": run.heads(mixer.num_kv_heads, mixer.head_dim),
-        "v": run.heads(mixer.num_kv_heads, mixer.value_head_dim),
-    }
+    """``q``, ``k`` and ``v``, normed where the family norms them (and rotated where it does so before the next is made)."""
     if mixer.fused_qkv:
         width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
-        linear(g, "qkv", source, run.rows(width), project.get("qkv", ()))
-        for name, size in sizes.items():
-            g.view(name, "qkv", sliced, size)
-        return
-    for name in ("q", "k", "v") if mixer.kv == "own" else ("q",):
-        weights = project.get(f"{name}_proj", ())
-        if name == "q" and mixer.output_gate:
-            linear(g, "q and gate", source, run.heads(2 * mixer.num_heads, mixer.head_dim), weights)
-            g.view("q", "q and gate", sliced, sizes["q"])
-            g.view("q gate", "q and gate", sliced, sizes["q"])
-            g.free("q and gate")
-        else:
-            linear(g, name, source, sizes[name], weights, copies=name != "v" and bool(mixer.rotary_dim) and mixer.qk_norm == "none")
-        if name != "v" and mixer.qk_norm != "none" and not run.code.normed_after_rotation:
-            heads = mixer.num_heads if name == "q" else mixer.num_kv_heads
+        linear(g, "qkv", source, g.run.rows(width), project.get("qkv", ()))
+        for name, heads, head_dim in _parts(mixer):
+            g.view(name, "qkv", sliced, g.run.heads(heads, head_dim))
+        if mixer.cached_kv_heads:
+            _expand(g, mixer)
+    for name, heads, head_dim in _parts(mixer):
+        if not mixer.fused_qkv:
+            _project_one(g, mixer, project, source, name)
+        if name == "v" and g.run.code.norms_values:
+            _replace_by_norm(g, Norm("v_norm", head_dim, "rms", ()), name, heads, "none")
+        elif name != "v" and mixer.qk_norm != "none" and not g.run.code.normed_after_rotation:
             full = mixer.qk_norm == "full_width"
-            norm_forward(
-                g, _head_norm(mixer, name, heads if full else 1), f"{name} norm", name, 1 if full else heads, run.code.qk_norm
-            )
-            g.free(name)
-            g.rename(f"{name} norm", name)
+            norm = _head_norm(mixer, name, heads if full else 1)
+            _replace_by_norm(g, norm, name, 1 if full else heads, g.run.code.qk_norm)
+        if name != "v" and mixer.rotary_dim and g.run.code.rotates_each:
+            rotate(g, g.run.code.rotary, [Rotated(name, heads, head_dim, mixer.rotary_dim)])
+
+
+def _project_one(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str, name: str) -> None:
+    """One linear; queries may come with a gate, values may be the keys before their norm."""
+    run = g.run
+    size = {part: run.heads(heads, width) for part, heads, width in _parts(mixer)}[name]
+    weights = project.get(f"{name}_proj", ())
+    if name == "q" and mixer.output_gate:
+        linear(g, "q and gate", source, run.heads(2 * mixer.num_heads, mixer.head_dim), weights)
+        g.view("q", "q and gate", sliced, size)
+        g.view("q gate", "q and gate", sliced, size)
+        g.free("q and gate")
+        return
+    if name == "k" and "v_proj" not in project:
+        linear(g, "v", source, size, weights)
+        g.view("k", "v")
+        return
+    if name != "v" or "v_proj" in project:
+        linear(g, name, source, size, weights, copies=name != "v" and bool(mixer.rotary_dim) and mixer.qk_norm == "none")
+
+
+def _parts(mixer: Attention) -> list[tuple[str, int, int]]:
+    """Name, heads and width of what is projected; a layer that shares keys and values has queries alone."""
+    queries = [("q", mixer.num_heads, mixer.head_dim)]
+    if mixer.kv != "own":
+        return queries
+    return [*queries, ("k", mixer.num_kv_heads, mixer.head_dim), ("v", mixer.num_kv_heads, mixer.value_head_dim)]
+
+
+def _replace_by_norm(g: Graph, norm: Norm, name: str, rows: int, variant: NormVariant | None) -> None:
+    norm_forward(g, norm, f"{name} norm", name, rows, variant)
+    g.free(name)
+    g.rename(f"{name} norm", name)
+
+
+def _expand(g: Graph, mixer: Attention) -> None:
+    """Keys and values picked out of the groups, then copied for every head, as are the queries (``FalconAttention._split_heads``)."""
+    every = g.run.heads(mixer.num_heads, mixer.head_dim)
+    for name in ("k", "v"):
+        g.make(f"{name} of groups", g.run.heads(mixer.num_kv_heads, mixer.head_dim), (name,))
+    for name, source in (("q", "q"), ("k", "k of groups"), ("v", "v of groups")):
+        g.make(f"{name} for all", every, (source,))
+    g.free("k of groups", "v of groups", "q", "k", "v")
+    for name in "qkv":
+        g.rename(f"{name} for all", name)
 
 
 def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
@@ -119,10 +169,16 @@ def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
 
 
 def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool) -> None:
-    """``sdpa_attention_forward``: keys are repeated where there is a mask; else the kernel takes them grouped."""
+    """``sdpa_attention_forward``: keys are repeated under a mask or for wide heads (``use_gqa_in_sdpa``), else taken grouped.
+
+    A single query is laid out as several queries of one head instead (``pack_gqa``).
+    """
     run = g.run
-    read = repeat_keys(g, ops) if ops.masked and run.code.repeats_keys else ops
-    kernel = choose_kernel(run, read, grouped_natively=not ops.masked)
+    natively = not ops.masked and ops.head_dim == ops.value_head_dim <= FLASH_MAX_HEAD_DIM
+    read = ops
+    if not natively and run.code.repeats_keys:
+        read = packed(ops) if run.sequence == 1 else repeat_keys(g, ops)
+    kernel = choose_kernel(run, read, grouped_natively=natively)
     if kernel == "math":
         math(g, read)
     else:
@@ -162,7 +218,7 @@ def _cache_forward(g: Graph, mixer: Attention) -> None:
 
 
 def _query_and_key(mixer: Attention) -> list[tuple[str, int]]:
-    both = [("q", mixer.num_heads), ("k", mixer.num_kv_heads)]
+    both = [("q", mixer.num_heads), ("k", mixer.cached_kv_heads or mixer.num_kv_heads)]
     return both if mixer.kv == "own" else both[:1]
 
 
@@ -177,11 +233,10 @@ def _projections(mixer: Attention) -> dict[str, tuple[Weight, ...]]:
     for weight in mixer.weights:
         if weight.role in ("linear", "bias"):
             modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
-    names = (
-        ("qkv", "o_proj")
-        if mixer.fused_qkv
-        else ("q_proj", "k_proj", "v_proj", "o_proj")
-        if mixer.kv == "own"
-        else ("q_proj", "o_proj")
-    )
+    if mixer.fused_qkv:
+        names: tuple[str, ...] = ("qkv", "o_proj")
+    elif mixer.kv == "own":
+        names = ("q_proj", "k_proj", "v_proj", "o_proj") if len(modules) > 3 else ("q_proj", "k_proj", "o_proj")
+    else:
+        names = ("q_proj", "o_proj")
     return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)}

@@ -18,6 +18,7 @@ from planner.architecture.layers import (
     Recurrent,
     SequenceMixer,
 )
+from planner.components.recurrent.states import STATES, state_tensors
 from planner.components.run import Run
 from planner.components.tape import Size
 from planner.record import record
@@ -171,9 +172,16 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
                 rows = {"batch": run.batch, "tokens": run.past_tokens, "bytes": run.dtype_bytes}
                 found["kv past"] = Size(**rows, features=mixer.kv_lora_rank)
                 found["k past"] = Size(**rows, features=mixer.qk_rope_head_dim)
+            case Recurrent():
+                found |= state_tensors(mixer, run)
             case _:
                 pass
     return found
+
+
+def cache_component(name: str) -> str:
+    """What a cached tensor of that name counts as."""
+    return "recurrent_state" if name in STATES else "kv_cache"
 
 
 def held_tensors(layer: Layer, run: Run, prompt_tokens: int) -> dict[str, Size]:

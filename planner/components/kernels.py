@@ -69,6 +69,11 @@ def repeat_keys(g: Graph, ops: Operands) -> Operands:
     )  # fmt: skip
 
 
+def packed(ops: Operands) -> Operands:
+    """Queries of one group as queries of one head: a view."""
+    return Operands(ops.q, ops.k, ops.v, ops.kv_heads, ops.kv_heads, ops.head_dim, ops.value_head_dim, ops.keys, ops.masked)
+
+
 def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
     """The flash or the memory-efficient kernel. Its log-sum-exp is fp32; the efficient kernel leaves it out without autograd."""
     run = g.run
@@ -147,7 +152,7 @@ def math(g: Graph, ops: Operands) -> None:
     g.make("q by head", wide, ("q scaled",))
     g.make("k by head", Size(**every, head_dim=ops.head_dim), ("k scaled",), (), _summed_heads)
     g.make("scores", scores, ("q by head", "k by head"), ("q by head", "k by head"))
-    g.free("q by head", "k by head", "q scaled", "k scaled")
+    g.free("q by head", "k by head", "k scaled")
     if ops.masked:
         g.make("scores masked", scores, ("scores",), (), passed_on)
         g.free("scores")
@@ -165,7 +170,7 @@ def math(g: Graph, ops: Operands) -> None:
         g.free("attended fp32")
     else:
         g.rename("attended fp32", "attended")
-    g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "probabilities cast", "mask")
+    g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "q scaled", "probabilities cast", "mask")
 
 
 def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool) -> None:

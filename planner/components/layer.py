@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from planner.architecture.counts import layer_groups
@@ -15,17 +15,21 @@ from planner.architecture.layers import (
     LatentAttention,
     Layer,
     MixtureOfExperts,
+    Norm,
+    Recurrent,
     SequenceMixer,
 )
 from planner.components.attention import attention_forward
-from planner.components.cache import cached_tensors
+from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
+from planner.components.cache import cache_component, cached_tensors
 from planner.components.graph import Graph, Record, Stopped, add
 from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
-from planner.components.run import Run
-from planner.components.tape import Held, Span
+from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
+from planner.components.run import FP32_BYTES, Run
+from planner.components.tape import Held, Size, Span
 from planner.record import record
 
 
@@ -60,7 +64,7 @@ def require_modelled(architecture: Architecture, *, training: bool = False, eage
 
 def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bool) -> str:
     """What of a layer has no closed form, in words; empty when all has."""
-    if len(layer.sequence) > 1 or len(layer.channel) > 1:
+    if len(layer.sequence) > 1 or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
     reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
     if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel):
@@ -73,18 +77,22 @@ def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bo
 def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
     match mixer:
         case Attention():
-            if mixer.kv != "own" or not mixer.causal or mixer.compression is not None:
-                return "attention that reads other layers, other sequences or compressed entries"
+            if mixer.kv == "cross" or not mixer.causal or mixer.compression is not None:
+                return "attention that reads other sequences or compressed entries"
+            if training and mixer.kv == "shared":
+                return "shared keys and values in training"
             return "eager attention in a class of its own code" if eager and code.masked else ""
         case LatentAttention():
             if training or eager:
                 return "latent attention in training or computed eagerly"
             return "sparse attention with an indexer" if mixer.indexer is not None else ""
-        case _:
-            return "recurrent mixers"
+        case Recurrent():
+            return unmodelled_recurrent(mixer, training=training)
 
 
 def _expected_norms(layer: Layer, code: Implementation) -> int:
+    if is_dense_beside_experts(layer):
+        return 7
     return (len(layer.sequence) + len(layer.channel)) * (2 if code.placement == "sandwich" else 1)
 
 
@@ -94,9 +102,11 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     ``saving``: autograd is on. ``keeps_input``: the input outlives the layer (it is a checkpoint) and counts as an
     activation.
     """
-    start = {"x": Held(run.hidden(), "workspace")}
+    start = {"x": Held(run.stream(), "workspace")}
     for name, size in cached_tensors(layer, run).items():
-        start[name] = Held(size, "kv_cache")
+        start[name] = Held(size, cache_component(name))
+    if not saving:
+        start |= {name: Held(size, "workspace") for name, size in outliving(layer, run).items()}
     g = Graph(run, saving=saving, start=start)
     _forward(g, layer)
     if keeps_input:
@@ -109,6 +119,14 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     g.rename("y", "x")
     span = g.span()
     return Laid(span, g.record, span.live)
+
+
+def outliving(layer: Layer, run: Run) -> dict[str, Size]:
+    """What a layer of the same kind before this one leaves alive: its attention's probabilities, in some families."""
+    mixer = layer.sequence[0] if layer.sequence else None
+    if not run.code.keeps_probabilities or not isinstance(mixer, Attention):
+        return {}
+    return {"earlier probabilities": run.scores(mixer.num_heads, run.past_cells(mixer) + run.sequence)}
 
 
 def layer_backward(run: Run, laid: Laid) -> Span:
@@ -151,8 +169,8 @@ def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -
             attention_forward(g, mixer, source, target)
         case LatentAttention():
             latent_forward(g, mixer, source, target)
-        case _:
-            raise NotModelled(f"a {type(mixer).__name__} mixer has no closed form yet")
+        case Recurrent():
+            recurrent_forward(g, mixer, source, target)
 
 
 def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:
@@ -170,32 +188,56 @@ def _forward(g: Graph, layer: Layer) -> None:
         _parallel(g, layer)
     else:
         _in_sequence(g, layer)
+    g.free("earlier probabilities")
+    if g.run.code.keeps_probabilities and not g.saving:
+        g.rename("probabilities", "earlier probabilities")
     g.free("probabilities")
 
 
 def _in_sequence(g: Graph, layer: Layer) -> None:
     """Mixer after mixer, each with its norms and its residual."""
-    norms, stream, run = iter(layer.norms), "x", g.run
-    mixers = [("attention", mixer, sequence_forward) for mixer in layer.sequence]
-    mixers += [("mlp", mixer, channel_forward) for mixer in layer.channel]  # type: ignore[misc]
-    for index, (name, mixer, forward) in enumerate(mixers):
-        source, out = stream, "y" if index == len(mixers) - 1 else f"residual {index}"
-        if run.code.placement != "post":
-            source = f"{name} norm"
-            norm_forward(g, next(norms), source, stream)
-        forward(g, mixer, source, name)
-        if run.code.placement != "post":
-            g.free(source)
-        branch = name
-        if run.code.placement != "pre":
-            branch = f"{name} normed"
-            norm_forward(g, next(norms), branch, name)
-            g.free(name)
-        add(g, out, run.hidden(), stream, branch)
+    norms, stream = iter(layer.norms), "x"
+    for mixer in layer.sequence:
+        stream = _branch(g, norms, stream, "attention", lambda source, mixer=mixer: sequence_forward(g, mixer, source, "attention"))
+    if is_dense_beside_experts(layer):
+        stream = dense_beside_experts(g, layer, norms, stream)
+    elif layer.channel:
+        stream = _branch(g, norms, stream, "mlp", lambda source: channel_forward(g, layer.channel[0], source, "mlp"))
+    g.free("attention")
+    stream = per_layer_input(g, layer, stream)
+    g.rename(stream, "y")
+
+
+def _branch(g: Graph, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
+    """One mixer between its norms, added to the residual ``stream``; returns the sum's name."""
+    code, source, branch = g.run.code, stream, name
+    if code.placement != "post":
+        source = f"{name} norm"
+        read = narrowed(g, stream)
+        norm_forward(g, next(norms), source, read)
+        g.free("narrowed")
+    forward(source)
+    if code.placement != "post":
+        g.free(source)
+    if code.placement != "pre":
+        branch = f"{name} normed"
+        norm_forward(g, next(norms), branch, name)
+        g.free(name)
+    out = f"residual after {name}"
+    add(g, out, g.run.stream(), stream, branch)
+    if name != "attention" or not code.keeps_attention:
         g.free(branch)
-        if stream != "x":
-            g.free(stream)
-        stream = out
+    if stream != "x":
+        g.free(stream)
+    return out
+
+
+def narrowed(g: Graph, stream: str) -> str:
+    """A residual kept in fp32 is cast to the norm's dtype first (``MambaBlock.forward``)."""
+    if not g.run.residual_in_fp32 or g.run.dtype_bytes == FP32_BYTES:
+        return stream
+    g.make("narrowed", g.run.hidden(), (stream,))
+    return "narrowed"
 
 
 def _parallel(g: Graph, layer: Layer) -> None:

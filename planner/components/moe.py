@@ -24,7 +24,7 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> 
         mlp_forward(g, shared, source, "shared")
         add(g, target, g.run.hidden(), "routed", "shared")
         g.free("routed", "shared")
-    g.free("router logits", "router scores")
+    g.free("router logits", "router scores", "selected")
 
 
 def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:

@@ -29,7 +29,10 @@ def rotary_embedding(run: Run, rotary_dim: int) -> tuple[Size, Size]:
 
 
 def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
-    """Rotate queries and keys: ``{name} rotated`` for each; the unrotated ones go together at the end."""
+    """Rotate queries and keys: ``{name} rotated`` for each; the unrotated ones go together at the end.
+
+    Written inline in the attention (GPT-J), they and the rotated parts stay until its end.
+    """
     if style in ("wide", "pairs_wide"):
         _rotate_wide(g, style, tensors)
     elif style == "complex":
@@ -40,9 +43,10 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
             if style == "joined":
                 _join(g, tensor)
         for tensor in tensors:
-            if style != "joined":
-                _join_if_partial(g, tensor)
-    g.free(*(tensor.name for tensor in tensors))
+            if style != "joined" and tensor.rotary_dim != tensor.head_dim:
+                _join(g, tensor, kept=style == "pairs_inline")
+    if style != "pairs_inline":
+        g.free(*(tensor.name for tensor in tensors))
 
 
 def _rotate_one(g: Graph, style: RotaryStyle, tensor: Rotated) -> None:
@@ -52,6 +56,7 @@ def _rotate_one(g: Graph, style: RotaryStyle, tensor: Rotated) -> None:
         _rotate_chunks(g, name, size, half)
     else:
         _rotate_halves(g, name, _part(g, tensor, size), size, half, size, f"{name} rotated")
+        g.free(f"{name} part")
 
 
 def _rotate_halves(g: Graph, name: str, source: str, size: Size, half: Size, turned: Size, result: str) -> None:
@@ -66,8 +71,6 @@ def _rotate_halves(g: Graph, name: str, source: str, size: Size, half: Size, tur
     g.free(f"{name} turned")
     add(g, result, size, f"{name} cos", f"{name} sin")
     g.free(f"{name} cos", f"{name} sin")
-    if source != name:
-        g.free(source)
 
 
 def _rotate_chunks(g: Graph, name: str, size: Size, half: Size) -> None:
@@ -124,16 +127,13 @@ def _part(g: Graph, tensor: Rotated, size: Size) -> str:
     return f"{tensor.name} part"
 
 
-def _join_if_partial(g: Graph, tensor: Rotated) -> None:
-    if tensor.rotary_dim != tensor.head_dim:
-        _join(g, tensor)
-
-
-def _join(g: Graph, tensor: Rotated) -> None:
+def _join(g: Graph, tensor: Rotated, *, kept: bool = False) -> None:
     """What is not rotated is laid behind what is (where nothing is left, transformers' Phi-3 copies all the same)."""
     name, run = tensor.name, g.run
     g.rename(f"{name} rotated", f"{name} new")
     rest = run.heads(tensor.heads, tensor.head_dim - tensor.rotary_dim)
     g.view(f"{name} rest", name, sliced, rest)
     g.make(f"{name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{name} new", f"{name} rest"), (), passed_on)
-    g.free(f"{name} new", f"{name} rest")
+    g.free(f"{name} rest")
+    if not kept:
+        g.free(f"{name} new")

@@ -32,11 +32,16 @@ class Run:
     accumulating: bool = False
     code: Implementation = LLAMA
     eager: bool = False
+    residual_in_fp32: bool = False
 
     def hidden(self, width: int | None = None) -> Size:
         """An activation of ``width`` features (the hidden size if not said) for every token."""
         name = {"hidden_size": self.hidden_size} if width is None else {"features": width}
         return Size(batch=self.batch, sequence=self.sequence, **name, bytes=self.dtype_bytes)
+
+    def stream(self) -> Size:
+        """What runs from layer to layer: hidden states, in fp32 where the residual is kept so."""
+        return self.upcast(self.hidden_size) if self.residual_in_fp32 else self.hidden()
 
     def upcast(self, width: int, rows: int = 1) -> Size:
         """The same in fp32; ``rows`` of them for each token (heads)."""

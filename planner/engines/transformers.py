@@ -6,13 +6,16 @@ last position. Training: forward, backward, optimizer of the steady step, when t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.counts import iter_weights, layer_groups
 from planner.architecture.implementation import LLAMA, implementation_of
-from planner.architecture.layers import Architecture, Attention, Weight
+from planner.architecture.layers import Architecture, Attention, Layer, Weight
 from planner.components.attention import mask_sizes
-from planner.components.cache import held_tensors
+from planner.components.beside import own_inputs
+from planner.components.cache import cache_component, held_tensors
 from planner.components.graph import Graph
-from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
+from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, outliving
 from planner.components.norms import norm_forward
 from planner.components.rotary import rotary_embedding
 from planner.components.run import Run, gradient
@@ -118,7 +121,7 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
     run = _inference_run(architecture, work, 1, past)
     for layer, count in layer_groups(architecture.decoder):
         for name, size in held_tensors(layer, run, work.prompt_tokens).items():
-            course.hold("kv_cache", name, size, count)
+            course.hold(cache_component(name), name, size, count)
     course.begin_phase()
     _forward_pass(course, architecture, run)
     return course.peak
@@ -134,15 +137,25 @@ def _inference_run(architecture: Architecture, work: Generation, sequence: int, 
 def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     """One forward without autograd: embeddings, layers, final norm, logits of the last position."""
     _hold_inputs(course, architecture, run)
+    for name, size in outliving(architecture.decoder.layers[0], run).items():
+        course.level.change("workspace", name, size, 1)
     for layer, count in layer_groups(architecture.decoder):
-        course.run(layer_forward(layer, run, saving=False).span, count, "layers")
+        course.run(layer_forward(layer, _queries_left(layer, run), saving=False).span, count, "layers")
     course.run(_final_norm(architecture, run, saving=False).span, 1, "final norm")
-    _drop(course, "embeddings", "x", "mask")
+    _drop(course, "embeddings", "x", "mask", "earlier probabilities", "position embeddings", *own_inputs(architecture.decoder, run))
     logits = Size(batch=run.batch, vocab_size=architecture.vocab_size, bytes=run.dtype_bytes)
     if architecture.logit_softcap:
         course.hold("logits", "logits before the cap", logits, where="head")
     course.hold("logits", "last logits", logits, where="head")
     course.hold("logits", "last logits fp32", Size(batch=run.batch, vocab_size=architecture.vocab_size, fp32_bytes=4), where="head")
+
+
+def _queries_left(layer: Layer, run: Run) -> Run:
+    """Layers that only read others' keys and values compute the tokens whose logits are kept, where the family does so."""
+    reads = any(isinstance(mixer, Attention) and mixer.kv == "shared" for mixer in layer.sequence)
+    if not reads or not run.code.skips_shared:
+        return run
+    return replace(run, sequence=1, past_tokens=run.past_tokens + run.sequence - 1)
 
 
 def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
@@ -186,6 +199,12 @@ def _hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkp
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence if isinstance(mixer, Attention)]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers), default=0)
     _hold_masks(course, run, mixers)
+    for name, size in own_inputs(architecture.decoder, run).items():
+        course.hold("workspace", name, size)
+    if run.code.keeps_positions:
+        course.hold(
+            "workspace", "position embeddings", Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
+        )
     if rotary_dim:
         kept, moment = rotary_embedding(run, rotary_dim)
         tape = Tape()

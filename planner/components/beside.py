@@ -1,0 +1,86 @@
+"""What Gemma 4 adds to a layer: experts beside the dense block, and an input of each layer's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from planner.architecture.layers import DenseMLP, Layer, MixtureOfExperts, Norm, Stack
+from planner.components.activations import activate
+from planner.components.graph import Graph, add, linear, multiply
+from planner.components.mlp import mlp_forward
+from planner.components.moe import moe_forward
+from planner.components.norms import norm_forward
+from planner.components.run import Run
+from planner.components.tape import Size
+
+
+def is_dense_beside_experts(layer: Layer) -> bool:
+    """Whether the layer has a dense block and routed experts, each with norms of its own."""
+    return [type(channel) for channel in layer.channel] == [DenseMLP, MixtureOfExperts]
+
+
+def dense_beside_experts(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str) -> str:
+    """Both read the residual ``stream``, are normed apart, added, and normed again (``Gemma4TextDecoderLayer.forward``)."""
+    run, (dense, experts) = g.run, layer.channel
+    before, after, after_dense, after_experts, before_experts = norms
+    norm_forward(g, before, "mlp norm", stream)
+    assert isinstance(dense, DenseMLP)  # noqa: S101  is_dense_beside_experts has looked
+    assert isinstance(experts, MixtureOfExperts)  # noqa: S101
+    mlp_forward(g, dense, "mlp norm", "mlp")
+    g.free("mlp norm")
+    norm_forward(g, after_dense, "mlp normed", "mlp")
+    norm_forward(g, before_experts, "experts norm", stream)
+    moe_forward(g, experts, "experts norm", "experts")
+    g.free("experts norm")
+    norm_forward(g, after_experts, "experts normed", "experts")
+    g.free("experts")
+    add(g, "both", run.hidden(), "mlp normed", "experts normed")
+    g.free("mlp")
+    norm_forward(g, after, "both normed", "both")
+    g.free("both")
+    add(g, "residual after both", run.hidden(), stream, "both normed")
+    g.free("both normed", "mlp normed", "experts normed")
+    if stream != "x":
+        g.free(stream)
+    return "residual after both"
+
+
+def per_layer_width(layer: Layer) -> int:
+    """Width of the layer's own input, 0 without one."""
+    return next((weight.shape[0] for weight in layer.weights if weight.name.startswith("per_layer_input_gate.")), 0)
+
+
+def own_inputs(stack: Stack, run: Run) -> dict[str, Size]:
+    """What the layers' own inputs hold during a forward: what was looked up, its sum with the projected embeddings.
+
+    With them the model also keeps the embeddings it made of ids that stand for images and sounds
+    (``Gemma4Model.forward``: ``torch.where``).
+    """
+    width = per_layer_width(stack.layers[0])
+    if not width:
+        return {}
+    size = Size(batch=run.batch, sequence=run.sequence, layers=len(stack.layers), features=width, bytes=run.dtype_bytes)
+    return {"looked up for each layer": size, "inputs of each layer": size, "embeddings with placeholders": run.hidden()}
+
+
+def per_layer_input(g: Graph, layer: Layer, stream: str) -> str:
+    """The layer's own input, gated by the residual ``stream``, projected, normed and added to it."""
+    run, width = g.run, per_layer_width(layer)
+    if not width:
+        return stream
+    size = run.rows(width)
+    linear(g, "own gate", stream, size)
+    activate(g, "gelu", "own gate", "own activated", size)
+    g.free("own gate")
+    multiply(g, "own gated", size, "own activated")
+    g.free("own activated")
+    linear(g, "own", "own gated", run.hidden())
+    g.free("own gated")
+    weights = tuple(weight for weight in layer.weights if weight.name.startswith("post_per_layer_input_norm."))
+    norm_forward(g, Norm("post_per_layer_input_norm", run.hidden_size, "rms", weights), "own normed", "own")
+    g.free("own")
+    add(g, "residual and own", run.hidden(), stream, "own normed")
+    g.free("own normed", stream)
+    multiply(g, "scaled", run.hidden(), "residual and own")
+    g.free("residual and own")
+    return "scaled"

@@ -1,0 +1,30 @@
+"""Mixers with a constant state per sequence, by their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.architecture.layers import Recurrent
+from planner.components.graph import Graph
+from planner.components.recurrent.delta_net import delta_net_forward
+from planner.components.recurrent.mamba import mamba_forward
+from planner.components.recurrent.mamba2 import mamba2_forward
+
+FORWARDS: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
+    "mamba": mamba_forward,
+    "mamba2": mamba2_forward,
+    "gated_delta_net": delta_net_forward,
+}
+"""Kinds with a closed form."""
+
+
+def unmodelled_recurrent(mixer: Recurrent, *, training: bool) -> str:
+    """Why a mixer has no closed form, in words; empty when it has."""
+    if mixer.kind not in FORWARDS:
+        return f"{mixer.kind} mixers"
+    return "recurrent mixers in training" if training else ""
+
+
+def recurrent_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
+    """A recurrent mixer: reads the live tensor ``source``, leaves ``target`` and, where there is a cache, its states."""
+    FORWARDS[mixer.kind](g, mixer, source, target)

@@ -1,0 +1,28 @@
+"""The causal depthwise convolution in front of a recurrence, with the last inputs kept as its state."""
+
+from __future__ import annotations
+
+from planner.components.graph import Graph
+from planner.components.recurrent.states import CONV_STATE, conv_state
+from planner.architecture.layers import Recurrent
+from planner.components.tape import Size
+
+
+def causal_convolution(g: Graph, mixer: Recurrent, target: str) -> None:
+    """``target`` = silu(conv(x)) for every channel (``causal_conv1d_fn`` and ``_update`` where the kernels are missing).
+
+    The first forward of a sequence makes the state; it is padded on both sides and the surplus is a view away. One
+    token later the state and the token are joined. Sizes: (batch, channels, sequence).
+    """
+    run, kernel = g.run, mixer.conv_kernel
+    one = {"batch": run.batch, "channels": mixer.conv_channels, "bytes": run.dtype_bytes}
+    steps = bool(run.past_tokens) and run.sequence == 1
+    if steps:
+        g.hold("conv input", Size(**one, tokens=kernel + 1))
+        g.hold("convolved", Size(**one, tokens=2))
+    else:
+        if run.cached:
+            g.hold(CONV_STATE, conv_state(mixer, run), "recurrent_state")
+        g.hold("convolved", Size(**one, tokens=run.sequence + kernel - 1))
+    g.hold(target, Size(**one, tokens=run.sequence))
+    g.free("convolved", "conv input")
