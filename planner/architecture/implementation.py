@@ -21,12 +21,14 @@ class Implementation:
     """One family's way of writing its blocks.
 
     ``norm``: see :mod:`planner.components.norms`. ``placement``: norms before a mixer, after it, or both. ``rotary``: see
-    :mod:`planner.components.rotary`. ``attention``: what the class runs when nothing else is asked; ``masked``: it passes a
-    mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
+    :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention; ``table_for_windows``: windowed
+    layers have cosines and sines of their own). ``attention``: what the class runs when nothing else is asked; ``masked``: it
+    passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
     ``norms_first``: a parallel layer computes both norms before its mixers. ``sums_in_place``: it adds one mixer's output
     into the other's. ``routing``: dtype of the routed experts' weights. ``router``: how experts are chosen.
     ``experts``: how they are computed. ``rotates_each``: queries are rotated before keys are projected; ``norms_values``:
-    values are normed too, without a weight; ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
+    values are normed too, without a weight; ``skips_shared``: layers that read other layers' caches see only the tokens
+    whose logits are kept.
     What a variable keeps alive longer than needed: ``keeps_attention``, the attention's
     output during the feed-forward block; ``keeps_probabilities``, a layer's attention probabilities during the next
     layer; ``keeps_positions``, position embeddings during the whole forward.
@@ -38,6 +40,8 @@ class Implementation:
     placement: Placement = "pre"
     rotary: RotaryStyle = "halves"
     attention: AttentionCode = "sdpa"
+    indexer_rotary: RotaryStyle = "halves"
+    table_for_windows: bool = False
     masked: bool = False
     repeats_keys: bool = True
     norms_first: bool = False
@@ -54,8 +58,11 @@ class Implementation:
 
 
 LLAMA = Implementation()
-GEMMA = Implementation(norm="added", placement="sandwich")
-GEMMA4 = Implementation(norm="added", placement="sandwich", routing="fp32", rotates_each=True, norms_values=True, skips_shared=True)
+GEMMA = Implementation(norm="added", placement="sandwich", table_for_windows=True)
+GEMMA4 = Implementation(
+    norm="added", placement="sandwich", routing="fp32", rotates_each=True, norms_values=True, skips_shared=True,
+    table_for_windows=True,
+)  # fmt: skip
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
 WRITTEN: dict[str, Implementation] = {
@@ -93,7 +100,7 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA4),
     "nemotron-nas": LLAMA,
     "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
-    "olmo3": Implementation(norm="wide", placement="post", rotary="wide"),
+    "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(router="softmax_fp32", routing="fp32"),
     "qwen3_moe": Implementation(),
     "glm4_moe": Implementation(router="sigmoid_fp32", routing="fp32"),
@@ -103,7 +110,13 @@ WRITTEN: dict[str, Implementation] = {
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
     "deepseek_v3": DEEPSEEK,
     "kimi_k2": DEEPSEEK,
+    **dict.fromkeys(("mamba", "falcon_mamba", "mamba2", "nemotron_h", "jamba", "bamba", "granitemoehybrid", "lfm2"), LLAMA),
+    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
+    "minimax": Implementation(router="softmax_fp32", routing="fp32"),
+    "falcon_h1": LLAMA,
     "glm4_moe_lite": DEEPSEEK,
+    "deepseek_v32": DEEPSEEK,
+    "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
     "llama4": Implementation(
         norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense", keeps_attention=True
     ),

@@ -143,7 +143,7 @@ def _replace_by_norm(g: Graph, norm: Norm, name: str, rows: int, variant: NormVa
 
 
 def _expand(g: Graph, mixer: Attention) -> None:
-    """Keys and values picked out of the groups, then copied for every head, as are the queries (``FalconAttention._split_heads``)."""
+    """Keys and values picked out of the groups, then copied for every head, as are the queries (Falcon's ``_split_heads``)."""
     every = g.run.heads(mixer.num_heads, mixer.head_dim)
     for name in ("k", "v"):
         g.make(f"{name} of groups", g.run.heads(mixer.num_kv_heads, mixer.head_dim), (name,))

@@ -172,6 +172,8 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
                 rows = {"batch": run.batch, "tokens": run.past_tokens, "bytes": run.dtype_bytes}
                 found["kv past"] = Size(**rows, features=mixer.kv_lora_rank)
                 found["k past"] = Size(**rows, features=mixer.qk_rope_head_dim)
+                if mixer.indexer is not None:
+                    found["index past"] = Size(**rows, features=mixer.indexer.head_dim)
             case Recurrent():
                 found |= state_tensors(mixer, run)
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.layers import LatentAttention, Norm, Weight
 from planner.components.graph import Graph, linear
+from planner.components.indexer import index_forward
 from planner.components.kernels import Operands, choose_kernel, fused, math
 from planner.components.norms import norm_forward
 from planner.components.rotary import Rotated, rotate
@@ -27,7 +28,10 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
     everything = {"batch": run.batch, "keys": keys, "heads": heads, "bytes": run.dtype_bytes}
     g.make("kv expanded", Size(**everything, head_dim=mixer.qk_nope_head_dim + mixer.v_head_dim), ("kv cached",))
     g.make("k joined", Size(**everything, head_dim=width), ("kv expanded", "k cached"))
-    ops = Operands("q joined", "k joined", "kv expanded", heads, heads, width, mixer.v_head_dim, keys)
+    sparse = mixer.indexer is not None
+    if sparse:
+        index_forward(g, mixer, keys)
+    ops = Operands("q joined", "k joined", "kv expanded", heads, heads, width, mixer.v_head_dim, keys, masked=sparse)
     kernel = choose_kernel(run, ops, grouped_natively=True)
     if kernel == "math":
         math(g, ops)
@@ -39,6 +43,7 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
         g.rename("attended by token", "attended")
     linear(g, target, "attended", run.hidden(), _of(mixer, "o_proj"))
     g.free("attended", "q", "q rope rotated", "kv compressed", "k rotated", "kv norm", "q joined", "k joined", "kv expanded")
+    g.free("q compressed norm", "mask scattered", "mask chosen", "index chosen")
 
 
 def _queries(g: Graph, mixer: LatentAttention, source: str, size: Size) -> None:
@@ -49,7 +54,8 @@ def _queries(g: Graph, mixer: LatentAttention, source: str, size: Size) -> None:
     _norm(g, mixer, "q_a_layernorm", "q compressed", "q compressed", mixer.q_lora_rank)
     g.free("q compressed")
     linear(g, "q", "q compressed norm", size, _of(mixer, "q_b_proj"))
-    g.free("q compressed norm")
+    if mixer.indexer is None:
+        g.free("q compressed norm")
 
 
 def _norm(g: Graph, mixer: LatentAttention, module: str, name: str, source: str, width: int) -> None:

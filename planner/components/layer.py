@@ -85,7 +85,7 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training
         case LatentAttention():
             if training or eager:
                 return "latent attention in training or computed eagerly"
-            return "sparse attention with an indexer" if mixer.indexer is not None else ""
+            return ""
         case Recurrent():
             return unmodelled_recurrent(mixer, training=training)
 

@@ -11,13 +11,11 @@ from dataclasses import replace
 from planner.architecture.counts import iter_weights, layer_groups
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer, Weight
-from planner.components.attention import mask_sizes
-from planner.components.beside import own_inputs
 from planner.components.cache import cache_component, held_tensors
 from planner.components.graph import Graph
+from planner.components.inputs import hold_inputs, shared_names
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, outliving
 from planner.components.norms import norm_forward
-from planner.components.rotary import rotary_embedding
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
 from planner.record import record
@@ -96,6 +94,7 @@ def training_phases(
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
     )  # fmt: skip
     if accumulating:
         _hold_gradients(course, architecture, run)
@@ -131,18 +130,19 @@ def _inference_run(architecture: Architecture, work: Generation, sequence: int, 
     return Run(
         work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=True, cuda=work.cuda, past_tokens=past,
         code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
     )  # fmt: skip
 
 
 def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     """One forward without autograd: embeddings, layers, final norm, logits of the last position."""
-    _hold_inputs(course, architecture, run)
+    hold_inputs(course, architecture, run)
     for name, size in outliving(architecture.decoder.layers[0], run).items():
         course.level.change("workspace", name, size, 1)
     for layer, count in layer_groups(architecture.decoder):
         course.run(layer_forward(layer, _queries_left(layer, run), saving=False).span, count, "layers")
     course.run(_final_norm(architecture, run, saving=False).span, 1, "final norm")
-    _drop(course, "embeddings", "x", "mask", "earlier probabilities", "position embeddings", *own_inputs(architecture.decoder, run))
+    _drop(course, *shared_names(architecture, run))
     logits = Size(batch=run.batch, vocab_size=architecture.vocab_size, bytes=run.dtype_bytes)
     if architecture.logit_softcap:
         course.hold("logits", "logits before the cap", logits, where="head")
@@ -160,7 +160,7 @@ def _queries_left(layer: Layer, run: Run) -> Run:
 
 def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
-    _hold_inputs(course, architecture, run, checkpointing=checkpointing)
+    hold_inputs(course, architecture, run, checkpointing=checkpointing)
     laid: list[Laid] = []
     for layer, count in layer_groups(architecture.decoder):
         forward = layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing)
@@ -193,45 +193,8 @@ def _drop(course: Course, *names: str) -> None:
             course.level.change(component, name, size, -count)
 
 
-def _hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool = False) -> None:
-    """The first layer's input, the embeddings (alive until the model returns; checkpointed they are one), cosines and sines."""
-    course.hold("workspace", "x", run.hidden())
-    mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence if isinstance(mixer, Attention)]
-    rotary_dim = max((mixer.rotary_dim for mixer in mixers), default=0)
-    _hold_masks(course, run, mixers)
-    for name, size in own_inputs(architecture.decoder, run).items():
-        course.hold("workspace", name, size)
-    if run.code.keeps_positions:
-        course.hold(
-            "workspace", "position embeddings", Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
-        )
-    if rotary_dim:
-        kept, moment = rotary_embedding(run, rotary_dim)
-        tape = Tape()
-        tape.hold("frequencies", moment)
-        tape.hold("cosines and sines", kept)
-        tape.free("frequencies")
-        course.run(tape.span(), 1, "rotary embedding")
-    if not checkpointing:
-        course.level.change("workspace", "embeddings", run.hidden(), 1)
-
-
-def _hold_masks(course: Course, run: Run, mixers: list[Attention]) -> None:
-    """One mask for each kind of attention, shared by the layers of the kind."""
-    masks = {(mixer.window_tokens or mixer.chunk_tokens): mask_sizes(run, mixer) for mixer in mixers}
-    for found in masks.values():
-        if found is not None:
-            moments, kept = found
-            tape = Tape()
-            for index, size in enumerate(moments):
-                tape.hold(f"mask part {index}", size)
-            tape.hold("mask", kept)
-            tape.free(*(f"mask part {index}" for index in range(len(moments))))
-            course.run(tape.span(), 1, "causal mask")
-
-
 def _final_norm(architecture: Architecture, run: Run, *, saving: bool) -> Laid:
-    g = Graph(run, saving=saving, start={"x": Held(run.hidden(), "workspace")})
+    g = Graph(run, saving=saving, start={"x": Held(run.stream(), "workspace")})
     if architecture.final_norm is not None:
         norm_forward(g, architecture.final_norm, "final norm", "x")
         if saving:

@@ -1,0 +1,69 @@
+"""What a forward makes once and all layers share: embeddings, masks, cosines and sines."""
+
+from __future__ import annotations
+
+from planner.architecture.counts import layer_groups
+from planner.architecture.layers import Architecture, Attention, LatentAttention, SequenceMixer
+from planner.components.attention import mask_sizes
+from planner.components.beside import own_inputs
+from planner.components.rotary import rotary_embedding
+from planner.components.run import Run
+from planner.components.tape import Course, Size, Tape
+
+EMBEDDINGS, TABLES, MASK = "embeddings", "cosines and sines", "mask"
+
+
+def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool = False) -> None:
+    """The first layer's input, the embeddings (alive until the model returns; checkpointed they are one), masks, rotary tables."""
+    course.hold("workspace", "x", run.stream())
+    mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
+    _hold_masks(course, run, mixers)
+    for name, size in own_inputs(architecture.decoder, run).items():
+        course.hold("workspace", name, size)
+    if run.code.keeps_positions:
+        size = Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
+        course.hold("workspace", "position embeddings", size)
+    for rotary_dim in _rotary_tables(run, mixers):
+        kept, moment = rotary_embedding(run, rotary_dim)
+        tape = Tape()
+        tape.hold("frequencies", moment)
+        tape.hold(TABLES, kept)
+        tape.free("frequencies")
+        course.run(tape.span(), 1, "rotary embedding")
+    if not checkpointing:
+        course.level.change("workspace", EMBEDDINGS, run.hidden(), 1)
+
+
+def shared_names(architecture: Architecture, run: Run) -> tuple[str, ...]:
+    """Names of what goes when the model returns its last hidden state."""
+    return (EMBEDDINGS, "x", MASK, TABLES, "earlier probabilities", "position embeddings", *own_inputs(architecture.decoder, run))
+
+
+def _rotary_tables(run: Run, mixers: list[SequenceMixer]) -> list[int]:
+    """Rotated widths of which there is a table each; in some families windowed layers have one of their own."""
+    found: dict[tuple[bool, int], int] = {}
+    for mixer in mixers:
+        if isinstance(mixer, LatentAttention):
+            found[False, mixer.qk_rope_head_dim] = mixer.qk_rope_head_dim
+        elif isinstance(mixer, Attention) and mixer.rotary_dim:
+            apart = run.code.table_for_windows and mixer.window_tokens is not None
+            found[apart, mixer.rotary_dim] = mixer.rotary_dim
+    return list(found.values())
+
+
+def _hold_masks(course: Course, run: Run, mixers: list[SequenceMixer]) -> None:
+    """One mask for each kind of attention, shared by the layers of the kind."""
+    masks = {
+        (mixer.window_tokens or mixer.chunk_tokens): mask_sizes(run, mixer) for mixer in mixers if isinstance(mixer, Attention)
+    }
+    if any(isinstance(mixer, LatentAttention) and mixer.indexer is not None for mixer in mixers):
+        masks[None] = [], Size(queries=run.sequence, keys=run.past_tokens + run.sequence, bool_bytes=1)
+    for found in masks.values():
+        if found is not None:
+            moments, kept = found
+            tape = Tape()
+            for index, size in enumerate(moments):
+                tape.hold(f"mask part {index}", size)
+            tape.hold(MASK, kept)
+            tape.free(*(f"mask part {index}" for index in range(len(moments))))
+            course.run(tape.span(), 1, "causal mask")
