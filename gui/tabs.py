@@ -26,6 +26,18 @@ def _footprint(context: Context) -> QWidget:
     return FootprintTab(context)
 
 
+def _advice(context: Context) -> QWidget:
+    from gui.advice.tab import AdviceTab  # noqa: PLC0415  see _footprint
+
+    return AdviceTab(context)
+
+
+def _commands(context: Context) -> QWidget:
+    from gui.commands.tab import CommandsTab  # noqa: PLC0415  see _footprint
+
+    return CommandsTab(context)
+
+
 def _probe(context: Context) -> QWidget:
     from gui.probe.tab import ProbeTab  # noqa: PLC0415  pyqtgraph is not needed for the first paint
 
@@ -34,5 +46,7 @@ def _probe(context: Context) -> QWidget:
 
 TABS: tuple[Tab, ...] = (
     Tab("footprint", "Footprint", "Where the bytes go, and whether it fits", _footprint),
+    Tab("advice", "Advice", "What would make it fit, or give it room", _advice),
     Tab("probe", "Probe", "Measure a real run beside the prediction", _probe),
+    Tab("commands", "Commands", "The launch line or config that runs the plan", _commands),
 )

@@ -60,33 +60,52 @@ def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> 
     before = _device_bytes(now)
     if before is None:
         return ()
-    found = [_mildest((), dial, before, predict) for dial in changes_of(scenario, architecture)]
+    seen = _Seen(predict, before, now.verdict)
+    found = [_chosen((), dial, seen) for dial in changes_of(scenario, architecture)]
     single = sorted((pair[1] for pair in found if pair and pair[1].saving_bytes > 0), key=_rank)
     if now.verdict == "does_not_fit" and not any(_fits(advice) and advice.effort < LARGE for advice in single):
-        single = sorted((*_together(scenario, architecture, before, predict), *single), key=_rank)
+        single = sorted((*_together(scenario, architecture, seen), *single), key=_rank)
     return tuple(single)
+
+
+@record
+class _Seen:
+    """The plan as it stands: what answers for it, what it takes, and its verdict."""
+
+    predict: Predict
+    device_bytes: int
+    verdict: str
+
+    def is_better(self, advice: Advice) -> bool:
+        """Whether a change brings the plan where one would want it: to fit, or from tight to comfortable."""
+        return GOOD[advice.verdict] < min(GOOD[self.verdict], GOOD["does_not_fit"])
 
 
 def _fits(advice: Advice) -> bool:
     return GOOD[advice.verdict] < GOOD["does_not_fit"]
 
 
-def _mildest(taken: Sequence[Change], dial: Dial, before: int, predict: Predict) -> tuple[Change, Advice] | None:
-    """The mildest setting of a dial that fits, else its strongest; memory falls along a dial, so the place is bisected."""
+def _chosen(taken: Sequence[Change], dial: Dial, seen: _Seen) -> tuple[Change, Advice] | None:
+    """The mildest setting of a dial that is enough, else its strongest; of a plan that fits, the setting in the middle.
+
+    Memory falls along a dial, so the place is bisected.
+    """
 
     def weighed(step: int) -> tuple[Change, Advice] | None:
         change = dial.at(step)
-        advice = _weighed((*(earlier for earlier in taken if earlier.kind != change.kind), change), before, predict)
+        advice = _weighed((*(earlier for earlier in taken if earlier.kind != change.kind), change), seen)
         return None if advice is None else (change, advice)
 
+    if seen.verdict == "fits":
+        return weighed(dial.count // 2)
     strongest = weighed(dial.count - 1)
-    if dial.count == 1 or strongest is None or not _fits(strongest[1]):
+    if dial.count == 1 or strongest is None or not seen.is_better(strongest[1]):
         return strongest
     low, high, best = 0, dial.count - 1, strongest
     while low < high:
         middle = (low + high) // 2
         found = weighed(middle)
-        if found is not None and _fits(found[1]):
+        if found is not None and seen.is_better(found[1]):
             high, best = middle, found
         else:
             low = middle + 1
@@ -97,12 +116,12 @@ def _rank(advice: Advice) -> tuple[int, int, int]:
     return (0 if _fits(advice) else 1, advice.effort if _fits(advice) else 0, -advice.saving_bytes)
 
 
-def _together(scenario: Scenario, architecture: Architecture, before: int, predict: Predict) -> tuple[Advice, ...]:
+def _together(scenario: Scenario, architecture: Architecture, seen: _Seen) -> tuple[Advice, ...]:
     """The change that saves most for what it costs, then the next on top of it, until the plan fits."""
     taken: list[Change] = []
     for number in range(LARGEST_SET):
         at = taken[-1].scenario if taken else scenario
-        known = [pair for dial in changes_of(at, architecture) if (pair := _mildest(taken, dial, before, predict))]
+        known = [pair for dial in changes_of(at, architecture) if (pair := _chosen(taken, dial, seen))]
         if not known:
             return ()
         fitting = [pair for pair in known if _fits(pair[1])] if number else []
@@ -117,11 +136,11 @@ def _worth(advice: Advice) -> float:
     return advice.saving_bytes / (1 + advice.effort)
 
 
-def _weighed(changes: Sequence[Change], before: int, predict: Predict) -> Advice | None:
+def _weighed(changes: Sequence[Change], seen: _Seen) -> Advice | None:
     """What the predictor says of the last change's scenario, which holds those before it; None where it can't say."""
     last = changes[-1]
     try:
-        after = predict(last.scenario)
+        after = seen.predict(last.scenario)
     except Faults:
         return None
     device = _device_bytes(after)
@@ -132,7 +151,7 @@ def _weighed(changes: Sequence[Change], before: int, predict: Predict) -> Advice
         cost=_joined(dict.fromkeys(change.cost for change in changes)),
         because=_joined(dict.fromkeys(change.because for change in changes if change.because)),
         scenario=last.scenario,
-        saving_bytes=before - device,
+        saving_bytes=seen.device_bytes - device,
         device_bytes=device,
         verdict=after.verdict,
         effort=sum(change.effort for change in changes),

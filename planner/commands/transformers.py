@@ -50,9 +50,12 @@ def generation(scenario: Scenario) -> tuple[Command, ...]:
     spread = "auto" if scenario.hardware.gpus > 1 or scenario.offload.weights else "cuda"
     imports, load = loading(scenario, ask.attention, device_map=spread)
     cache = ask.engine_options.get("cache_implementation")
-    arguments = [f"max_new_tokens={ask.new_tokens or 256}", f"min_new_tokens={ask.new_tokens or 256}", "do_sample=False"]
+    new_tokens = ask.new_tokens or 256
+    arguments = ["prompts", "attention_mask=torch.ones_like(prompts)", f"max_new_tokens={new_tokens}"]
+    arguments += [f"min_new_tokens={new_tokens}", "do_sample=False"]
     if cache in ("static", "quantized"):
         arguments.append(f'cache_implementation="{cache}"')
+    called = "".join(f"    {argument},\n" for argument in arguments)
     shape = f"({ask.batch}, {ask.prompt_tokens or 512})"
     text = "\n".join(
         (
@@ -61,7 +64,7 @@ def generation(scenario: Scenario) -> tuple[Command, ...]:
             "",
             *load,
             f"prompts = torch.randint(model.config.get_text_config().vocab_size, {shape}, device=model.device)",
-            f"model.generate(prompts, attention_mask=torch.ones_like(prompts), {', '.join(arguments)})",
+            f"model.generate(\n{called})",
             'print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")',
             "",
         )

@@ -1,0 +1,1 @@
+"""The Commands tab: what to type, or to save, to run the plan."""

@@ -1,0 +1,57 @@
+"""The Commands tab as a person uses it: read, copy, save; and it follows the form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QFileDialog
+
+from planner.scenario import Training
+
+
+@pytest.fixture
+def commands(open_window, small):
+    window = open_window(small)
+    return window, window.show_tab("commands")
+
+
+def shown(tab):
+    return [card for card in tab.cards if card.isVisible()]
+
+
+def test_the_command_follows_the_engine(commands) -> None:
+    window, tab = commands
+    assert shown(tab)[0].text.toPlainText().startswith("import torch")
+    window.context.state.edit("inference.engine", "llama.cpp")
+    window.context.state.edit("weights", "gguf:Q4_K_M")
+    (card,) = shown(tab)
+    assert "llama-server" in card.text.toPlainText()
+    assert card.notes.isVisible()
+
+
+def test_a_training_has_a_card_for_each_file(commands) -> None:
+    window, tab = commands
+    window.context.state.open(replace(window.context.state.scenario, task="training", training=Training()), "train it")
+    assert [card.title.text() for card in shown(tab)][:2] == ["Train with transformers", "Launch"]
+
+
+def test_copy_and_save(commands, qtbot, tmp_path, monkeypatch) -> None:
+    _, tab = commands
+    card = shown(tab)[0]
+    qtbot.mouseClick(card.copy, Qt.MouseButton.LeftButton)
+    assert QGuiApplication.clipboard().text().startswith("import torch")
+    target = tmp_path / "generate.py"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
+    qtbot.mouseClick(card.save, Qt.MouseButton.LeftButton)
+    assert target.read_text() == QGuiApplication.clipboard().text()
+
+
+def test_an_unsound_form_keeps_the_last_commands_and_says_so(commands) -> None:
+    window, tab = commands
+    assert not tab.stale.isVisible()
+    window.context.state.edit("inference.batch", 0)
+    assert tab.stale.isVisible()
+    assert shown(tab)
