@@ -33,9 +33,15 @@ fuzz: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(PY) -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
-# Whole-corpus checks, too long for every run; their reports are committed.
+# Whole-corpus checks, too long for every run; their reports are committed. One alone: make docs/accuracy-llama_cpp.txt
+REPORTS := $(patsubst tests/accuracy/%.py,docs/accuracy-%.txt,$(filter-out %/__init__.py,$(wildcard tests/accuracy/*.py)))
+
 accuracy: $(VENV)/dev.stamp
-	$(PY) tests/accuracy/llama_cpp.py | tee docs/accuracy-llama_cpp.txt
+	@for report in $(REPORTS); do $(MAKE) --no-print-directory $$report || exit 1; done
+
+.PHONY: $(REPORTS)
+$(REPORTS): docs/accuracy-%.txt: $(VENV)/dev.stamp
+	$(PY) tests/accuracy/$*.py > $@.new && mv $@.new $@
 
 screenshots: $(VENV)/run.stamp
 	$(PY) main.py --screenshot docs/images/footprint-light.png --size 1400x900 --theme light
