@@ -7,7 +7,7 @@ without ``cuda_context`` and ``allocator_slack`` they add up to ``allocated``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Literal
 
@@ -38,10 +38,11 @@ METERS = ("allocated", "reserved", "device")
 Certainty = Literal["exact", "derived", "modelled", "measured"]
 Level = Literal["predict", "rehearse", "measure"]
 Verdict = Literal["fits", "tight", "does_not_fit", "unknown"]
-FITS_BELOW = 0.85
+FITS_PERCENT = 85
 """Share of the usable memory up to which a plan fits comfortably."""
-TIGHT_BELOW = 0.97
+TIGHT_PERCENT = 97
 """Share up to which it is tight; above it does not fit."""
+TIGHT_BELOW = TIGHT_PERCENT / 100
 
 
 @record
@@ -139,7 +140,7 @@ class Footprint:
     uncertainty_bytes: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
     speed: Mapping[str, float | str | None] = field(default_factory=dict)
-    terms: tuple[Term, ...] = ()
+    terms: Sequence[Term] = ()
     notes: tuple[str, ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
     """What a rehearsal or a measurement adds: timeline, samples, environment, error, outcome."""
@@ -170,8 +171,8 @@ def judge(device_bytes: int, capacity_bytes: int | None, uncertainty_bytes: int)
     """How a device figure stands to a capacity: comfortable to 85 %, tight to 97 % or when its error band crosses."""
     if capacity_bytes is None:
         return "unknown"
-    if device_bytes > TIGHT_BELOW * capacity_bytes:
+    if 100 * device_bytes > TIGHT_PERCENT * capacity_bytes:
         return "does_not_fit"
-    if device_bytes > FITS_BELOW * capacity_bytes or device_bytes + uncertainty_bytes > capacity_bytes:
+    if 100 * device_bytes > FITS_PERCENT * capacity_bytes or device_bytes + uncertainty_bytes > capacity_bytes:
         return "tight"
     return "fits"

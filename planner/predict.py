@@ -7,7 +7,7 @@ the verdict ``unknown``, with the reason among the notes and everything that is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
@@ -15,19 +15,23 @@ from planner.components.layer import NotModelled, require_modelled
 from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
 from planner.components.tape import Level
 from planner.defaults import settle
+from planner.engines.served import SERVED, serving_answer
 from planner.engines.transformers import Generation, Step, TrainingStep, generation_phases, training_phases
 from planner.explain import terms_of
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
 from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format
 from planner.gpu import Gpu
+from planner.later import LaterSequence
 from planner.machine import Overheads, overheads
+from planner.repeat import answer, counts_of, fields_of, question_of, with_counts
 from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, training_reserved
 from planner.scenario import Scenario, to_json
 
 Device = Literal["cuda", "cpu"]
-RESERVED_BAND = 0.1
-"""Half-width of the error of ``reserved``: nine in ten replays of traced models lie within it (planner/reserve.py)."""
+RESERVED_BAND = 10
+"""One part in so many is the half-width of the error of ``reserved``: nine in ten replays of traced models lie within it
+(planner/reserve.py)."""
 CUBLAS_HANDLES = {"inference": 1, "training": 2}
 """Threads that multiply matrices: autograd's backward runs on one of its own, with a cuBLAS handle of its own."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -39,9 +43,20 @@ def predict(
     """The footprint of a scenario.
 
     ``native``: the format of the checkpoint (default: plain, in the config's dtype). ``device``: ``cpu`` predicts the
-    same run on a CPU, where reserved equals allocated and device is the process's own growth.
-    Raises :class:`planner.faults.Faults` for choices that contradict each other.
+    same run on a CPU, where reserved equals allocated and device is the process's own growth. Terms are worked out when
+    they are looked at. Raises :class:`planner.faults.Faults` for choices that contradict each other.
     """
+    names, values = counts_of(scenario)
+
+    def fields(*counts: int) -> dict[str, Any]:
+        return fields_of(_answer(with_counts(scenario, names, counts), architecture, gpu, native, device))
+
+    question = question_of(scenario, names, architecture, gpu, native, device)
+    terms = LaterSequence(lambda: _answer(scenario, architecture, gpu, native, device).terms)
+    return Footprint(**answer(question, fields, values), terms=terms)
+
+
+def _answer(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
     stored = "native" if native is not None and native.is_quantized else architecture.dtype
     settled, notes = settle(scenario, architecture, stored)
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
@@ -53,14 +68,16 @@ def predict(
             from planner.engines.llama_cpp.answer import llama_cpp_answer  # noqa: PLC0415  loaded for those who ask
 
             return llama_cpp_answer(settled, architecture, fmt, machine, capacity, notes)
+        if settled.task == "inference" and settled.engine in SERVED:
+            return serving_answer(settled.engine)(settled, architecture, fmt, gpu, machine, capacity, notes)
         steps = _phases(settled, architecture, fmt, device, machine)
-    except NotModelled as reason:
+    except (NotModelled, BytesUnknown) as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
     phases = _meters(settled, architecture, steps, machine, capacity)
     parameters = parameter_count(architecture)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = max(phase.device for phase in phases)
-    uncertainty = machine.context_band_bytes + int(RESERVED_BAND * max(p.reserved - p.components.get("weights", 0) for p in phases))
+    uncertainty = machine.context_band_bytes + max(p.reserved - p.components.get("weights", 0) for p in phases) // RESERVED_BAND
     return Footprint(
         scenario=to_json(settled),
         level="predict",
@@ -71,7 +88,7 @@ def predict(
         verdict=judge(device_bytes, capacity, uncertainty),
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
-        terms=terms_of(steps, phases, architecture, machine),
+        terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine)),
         notes=notes,
     )
 

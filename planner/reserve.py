@@ -56,17 +56,20 @@ def training_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> d
     Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
     of the logits do not.
     """
-    ratio = loaded[1] / loaded[0]
+
+    def segments(size_bytes: int) -> int:
+        return size_bytes * loaded[1] // loaded[0]
+
     parts = {name: level.components() for name, level in levels.items()}
     forward, optimizer = parts["forward"], parts["optimizer"]
     static = sum(optimizer.get(name, 0) for name in STATIC)
-    updated = ratio * (levels["optimizer"].total - static)
+    updated = segments(levels["optimizer"].total - static)
     rest = sum(size for name, size in forward.items() if name not in (*STATIC, "logits", "gradients"))
     logits = max(forward.get("logits", 0), parts["backward"].get("logits", 0))
-    step = ratio * static + forward.get("logits", 0) + max(rest, updated)
+    step = segments(static) + forward.get("logits", 0) + max(rest, updated)
     backward = levels["backward"].total - static + largest_transient(levels["backward"])
-    last = max(ratio * levels["optimizer"].total, ratio * static + max(backward, logits + updated))
-    return {"load": max(loaded[1], levels["load"].total), "forward": int(step), "backward": int(last), "optimizer": int(last)}
+    last = max(segments(levels["optimizer"].total), segments(static) + max(backward, logits + updated))
+    return {"load": max(loaded[1], levels["load"].total), "forward": step, "backward": last, "optimizer": last}
 
 
 def largest_transient(level: Level) -> int:

@@ -1,0 +1,287 @@
+"""Whole numbers that remember how they came about.
+
+An :class:`Amount` goes through the planner's arithmetic like an int. Beside its value it carries its form: a sum of
+integer multiples of products of atoms, an atom being an input or a rounded quotient. What a comparison of amounts decided
+is noted as a condition, so that the same forms hold for every input that meets the conditions.
+"""
+
+from __future__ import annotations
+
+from math import ceil, floor, isfinite
+from typing import Any
+
+Form = dict[tuple[int, ...], int]
+"""Coefficient of each product of atoms (their numbers, sorted, repeated for powers); the empty product is one."""
+ONE: tuple[int, ...] = ()
+
+
+class Trace:
+    """Atoms and conditions of one run. Inputs are the atoms 0, 1, …; each has a least value it may take."""
+
+    def __init__(self) -> None:
+        self.atoms: list[tuple[str, Form, int]] = []
+        """What an atom is: ``input``, or ``floor`` or ``ceil`` of a form over a divisor."""
+        self.least: list[int | None] = []
+        """What an atom is never below, None where that is not plain to see."""
+        self.conditions: dict[tuple[str, tuple[tuple[tuple[int, ...], int], ...]], Form] = {}
+        self.texts: list[tuple[Form, str]] = []
+        self.pinned = False
+        """Whether a value was used in a way that has no form: then it holds for this value alone."""
+        self._numbers: dict[object, int] = {}
+
+    def input(self, value: int, minimum: int) -> Any:
+        """The next input."""
+        self.atoms.append(("input", {}, 1))
+        self.least.append(minimum)
+        return Amount(value, self, {(len(self.atoms) - 1,): 1})
+
+    def quotient(self, kind: str, form: Form, divisor: int) -> Form:
+        """``floor`` or ``ceil`` of ``form / divisor``: multiples of the divisor are taken out, the rest is an atom."""
+        whole = {product: factor // divisor for product, factor in form.items() if factor % divisor == 0}
+        rest = {product: factor for product, factor in form.items() if factor % divisor}
+        if not rest.keys() - {ONE}:
+            constant = rest.get(ONE, 0)
+            rounded = constant // divisor if kind == "floor" else -(-constant // divisor)
+            return add(whole, {ONE: rounded}, 1)
+        key = (kind, divisor, tuple(sorted(rest.items())))
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.atoms)
+            self.atoms.append((kind, rest, divisor))
+            least = self.bound(rest)
+            self.least.append(None if least is None else least // divisor if kind == "floor" else -(-least // divisor))
+        return add(whole, {(number,): 1}, 1)
+
+    def bound(self, form: Form) -> int | None:
+        """A value that ``form`` is never below, None where that is not plain to see."""
+        total = 0
+        for product, factor in form.items():
+            least = factor
+            for atom in product:
+                bound = self.least[atom]
+                if bound is None or bound < 0 or factor < 0:
+                    return None
+                least *= bound
+            total += least
+        return total
+
+    def decide(self, form: Form, value: int, sign: str) -> bool:
+        """Whether ``form`` (at present ``value``) is ``>`` 0, ``>=`` 0 or ``==`` 0; noted unless it is always so."""
+        holds = value > 0 if sign == ">" else value >= 0 if sign == ">=" else value == 0
+        if not form.keys() - {ONE} or self._always(form, sign, holds=holds):
+            return holds
+        if not holds:
+            form, sign = (
+                ({key: -factor for key, factor in form.items()}, {">": ">=", ">=": ">"}[sign]) if sign != "==" else (form, "!=")
+            )
+        self.conditions.setdefault((sign, tuple(sorted(form.items()))), form)
+        return holds
+
+    def _always(self, form: Form, sign: str, *, holds: bool) -> bool:
+        below, above = self.bound(form), self.bound({key: -factor for key, factor in form.items()})
+        if sign == "==":
+            return not holds and ((below or 0) > 0 or (above or 0) > 0)
+        if holds:
+            return below is not None and (below > 0 or (below == 0 and sign == ">="))
+        return above is not None and (above > 0 or (above == 0 and sign == ">"))
+
+
+def add(one: Form, other: Form, factor: int) -> Form:
+    """``one + factor · other``."""
+    found = dict(one)
+    for product, count in other.items():
+        total = found.get(product, 0) + factor * count
+        if total:
+            found[product] = total
+        else:
+            found.pop(product, None)
+    return found
+
+
+def times(one: Form, other: Form) -> Form:
+    """The product of two forms, multiplied out."""
+    found: Form = {}
+    for left, factor in one.items():
+        for right, count in other.items():
+            product = tuple(sorted(left + right)) if left and right else left or right
+            found[product] = found.get(product, 0) + factor * count
+    return {product: factor for product, factor in found.items() if factor}
+
+
+class Amount:
+    """A whole number with its form.
+
+    It passes for an int where Python code asks, but it is none: C code that would take an int's value unseen (a float's
+    multiplication, ``range``) has to ask for it, and what has been asked is noted.
+    """
+
+    __slots__ = ("form", "trace", "value")
+
+    def __init__(self, value: int, trace: Trace, form: Form) -> None:
+        self.value = value
+        self.trace = trace
+        self.form = form
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return int
+
+    def _form_of(self, other: Any) -> Form | None:
+        """The form of another operand; None for what is no whole number."""
+        if type(other) is Amount:
+            return other.form if other.trace is self.trace else {ONE: other.value}
+        return {ONE: int(other)} if isinstance(other, int) else None
+
+    def _pin(self) -> int:
+        """The plain value, from now on for this value alone."""
+        self.trace.pinned = True
+        return self.value
+
+    def _made(self, value: int, form: Form) -> Any:
+        return Amount(value, self.trace, form) if form.keys() - {ONE} else value
+
+    def __add__(self, other: Any) -> Any:
+        form = self._form_of(other)
+        if form is None:
+            return self._pin() + other
+        return self._made(self.value + plain(other), add(self.form, form, 1))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        form = self._form_of(other)
+        if form is None:
+            return self._pin() - other
+        return self._made(self.value - plain(other), add(self.form, form, -1))
+
+    def __rsub__(self, other: Any) -> Any:
+        form = self._form_of(other)
+        if form is None:
+            return other - self._pin()
+        return self._made(plain(other) - self.value, add(form, self.form, -1))
+
+    def __neg__(self) -> Any:
+        return Amount(-self.value, self.trace, {key: -factor for key, factor in self.form.items()})
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __mul__(self, other: Any) -> Any:
+        form = self._form_of(other)
+        if form is None:
+            return self._pin() * other
+        return self._made(self.value * plain(other), times(self.form, form))
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        if type(other) is Amount or not isinstance(other, int) or other <= 0:
+            return self._pin() // (other._pin() if type(other) is Amount else other)
+        if any(factor < 0 for factor in self.form.values()) and not any(factor > 0 for factor in self.form.values()):
+            above = {key: -factor for key, factor in self.form.items()}
+            form = {key: -factor for key, factor in self.trace.quotient("ceil", above, other).items()}
+        else:
+            form = self.trace.quotient("floor", self.form, other)
+        return self._made(self.value // other, form)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return other // self._pin()
+
+    def __mod__(self, other: Any) -> Any:
+        if type(other) is Amount or not isinstance(other, int) or other <= 0:
+            return self._pin() % (other._pin() if type(other) is Amount else other)
+        return self - (self // other) * other
+
+    def __rmod__(self, other: Any) -> Any:
+        return other % self._pin()
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._pin() / (other._pin() if type(other) is Amount else other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self._pin()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self._pin(), other, modulo)
+
+    def __rpow__(self, other: Any) -> Any:
+        return other ** self._pin()
+
+    def __int__(self) -> int:
+        return self._pin()
+
+    def __index__(self) -> int:
+        return self._pin()
+
+    def __float__(self) -> float:
+        return float(self._pin())
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self
+
+    def __ceil__(self) -> Any:
+        return self
+
+    def __floor__(self) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        return not self.trace.decide(self.form, self.value, "==")
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.form.items())))
+
+    def __eq__(self, other: object) -> bool:
+        form = self._form_of(other)
+        if type(other) is Amount and other.trace is not self.trace:
+            return False
+        if form is None:
+            return bool(self._pin() == other)
+        return self.trace.decide(add(self.form, form, -1), self.value - plain(other), "==")
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def _compare(self, other: Any, sign: str, *, turned: bool) -> Any:
+        """``self - other`` (turned: ``other - self``) against 0. A fraction is taken to the next whole number."""
+        if isinstance(other, float):
+            if not isfinite(other):
+                return (other < 0) != turned
+            other = floor(other) if (sign == ">") != turned else ceil(other)
+        form = self._form_of(other)
+        if form is None:
+            return NotImplemented
+        difference, value = add(self.form, form, -1), self.value - plain(other)
+        if turned:
+            difference, value = {key: -factor for key, factor in difference.items()}, -value
+        return self.trace.decide(difference, value, sign)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compare(other, ">", turned=False)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compare(other, ">=", turned=False)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compare(other, ">", turned=True)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compare(other, ">=", turned=True)
+
+    def __format__(self, spec: str) -> str:
+        self.trace.texts.append((self.form, spec))
+        return f"\x02{len(self.trace.texts) - 1}\x03"
+
+    def __str__(self) -> str:
+        return self.__format__("")
+
+    def __repr__(self) -> str:
+        return self.__format__("")
+
+
+def plain(number: Any) -> int:
+    """The value of an amount or an int, without a note: for arithmetic on forms only."""
+    return number.value if type(number) is Amount else int(number)

@@ -1,0 +1,157 @@
+"""A function of whole numbers, run once and written down: as conditions on the inputs, and as code for what it returned.
+
+The code does only what depends on the inputs, so that it runs in microseconds, and its operators are those that NumPy
+arrays know too, so that it fills a grid. Where the conditions do not hold the function took another path: it is run
+again there and written down as well. So the answers are the function's own, everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Generic, TypeVar
+
+from planner.symbolic.amount import ONE, Amount, Form, Trace
+
+Result = TypeVar("Result")
+MARK = re.compile("\x02(\\d+)\x03")
+
+
+class Program(Generic[Result]):
+    """What a function did for inputs that meet the same conditions."""
+
+    def __init__(self, trace: Trace, result: Result, inputs: int) -> None:
+        self.trace = trace
+        writer = _Writer(trace, inputs)
+        self._result = writer.value(result)
+        self._conditions = [writer.condition(sign, form) for (sign, _), form in trace.conditions.items()]
+        self._writer = writer
+        self._point = writer.function(" and ".join(self._conditions) or "True", self._result)
+
+    def at(self, values: Sequence[int]) -> Result | None:
+        """The result for other inputs, None where they fail a condition."""
+        found: Result | None = self._point(*values)
+        return found
+
+    def arrays(self) -> Callable[..., tuple[Any, Any]]:
+        """A function of NumPy arrays: where the conditions hold, and the result there."""
+        return self._writer.function(" & ".join(f"({one})" for one in self._conditions) or "True", self._result, both=True)
+
+
+def record_program(
+    function: Callable[..., Result], values: Sequence[int], minimums: Sequence[int]
+) -> tuple[Result, Program[Result] | None]:
+    """Run ``function`` on ``values`` (none below its minimum); its result, and the program, None where it has no form."""
+    trace = Trace()
+    result = function(*(trace.input(value, minimum) for value, minimum in zip(values, minimums, strict=True)))
+    if trace.pinned:
+        return result, None
+    return result, Program(trace, result, len(values))
+
+
+class _Writer:
+    """Writes forms, and values that contain them, as Python."""
+
+    def __init__(self, trace: Trace, inputs: int) -> None:
+        self._trace = trace
+        self._inputs = inputs
+        self._names: dict[str, Any] = {}
+        self._lines: list[str] = []
+        self._written = set(range(inputs))
+        self._products: dict[tuple[int, ...], str] = {}
+
+    def function(self, condition: str, result: str, *, both: bool = False) -> Callable[..., Any]:
+        inputs = ", ".join(f"a{number}" for number in range(self._inputs))
+        end = [f"return ({condition}), {result}"] if both else [f"if {condition}:", f"    return {result}", "return None"]
+        source = "\n    ".join([f"def program({inputs}):", *self._lines, *end])
+        space = dict(self._names)
+        exec(compile(source, "<program>", "exec"), space)  # noqa: S102  code written below, from numbers alone
+        made: Callable[..., Any] = space["program"]
+        return made
+
+    def condition(self, sign: str, form: Form) -> str:
+        return f"{self.form(form)} {sign} 0"
+
+    def form(self, form: Form) -> str:
+        parts = []
+        for product, factor in form.items():
+            if product == ONE:
+                parts.append(str(factor))
+            else:
+                name = self._product(product)
+                parts.append(name if factor == 1 else f"{factor}*{name}")
+        return " + ".join(parts) or "0"
+
+    def _product(self, product: tuple[int, ...]) -> str:
+        found = self._products.get(product)
+        if found is None:
+            for atom in product:
+                self._atom(atom)
+            if len(product) == 1:
+                found = f"a{product[0]}"
+            else:
+                found = f"p{len(self._products)}"
+                self._lines.append(f"{found} = {self._product(product[:-1])}*a{product[-1]}")
+            self._products[product] = found
+        return found
+
+    def _atom(self, number: int) -> None:
+        if number in self._written:
+            return
+        self._written.add(number)
+        kind, form, divisor = self._trace.atoms[number]
+        inside = self.form(form)
+        self._lines.append(
+            f"a{number} = ({inside}) // {divisor}" if kind == "floor" else f"a{number} = -(-({inside}) // {divisor})"
+        )
+
+    def value(self, value: Any) -> str:
+        """An expression that makes ``value`` anew."""
+        if not _varies(value):
+            return self._constant(value)
+        if type(value) is Amount:
+            return f"({self.form(value.form)})"
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, tuple | list):
+            inside = ", ".join(self.value(item) for item in value)
+            return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{self.value(key)}: {self.value(item)}" for key, item in value.items()) + "}"
+        made = self._constant(type(value))
+        return f"{made}(" + ", ".join(self.value(getattr(value, item.name)) for item in fields(value)) + ")"
+
+    def _text(self, text: str) -> str:
+        parts = MARK.split(text)
+        written = []
+        for index, part in enumerate(parts):
+            if index % 2:
+                form, spec = self._trace.texts[int(part)]
+                written.append(f"format({self.form(form)}, {spec!r})")
+            elif part:
+                written.append(repr(part))
+        return "(" + " + ".join(written) + ")"
+
+    def _constant(self, value: Any) -> str:
+        if value is None or (type(value) in (int, str)):
+            return repr(value)
+        name = f"k{len(self._names)}"
+        self._names[name] = value
+        return name
+
+
+def _varies(value: Any) -> bool:
+    if type(value) is Amount:
+        return True
+    if isinstance(value, str):
+        return "\x02" in value
+    if isinstance(value, tuple | list):
+        return any(_varies(item) for item in value)
+    if isinstance(value, dict):
+        return any(_varies(key) or _varies(item) for key, item in value.items())
+    return (
+        hasattr(value, "__dataclass_fields__")
+        and not isinstance(value, type)
+        and any(_varies(getattr(value, name)) for name in value.__dataclass_fields__)
+    )

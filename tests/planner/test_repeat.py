@@ -1,0 +1,86 @@
+"""A question asked again is answered as it was the first time."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import planner.predict
+import planner.repeat
+from planner.faults import Faults
+from planner.predict import predict
+from planner.scenario import parse_scenario
+from resources.plan import find_gpu, find_model
+
+MODELS = (
+    "meta-llama/Llama-3.1-8B",
+    "google/gemma-3-1b-it",
+    "Qwen/Qwen3-30B-A3B",
+    "mistralai/Mistral-7B-v0.1",
+    "openai/gpt-oss-20b",
+    "deepseek-ai/DeepSeek-V2-Lite",
+    "ibm-granite/granite-4.0-h-tiny",
+)
+
+workloads = st.one_of(
+    st.tuples(
+        st.just("inference"),
+        st.fixed_dictionaries(
+            {"engine": st.sampled_from(["transformers", "transformers", "vllm", "llama.cpp"]), "batch": st.integers(1, 64)},
+            optional={
+                "prompt_tokens": st.integers(1, 50_000),
+                "new_tokens": st.integers(1, 600),
+                "max_model_len": st.integers(1, 9000),
+            },
+        ),
+    ),
+    st.tuples(
+        st.just("training"),
+        st.fixed_dictionaries(
+            {"batch": st.integers(1, 32), "checkpointing": st.sampled_from(["none", "full"])},
+            optional={"sequence": st.integers(1, 9000), "gradient_accumulation": st.integers(1, 2)},
+        ),
+    ),
+)
+
+
+def scenario_of(model: str, task: str, work: dict[str, object], capacity: int | None):
+    hardware = {"gpu": "A100 SXM4 80GB", "capacity_bytes": capacity}
+    return parse_scenario({"version": 1, "model": model, "task": task, task: work, "hardware": hardware})
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(MODELS), workloads, st.one_of(st.none(), st.integers(2**30, 2**38)))
+def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> None:
+    """Whatever was asked before, an answer equals the one worked out from the scenario alone."""
+    scenario = scenario_of(model, *workload, capacity)
+    found, gpu = find_model(model, network=False), find_gpu("A100 SXM4 80GB")
+    asked = scenario, found.architecture, gpu, found.native
+    assert told(lambda: predict(*asked)) == told(lambda: planner.predict._answer(*asked, "cuda"))
+
+
+def told(ask):
+    try:
+        return ask().to_json()
+    except Faults as faults:
+        return str(faults)
+
+
+def test_the_third_answer_is_a_programs() -> None:
+    found, gpu = find_model(MODELS[0], network=False), find_gpu("A100 SXM4 80GB")
+    scenarios = [scenario_of(MODELS[0], "inference", {"batch": batch, "prompt_tokens": 777}, None) for batch in (3, 4, 5)]
+    for scenario in scenarios:
+        predict(scenario, found.architecture, gpu, found.native)
+    names, values = planner.repeat.counts_of(scenarios[2])
+    question = planner.repeat.question_of(scenarios[2], names, found.architecture, gpu, found.native, "cuda")
+    assert question.programs
+    assert question.programs[0].at(values) is not None
+
+
+def test_questions_are_forgotten_in_the_order_they_came() -> None:
+    found, gpu = find_model(MODELS[0], network=False), find_gpu("A100 SXM4 80GB")
+    for rank in range(1, planner.repeat.REMEMBERED + 9):
+        work = {"batch": 1, "prompt_tokens": 8, "lora": {"rank": rank}} | {"lora": {"rank": rank, "targets": ["q_proj"]}}
+        del work["prompt_tokens"]
+        predict(scenario_of(MODELS[0], "training", work, None), found.architecture, gpu, found.native)
+    assert len(planner.repeat._questions) == planner.repeat.REMEMBERED
