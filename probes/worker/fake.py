@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .attribution import Attribution
 from .tracker import StorageTracker
@@ -63,12 +64,10 @@ def _device(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fake_tensors() -> Iterator[None]:
+def fake_tensors() -> Iterator[FakeTensorMode]:
     """A fake tensor mode in which transformers behaves as with real tensors."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True), _not_tracing():
-        yield
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _not_tracing():
+        yield mode
 
 
 @contextlib.contextmanager

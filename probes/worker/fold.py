@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,13 +35,16 @@ class FoldError(Exception):
 
 @dataclass(frozen=True)
 class Forward:
-    """What a call did: events, its result, the cache entries it changed, and whether the graph keeps its input."""
+    """What a call did: events, its result, the cache entries it changed, and what of its input and results the graph keeps.
+
+    Of several results that require gradients only the first may be used; the others are such as attention scores.
+    """
 
     events: tuple[Entry, ...]
     out: Tree
     changes: tuple[tuple[tuple[int, Any], Tree], ...]
     asked: frozenset[Any]
-    keeps_input: bool = False
+    kept: frozenset[Name] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Traced:
     names: dict[int, Name]
     out_name: Name
     input: Storage
+    beside: dict[Name, Storage]
     record: Forward
 
 
@@ -93,7 +97,7 @@ class Written:
     call_key: Any
     member: Member
     storages: dict[Name, Storage]
-    keeps: Any
+    keeps: list[Any]
 
 
 class Folder:
@@ -231,23 +235,28 @@ class Folder:
             and all(map(can_rebuild, told))
             and UNKNOWN not in reachable
             and not any(leaf[1] == UNTRACKED and leaf[2][4] for leaf in leaves)
-            and (not flows and born <= reachable if call.hidden is None else len(flows) == 1 and flows[0][1] in born)
+            and (not flows and born <= reachable if call.hidden is None else bool(flows) and flows[0][1] in born)
         )
         return Forward(tuple(window.events), result, changes, asked) if whole else None
 
     def _follow_graph(self, call: Call, record: Forward, out: Any, ending: Ending | None) -> None:
-        flow = next(leaf for leaf in tensors_in(record.out) if leaf[2][5])
+        flow, *beside = (leaf[1] for leaf in tensors_in(record.out) if leaf[2][5])
         entry = self._tracker.entry_of(call.hidden) if call.hidden is not None else None
-        result = next(tensor for tensor in _tensors(out) if tensor.requires_grad)
+        result = next(_flows(out))
         if entry is None or result.grad_fn is None:
             return
-        traced = Traced(call.member, call.key, call.names, flow[1], entry, record)
+        others = {
+            name: other
+            for tensor in _tensors(out)
+            if (name := call.name_of(tensor)) in beside and (other := self._tracker.entry_of(tensor))
+        }
+        traced = Traced(call.member, call.key, call.names, flow, entry, others, record)
         if ending is not None:
             ending.traced = traced
         number = result.output_nr
         result.grad_fn.register_prehook(lambda gradients: self._begin_backward(traced, gradients[number]))
         self._unsettled.append(traced)
-        self._survivors |= {ident: traced for ident, name in call.names.items() if name[0] == "forward" and name != flow[1]}
+        self._survivors |= {ident: traced for ident, name in call.names.items() if name[0] == "forward" and name != flow}
 
     def _died_between(self, ident: int) -> None:
         """What a traced layer made dies outside of layers, such as casts at the end of autocast: so it does for written ones."""
@@ -263,8 +272,9 @@ class Folder:
     def _settle(self) -> None:
         """The layer before has returned: an input that still lives is kept by the graph."""
         for traced in self._unsettled:
-            keeps = self._tracker.is_live(traced.input)
-            traced.record = Forward(traced.record.events, traced.record.out, traced.record.changes, traced.record.asked, keeps)
+            held = traced.beside | {("input",): traced.input}
+            kept = frozenset(name for name, entry in held.items() if self._tracker.is_live(entry))
+            traced.record = replace(traced.record, kept=kept)
             self._compare(traced.member.group, traced.key, traced.record)
         self._unsettled.clear()
 
@@ -298,18 +308,16 @@ class Folder:
         assert hidden is not None
         entry = self._tracker.entry_of(hidden)
         assert entry is not None
-        names = {name for name in call.storages if name[0] == "forward"}
-        storages = {name: call.storages[name] for name in names} | {("input",): entry}
-        written = Written(call.key, call.member, storages, hidden.untyped_storage() if record.keeps_input else None)
+        flows = [leaf[1:] for leaf in tensors_in(record.out) if leaf[2][5]]
+        loose = {name for name, _ in flows} - record.kept
+        storages = {name: known for name, known in call.storages.items() if name[0] == "forward" and name not in loose}
+        written = Written(call.key, call.member, storages | {("input",): entry}, [])
         self._waiting.setdefault(call.key, []).append(written)
-
-        def made(name: Name, spec: Spec) -> torch.Tensor:
-            if not spec[5]:
-                return tensor_of(name, spec)
-            out: torch.Tensor = _Layer.apply(hidden, self, written, lambda: tensor_of(name, spec))
-            return out
-
-        return rebuild(record.out, made)
+        made: Any = iter(_Layer.apply(hidden, self, written, lambda: tuple(tensor_of(*flow) for flow in flows)))
+        out = rebuild(record.out, lambda name, spec: next(made) if spec[5] else tensor_of(name, spec))
+        kept = {name: tensor for (name, _), tensor in zip(flows, _flows(out), strict=True)} | {("input",): hidden}
+        written.keeps = [kept[name].untyped_storage() for name in record.kept]
+        return out
 
     # Backward -----------------------------------------------------------------------------------------------------------
 
@@ -364,7 +372,7 @@ class Folder:
             and not left
             and not reachable & {UNKNOWN, UNTRACKED}
             and ("f", traced.out_name) not in window.events
-            and (("f", ("input",)) in window.events) == traced.record.keeps_input
+            and (("f", ("input",)) in window.events) == (("input",) in traced.record.kept)
         )
         asked = self._asked_since(done.asked, traced.member.path)
         return Backward(tuple(window.events), passed, gradients, asked) if whole else None
@@ -386,7 +394,7 @@ class Folder:
         storages["gradient",] = entry
         Writer(self._tracker, self._attribution, written.member.path, storages).write("backward", record.events)
         self._ask(record.asked, written.member.path)
-        written.keeps = None
+        written.keeps.clear()
         return self._write_gradients(written.member, record, Rebuilder(self._tracker, storages, tensors))
 
     def _write_gradients(self, member: Member, record: Backward, tensor_of: Rebuilder) -> torch.Tensor:
@@ -447,15 +455,19 @@ class Ending:
 
 
 class _Layer(torch.autograd.Function):
-    """The node of a written layer."""
+    """The node of a written layer. Gradients come to its first result only."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, folder: Folder, written: Written, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, folder: Folder, written: Written, make: Callable[[], Any]) -> Any:
         ctx.folder, ctx.written = folder, written
+        ctx.set_materialize_grads(False)
         return make()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor, None, None, None]:
+        gradient, *beside = gradients
+        if gradient is None or any(other is not None for other in beside):
+            raise FoldError("backward")
         return ctx.folder.undo(ctx.written, gradient), None, None, None
 
 
@@ -468,6 +480,10 @@ class _Quiet:
 
 def _trained(member: Member) -> list[nn.Parameter]:
     return [parameter for parameter in member.layer.parameters() if parameter.requires_grad]
+
+
+def _flows(value: Any) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in _tensors(value) if tensor.requires_grad)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

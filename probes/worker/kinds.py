@@ -138,7 +138,7 @@ def _entries(config: Any, index: int, layers: int) -> Any:
             found.append((name, repr(value[index])))
         elif isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
             found.append((name, index in value))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and name != "id2label":
             found.append((name, repr(value.get(index, value.get(str(index))))))
         elif hasattr(value, "to_dict"):
             found.append((name, _entries(value, index, layers)))

@@ -19,6 +19,7 @@ from .fake import Answers, fake_tensors
 from .flash import NOTE as FLASH_NOTE
 from .fold import Folder, FoldError
 from .inference import InferenceLoad, MakeUnroller
+from .memo import Memo
 from .order import Order
 from .personality import CudaPersonality
 from .phases import Phases, Sampler
@@ -151,7 +152,8 @@ class Run:
         listeners = [trace] if self._folder is None else [self._folder, trace]
         self._phases = Phases(wire, devices.TraceMeter(tracker), listeners, on_begin=attribution.enter_phase)
         functions = personality.functions(self._amp) if personality is not None else contextlib.nullcontext()
-        with fake_tensors(), functions, tracker:
+        with fake_tensors() as mode, functions, tracker:
+            tracker.run = Memo(mode)
             self._trace_load(attribution)
         if self._unroller is not None:
             self._notes += self._unroller.notes()
@@ -218,7 +220,7 @@ class Run:
         with self._watching(attribution):
             load: InferenceLoad | TrainingLoad
             if self._order.task == "inference":
-                load = InferenceLoad(self._built, self._order.inference, attribution, self._unroll)
+                load = InferenceLoad(self._built, self._order.inference, attribution, self._unroll, fake=self._order.fake)
             else:
                 load = TrainingLoad(self._built, self._order.training, attribution, self._order.fake)
             if self._walk is not None:

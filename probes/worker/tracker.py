@@ -115,6 +115,8 @@ class StorageTracker(TorchDispatchMode):
         self._replace = differences.replace if differences else {}
         self._scratch_bytes = differences.scratch_bytes if differences else {}
         self._budget_bytes = budget_bytes
+        self.run: Callable[[Any, Any, Any], Any] = _run
+        """How operators are run: ``(func, args, kwargs) -> result``."""
         self._live: dict[int, Storage] = {}
         self.next_ident = 0
         self._by_component = [0] * len(COMPONENTS)
@@ -125,9 +127,12 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
-            return func(*args, **kwargs)
+            return self.run(func, args, kwargs)
         replacement = self._replace.get(func)
-        out = func(*args, **kwargs) if replacement is None else replacement(func, args, kwargs)
+        if replacement is None:
+            out = self.run(func, args, kwargs)
+        else:
+            out = replacement(lambda *inner, **named: self.run(func, inner, named), args, kwargs)
         if isinstance(out, torch.Tensor):
             self._see(func, out)
         elif isinstance(out, (tuple, list)):
@@ -323,3 +328,7 @@ class StorageTracker(TorchDispatchMode):
         if self._is_at_peak:
             self._at_peak = list(self._by_component)
             self._is_at_peak = False
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
