@@ -15,11 +15,13 @@ from PySide6.QtWidgets import QApplication
 
 from gui.context import Context
 from gui.crash import CrashReporter
+from gui.documents import last_session
 from gui.files import Unreadable, read_any
 from gui.first import FIRST_SCENARIO, adopt_detected_gpu
 from gui.machine import Machine
 from gui.operations import Operations
-from gui.settings import THEME, Settings
+from gui.pins import Pins
+from gui.settings import THEME, ZOOM_PERCENT, Settings
 from gui.state import State
 from gui.theme import theme
 from gui.warm_up import WarmUp
@@ -28,11 +30,15 @@ from planner.scenario import Scenario
 from probes.recording import highwater_home
 
 logger = logging.getLogger(__name__)
+_NORMAL_ZOOM = 100
 _SETTLE_MS, _SETTLE_LIMIT_MS = 150, 8_000
 
 
 def run(scenario: Scenario | None = None, paths: Sequence[Path] = ()) -> int:
     """Open the window, on ``scenario`` or the first plan, with ``paths`` opened in it; returns the exit status."""
+    zoom = Settings().get(ZOOM_PERCENT)
+    if zoom != _NORMAL_ZOOM:
+        os.environ.setdefault("QT_SCALE_FACTOR", str(zoom / 100))
     application = make_application()
     reporter = CrashReporter(highwater_home(), application)
     reporter.install()
@@ -92,11 +98,15 @@ def make_application() -> QApplication:
 
 
 def make_window(scenario: Scenario | None = None, settings: Settings | None = None) -> MainWindow:
-    """A window with parts of its own. Without a scenario it shows the first plan, on the GPU found here if any."""
-    operations, machine = Operations(), Machine()
-    state = State(scenario or FIRST_SCENARIO, operations)
-    window = MainWindow(Context(state, machine, operations, settings or Settings()))
-    if scenario is None:
+    """A window with parts of its own. Without a scenario it goes on with the last session's.
+
+    At the very first start it shows the first plan, on the GPU found here if any.
+    """
+    operations, machine, settings = Operations(), Machine(), settings or Settings()
+    session = None if scenario else last_session(settings)
+    state = State(scenario or session or FIRST_SCENARIO, operations)
+    window = MainWindow(Context(state, machine, operations, settings, Pins(settings, operations)))
+    if scenario is None and session is None:
         adopt_detected_gpu(state, machine)
     return window
 

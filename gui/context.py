@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gui.machine import Machine
 from gui.operations import Operations
+from gui.pins import Pins
 from gui.settings import Settings
 from gui.state import State
 
@@ -18,3 +19,4 @@ class Context:
     machine: Machine
     operations: Operations
     settings: Settings
+    pins: Pins

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 
-from planner.units import GIB, KIB, MIB
+from gui.units import units
 
 _WANTED_TICKS = 8
+_PLAIN = 100_000
+"""From here on ``g`` would write powers of ten."""
 
 
 def ticks(limit_bytes: float, wanted: int = _WANTED_TICKS) -> list[tuple[float, str]]:
     """Positions from 0 to ``limit_bytes`` at 1, 2, 4 or 5 times a power of ten of one unit, with their labels."""
     if limit_bytes <= 0:
         return [(0.0, "0")]
-    unit, name = next(((size, name) for size, name in ((GIB, "GiB"), (MIB, "MiB")) if limit_bytes >= size), (KIB, "KiB"))
+    ladder = [(size, name) for size, name, _ in units().ladder]
+    unit, name = next((rung for rung in ladder if limit_bytes >= rung[0]), ladder[-1])
     step = _round_step(limit_bytes / unit / wanted)
     count = int(limit_bytes / unit / step + 1e-9)
-    labels = [f"{index * step:g}" for index in range(count + 1)]
+    labels = [f"{index * step:,g}" if index * step < _PLAIN else f"{index * step:,.0f}" for index in range(count + 1)]
     labels[-1] += f" {name}"
     return [(index * step * unit, label) for index, label in enumerate(labels)]
 

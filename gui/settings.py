@@ -26,11 +26,13 @@ class Setting(Generic[Value]):
 
 THEME = Setting("window/theme", "system")
 GEOMETRY = Setting("window/geometry", b"")
-SPLITTERS = Setting("window/splitters", b"")
 TAB = Setting("window/tab", "footprint")
 ADVANCED = Setting("form/advanced", default=False)
 RECENT_FILES: Setting[list[str]] = Setting("files/recent", [])
-PROBE_STEPS = Setting("probe/steps", 8)
+SESSION = Setting("session/scenario", "")
+PINS: Setting[list[str]] = Setting("compare/pins", [])
+UNITS = Setting("window/units", "GiB")
+ZOOM_PERCENT = Setting("window/zoom", 100)
 
 
 class Settings:

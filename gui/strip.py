@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QWidget
 from gui.icons import icon
 from gui.machine import Machine
 from gui.theme import font, set_role, theme
-from planner.units import format_bytes
+from gui.units import format_bytes
 from probes.nvml import GpuReading
 
 _STEPS = 1000

@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from gui.page import FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
 from gui.theme import set_role
-from planner.units import format_bytes
+from gui.units import format_bytes, units
 from planner.words import CERTAINTIES, COMPONENTS, PHASES, word
 
 if TYPE_CHECKING:
@@ -32,11 +32,16 @@ class WhyPanel(QWidget):
         self._lay_out()
         state.plan_changed.connect(self._refresh)
         state.selection_changed.connect(self._refresh)
+        units().changed.connect(self._refresh)
         self._refresh()
 
     def text(self) -> str:
         """What is shown, without marks."""
         return self._page.toPlainText()
+
+    def focus(self) -> None:
+        """Take the keyboard, so that the page can be scrolled."""
+        self._page.setFocus()
 
     def _lay_out(self) -> None:
         set_role(self, "side")

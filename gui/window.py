@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import Qt, Slot
-from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QKeySequence, QShowEvent
-from PySide6.QtWidgets import QFileDialog, QMainWindow, QMessageBox, QSplitter, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
+from PySide6.QtWidgets import QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
-from gui import files
-from gui.actions import Act, make_action
+from gui.actions import THEMES, UNITS, Act, icon_of, make_action
 from gui.context import Context
+from gui.corner import Corner
+from gui.documents import Documents, save_session
 from gui.form.panel import WIDTH as FORM_WIDTH
 from gui.form.panel import FormPanel
+from gui.guide import Guide
 from gui.icons import icon, window_icon
-from gui.settings import ADVANCED, GEOMETRY, TAB, THEME
+from gui.menus import fill_menus
+from gui.settings import ADVANCED, GEOMETRY, TAB, THEME, ZOOM_PERCENT
+from gui.settings import UNITS as UNITS_SETTING
+from gui.sharing import Sharing
 from gui.strip import GpuStrip
 from gui.tabs import TABS
 from gui.theme import theme
+from gui.translate import tr
+from gui.units import units
 from gui.why import NARROW as WHY_NARROW
 from gui.why import WIDTH as WHY_WIDTH
 from gui.why import WhyPanel
 from planner.scenario import ModelPath
 
+if TYPE_CHECKING:
+    from planner.report.content import Levels
+    from resources.plan import Plan
+
 DEFAULT_SIZE = (1400, 900)
 MINIMUM_SIZE = (1000, 680)
 _STATUS_MS = 8_000
-_THEMES = {"system": Act.THEME_SYSTEM, "light": Act.THEME_LIGHT, "dark": Act.THEME_DARK}
-_MODEL_FILES = "Models (config.json *.json *.gguf *.safetensors);;All files (*)"
+_ZOOM_STEP, _ZOOM_RANGE = 10, (70, 250)
 
 
 class MainWindow(QMainWindow):
@@ -37,12 +47,14 @@ class MainWindow(QMainWindow):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self._context = context
-        for part in (context.operations, context.machine, context.state):
+        for part in (context.operations, context.machine, context.state, context.pins):
             part.setParent(self)
+        units().choose(context.settings.get(UNITS_SETTING))
         self.form = FormPanel(context.state, advanced=context.settings.get(ADVANCED))
         self.why = WhyPanel(context.state)
         self.strip = GpuStrip(context.machine)
         self.tabs = QTabWidget(documentMode=True)
+        self.documents, self.sharing, self.guide = Documents(self), Sharing(self), Guide(self)
         self._built: dict[str, QWidget] = {}
         self._actions: dict[Act, QAction] = {act: make_action(act, self) for act in Act}
         self._build()
@@ -59,43 +71,51 @@ class MainWindow(QMainWindow):
         """One of the window's actions."""
         return self._actions[act]
 
+    @property
+    def tab_name(self) -> str:
+        """The tab in front."""
+        return TABS[self.tabs.currentIndex()].name
+
+    def current_tab(self) -> QWidget:
+        """The widget of the tab in front."""
+        return self._ensure(self.tab_name)
+
     def show_tab(self, name: str) -> QWidget:
         """Bring a tab to the front, building it the first time; returns its widget."""
         self.tabs.setCurrentIndex([tab.name for tab in TABS].index(name))
         return self._ensure(name)
 
     def open_file(self, path: Path) -> None:
-        """Open a scenario, a recording or a model, whichever the file is; a file that is none of them is said so."""
-        try:
-            opened = files.read_any(path)
-        except files.Unreadable as error:
-            self.say(str(error))
-            return
-        if isinstance(opened, files.RecordingFile):
-            self.show_tab("probe").replay(opened.path)  # type: ignore[attr-defined]
-        elif isinstance(opened, ModelPath):
-            self._context.state.edit("model", opened, f"open {path.name}")
-        else:
-            self._context.state.open(opened, f"open {path.name}")
-            self.say(f"Opened {path}")
+        """Open a scenario, a recording or a model, whichever the file is."""
+        self.documents.open_file(path)
 
     def say(self, text: str) -> None:
         """Tell something that needs no answer."""
         self.statusBar().showMessage(text, _STATUS_MS)
+
+    def measured_of(self, plan: Plan) -> Levels | None:
+        """What was measured of exactly this plan, when its run is on screen."""
+        probe: Any = self._built.get("probe")
+        measurement = probe.measurement if probe is not None else None
+        if measurement is None or not measurement.phases or measurement.scenario != plan.footprint.scenario:
+            return None
+        return {step.name: dict(step.meters) for step in measurement.phases}
 
     def _build(self) -> None:
         self.setWindowTitle("Highwater")
         self.setWindowIcon(window_icon())
         self.setMinimumSize(*MINIMUM_SIZE)
         self.setAcceptDrops(True)
-        self.tabs.setAccessibleName("Views of the plan")
+        self.tabs.setAccessibleName(tr("Views of the plan"))
         self.tabs.tabBar().setDrawBase(False)
-        self.tabs.tabBar().setAccessibleName("Views of the plan")
+        self.tabs.tabBar().setAccessibleName(tr("Views of the plan"))
         for tab in TABS:
             page = QWidget()
             page.setLayout(QVBoxLayout())
             page.layout().setContentsMargins(0, 0, 0, 0)
-            self.tabs.setTabToolTip(self.tabs.addTab(page, tab.title), tab.tip)
+            self.tabs.setTabToolTip(self.tabs.addTab(page, tr(tab.title)), tr(tab.tip))
+        self._corner = Corner(self._actions, self.documents.examples)
+        self.tabs.setCornerWidget(self._corner)
         self._splitter = QSplitter(Qt.Orientation.Horizontal, childrenCollapsible=False, handleWidth=1)
         for part in (self.form, self.tabs, self.why):
             self._splitter.addWidget(part)
@@ -113,30 +133,19 @@ class MainWindow(QMainWindow):
 
     def _build_menus(self) -> None:
         stack = self._context.state.undo_stack
-        undo, redo = stack.createUndoAction(self, "&Undo"), stack.createRedoAction(self, "&Redo")
-        undo.setShortcuts(QKeySequence.StandardKey.Undo)
-        redo.setShortcuts(QKeySequence.StandardKey.Redo)
-        self._history = (undo, redo)
-        act = self._actions
-        self._menu("&File", act[Act.OPEN_SCENARIO], act[Act.SAVE_SCENARIO], None, act[Act.OPEN_MODEL_FILE],
-                   act[Act.OPEN_MODEL_FOLDER], act[Act.OPEN_RECORDING], None, act[Act.QUIT])  # fmt: skip
-        self._menu("&Edit", undo, redo, None, act[Act.COPY_ANSWER], None, act[Act.FOCUS_MODEL])
-        self._menu("&View", *self._tab_actions(), None, *(act[name] for name in _THEMES.values()))
-        self._menu("&Probe", act[Act.MEASURE], act[Act.REHEARSE], act[Act.STOP])
-        self._menu("&Help", act[Act.ABOUT])
-
-    def _menu(self, title: str, *actions: QAction | None) -> None:
-        menu = self.menuBar().addMenu(title)
-        for action in actions:
-            if action is None:
-                menu.addSeparator()
-            else:
-                menu.addAction(action)
+        self._history = (stack.createUndoAction(self, tr("&Undo")), stack.createRedoAction(self, tr("&Redo")))
+        for action, keys in zip(self._history, (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo), strict=True):
+            action.setShortcuts(keys)
+        parts = {
+            "recent": self.documents.recent, "examples": self.documents.examples, "tabs": self._tab_actions(),
+            "undo": self._history[:1], "redo": self._history[1:],
+        }  # fmt: skip
+        self.listed = fill_menus(self.menuBar(), self._actions, parts)
 
     def _tab_actions(self) -> list[QAction]:
         made = []
         for index, tab in enumerate(TABS):
-            action = QAction(tab.title, self)
+            action = QAction(tr(tab.title), self)
             action.setShortcut(QKeySequence(f"Ctrl+{index + 1}"))
             action.setData(tab.name)
             action.triggered.connect(self._go_to_tab)
@@ -145,20 +154,19 @@ class MainWindow(QMainWindow):
 
     def _connect(self) -> None:
         slots = {
-            Act.OPEN_SCENARIO: self._open_scenario, Act.SAVE_SCENARIO: self._save_scenario,
-            Act.OPEN_MODEL_FILE: self._open_model_file, Act.OPEN_MODEL_FOLDER: self._open_model_folder,
-            Act.OPEN_RECORDING: self._open_recording, Act.QUIT: self.close, Act.COPY_ANSWER: self._copy_answer,
-            Act.MEASURE: self._measure, Act.REHEARSE: self._rehearse, Act.STOP: self._stop,
-            Act.FOCUS_MODEL: self._focus_model, Act.ABOUT: self._about,
+            Act.QUIT: self.close, Act.PIN: self._pin, Act.MEASURE: self._measure, Act.REHEARSE: self._rehearse,
+            Act.STOP: self._stop, Act.FOCUS_MODEL: self._focus_model, Act.NEXT_PANE: self._next_pane,
+            Act.ZOOM_IN: self._zoom_in, Act.ZOOM_OUT: self._zoom_out, Act.ZOOM_RESET: self._zoom_reset,
         }  # fmt: skip
-        for act, slot in slots.items():
+        for act, slot in {**slots, **self.documents.slots, **self.sharing.slots, **self.guide.slots}.items():
             self._actions[act].triggered.connect(slot)
-        self._themes = QActionGroup(self)
-        for name, act in _THEMES.items():
-            self._actions[act].setData(name)
-            self._themes.addAction(self._actions[act])
-        self._themes.triggered.connect(self._choose_theme)
-        self.form.open_model_asked.connect(self._open_model_file)
+        for members, slot in ((THEMES, self._choose_theme), (UNITS, self._choose_units)):
+            group = QActionGroup(self)
+            for act in members:
+                group.addAction(self._actions[act])
+            group.triggered.connect(slot)
+        self.documents.recording_opened.connect(self.replay)
+        self.form.open_model_asked.connect(self.documents.ask_model_file)
         self.tabs.currentChanged.connect(self._tab_changed)
         self.statusBar().messageChanged.connect(self._status_changed)
         self._context.state.plan_changed.connect(self._retitle)
@@ -166,7 +174,9 @@ class MainWindow(QMainWindow):
 
     def _restore(self) -> None:
         settings = self._context.settings
-        self._actions[_THEMES.get(settings.get(THEME), Act.THEME_SYSTEM)].setChecked(True)
+        for members, chosen in ((THEMES, settings.get(THEME)), (UNITS, units().name)):
+            for act in members:
+                self._actions[act].setChecked(self._actions[act].data() == chosen)
         self.resize(*DEFAULT_SIZE)
         geometry = settings.get(GEOMETRY)
         if geometry:
@@ -192,11 +202,12 @@ class MainWindow(QMainWindow):
         super().showEvent(event)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Remember the layout and end what runs."""
+        """Remember the layout and the scenario, and end what runs."""
         settings = self._context.settings
         settings.set(GEOMETRY, self.saveGeometry().data())
-        settings.set(TAB, TABS[self.tabs.currentIndex()].name)
+        settings.set(TAB, self.tab_name)
         settings.set(ADVANCED, self.form.advanced)
+        save_session(settings, self._context.state.scenario)
         self.statusBar().clearMessage()
         for widget in self._built.values():
             widget.close()
@@ -241,54 +252,44 @@ class MainWindow(QMainWindow):
         self._context.settings.set(THEME, str(action.data()))
         theme().choose(str(action.data()))
 
+    @Slot(QAction)
+    def _choose_units(self, action: QAction) -> None:
+        self._context.settings.set(UNITS_SETTING, str(action.data()))
+        units().choose(str(action.data()))
+
+    @Slot()
+    def _zoom_in(self) -> None:
+        self._zoom(self._context.settings.get(ZOOM_PERCENT) + _ZOOM_STEP)
+
+    @Slot()
+    def _zoom_out(self) -> None:
+        self._zoom(self._context.settings.get(ZOOM_PERCENT) - _ZOOM_STEP)
+
+    @Slot()
+    def _zoom_reset(self) -> None:
+        self._zoom(100)
+
+    def _zoom(self, percent: int) -> None:
+        percent = min(max(percent, _ZOOM_RANGE[0]), _ZOOM_RANGE[1])
+        self._context.settings.set(ZOOM_PERCENT, percent)
+        self.say(tr("{} % from the next start").format(percent))
+
     @Slot()
     def _restyle(self) -> None:
-        names = {
-            Act.OPEN_SCENARIO: "folder", Act.SAVE_SCENARIO: "save", Act.OPEN_RECORDING: "recording",
-            Act.MEASURE: "measure", Act.REHEARSE: "rehearse", Act.STOP: "stop",
-        }  # fmt: skip
-        for act, name in names.items():
-            self._actions[act].setIcon(icon(name, "muted"))
+        for act, action in self._actions.items():
+            if icon_of(act):
+                action.setIcon(icon(icon_of(act), "muted"))
         for action, name in zip(self._history, ("undo", "redo"), strict=True):
             action.setIcon(icon(name, "muted"))
 
     @Slot()
-    def _open_scenario(self) -> None:
-        self._ask_and_open("Open scenario", "Scenarios (*.json);;All files (*)")
+    def _pin(self) -> None:
+        self.say(self._context.pins.pin(self._context.state.plan))
 
-    @Slot()
-    def _open_recording(self) -> None:
-        self._ask_and_open("Open recording", "Recordings (*.jsonl);;All files (*)", str(files.recordings_folder()))
-
-    @Slot()
-    def _open_model_file(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open model", "", _MODEL_FILES)
-        if path:
-            self._context.state.edit("model", ModelPath(path), f"open {Path(path).name}")
-
-    @Slot()
-    def _open_model_folder(self) -> None:
-        path = QFileDialog.getExistingDirectory(self, "Open model folder")
-        if path:
-            self._context.state.edit("model", ModelPath(path), f"open {Path(path).name}")
-
-    def _ask_and_open(self, title: str, filters: str, folder: str = "") -> None:
-        path, _ = QFileDialog.getOpenFileName(self, title, folder, filters)
-        if path:
-            self.open_file(Path(path))
-
-    @Slot()
-    def _save_scenario(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save scenario", "scenario.json", "Scenarios (*.json)")
-        if path:
-            self.say(files.save_scenario(self._context.state.scenario, Path(path)))
-
-    @Slot()
-    def _copy_answer(self) -> None:
-        footprint = self._context.state.footprint
-        if footprint is not None:
-            QGuiApplication.clipboard().setText(json.dumps(footprint.to_json(), indent=2))
-            self.say("The answer is on the clipboard as JSON")
+    @Slot(object)
+    def replay(self, path: Path) -> None:
+        """Play a recording into the Probe tab."""
+        self.show_tab("probe").replay(path)  # type: ignore[attr-defined]
 
     @Slot()
     def _measure(self) -> None:
@@ -308,9 +309,12 @@ class MainWindow(QMainWindow):
         self.form.fields["model"].editor.setFocus(Qt.FocusReason.TabFocusReason)
 
     @Slot()
-    def _about(self) -> None:
-        QMessageBox.about(self, "About Highwater", ABOUT)
-
-
-ABOUT = """<b>Highwater</b><p>How much GPU memory a model takes, before it takes it: predicted from its config, measured
-on the real device, each number with its formula.</p><p>Apache-2.0. The typeface is Inter (SIL Open Font License 1.1).</p>"""
+    def _next_pane(self) -> None:
+        panes = (self.form, self.tabs, self.why)
+        now = next((index for index, pane in enumerate(panes) if pane.isAncestorOf(self.focusWidget() or self)), -1)
+        if panes[(now + 1) % len(panes)] is self.form:
+            self._focus_model()
+        elif panes[(now + 1) % len(panes)] is self.tabs:
+            self.tabs.tabBar().setFocus(Qt.FocusReason.ShortcutFocusReason)
+        else:
+            self.why.focus()

@@ -13,10 +13,10 @@ from gui.scale import ticks
 from gui.state import Selection
 from gui.text import CENTRE, RIGHT, width_of, write
 from gui.theme import SMALL, ink_on, theme
+from gui.units import format_bytes, units
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import TIGHT_BELOW, Footprint
 from planner.palette import DIAGONAL, SOLID
-from planner.units import format_bytes
 from planner.words import COMPONENTS, PHASES, word
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
@@ -88,6 +88,7 @@ class Bars(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setAccessibleName("Memory by phase and component")
         theme().changed.connect(self.update)
+        units().changed.connect(self.update)
 
     def show_rows(self, rows: tuple[Row, ...]) -> None:
         """Show these bars."""

@@ -8,6 +8,7 @@ from PySide6.QtCore import Slot
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
+from gui.export import ChartMenu, TableMenu
 from gui.footprint.bars import Bars, rows_of
 from gui.footprint.figures import Figures
 from gui.footprint.legend import Legend
@@ -16,9 +17,9 @@ from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
 from gui.theme import set_role
+from gui.units import format_bytes, units
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
 from planner.footprint import METERS as METER_NAMES
-from planner.units import format_bytes
 from planner.words import METERS, PHASES, word
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class FootprintTab(QWidget):
         self.phases = Segments(width=_PHASE_WIDTH)
         self._legend = Legend()
         self._meters = Figures()
+        ChartMenu(self.bars)
+        TableMenu(self.table, self.table.components)
         self._lay_out()
         self._connect()
         self._show_plan()
@@ -70,6 +73,7 @@ class FootprintTab(QWidget):
         state.faults_changed.connect(self._show_currency)
         state.busy_changed.connect(self._show_currency)
         self._machine.changed.connect(self._show_plan)
+        units().changed.connect(self._show_plan)
         self.bars.picked.connect(state.select)
         self.table.picked.connect(self._pick_component)
         self.table.hovered.connect(self.bars.point_at)

@@ -12,9 +12,9 @@ from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidge
 from gui.cells import PADDING, Cell, CellModel, Column, dress
 from gui.text import wrapped, write
 from gui.theme import theme
+from gui.units import format_bytes
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import Phase, Term
-from planner.units import format_bytes
 from planner.words import CERTAINTIES, COMPONENTS, word
 
 _SURENESS = ("exact", "measured", "derived", "modelled")

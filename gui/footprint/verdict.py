@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QFrame, QSizePolicy, QToolTip, QWidget
 from gui.icons import icon
 from gui.text import CENTRE, width_of, wrapped, write
 from gui.theme import DISPLAY, NORMAL, SMALL, set_role, theme
-from planner.units import format_bytes
+from gui.units import format_bytes
 from planner.words import PHASES, VERDICTS, word
 
 if TYPE_CHECKING:

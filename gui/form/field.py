@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Signal, Slot
+from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
 from gui.form.editors import ChoiceField, NamesField, NumberField, SearchField
 from gui.theme import set_role
+from gui.translate import tr
 
 if TYPE_CHECKING:
     from gui.form.fields import FieldSpec
@@ -27,7 +28,7 @@ class Field(QWidget):
         self.spec = spec
         self._default: object = None
         self.editor = spec.make()
-        self.label = QLabel(spec.label, self)
+        self.label = QLabel(tr(spec.label), self)
         self._fault = QLabel(self, wordWrap=True, visible=False)
         set_role(self._fault, "fault")
         self._describe()
@@ -44,13 +45,17 @@ class Field(QWidget):
             self._default = value
             self.editor.set_default(value)
 
+    def focus_editor(self) -> None:
+        """Put the keyboard into the field."""
+        self.editor.setFocus(Qt.FocusReason.TabFocusReason)
+
     def set_fault(self, message: str) -> None:
         """Show what is wrong; empty when nothing is."""
         if message != self._fault.text():
             self._fault.setText(message)
             self._fault.setVisible(bool(message))
             set_role(self.editor, "bad" if message else "")
-            self.editor.setAccessibleDescription(message or self.spec.tip)
+            self.editor.setAccessibleDescription(message or tr(self.spec.tip))
 
     @property
     def fault(self) -> str:
@@ -58,12 +63,12 @@ class Field(QWidget):
         return self._fault.text()
 
     def _describe(self) -> None:
-        name = self.spec.label.replace("&", "")
+        name, tip = tr(self.spec.label).replace("&", ""), tr(self.spec.tip)
         self.editor.setObjectName(self.spec.path)
         self.editor.setAccessibleName(name)
-        self.editor.setAccessibleDescription(self.spec.tip)
-        self.editor.setToolTip(self.spec.tip)
-        self.label.setToolTip(self.spec.tip)
+        self.editor.setAccessibleDescription(tip)
+        self.editor.setToolTip(tip)
+        self.label.setToolTip(tip)
         self.label.setBuddy(self.editor)
 
     def _lay_out(self) -> None:

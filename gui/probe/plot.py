@@ -18,8 +18,8 @@ from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
 from gui.scale import round_up
 from gui.theme import SMALL, font, theme
+from gui.units import format_bytes
 from planner.footprint import METERS
-from planner.units import format_bytes
 from planner.words import PHASES, word
 
 FRAME_MS = 33

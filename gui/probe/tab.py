@@ -11,6 +11,7 @@ from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QCloseEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QFrame, QSplitter, QVBoxLayout, QWidget
 
+from gui.export import ChartMenu, TableMenu
 from gui.operations import Operation
 from gui.probe.controls import Controls
 from gui.probe.key import PlotKey
@@ -23,6 +24,7 @@ from gui.probe.status import StatusLine
 from gui.probe.table import ComparisonTable
 from gui.state import Selection
 from gui.theme import set_role
+from gui.units import units
 from planner.words import PHASES, word
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
@@ -52,6 +54,8 @@ class ProbeTab(QWidget):
         self._shown = Shown()
         self._now = Run()
         self._rehearsing = False
+        ChartMenu(self.plot)
+        TableMenu(self.table, self.table.comparisons)
         self._lay_out()
         self._connect()
         self._show_plan()
@@ -159,6 +163,7 @@ class ProbeTab(QWidget):
         self.live.rehearsed.connect(self._take_rehearsed)
         self.live.ended.connect(self._ended)
         self._state.plan_changed.connect(self._show_plan)
+        units().changed.connect(self._show_units)
         self.plot.picked.connect(self._pick_phase)
         self.table.picked.connect(self._pick_phase)
 
@@ -193,6 +198,11 @@ class ProbeTab(QWidget):
         self.plot.set_levels(shown.levels, capacity_bytes)
         self.plot.set_rehearsed(shown.rehearsed)
         self._show_table()
+
+    @Slot()
+    def _show_units(self) -> None:
+        self._show_table()
+        self.plot.restyle()
 
     def _show_table(self) -> None:
         self.table.comparisons.show_rows(self._shown.rows())

@@ -12,8 +12,8 @@ from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 from gui.cells import Cell, CellModel, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
+from gui.units import format_bytes
 from planner.footprint import METERS as METER_NAMES
-from planner.units import format_bytes
 from planner.words import CPU_METERS, METERS, PHASES, word
 from probes.measurement import Measurement
 

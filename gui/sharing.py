@@ -1,0 +1,129 @@
+"""What leaves the window: links, reports, charts, tables; and the link that comes in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QObject, Slot
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QFileDialog
+
+from gui.actions import Act
+from gui.export import ChartMenu, TableMenu
+from gui.translate import tr
+from planner.faults import Faults
+from planner.link import link_of, scenario_of
+from planner.report.content import Part, report_of
+from planner.report.write import markdown
+from planner.scenario import ModelPath
+from resources.report_files import write_report
+
+if TYPE_CHECKING:
+    from gui.window import MainWindow
+    from resources.plan import Plan
+
+_REPORTS = "HTML (*.html);;Markdown (*.md)"
+
+
+class Sharing(QObject):
+    """The actions of sharing; says in the status line what it did."""
+
+    def __init__(self, window: MainWindow) -> None:
+        super().__init__(window)
+        self._window, self._state = window, window.context.state
+        self.slots = {
+            Act.COPY_LINK: self.copy_link, Act.OPEN_LINK: self.open_link, Act.COPY_ANSWER: self.copy_answer,
+            Act.COPY_MARKDOWN: self.copy_markdown, Act.EXPORT_REPORT: self.export_report, Act.EXPORT_CHART: self.export_chart,
+            Act.COPY_CHART: self.copy_chart, Act.EXPORT_TABLE: self.export_table, Act.COPY_TABLE: self.copy_table,
+        }  # fmt: skip
+
+    @Slot()
+    def copy_link(self) -> None:
+        """The scenario as a line of text."""
+        scenario, plan = self._state.scenario, self._state.plan
+        config = (
+            plan.source.config if plan and isinstance(scenario.model, ModelPath) and plan.scenario.model == scenario.model else None
+        )
+        try:
+            self._put(link_of(scenario, config), tr("The link is on the clipboard; Open link from clipboard opens it"))
+        except Faults as faults:
+            self._window.say(str(faults.faults[0]))
+
+    @Slot()
+    def open_link(self) -> None:
+        """The scenario of the link on the clipboard."""
+        try:
+            self._state.open(scenario_of(QGuiApplication.clipboard().text()), tr("open link"))
+        except Faults as faults:
+            self._window.say(tr("The clipboard holds no plan: {}").format("; ".join(map(str, faults.faults))))
+
+    @Slot()
+    def copy_answer(self) -> None:
+        """What ``predict --json`` prints."""
+        footprint = self._state.footprint
+        if footprint is not None:
+            self._put(json.dumps(footprint.to_json(), indent=2), tr("The answer is on the clipboard as JSON"))
+
+    @Slot()
+    def copy_markdown(self) -> None:
+        """The report without its chart."""
+        plan = self._state.plan
+        if plan is not None:
+            self._put(markdown(self._report(plan)), tr("The plan is on the clipboard as Markdown"))
+
+    @Slot()
+    def export_report(self) -> None:
+        """Ask where to, and write the report."""
+        plan = self._state.plan
+        path, kind = QFileDialog.getSaveFileName(self._window, tr("Save report"), "report.html", _REPORTS)
+        if not path or plan is None:
+            return
+        output = Path(path)
+        if output.suffix.lower() not in (".md", ".html"):
+            output = output.with_name(output.name + (".md" if "md" in kind else ".html"))
+        try:
+            write_report(self._report(plan), output, self._title(plan))
+        except OSError as error:
+            self._window.say(tr("{} was not saved: {}").format(output, error.strerror or error))
+        else:
+            self._window.say(tr("Saved {}").format(output))
+
+    @Slot()
+    def export_chart(self) -> None:
+        """The chart in front, to a file."""
+        self._with(ChartMenu, "save", tr("This tab has no chart"))
+
+    @Slot()
+    def copy_chart(self) -> None:
+        """The chart in front, to the clipboard."""
+        self._with(ChartMenu, "copy", tr("This tab has no chart"))
+
+    @Slot()
+    def export_table(self) -> None:
+        """The table in front, to a file."""
+        self._with(TableMenu, "save", tr("This tab has no table"))
+
+    @Slot()
+    def copy_table(self) -> None:
+        """The table in front, to the clipboard."""
+        self._with(TableMenu, "copy", tr("This tab has no table"))
+
+    def _with(self, kind: type[ChartMenu | TableMenu], method: str, otherwise: str) -> None:
+        found = self._window.current_tab().findChildren(kind)
+        if found:
+            getattr(found[0], method)()
+        else:
+            self._window.say(otherwise)
+
+    def _report(self, plan: Plan) -> tuple[Part, ...]:
+        measured = self._window.measured_of(plan)
+        return report_of(plan.footprint, self._title(plan), measured)
+
+    def _title(self, plan: Plan) -> str:
+        return f"{plan.source.label} · {plan.scenario.task} · {plan.gpu.name}"
+
+    def _put(self, text: str, words: str) -> None:
+        QGuiApplication.clipboard().setText(text)
+        self._window.say(words)

@@ -1,0 +1,56 @@
+"""In which unit sizes are shown: GiB (2**30, the default), GB (10**9) or MiB (2**20). Bytes stay what they are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from PySide6.QtCore import QObject, Signal
+from PySide6.QtWidgets import QApplication
+
+from planner.units import GIB, KIB, MIB
+
+_LADDERS: dict[str, tuple[tuple[int, str, int], ...]] = {
+    "GiB": ((GIB, "GiB", 2), (MIB, "MiB", 1), (KIB, "KiB", 1)),
+    "GB": ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1)),
+    "MiB": ((MIB, "MiB", 1), (KIB, "KiB", 1)),
+}
+NAMES = tuple(_LADDERS)
+
+
+class Units(QObject):
+    """The choice; ``changed`` asks every view to write its sizes anew."""
+
+    changed = Signal()
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.name = NAMES[0]
+
+    def choose(self, name: str) -> None:
+        """One of :data:`NAMES`; anything else is the first."""
+        name = name if name in NAMES else NAMES[0]
+        if name != self.name:
+            self.name = name
+            self.changed.emit()
+
+    @property
+    def ladder(self) -> tuple[tuple[int, str, int], ...]:
+        """Unit, name and digits after the point, the largest first."""
+        return _LADDERS[self.name]
+
+
+@lru_cache(maxsize=1)
+def units() -> Units:
+    """The units of the running application."""
+    return Units(QApplication.instance())
+
+
+def format_bytes(size: float) -> str:
+    """A size in the chosen unit: ``14.96 GiB``, ``16.06 GB``, ``15,319.0 MiB``; NaN is ``N/A``."""
+    if size != size:  # noqa: PLR0124  NaN is the one value unequal to itself
+        return "N/A"
+    sign, magnitude = ("−" if size < 0 else ""), abs(size)
+    for unit, name, digits in units().ladder:
+        if magnitude >= unit:
+            return f"{sign}{magnitude / unit:,.{digits}f} {name}"
+    return f"{sign}{magnitude:.0f} B"
