@@ -32,7 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "main.py measure [options] SCENARIO | [SCENARIO] --attach PID | [SCENARIO] -- COMMAND…"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
-    parser.add_argument("--layers", type=int, help="build only so many layers")
+    parser.add_argument(
+        "--layers", metavar="N|A,B|auto",
+        help="build only N layers; or measure with A and with B (auto: chosen) and tell the whole model from both",
+    )  # fmt: skip
     parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
     parser.add_argument(
         "--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
@@ -63,7 +66,12 @@ def _measure(options: argparse.Namespace) -> int:
     try:
         plan = plan_of(read_scenario(options.scenario))
         budget = None if options.budget is None else int(options.budget * MIB)
-        asked = request(plan, options.device or default_device(), options.layers, None, budget)
+        device = options.device or default_device()
+        if options.layers is not None and not options.layers.isdecimal():
+            from cli import scaled  # noqa: PLC0415  only for those who scale
+
+            return scaled.run(options, plan, device, budget)
+        asked = request(plan, device, None if options.layers is None else int(options.layers), None, budget)
     except ERRORS as error:
         return refuse(error)
     except ValueError as error:
