@@ -275,8 +275,12 @@ def block(
     norm: MakeNorm = rms_norm,
     weights: tuple[Weight, ...] = (),
     parallel: bool = False,
+    dropout: float = 0.0,
 ) -> Layer:
-    """A layer of one sequence mixer and one channel mixer with norms over the hidden size."""
+    """A layer of one sequence mixer and one channel mixer with norms over the hidden size.
+
+    ``dropout``: of the mixers' outputs where the config does not say.
+    """
     hidden = config.size("hidden_size")
     return Layer(
         (sequence,) if sequence is not None else (),
@@ -284,6 +288,7 @@ def block(
         tuple(norm(name, hidden) for name in norms),
         weights,
         parallel,
+        config.number("resid_pdrop", "hidden_dropout", "dropout", default=dropout) > 0,
     )
 
 

@@ -111,6 +111,16 @@ class Recurrent:
     state_dim: int = 0
     num_groups: int = 0
     inner_dim: int = 0
+    chunk_tokens: int = 0
+    """Tokens that are computed at once where the sequence is cut into chunks."""
+    step_rank: int = 0
+    """Width of Mamba's low-rank step."""
+    normed_step: bool = False
+    """Step, B and C pass norms (Jamba, Falcon-Mamba)."""
+    scaled_input: bool = False
+    """Input and projection are multiplied by constants first (Falcon-H1)."""
+    fused_gate: bool = False
+    """Queries, keys, values and the output gate come from one projection (Qwen3-Next)."""
 
 
 SequenceMixer = Attention | LatentAttention | Recurrent
@@ -163,6 +173,10 @@ class Layer:
     norms: tuple[Norm, ...]
     weights: tuple[Weight, ...] = ()
     parallel: bool = False
+    dropout: bool = False
+    """In training the mixers' outputs pass a dropout (GPT-2, OPT)."""
+    residual_in_fp32: bool = False
+    """The layer's output is fp32 whatever the weights are (Mamba)."""
 
 
 @record

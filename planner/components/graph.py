@@ -115,6 +115,12 @@ class Graph(Tape):
             raise Stopped
         return storage
 
+    def save_for_last(self, name: str) -> None:
+        """The last operator also keeps a live tensor that it made beside its result."""
+        if self.saving:
+            node = self.record.nodes[-1]
+            node.saves = (*node.saves, self.save(name))
+
     def is_saved(self, name: str) -> bool:
         """Whether a node keeps the tensor."""
         storage = self._storages.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from planner.architecture.counts import layer_groups
 from planner.architecture.implementation import Implementation, implementation_of
@@ -198,17 +199,17 @@ def _in_sequence(g: Graph, layer: Layer) -> None:
     """Mixer after mixer, each with its norms and its residual."""
     norms, stream = iter(layer.norms), "x"
     for mixer in layer.sequence:
-        stream = _branch(g, norms, stream, "attention", lambda source, mixer=mixer: sequence_forward(g, mixer, source, "attention"))
+        stream = _branch(g, layer, norms, stream, "attention", partial(sequence_forward, g, mixer, target="attention"))
     if is_dense_beside_experts(layer):
         stream = dense_beside_experts(g, layer, norms, stream)
     elif layer.channel:
-        stream = _branch(g, norms, stream, "mlp", lambda source: channel_forward(g, layer.channel[0], source, "mlp"))
+        stream = _branch(g, layer, norms, stream, "mlp", partial(channel_forward, g, layer.channel[0], target="mlp"))
     g.free("attention")
     stream = per_layer_input(g, layer, stream)
     g.rename(stream, "y")
 
 
-def _branch(g: Graph, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
+def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
     """One mixer between its norms, added to the residual ``stream``; returns the sum's name."""
     code, source, branch = g.run.code, stream, name
     if code.placement != "post":
@@ -223,6 +224,8 @@ def _branch(g: Graph, norms: Iterator[Norm], stream: str, name: str, forward: Ca
         branch = f"{name} normed"
         norm_forward(g, next(norms), branch, name)
         g.free(name)
+    if layer.dropout and g.saving:
+        dropped(g, branch)
     out = f"residual after {name}"
     add(g, out, g.run.stream(), stream, branch)
     if name != "attention" or not code.keeps_attention:
@@ -240,6 +243,15 @@ def narrowed(g: Graph, stream: str) -> str:
     return "narrowed"
 
 
+def dropped(g: Graph, name: str) -> None:
+    """A dropout in the place of its input; autograd keeps a mask of one byte an element."""
+    g.make("dropped", g.run.hidden(), (name,))
+    g.hold(f"{name} mask", g.run.dropout_mask())
+    g.save_for_last(f"{name} mask")
+    g.free(name)
+    g.rename("dropped", name)
+
+
 def _parallel(g: Graph, layer: Layer) -> None:
     """Both mixers read the layer's input, by one norm or by one each, and are added to it."""
     run, two = g.run, len(layer.norms) > 1
@@ -254,6 +266,9 @@ def _parallel(g: Graph, layer: Layer) -> None:
     channel_forward(g, channel, "mlp norm" if two else "attention norm", "mlp")
     if two and not run.code.norms_first:
         g.free("mlp norm")
+    if layer.dropout and g.saving:
+        dropped(g, "attention")
+        dropped(g, "mlp")
     if run.code.sums_in_place:
         add(g, "y", run.hidden(), "mlp", "attention", "x")
     else:

@@ -70,6 +70,10 @@ class Run:
         width = mixer.head_dim if name == "k" else mixer.value_head_dim
         return Size(batch=self.batch, tokens=tokens, num_key_value_heads=heads, head_dim=width, bytes=self.dtype_bytes)
 
+    def dropout_mask(self) -> Size:
+        """One byte an element of the residual stream."""
+        return Size(batch=self.batch, sequence=self.sequence, hidden_size=self.hidden_size, bool_bytes=1)
+
     def row(self, rows: int = 1) -> Size:
         """``rows`` fp32 numbers for each token (means, one for each head)."""
         return Size(batch=self.batch, sequence=self.sequence, rows=rows, fp32_bytes=4)

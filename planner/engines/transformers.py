@@ -161,6 +161,7 @@ def _queries_left(layer: Layer, run: Run) -> Run:
 def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
+    course.hold("activations", *_embedding_mask(architecture, run))
     laid: list[Laid] = []
     for layer, count in layer_groups(architecture.decoder):
         forward = layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing)
@@ -169,9 +170,14 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     norm = _final_norm(architecture, run, saving=True)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
-    _drop(course, "embeddings", *(() if checkpointing else ("mask",)))
+    _drop(course, "embeddings", "position embeddings", *(() if checkpointing else ("mask",)))
     _loss_forward(course, architecture, run)
     return laid
+
+
+def _embedding_mask(architecture: Architecture, run: Run) -> tuple[str, Size, int]:
+    """The mask of the dropout that GPT-2 lays on its embeddings, and how many there are: one or none."""
+    return "embedding dropout mask", run.dropout_mask(), int(run.code.keeps_positions and architecture.decoder.layers[0].dropout)
 
 
 def _training_backward(course: Course, architecture: Architecture, run: Run, laid: list[Laid], *, checkpointing: bool) -> None:
@@ -182,6 +188,8 @@ def _training_backward(course: Course, architecture: Architecture, run: Run, lai
     for (layer, count), forward in reversed(groups):
         span = layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward)
         course.run(span, count, "backward of the layers")
+    name, size, count = _embedding_mask(architecture, run)
+    course.level.change("activations", name, size, -count)
     _embedding_backward(course, architecture, run)
     _drop(course, "cosines and sines", "mask")
 
@@ -222,6 +230,10 @@ def _loss_forward(course: Course, architecture: Architecture, run: Run) -> None:
     wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
     tape = Tape()
     tape.hold("logits", narrow, "logits")
+    if architecture.logit_softcap:
+        for name, gone in (("divided", "logits"), ("tanh", "divided"), ("logits", "")):
+            tape.hold(name, narrow, "logits")
+            tape.free(gone)
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("logits fp32", wide, "logits")
     tape.hold("shifted labels", Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES))
@@ -236,18 +248,26 @@ def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None
     wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
     labels = Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES)
     tape = Tape(start={"log probabilities": Held(wide, "logits"), "shifted labels": Held(labels, "workspace")})
+    if architecture.logit_softcap:
+        tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
     tape.hold("d log probabilities", wide, "logits")
     tape.hold("d logits fp32", wide, "logits")
     tape.consume("d log probabilities", "log probabilities", "shifted labels")
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("d logits", logits, "logits")
         tape.consume("d logits fp32")
+    if architecture.logit_softcap:
+        before = "d logits" if run.dtype_bytes != FP32_BYTES else "d logits fp32"
+        for name in ("d tanh", "d divided", "d capped"):
+            tape.hold(name, logits, "logits")
+            tape.consume(before, "tanh" if name == "d divided" else "")
+            before = name
     if architecture.tied_head:
         tape.hold(TIED, _like_parameter(architecture.embeddings[0], run), "gradients")
     for weight in architecture.head:
         gradient(tape, run, weight)
     tape.hold("d", narrow)
-    tape.consume("d logits", "d logits fp32")
+    tape.consume("d logits", "d logits fp32", "d capped")
     course.run(tape.span(), 1, "backward of the head")
 
 
@@ -257,16 +277,17 @@ def _embedding_backward(course: Course, architecture: Architecture, run: Run) ->
     if architecture.tied_head:
         start[TIED] = Held(_like_parameter(architecture.embeddings[0], run), "gradients")
     tape = Tape(start=start)
-    for index, weight in enumerate(architecture.embeddings):
+    for index, weight in reversed(list(enumerate(architecture.embeddings))):
         size, name = _like_parameter(weight, run), f"grad {weight.name}"
         tape.hold(name, size, "gradients")
+        if index == 0:
+            tape.consume("d")
         if architecture.tied_head and index == 0:
             tape.hold("tied sum", size, "gradients")
             tape.consume(name, TIED)
             tape.rename("tied sum", name)
         if run.accumulating:
             tape.consume(name)
-    tape.consume("d")
     course.run(tape.span(), 1, "backward of the embeddings")
 
 

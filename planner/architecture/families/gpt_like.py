@@ -69,7 +69,7 @@ def gpt2(config: Config) -> Architecture:
         config, path="attn", fused="c_attn", names=("", "", "", "c_proj"), qkv_bias=True, output_bias=True, rotary=False
     )
     channel = mlp(config, inner_width(config, "n_inner"), gated=False, bias=True, names=("c_fc", "c_proj"))
-    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm))
+    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1))
 
 
 @family("gpt_bigcode")
@@ -90,7 +90,7 @@ def gpt_bigcode(config: Config) -> Architecture:
         rotary=False,
     )
     channel = mlp(config, inner_width(config, "n_inner"), gated=False, bias=True, names=("c_fc", "c_proj"))
-    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm))
+    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1))
 
 
 @family("gpt_neo")
@@ -205,7 +205,7 @@ def bart_like_layer(config: Config, width: int, *, bias: bool = True, norm: Any 
     """The decoder layer of OPT, XGLM and BioGPT: BART's names, norms before or after the mixers."""
     mixer = full_attention(config, path="self_attn", names=(*QKVO[:3], "out_proj"), qkv_bias=bias, output_bias=bias, rotary=False)
     channel = mlp(config, width, gated=False, bias=bias, path="", names=("fc1", "fc2"))
-    return block(config, mixer, channel, norms=("self_attn_layer_norm", "final_layer_norm"), norm=norm)
+    return block(config, mixer, channel, norms=("self_attn_layer_norm", "final_layer_norm"), norm=norm, dropout=0.1)
 
 
 @family("opt")
