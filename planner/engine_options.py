@@ -50,6 +50,8 @@ VLLM = {
     "enforce_eager": Option("bool", "no CUDA graphs"),
     "enable_prefix_caching": Option("bool", "share blocks of equal prefixes"),
     "swap_space": Option("float", "GiB of host memory for swapped blocks", 0, 1_000_000),
+    "disable_hybrid_kv_cache_manager": Option("bool", "cache windowed layers like full ones"),
+    "kv_cache_memory_bytes": Option("int", "size of the cache, instead of what profiling leaves", 1),
 }
 SGLANG = {
     "version": Option("str", "release whose constants are used"),
@@ -58,6 +60,8 @@ SGLANG = {
     "max_running_requests": Option("int", "sequences running at once", 1, 1_000_000),
     "disable_cuda_graph": Option("bool", "no CUDA graphs"),
     "cuda_graph_max_bs": Option("int", "largest batch captured", 1, 100_000),
+    "page_size": Option("int", "tokens of one cache page", 1, 8192),
+    "max_total_tokens": Option("int", "tokens of the pool, instead of what is left", 1, _TOKENS),
 }
 TENSORRT_LLM = {
     "version": Option("str", "release whose constants are used"),
@@ -71,6 +75,8 @@ TGI = {
     "cuda_memory_fraction": Option("float", "share of the GPU's memory the server may take", 0.01, 1.0),
     "max_batch_prefill_tokens": Option("int", "tokens of one prefill", 1, _TOKENS),
     "max_total_tokens": Option("int", "prompt and new tokens of one request", 1, _TOKENS),
+    "max_batch_total_tokens": Option("int", "tokens of all requests together", 1, _TOKENS),
+    "max_batch_size": Option("int", "requests of one batch", 1, 1_000_000),
 }
 LLAMA_CPP = {
     "version": Option("str", "release whose constants are used"),

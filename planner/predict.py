@@ -46,6 +46,8 @@ def predict(
     same run on a CPU, where reserved equals allocated and device is the process's own growth. Terms are worked out when
     they are looked at. Raises :class:`planner.faults.Faults` for choices that contradict each other.
     """
+    if scenario.task == "inference" and scenario.engine in SERVED:
+        return _answer(scenario, architecture, gpu, native, device)
     names, values = counts_of(scenario)
 
     def fields(*counts: int) -> dict[str, Any]:

@@ -30,6 +30,8 @@ CHECKPOINTINGS = ("none", "full", "selective")
 LOSSES = ("default", "chunked", "fused")
 SHARDINGS = ("none", "zero1", "zero2", "zero3", "fsdp")
 OFFLOAD_TARGETS = ("cpu", "nvme")
+SPECULATIONS = ("none", "draft", "ngram", "mtp", "eagle")
+HISTORIES = ("keep", "summarise", "retrieve")
 _MAX_TOKENS = 2**31
 
 
@@ -51,6 +53,40 @@ ModelRef = str | ModelPath | InlineConfig
 
 
 @record
+class Speculation:
+    """Speculative decoding: ``tokens`` proposed a step.
+
+    By a draft model, an n-gram look-up, the model's own multi-token-prediction modules or an EAGLE head. ``draft``: the
+    proposing model's config.json; without it ``draft_parameters`` say its size.
+    """
+
+    method: str = "none"
+    tokens: int = 0
+    draft: Mapping[str, object] | None = field(default=None, hash=False)
+    draft_parameters: int | None = None
+
+
+@record
+class ServedAdapters:
+    """Low-rank adapters served beside each other: slots on the GPU, each of ``rank`` for every linear layer."""
+
+    count: int = 0
+    rank: int = 16
+
+
+@record
+class Conversation:
+    """A dialogue of ``turns`` questions and answers.
+
+    ``history``: all of it stays in the context, or a summary or retrieved passages of ``kept_tokens`` stand for it.
+    """
+
+    turns: int = 1
+    history: str = "keep"
+    kept_tokens: int = 0
+
+
+@record
 class Inference:
     """A serving or generation workload. Counts of tokens are per sequence."""
 
@@ -62,6 +98,22 @@ class Inference:
     kv_cache: str = "auto"
     attention: str = "auto"
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    samples: int = 1
+    """Answers drawn from one prompt: parallel samples or beams, which share its blocks."""
+    shared_prefix: float = 0.0
+    """Share of the prompt that every request begins with alike."""
+    chunked_prefill: bool | None = None
+    speculation: Speculation = Speculation()
+    adapters: ServedAdapters = ServedAdapters()
+    conversation: Conversation = Conversation()
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of one request at its end, the history of its conversation included."""
+        each = (self.prompt_tokens or 0) + (self.new_tokens or 0)
+        if self.conversation.history == "keep":
+            return each * self.conversation.turns
+        return each + (self.conversation.kept_tokens if self.conversation.turns > 1 else 0)
 
 
 @record
@@ -222,9 +274,56 @@ def _inference(reader: Reader) -> Inference:
         kv_cache=reader.string("kv_cache", "auto"),
         attention=reader.choice("attention", "auto", ATTENTIONS),
         engine_options=read_engine_options(engine, "inference", reader.child("engine_options")),
+        samples=reader.integer("samples", 1, minimum=1, maximum=10_000),
+        shared_prefix=reader.number("shared_prefix", 0.0, minimum=0.0, maximum=1.0),
+        chunked_prefill=_optional_boolean(reader, "chunked_prefill"),
+        speculation=_speculation(reader.child("speculation")),
+        adapters=_adapters(reader.child("adapters")),
+        conversation=_conversation(reader.child("conversation")),
     )
     reader.refuse_unknown()
     return inference
+
+
+def _optional_boolean(reader: Reader, key: str) -> bool | None:
+    found = reader.boolean(key, default=False)
+    return found if reader.has(key) else None
+
+
+def _speculation(reader: Reader) -> Speculation:
+    draft = reader.raw("draft")
+    if draft is not None and not isinstance(draft, Mapping):
+        reader.fault("draft", "must be an object: the contents of the draft model's config.json")
+        draft = None
+    method = reader.choice("method", "none", SPECULATIONS)
+    found = Speculation(
+        method=method,
+        tokens=reader.integer("tokens", 0, minimum=0, maximum=1024),
+        draft=draft,
+        draft_parameters=reader.optional_integer("draft_parameters", minimum=1),
+    )
+    if method == "draft" and draft is None and found.draft_parameters is None:
+        reader.fault("draft", "method draft needs the draft model: give draft or draft_parameters")
+    reader.refuse_unknown()
+    return found
+
+
+def _adapters(reader: Reader) -> ServedAdapters:
+    found = ServedAdapters(
+        reader.integer("count", 0, minimum=0, maximum=10_000), reader.integer("rank", 16, minimum=1, maximum=65536)
+    )
+    reader.refuse_unknown()
+    return found
+
+
+def _conversation(reader: Reader) -> Conversation:
+    found = Conversation(
+        turns=reader.integer("turns", 1, minimum=1, maximum=1_000_000),
+        history=reader.choice("history", "keep", HISTORIES),
+        kept_tokens=reader.integer("kept_tokens", 0, minimum=0, maximum=_MAX_TOKENS),
+    )
+    reader.refuse_unknown()
+    return found
 
 
 def _training(reader: Reader) -> Training:
@@ -299,7 +398,15 @@ def _model_json(model: ModelRef) -> object:
 
 
 def _inference_json(inference: Inference) -> dict[str, object]:
-    return _fields(inference) | {"engine_options": dict(inference.engine_options)}
+    speculation = _fields(inference.speculation)
+    if inference.speculation.draft is not None:
+        speculation["draft"] = dict(inference.speculation.draft)
+    return _fields(inference) | {
+        "engine_options": dict(inference.engine_options),
+        "speculation": speculation,
+        "adapters": _fields(inference.adapters),
+        "conversation": _fields(inference.conversation),
+    }
 
 
 def _training_json(training: Training) -> dict[str, object]:

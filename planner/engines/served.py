@@ -1,0 +1,21 @@
+"""Which module answers for which serving engine, loaded for those who ask."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from planner.footprint import Footprint
+
+Answer = Callable[..., Footprint]
+"""(scenario, architecture, fmt, gpu, machine, capacity_bytes, notes) → the footprint."""
+SERVED = {
+    "vllm": ("planner.engines.vllm.answer", "vllm_answer"),
+}
+
+
+def serving_answer(engine: str) -> Answer:
+    """The function that answers for a serving engine."""
+    module, name = SERVED[engine]
+    answer: Answer = getattr(importlib.import_module(module), name)
+    return answer
