@@ -67,6 +67,12 @@ class CellModel(QAbstractTableModel):
                 if pair[0] != pair[1]:
                     self.dataChanged.emit(self.index(row, column), self.index(row, column))
 
+    def show_columns(self, columns: Sequence[Column]) -> None:
+        """Begin anew under other headings."""
+        self.beginResetModel()
+        self.columns, self._cells = tuple(columns), []
+        self.endResetModel()
+
     def cell(self, row: int, column: int) -> Cell:
         """The cell there."""
         return self._cells[row][column]

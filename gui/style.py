@@ -36,6 +36,9 @@ QLineEdit, QComboBox, QAbstractSpinBox {
 QLineEdit:hover, QComboBox:hover, QAbstractSpinBox:hover { border-color: @muted; }
 QLineEdit:focus, QComboBox:focus, QAbstractSpinBox:focus { border: 1px solid @accent; }
 QLineEdit[role="bad"], QComboBox[role="bad"], QAbstractSpinBox[role="bad"] { border: 1px solid @over; }
+QLineEdit[role="plain"] { background: transparent; border: 1px solid transparent; font-weight: 600; padding: 1px 2px; }
+QLineEdit[role="plain"]:hover, QLineEdit[role="plain"]:focus { border-color: @border; background: @surface; }
+QLineEdit[role="plain"]:read-only { border-color: transparent; background: transparent; }
 QComboBox { padding-right: 22px; }
 QComboBox::drop-down { border: none; width: 22px; }
 QComboBox::down-arrow { image: url("@icons/chevron-down-@tone.svg"); width: 12px; height: 12px; }
@@ -59,6 +62,7 @@ QPushButton[role="primary"] { background: @accent; color: @accent_text; border-c
 QPushButton[role="primary"]:hover { border-color: @text; }
 QPushButton[role="primary"]:focus { border: 2px solid @text; padding: 3px 11px; }
 QPushButton[role="primary"]:disabled { background: @sunken; color: @muted; border-color: @border; }
+QPushButton[role="compact"] { padding: 1px 8px; min-height: 18px; font-size: 11px; }
 QToolButton[role^="segment"] { background: @surface; color: @muted; border: 1px solid @border; border-left: none;
   padding: 3px 12px; min-height: 20px; }
 QToolButton[role="segment-first"] { border-left: 1px solid @border; border-top-left-radius: 5px; border-bottom-left-radius: 5px; }
@@ -75,6 +79,7 @@ QToolButton[role="link"]:hover, QToolButton[role="link"]:focus { border-color: @
 QTabWidget::pane { border: none; border-top: 1px solid @border; }
 QTabWidget::tab-bar { left: 10px; }
 QTabBar::tab { background: transparent; color: @muted; padding: 8px 14px 7px; border-bottom: 2px solid transparent; }
+QTabBar[role="narrow"]::tab { padding: 8px 5px 7px; font-size: 11px; }
 QTabBar::tab:hover { color: @text; }
 QTabBar::tab:selected { color: @text; border-bottom: 2px solid @accent; font-weight: 600; }
 QTabBar::tab:focus { color: @accent; }

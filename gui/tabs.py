@@ -38,6 +38,12 @@ def _commands(context: Context) -> QWidget:
     return CommandsTab(context)
 
 
+def _compare(context: Context) -> QWidget:
+    from gui.compare.tab import CompareTab  # noqa: PLC0415  see _footprint
+
+    return CompareTab(context)
+
+
 def _probe(context: Context) -> QWidget:
     from gui.probe.tab import ProbeTab  # noqa: PLC0415  pyqtgraph is not needed for the first paint
 
@@ -48,5 +54,6 @@ TABS: tuple[Tab, ...] = (
     Tab("footprint", "Footprint", "Where the bytes go, and whether it fits", _footprint),
     Tab("advice", "Advice", "What would make it fit, or give it room", _advice),
     Tab("probe", "Probe", "Measure a real run beside the prediction", _probe),
+    Tab("compare", "Compare", "Several plans side by side, and what differs", _compare),
     Tab("commands", "Commands", "The launch line or config that runs the plan", _commands),
 )

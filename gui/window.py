@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import Qt, Slot
-from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
+from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
 from gui.actions import THEMES, UNITS, Act, icon_of, make_action
@@ -23,7 +23,7 @@ from gui.settings import UNITS as UNITS_SETTING
 from gui.sharing import Sharing
 from gui.strip import GpuStrip
 from gui.tabs import TABS
-from gui.theme import theme
+from gui.theme import set_role, theme
 from gui.translate import tr
 from gui.units import units
 from gui.why import NARROW as WHY_NARROW
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = (1400, 900)
 MINIMUM_SIZE = (1000, 680)
 _STATUS_MS = 8_000
+_NARROW_BELOW = 1230
 _ZOOM_STEP, _ZOOM_RANGE = 10, (70, 250)
 
 
@@ -115,7 +116,7 @@ class MainWindow(QMainWindow):
             page.layout().setContentsMargins(0, 0, 0, 0)
             self.tabs.setTabToolTip(self.tabs.addTab(page, tr(tab.title)), tr(tab.tip))
         self._corner = Corner(self._actions, self.documents.examples)
-        self.tabs.setCornerWidget(self._corner)
+        self.menuBar().setCornerWidget(self._corner)
         self._splitter = QSplitter(Qt.Orientation.Horizontal, childrenCollapsible=False, handleWidth=1)
         for part in (self.form, self.tabs, self.why):
             self._splitter.addWidget(part)
@@ -200,6 +201,13 @@ class MainWindow(QMainWindow):
             why = WHY_WIDTH if self.width() >= DEFAULT_SIZE[0] * 0.85 else WHY_NARROW
             self._splitter.setSizes([FORM_WIDTH, self.width() - FORM_WIDTH - why, why])
         super().showEvent(event)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Where there is little room, the tabs' names are written small, so that all of them can be seen."""
+        super().resizeEvent(event)
+        role = "narrow" if self.width() < _NARROW_BELOW else ""
+        if self.tabs.tabBar().property("role") != role:
+            set_role(self.tabs.tabBar(), role)
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember the layout and the scenario, and end what runs."""

@@ -13,6 +13,7 @@ from gui.scale import ticks
 from gui.state import Selection
 from gui.text import CENTRE, RIGHT, width_of, write
 from gui.theme import SMALL, ink_on, theme
+from gui.translate import tr
 from gui.units import format_bytes, units
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import TIGHT_BELOW, Footprint
@@ -75,8 +76,9 @@ class Bars(QWidget):
     picked = Signal(object)
     hovered = Signal(object)
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, label_width: int = _LABEL_WIDTH, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._label_width = label_width
         self._rows: tuple[Row, ...] = ()
         self._segments: list[_Segment] = []
         self._pixels_per_byte = 0.0
@@ -146,7 +148,7 @@ class Bars(QWidget):
         return max([*capacities, *totals, 1]) * 1.02
 
     def _x(self, size_bytes: float) -> float:
-        return _LABEL_WIDTH + size_bytes * self._pixels_per_byte
+        return self._label_width + size_bytes * self._pixels_per_byte
 
     def _row_top(self, index: int) -> float:
         pitch = (self._height() - _TOP - _BOTTOM) / len(self._rows)
@@ -154,7 +156,7 @@ class Bars(QWidget):
 
     def _place(self) -> None:
         self._segments = []
-        self._pixels_per_byte = max(1, self.width() - _LABEL_WIDTH - _RIGHT) / self._limit()
+        self._pixels_per_byte = max(1, self.width() - self._label_width - _RIGHT) / self._limit()
         for index, row in enumerate(self._rows):
             begin, top = 0, self._row_top(index)
             for component, size_bytes in row.parts:
@@ -248,7 +250,7 @@ class Bars(QWidget):
 
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
         top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")
-        write(painter, QRectF(0, top, _LABEL_WIDTH - 12, _ROW), row.label, ink, bold=row.peak, align=RIGHT)
+        write(painter, QRectF(0, top, self._label_width - 12, _ROW), row.label, ink, bold=row.peak, align=RIGHT)
         for segment in self._segments:
             if segment.row == index:
                 self._paint_segment(painter, segment, row)
@@ -293,6 +295,9 @@ class Bars(QWidget):
         capacities = [row.capacity_bytes for row in self._rows if row.capacity_bytes]
         if not capacities:
             return
+        if len(set(capacities)) > 1:
+            self._paint_own_capacities(painter)
+            return
         capacity = max(capacities)
         x, bottom = round(self._x(capacity)) + 0.5, float(self.height() - _BOTTOM)
         edge = self._x(capacity * TIGHT_BELOW)
@@ -305,6 +310,16 @@ class Bars(QWidget):
         width = width_of(text, SMALL, bold=True, tabular=True) + 4
         left = min(x - width / 2, self.width() - width)
         write(painter, QRectF(left, 0, width, _TOP - 5), text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
+
+    def _paint_own_capacities(self, painter: QPainter) -> None:
+        """Cards differ: each bar has a mark of its own."""
+        for index, row in enumerate(self._rows):
+            if row.capacity_bytes:
+                x, top = round(self._x(row.capacity_bytes)) + 0.5, self._row_top(index)
+                painter.setPen(QPen(theme().colour("capacity"), 1.5))
+                painter.drawLine(QPointF(x, top - 4), QPointF(x, top + _ROW + 4))
+        write(painter, QRectF(self._label_width, 0, 400, _TOP - 5), tr("The line is each card's capacity"),
+              theme().colour("capacity"), SMALL, bold=True)  # fmt: skip
 
 
 def _crisp(rectangle: QRectF) -> QRectF:

@@ -1,0 +1,1 @@
+"""The Compare tab: several plans side by side."""

@@ -1,0 +1,74 @@
+"""The table of differences: inputs that differ, then every component and meter with its difference to the first plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
+
+from gui.cells import Cell, CellModel, Column, dress
+from gui.compare.difference import Figure, Input, differing_inputs, figures
+from gui.translate import tr
+from gui.units import format_bytes
+from planner.footprint import METERS as METER_NAMES
+from planner.footprint import Footprint
+from planner.words import COMPONENTS, METERS, Word, word
+
+_ROW_HEIGHT, _FIRST_WIDTH = 24, 190
+
+
+class DifferenceTable(QTableView):
+    """Plans across, what differs down."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.differences = CellModel([Column("")], self)
+        dress(self, self.differences, _ROW_HEIGHT)
+        self.setAccessibleName(tr("Differences between the plans"))
+
+    def show_plans(self, names: Sequence[str], footprints: Sequence[Footprint]) -> None:
+        """Compare ``footprints``, called ``names``; the first is what the others are held against."""
+        columns = (Column(tr("At the peak")), *(Column(name, figures=True) for name in names))
+        rows = [_input_cells(one) for one in differing_inputs(footprints)]
+        rows += [_figure_cells(one) for one in figures(footprints)]
+        if columns != self.differences.columns:
+            self.differences.show_columns(columns)
+            header = self.horizontalHeader()
+            header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+            header.setSectionResizeMode(0, QHeaderView.ResizeMode.Fixed)
+            self.setColumnWidth(0, _FIRST_WIDTH)
+        self.differences.show_cells(rows)
+
+
+def _input_cells(row: Input) -> list[Cell]:
+    tip = tr("An input that differs")
+    values = [
+        Cell(_shown(value), value if isinstance(value, int | float) else _shown(value), tip, bold=True) for value in row.values
+    ]
+    return [Cell(row.path, row.path, tip, "accent"), *values]
+
+
+def _figure_cells(row: Figure) -> list[Cell]:
+    named: Word = word(METERS if row.name in METER_NAMES else COMPONENTS, row.name)
+    head = Cell(named.label, row.name, named.meaning, swatch="" if row.name in METER_NAMES else row.name)
+    return [head, *(_size_cell(size, change) for size, change in zip(row.sizes, row.differences, strict=True))]
+
+
+def _size_cell(size: int | None, change: int | None) -> Cell:
+    if size is None:
+        return Cell(tr("N/A"), nan, tr("No phase of this plan could be sized"), "muted")
+    signed = f"{'+' if change and change > 0 else ''}{format_bytes(change)}" if change else ""
+    text = f"{format_bytes(size)}   ({signed})" if signed else format_bytes(size)
+    ink = "text" if not change else "over" if change > 0 else "fits"
+    return Cell(text, size, "\n".join(filter(None, (f"{size:,} bytes", signed))), ink)
+
+
+def _raw(value: object) -> object:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else _shown(value)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication
+
+from gui.actions import Act
+from gui.compare.difference import differing_inputs, figures
+from gui.compare.table import DifferenceTable
+from gui.pins import MOST
+
+
+@pytest.fixture
+def tab(window):
+    found = window.show_tab("compare")
+    QApplication.processEvents()
+    return found
+
+
+def rows(tab):
+    model = tab.table.differences
+    return {model.cell(row, 0).raw: [model.cell(row, column).raw for column in range(1, model.columnCount())]
+            for row in range(model.rowCount())}  # fmt: skip
+
+
+def pin(window):
+    window.action(Act.PIN).trigger()
+
+
+def test_a_plan_alone_says_how_to_go_on(tab):
+    assert tab.hint.isVisible()
+    assert [card.isVisible() for card in tab.cards] == [True] + MOST * [False]
+    assert "kv_cache" in rows(tab)
+
+
+def test_what_a_change_does_stands_beside_the_pinned_plan(tab, window):
+    pin(window)
+    window.context.state.edit("inference.batch", 4)
+    found = rows(tab)
+    assert found["inference.batch"] == [4, 1]
+    assert found["kv_cache"][0] == 4 * found["kv_cache"][1]
+    assert "weights" in found
+    assert "inference.prompt_tokens" not in found
+    model = tab.table.differences
+    cell = model.cell(list(found).index("kv_cache"), 2)
+    assert "(−" in cell.text
+    assert not tab.bars.segment_rectangle("kv_cache", "prefill").isEmpty()
+    assert not tab.hint.isVisible()
+
+
+def test_only_so_many_can_be_pinned_and_they_can_be_removed(tab, window):
+    for batch in range(1, MOST + 2):
+        window.context.state.edit("inference.batch", batch)
+        pin(window)
+    assert "remove one" in window.statusBar().currentMessage()
+    assert len(window.context.pins.pins) == MOST
+    QTest.mouseClick(tab.cards[1].remove, Qt.MouseButton.LeftButton)
+    assert len(window.context.pins.pins) == MOST - 1
+    assert not tab.cards[MOST].isVisible()
+
+
+def test_a_pinned_plan_is_renamed_and_opened(tab, window):
+    pin(window)
+    window.context.state.edit("inference.batch", 32)
+    card = tab.cards[1]
+    card.name.setFocus()
+    card.name.selectAll()
+    QTest.keyClicks(card.name, "as it was")
+    QTest.keyClick(card.name, Qt.Key.Key_Return)
+    assert window.context.pins.pins[0].name == "as it was"
+    assert tab.table.differences.columns[2].heading == "as it was"
+    QTest.mouseClick(card.open, Qt.MouseButton.LeftButton)
+    assert window.context.state.scenario.inference.batch == 1
+    window.context.state.undo_stack.undo()
+    assert window.context.state.scenario.inference.batch == 32
+
+
+def test_a_click_on_the_first_bar_opens_why(tab, window):
+    at = tab.bars.segment_rectangle("kv_cache", "prefill").center().toPoint()
+    QTest.mouseClick(tab.bars, Qt.MouseButton.LeftButton, pos=at)
+    assert window.why.text().startswith("KV cache")
+
+
+def test_tasks_compare_with_what_both_have(tab, window):
+    pin(window)
+    window.context.state.edit("task", "training")
+    found = rows(tab)
+    assert found["task"] == ["training", "inference"]
+    assert found["inference.batch"] == ["–", 1]
+    assert found["optimizer_state"][1] == 0
+
+
+def test_figures_are_held_against_the_first(window):
+    first = window.context.state.footprint
+    window.context.state.edit("inference.batch", 2)
+    second = window.context.state.footprint
+    cache = next(figure for figure in figures([first, second]) if figure.name == "kv_cache")
+    assert cache.differences == (0, cache.sizes[0])
+    assert [one.path for one in differing_inputs([first, second])] == ["inference.batch"]
+    assert differing_inputs([first, first]) == ()
+
+
+def test_the_differences_keep_qt_s_rules(window, qtmodeltester):
+    table = DifferenceTable(window)
+    table.show_plans(["a"], [window.context.state.footprint])
+    qtmodeltester.check(table.differences)
