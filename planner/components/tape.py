@@ -206,6 +206,30 @@ class Course:
             self.peak = Peak(top, where)
         _apply(self.level, span.end_change, times)
 
+    def run_stack(self, blocks: Sequence[tuple[Span, Sequence[int]]], where: str = "", *, backwards: bool = False) -> None:
+        """Run blocks of several kinds, each at its positions in a stack; ``backwards`` from the last position to the first.
+
+        The highest moment is in some kind's first or last block, since what each adds is the same at every position.
+        """
+        best = (self.peak.level.total, -1, ())
+        for index, (span, positions) in enumerate(blocks):
+            for here in {positions[0], positions[-1]}:
+                before = tuple(
+                    sum(other > here if backwards else other < here for other in others) for _, others in blocks
+                )  # fmt: skip
+                reached = (
+                    self.level.total + span.peak + sum(block.end * times for (block, _), times in zip(blocks, before, strict=True))
+                )
+                best = max(best, (reached, index, before), key=lambda found: found[0])
+        if best[1] >= 0:
+            top = self.level.copy()
+            for (span, _), times in zip(blocks, best[2], strict=True):
+                _apply(top, span.end_change, times)
+            _apply(top, blocks[best[1]][0].peak_change, 1)
+            self.peak = Peak(top, where)
+        for span, positions in blocks:
+            _apply(self.level, span.end_change, len(positions))
+
     def hold(self, component: str, name: str, size: Size, count: int = 1, where: str = "") -> None:
         """Raise (or, with a negative count, lower) the level by ``count`` tensors."""
         self.level.change(component, name, size, count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.architecture.counts import iter_weights, layer_groups
+from planner.architecture.counts import iter_weights, layer_groups, layer_indices
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer, Weight
 from planner.components.cache import cache_component, held_tensors
@@ -139,8 +139,9 @@ def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     hold_inputs(course, architecture, run)
     for name, size in outliving(architecture.decoder.layers[0], run).items():
         course.level.change("workspace", name, size, 1)
-    for layer, count in layer_groups(architecture.decoder):
-        course.run(layer_forward(layer, _queries_left(layer, run), saving=False).span, count, "layers")
+    kinds = layer_indices(architecture.decoder)
+    spans = [layer_forward(layer, _queries_left(layer, run), saving=False).span for layer, _ in kinds]
+    course.run_stack([(span, places) for span, (_, places) in zip(spans, kinds, strict=True)], "layers")
     course.run(_final_norm(architecture, run, saving=False).span, 1, "final norm")
     _drop(course, *shared_names(architecture, run))
     logits = Size(batch=run.batch, vocab_size=architecture.vocab_size, bytes=run.dtype_bytes)
@@ -162,11 +163,10 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
     course.hold("activations", *_embedding_mask(architecture, run))
-    laid: list[Laid] = []
-    for layer, count in layer_groups(architecture.decoder):
-        forward = layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing)
-        course.run(forward.span, count, "forward of the layers")
-        laid.append(forward)
+    kinds = layer_indices(architecture.decoder)
+    laid = [layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing) for layer, _ in kinds]
+    blocks = [(forward.span, places) for forward, (_, places) in zip(laid, kinds, strict=True)]
+    course.run_stack(blocks, "forward of the layers")
     norm = _final_norm(architecture, run, saving=True)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
@@ -184,10 +184,11 @@ def _training_backward(course: Course, architecture: Architecture, run: Run, lai
     _loss_backward(course, architecture, run)
     if architecture.final_norm is not None:
         course.run(_final_norm_backward(run, laid[-1]), 1, "backward of the final norm")
-    groups = list(zip(layer_groups(architecture.decoder), laid, strict=False))
-    for (layer, count), forward in reversed(groups):
-        span = layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward)
-        course.run(span, count, "backward of the layers")
+    blocks = [
+        (layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward), places)
+        for (layer, places), forward in zip(layer_indices(architecture.decoder), laid, strict=False)
+    ]
+    course.run_stack(blocks, "backward of the layers", backwards=True)
     name, size, count = _embedding_mask(architecture, run)
     course.level.change("activations", name, size, -count)
     _embedding_backward(course, architecture, run)
