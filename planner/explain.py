@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.layers import Architecture
+from planner.calibration import PERMILLE, Task
 from planner.components.tape import Size
 from planner.engines.transformers import Step
 from planner.footprint import Certainty, Phase, Term
@@ -22,39 +23,47 @@ SOURCE = {
 CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 
 
-def terms_of(steps: Sequence[Step], phases: Sequence[Phase], architecture: Architecture, machine: Overheads) -> tuple[Term, ...]:
+def terms_of(
+    steps: Sequence[Step], phases: Sequence[Phase], architecture: Architecture, machine: Overheads, task: Task
+) -> tuple[Term, ...]:
     """One term for each kind of tensor alive at each phase's peak; they add up to the phase's components."""
     terms: list[Term] = []
     for step, phase in zip(steps, phases, strict=True):
         for component, name, size, count in step.peak.level.items():
-            terms.append(_term(component, name, size, count, step, architecture))
-        terms.extend(_machine_terms(phase, machine))
+            terms.append(_term(component, name, size, count, step, architecture, machine))
+        terms.extend(_machine_terms(phase, machine, task))
     return tuple(_merge_gradients(terms))
 
 
-def _term(component: str, name: str, size: Size, count: int, step: Step, architecture: Architecture) -> Term:
+def _term(component: str, name: str, size: Size, count: int, step: Step, architecture: Architecture, machine: Overheads) -> Term:
     formula = f"{name}: " + (f"{count} × {size.text()}" if count != 1 else size.text())
     because = SOURCE.get(component, "")
     if component == "kv_cache":
         because = "; ".join(architecture.sources[key] for key in CACHE_KEYS if key in architecture.sources) or because
     elif component == "workspace" and step.peak.where:
         because = f"{because}; the peak is in: {step.peak.where}"
-    certainty: Certainty = "modelled" if name == "cuBLAS workspace" else "derived"
+    certainty: Certainty = "derived"
+    if name == "cuBLAS workspace":
+        measured = machine.calibration is not None and machine.calibration.cublas_workspace_bytes is not None
+        certainty = "measured" if measured else "modelled"
     values = {"count": count, **size.values} if count != 1 else dict(size.values)
     return Term(component, formula, values, count * size.bytes, certainty, because, step.name)
 
 
-def _machine_terms(phase: Phase, machine: Overheads) -> list[Term]:
+def _machine_terms(phase: Phase, machine: Overheads, task: Task) -> list[Term]:
     if not machine.context_bytes:
         return []
     context = Term(
-        "cuda_context", "CUDA context", {"context_bytes": machine.context_bytes}, machine.context_bytes, "modelled",
+        "cuda_context", "CUDA context", {"context_bytes": machine.context_bytes}, machine.context_bytes, machine.certainty,
         machine.source, phase.name,
     )  # fmt: skip
     slack = phase.components.get("allocator_slack", 0)
     values = {"reserved": phase.reserved, "allocated": phase.allocated}
     because = "planner/reserve.py: segments once taken stay, and freed blocks are reused only where they fit"
-    return [context, Term("allocator_slack", "reserved − allocated", values, slack, "modelled", because, phase.name)]
+    certainty: Certainty = "modelled"
+    if machine.slack_permille(task) != PERMILLE:
+        certainty, because = "measured", f"{because}; times {machine.slack_permille(task) / PERMILLE:g}, {machine.source}"
+    return [context, Term("allocator_slack", "reserved − allocated", values, slack, certainty, because, phase.name)]
 
 
 def _merge_gradients(terms: Sequence[Term]) -> list[Term]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
+from planner.calibration import Calibration
 from planner.record import record
 
 CapacityBasis = Literal["cuda", "nvml", "working_set", "marketing"]
@@ -59,6 +60,8 @@ class Gpu:
     notes: str = ""
     confidence: str = ""
     source: str = ""
+    calibration: Calibration | None = None
+    """What was measured of this card on this machine."""
 
     @property
     def capacity_basis(self) -> CapacityBasis:

@@ -5,6 +5,8 @@ Every figure here is ``modelled``: a typical value of published runs, with its s
 
 from __future__ import annotations
 
+from planner.calibration import PERMILLE, Calibration, Task
+from planner.footprint import Certainty
 from planner.gpu import Gpu
 from planner.record import record
 from planner.units import MIB
@@ -29,13 +31,26 @@ class Overheads:
     context_band_bytes: int
     cublas_workspace_bytes: int
     source: str
+    certainty: Certainty = "modelled"
+    calibration: Calibration | None = None
+
+    def slack_permille(self, task: Task) -> int:
+        """What the allocator holds beside live tensors, in thousandths of what is modelled."""
+        return PERMILLE if self.calibration is None else self.calibration.slack_permille(task)
 
 
 def overheads(gpu: Gpu | None) -> Overheads:
-    """The catalog's defaults for a GPU; nothing for a CPU (None)."""
+    """A GPU's calibration, and the catalog's defaults for what was not measured; nothing for a CPU (None)."""
     if gpu is None:
         return Overheads(0, 0, 0, "no CUDA on a CPU")
     context = CONTEXT_MIB.get(gpu.arch, OTHER_CONTEXT_MIB) * MIB
     capability = gpu.compute_capability or (0, 0)
     workspace = CUBLAS_WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else CUBLAS_WORKSPACE_BYTES
-    return Overheads(context, int(context * CONTEXT_BAND), workspace, f"default of the {gpu.arch} architecture, not measured here")
+    band, measured = int(context * CONTEXT_BAND), gpu.calibration
+    if measured is None:
+        return Overheads(context, band, workspace, f"default of the {gpu.arch} architecture, not measured here")
+    if measured.context_bytes is not None:
+        context, band = measured.context_bytes, measured.context_band_bytes
+    workspace = workspace if measured.cublas_workspace_bytes is None else measured.cublas_workspace_bytes
+    certainty: Certainty = "modelled" if measured.context_bytes is None else "measured"
+    return Overheads(context, band, workspace, measured.source, certainty, measured)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
+from planner.calibration import PERMILLE
 from planner.components.layer import NotModelled, require_modelled
 from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
 from planner.components.tape import Level
@@ -90,7 +91,7 @@ def _answer(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Fo
         verdict=judge(device_bytes, capacity, uncertainty),
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
-        terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine)),
+        terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine, settled.task)),
         notes=notes,
     )
 
@@ -176,6 +177,9 @@ def _meters(
     if machine.context_bytes:
         loaded = reserved_for_weights(architecture, PLAIN_BYTES[scenario.weights])
         reserved = (training_reserved if scenario.task == "training" else generation_reserved)(levels, loaded)
+        slack = machine.slack_permille(scenario.task)
+        if slack != PERMILLE:
+            reserved = {name: level.total + (reserved[name] - level.total) * slack // PERMILLE for name, level in levels.items()}
         figures = settle_reserved(reserved, levels, capacity - machine.context_bytes)
     phases: list[Phase] = []
     for (name, level), reserved_bytes in zip(levels.items(), figures, strict=True):

@@ -15,6 +15,7 @@ from planner.gpu import Gpu
 from planner.predict import Device, predict
 from planner.scenario import ModelPath, ModelRef, Scenario
 from resources import gpus
+from resources.calibration import with_calibration
 from resources.sources import ModelSource, resolve
 from resources.tensors import StoredTensors
 
@@ -59,10 +60,15 @@ def find_model(model: ModelRef, *, network: bool = True) -> Model:
     return _read(resolve(reference, network=network))
 
 
-def make_plan(scenario: Scenario, *, network: bool = True, device: Device = "cuda") -> Plan:
-    """Answer a scenario. Raises what :func:`find_model` raises, and Faults for a GPU that is not in the catalog."""
+def make_plan(scenario: Scenario, *, network: bool = True, device: Device = "cuda", calibrated: bool = True) -> Plan:
+    """Answer a scenario; ``calibrated``: with what was measured of its card on this machine.
+
+    Raises what :func:`find_model` raises, and Faults for a GPU that is not in the catalog.
+    """
     model = find_model(scenario.model, network=network)
     gpu = find_gpu(scenario.hardware.gpu)
+    if calibrated:
+        gpu = with_calibration(gpu)
     footprint = predict(scenario, model.architecture, gpu, model.native, device=device)
     return Plan(scenario, footprint, model, gpu)
 
