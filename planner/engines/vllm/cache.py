@@ -6,6 +6,7 @@ vLLM 0.19 ``v1/kv_cache_interface.py``, ``model_executor/models/config.py`` (``H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
@@ -45,6 +46,8 @@ class CacheKind:
     hybrid: bool = True
     cache_dtype: str = "auto"
     speculative_tokens: int = 0
+    state_bytes: int = 0
+    """Bytes of a value of recurrent states where the engine fixes them."""
     state_pages: int = 1
     """States a sequence keeps: one, or two where prefixes are cached (``mamba_cache_mode`` align)."""
 
@@ -75,7 +78,7 @@ def cache_layout(architecture: Architecture, kind: CacheKind, layers: range | No
     return page_layout(page_specs(mixers, kind, architecture.model_type))
 
 
-def page_specs(mixers: list[SequenceMixer], kind: CacheKind, model_type: str) -> list[PageSpec]:
+def page_specs(mixers: Sequence[SequenceMixer], kind: CacheKind, model_type: str) -> list[PageSpec]:
     """One spec for each layer that caches; beside recurrent states attention's blocks grow until pages are equal."""
     states = [_state_bytes(mixer, kind, model_type) for mixer in mixers if isinstance(mixer, Recurrent)]
     attention = [spec for mixer in mixers if not isinstance(mixer, Recurrent) for spec in _attention_specs(mixer, kind)]
@@ -131,7 +134,8 @@ def _state_bytes(mixer: Recurrent, kind: CacheKind, model_type: str) -> int:
     if mixer.kind in ("rwkv", "mlstm", "rg_lru"):
         raise NotModelled(f"vLLM does not serve {mixer.kind} layers")
     conv = ceil_div(_conv_channels(mixer, kind.tensor), kind.tensor) * max(0, mixer.conv_kernel - 1 + kind.speculative_tokens)
-    width = 4 if mixer.kind in FP32_STATE_KINDS else STATE_BYTES.get(model_type, kind.dtype_bytes)
+    own = 4 if mixer.kind in FP32_STATE_KINDS else STATE_BYTES.get(model_type, kind.dtype_bytes)
+    width = kind.state_bytes or own
     return conv * kind.dtype_bytes + ceil_div(mixer.state_numel, kind.tensor) * width
 
 

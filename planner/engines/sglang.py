@@ -1,0 +1,133 @@
+"""SGLang: a share of the memory for weights and a pool of tokens, the rest for activations and graphs.
+
+SGLang 0.5.3 ``srt/model_executor/model_runner.py`` (``profile_max_num_token``, ``init_memory_pool``) and
+``srt/server_args.py`` (``_handle_gpu_memory_settings``); windows are cached like full attention there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.architecture.layers import Architecture, Recurrent
+from planner.engines.paged import Pool
+from planner.engines.serving import GIB, RankMemory, running, serving_footprint
+from planner.engines.token_pool import Rules, flat_server, set_up
+from planner.footprint import Footprint
+from planner.formats import Format
+from planner.gpu import Gpu
+from planner.machine import Overheads
+from planner.record import record
+from planner.scenario import Scenario
+from planner.units import MIB
+
+VERSION = "0.5.3"
+RULES = Rules(
+    engine="SGLang",
+    version=VERSION,
+    source=f"SGLang {VERSION} srt/model_executor/model_runner.py",
+    cache_bytes={"auto": 0, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1},
+    refused_formats={"gguf": "GGUF mixes are loaded tensor by tensor; use llama.cpp", "hqq": "no HQQ loader"},
+    state_bytes=4,
+    minimum_capability={"bf16": (8, 0), "fp8": (8, 0), "awq": (7, 5), "gptq": (6, 0), "nvfp4": (10, 0), "mxfp4": (8, 0)},
+)
+BEFORE_HEURISTIC = (0, 5, 0)
+"""Older releases give fixed fractions by the number of GPUs (0.4.6 ``server_args.py``)."""
+FIXED_FRACTIONS = ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87), (1, 0.88))
+TIERS = (
+    (20, 2048, 8, 8), (35, 2048, 16, 80), (60, 4096, 32, 160), (90, 8192, 256, 512), (160, 8192, 256, 512),
+    (1 << 20, 16384, 512, 512),
+)  # fmt: skip
+"""(GiB below, chunked_prefill_size, cuda_graph_max_bs below four GPUs, from four on)."""
+LARGE_GIB = 60
+LEAST_REQUESTS, MOST_REQUESTS = 2048, 4096
+STATES = 512
+"""Slots for recurrent states where ``max_running_requests`` is not given."""
+
+
+@record
+class Settings:
+    """What the pool depends on."""
+
+    fraction: float
+    chunk_tokens: int
+    graph_batch: int
+    page_tokens: int
+
+
+def sglang_answer(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int, notes: tuple[str, ...]
+) -> Footprint:
+    """The footprint of an inference scenario under SGLang."""
+    architecture = running(architecture)
+    options = scenario.inference.engine_options
+    settings, taken = _settings(scenario, capacity)
+    captured = 0 if options.get("disable_cuda_graph") is True else settings.graph_batch
+    setup = set_up(
+        scenario,
+        architecture,
+        fmt,
+        gpu,
+        machine,
+        RULES,
+        step_tokens=settings.chunk_tokens,
+        graph_sizes=4 + captured // 8 if captured else 0,
+    )
+    before = capacity - machine.context_bytes
+    reserved = before - int(before * settings.fraction)
+
+    def room(rank: RankMemory) -> int:
+        return before - rank.libraries_bytes - rank.weights_bytes - rank.adapters_bytes - reserved
+
+    requests = _integer(options, "max_running_requests", MOST_REQUESTS)
+    recurrent = any(isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence)
+    server = flat_server(
+        setup, room=room, page_tokens=settings.page_tokens, max_requests=requests, step_tokens=settings.chunk_tokens,
+        most_tokens=_optional(options, "max_total_tokens"),
+        states=min(requests, STATES) if recurrent else 0,
+        because=f"SGLang {VERSION} profile_max_num_token: free memory · mem_fraction_static − weights", log=_log,
+    )  # fmt: skip
+    return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken))
+
+
+def _log(rank: RankMemory, pool: Pool) -> tuple[str, ...]:
+    half = pool.size_bytes / 2 / GIB
+    return (
+        f"Load weight end. mem usage={rank.weights_bytes / GIB:.2f} GB.",
+        f"KV Cache is allocated. #tokens: {pool.tokens}, K size: {half:.2f} GB, V size: {half:.2f} GB",
+    )
+
+
+def _settings(scenario: Scenario, capacity: int) -> tuple[Settings, list[str]]:
+    options, spread = scenario.inference.engine_options, scenario.parallel
+    gib = capacity / GIB
+    _, chunk, small, wide = next(tier for tier in TIERS if gib < tier[0])
+    chunk = _integer(options, "chunked_prefill_size", chunk)
+    batch = _integer(options, "cuda_graph_max_bs", small if spread.tensor < 4 else wide)
+    given = options.get("mem_fraction_static")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return Settings(float(given), chunk, batch, _integer(options, "page_size", 1)), []
+    fraction = default_fraction(str(options.get("version") or VERSION), capacity, spread.tensor * spread.pipeline, chunk, batch)
+    note = f"inference.engine_options.mem_fraction_static: {fraction}, SGLang's own estimate for this card"
+    return Settings(fraction, chunk, batch, _integer(options, "page_size", 1)), [note]
+
+
+def default_fraction(version: str, capacity: int, ranks: int, chunk_tokens: int, graph_batch: int) -> float:
+    """``mem_fraction_static`` where it is not given: what activations and graphs are thought to need stays free."""
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if numbers < BEFORE_HEURISTIC:
+        return next(fraction for least, fraction in FIXED_FRACTIONS if ranks >= least)
+    total = capacity / MIB
+    kept = 512 + max(chunk_tokens, 2048) * 1.5 + graph_batch * 2 + ranks / 8 * 1024
+    if total > LARGE_GIB * 1024:
+        kept = max(kept, 10 * 1024)
+    return round((total - kept) / total, 3)
+
+
+def _integer(options: Mapping[str, object], name: str, default: int) -> int:
+    found = _optional(options, name)
+    return default if found is None else found
+
+
+def _optional(options: Mapping[str, object], name: str) -> int | None:
+    value = options.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

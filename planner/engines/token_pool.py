@@ -1,0 +1,241 @@
+"""A pool of equal pages for every layer, as SGLang, TensorRT-LLM and TGI keep it: what a token takes, and what is left for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from planner.architecture import read_config
+from planner.architecture.layers import Architecture, Recurrent
+from planner.components.layer import NotModelled
+from planner.engines.loading import loaded_bytes, rotary_bytes
+from planner.engines.paged import Layout, PageSpec, Pool
+from planner.engines.serving import (
+    GIB,
+    RankMemory,
+    Server,
+    adapters_bytes,
+    draft_bytes,
+    pool_terms,
+    refuse_context,
+    refuse_dtype,
+    refuse_expert,
+    refuse_format,
+    refuse_layout,
+    require_decoder,
+    value_bytes,
+    weight_terms,
+)
+from planner.engines.step import step_bytes
+from planner.engines.vllm.cache import CacheKind, page_specs
+from planner.faults import Fault, Faults
+from planner.footprint import Term
+from planner.formats import Format
+from planner.gpu import Gpu
+from planner.machine import Overheads
+from planner.record import record
+from planner.scenario import Scenario
+from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
+
+COLLECTIVE_BYTES = int(0.6 * GIB)
+"""NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""
+BAND_BYTES = int(0.3 * GIB)
+ACTIVATION_BAND = 0.3
+"""No published run tells activations of these engines apart: the step's closed form is taken, with a wide band."""
+
+
+@record
+class Rules:
+    """How one engine names itself and what it refuses. ``cache_bytes``: bytes of a value by name, 0 for the model's own."""
+
+    engine: str
+    version: str
+    source: str
+    cache_bytes: Mapping[str, int]
+    refused_formats: Mapping[str, str]
+    minimum_capability: Mapping[str, tuple[int, int]]
+    state_bytes: int = 0
+    """Bytes of a value of recurrent states; 0: as the model's own rule says."""
+
+
+@record
+class Setup:
+    """A scenario as a pool engine starts it, up to the size of the pool. ``state_bytes``: of one sequence on each stage."""
+
+    rules: Rules
+    architecture: Architecture
+    stages: tuple[StageWeights, ...]
+    ranks: tuple[RankMemory, ...]
+    token_bytes: tuple[int, ...]
+    state_bytes: tuple[int, ...]
+    max_model_len: int
+    notes: tuple[str, ...]
+
+
+def set_up(
+    scenario: Scenario,
+    architecture: Architecture,
+    fmt: Format,
+    gpu: Gpu,
+    machine: Overheads,
+    rules: Rules,
+    *,
+    step_tokens: int,
+    graph_sizes: int,
+) -> Setup:
+    """Weights, activations of a step of ``step_tokens`` tokens, graphs and the cache of a token, on each stage.
+
+    Raises :class:`planner.faults.Faults` for what the engine refuses.
+    """
+    require_decoder(architecture, rules.engine)
+    notes: list[str] = []
+    max_model_len = _max_model_len(scenario, architecture, rules, notes)
+    split = Split(scenario.parallel.tensor, scenario.parallel.pipeline, scenario.parallel.expert, VOCABULARY_PADDING)
+    _refuse(scenario, architecture, fmt, gpu, rules, split, max_model_len)
+    dtype_bytes = value_bytes(architecture, fmt)
+    stages = stage_weights(architecture, fmt, split)
+    width = rules.cache_bytes[scenario.inference.kv_cache] or dtype_bytes
+    kind = CacheKind(
+        tensor=split.tensor, value_bytes=width, dtype_bytes=dtype_bytes, block_tokens=1, hybrid=False, state_bytes=rules.state_bytes
+    )
+    cells = [_cells(architecture, kind, stage.layers) for stage in stages]
+    draft_tokens = _draft_token_bytes(scenario, kind)
+    ranks = tuple(
+        _rank(scenario, architecture, stage, split, dtype_bytes, machine, step_tokens, graph_sizes, last=stage is stages[-1])
+        for stage in stages
+    )
+    method = scenario.inference.speculation.method
+    if method not in ("none", "ngram"):
+        notes.append(f"speculation: {draft_bytes(architecture, scenario, _draft(scenario), dtype_bytes, split.tensor)[1]}")
+    return Setup(
+        rules, architecture, stages, ranks, tuple(token + draft_tokens for token, _ in cells), tuple(state for _, state in cells),
+        max_model_len, tuple(notes),
+    )  # fmt: skip
+
+
+def _max_model_len(scenario: Scenario, architecture: Architecture, rules: Rules, notes: list[str]) -> int:
+    asked = scenario.inference.max_model_len
+    if asked is not None:
+        return asked
+    limit = architecture.max_context_tokens or scenario.inference.context_tokens
+    notes.append(f"inference.max_model_len: {limit}, the model's own limit, as {rules.engine} takes it")
+    return limit
+
+
+def _refuse(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, rules: Rules, split: Split, max_model_len: int
+) -> None:
+    faults = [
+        *refuse_layout(scenario, rules.engine),
+        *refuse_expert(scenario, architecture),
+        *split_faults(architecture, split),
+        *refuse_format(fmt, rules.engine, rules.refused_formats),
+        *refuse_dtype(fmt, gpu, rules.engine, rules.minimum_capability),
+        *refuse_context(scenario.inference, architecture.max_context_tokens, max_model_len, rules.engine),
+    ]
+    if scenario.inference.kv_cache not in rules.cache_bytes:
+        names = ", ".join(rules.cache_bytes)
+        faults.append(Fault("inference.kv_cache", f"{rules.engine} has no cache type {scenario.inference.kv_cache}; use {names}"))
+    if faults:
+        raise Faults(faults)
+
+
+def _cells(architecture: Architecture, kind: CacheKind, layers: range) -> tuple[int, int]:
+    """(bytes of a token in the attention layers, bytes of a sequence's states)."""
+    mixers = [mixer for index in layers for mixer in architecture.decoder.layers[index].sequence]
+    attention = [mixer for mixer in mixers if not isinstance(mixer, Recurrent)]
+    recurrent = [mixer for mixer in mixers if isinstance(mixer, Recurrent)]
+    token = sum(spec.page_bytes // spec.block_tokens for spec in page_specs(attention, kind, architecture.model_type))
+    return token, sum(spec.page_bytes for spec in page_specs(recurrent, kind, architecture.model_type))
+
+
+def _draft(scenario: Scenario) -> Architecture | None:
+    draft = scenario.inference.speculation.draft
+    return None if draft is None else read_config(dict(draft))
+
+
+def _draft_token_bytes(scenario: Scenario, kind: CacheKind) -> int:
+    draft = _draft(scenario)
+    return 0 if draft is None else _cells(draft, kind, range(len(draft.decoder.layers)))[0]
+
+
+def _rank(
+    scenario: Scenario,
+    architecture: Architecture,
+    stage: StageWeights,
+    split: Split,
+    dtype_bytes: int,
+    machine: Overheads,
+    step_tokens: int,
+    graph_sizes: int,
+    *,
+    last: bool,
+) -> RankMemory:
+    loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes)
+    if last:
+        loaded += draft_bytes(architecture, scenario, _draft(scenario), dtype_bytes, split.tensor)[0]
+    host = int(loaded * scenario.offload.weights)
+    step = step_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes)
+    return RankMemory(
+        stage=stage.stage,
+        weights_bytes=loaded - host,
+        adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, split.tensor),
+        activations_bytes=step + machine.cublas_workspace_bytes,
+        graphs_bytes=graph_sizes * 2 * 2**20,
+        libraries_bytes=COLLECTIVE_BYTES if split.tensor * split.pipeline > 1 else 0,
+        host_bytes=host * split.tensor,
+    )
+
+
+def flat_server(
+    setup: Setup,
+    *,
+    room: Callable[[RankMemory], int],
+    page_tokens: int,
+    max_requests: int,
+    step_tokens: int,
+    most_tokens: int | None,
+    states: int,
+    because: str,
+    log: Callable[[RankMemory, Pool], tuple[str, ...]],
+) -> Server:
+    """The server when ``room`` bytes of a rank are left for pages of ``page_tokens`` tokens and ``states`` sequences' states."""
+    pools: list[Pool] = []
+    layouts: list[Layout] = []
+    for rank, token, state in zip(setup.ranks, setup.token_bytes, setup.state_bytes, strict=True):
+        if not token:
+            raise NotModelled(f"{setup.rules.engine}: a model without attention keeps no pool of tokens")
+        spec = PageSpec("full", page_tokens, page_tokens * token)
+        left = max(0, room(rank) - states * state)
+        blocks = left // spec.page_bytes if most_tokens is None else min(left // spec.page_bytes, most_tokens // page_tokens)
+        layouts.append(Layout((spec,), spec.page_bytes))
+        pools.append(Pool((spec,), spec.page_bytes, blocks))
+    poorest = min(pools, key=lambda pool: pool.blocks)
+    first = setup.ranks[0]
+    version = f"{setup.rules.engine} {setup.rules.version}"
+    terms = [
+        *weight_terms(setup.stages, [rank.weights_bytes for rank in setup.ranks], setup.rules.source),
+        *_rank_terms(first, step_tokens, version),
+        *pool_terms(pools, layouts[0], because),
+    ]
+    return Server(
+        ranks=setup.ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
+        uncertainty_bytes=BAND_BYTES + int(ACTIVATION_BAND * first.activations_bytes), terms=tuple(terms), notes=setup.notes,
+        version=version, kv_tokens=poorest.tokens, concurrency=poorest.concurrency(setup.max_model_len, step_tokens),
+        log=log(first, poorest), max_requests=max_requests,
+    )  # fmt: skip
+
+
+def _rank_terms(rank: RankMemory, step_tokens: int, version: str) -> list[Term]:
+    found = [
+        Term(
+            "activations", "4 · tokens · hidden_size · bytes + widest_layer + cuBLAS workspace",
+            {"tokens": step_tokens}, rank.activations_bytes, "modelled", f"{version}: a step of the longest prefill", "prefill",
+        )
+    ]  # fmt: skip
+    if rank.graphs_bytes:
+        found.append(Term("cuda_graphs", "sizes · 2 MiB", {}, rank.graphs_bytes, "modelled", f"{version}: captured batch sizes"))
+    if rank.libraries_bytes:
+        found.append(
+            Term("cuda_context", "NCCL", {}, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")
+        )
+    return found
