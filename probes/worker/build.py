@@ -117,18 +117,30 @@ def _config_class(auto_config: Any, model_type: str, raw: dict[str, Any]) -> Any
 
 def choose_dtype(order: Order, config: Any) -> torch.dtype:
     """The dtype the parameters are stored in."""
+    if order.task == "training" and order.training.method == "qlora" and order.weights == "native":
+        return _compute_dtype(order, config)
     if order.task == "training" and order.training.method in ("full", "freeze"):
         return torch.bfloat16 if order.training.precision == "bf16" else torch.float32
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]
-    if name == "native" or (order.fake and is_quantised(name)):
+    if order.fake and is_quantised(name):
+        return _compute_dtype(order, config)
+    if name == "native":
         return native_dtype(config, "quantization_config" in order.config)
     raise WorkerError(
         "unsupported",
         f"scenario.weights: {name!r} can be predicted only; choose bf16, fp16 or fp32, or rehearse {', '.join(FORMATS)}",
         "scenario.weights",
     )
+
+
+def _compute_dtype(order: Order, config: Any) -> torch.dtype:
+    """What a quantised model multiplies in: the precision of a training, else 16 bit as the config declares them."""
+    if order.task == "training":
+        return {"fp32": torch.float32, "amp-fp16": torch.float16}.get(order.training.precision, torch.bfloat16)
+    declared = native_dtype(config, quantised=True)
+    return declared if declared == torch.float16 else torch.bfloat16
 
 
 def native_dtype(config: Any, quantised: bool = False) -> torch.dtype:

@@ -18,6 +18,7 @@ from .build import Built, random_ids
 from .errors import WorkerError
 from .order import Inference
 from .phases import Phases
+from .quantised_cache import cache_kind, flushes, make_quantised_cache
 from .unroll import Slot, Unroller, slots_of, window_breaks
 
 MakeUnroller = Callable[[Callable[[], list[Slot]]], Unroller]
@@ -41,13 +42,20 @@ class InferenceLoad:
     """Prefill and decode of one batch."""
 
     def __init__(
-        self, built: Built, workload: Inference, attribution: Attribution | None, unroll: MakeUnroller | None = None
+        self,
+        built: Built,
+        workload: Inference,
+        attribution: Attribution | None,
+        unroll: MakeUnroller | None = None,
+        *,
+        fake: bool = False,
     ) -> None:
         self._built = built
         self._model = built.model
         self._workload = workload
         self._attribution = attribution
         self._unroll = unroll
+        self._fake = fake
         self._parameters = set(inspect.signature(built.model.forward).parameters)
         self.cache: Any = None
 
@@ -91,7 +99,7 @@ class InferenceLoad:
             for _ in range(steps):
                 step()
         else:
-            breaks = window_breaks(self.cache, self._workload.prompt_tokens)
+            breaks = sorted({*window_breaks(self.cache, self._workload.prompt_tokens), *flushes(self.cache, steps)})
             self._unroll(lambda: slots_of(self.cache, generation)).run(step, steps, breaks)
 
     def _start(self, device: torch.device) -> Generation:
@@ -152,7 +160,7 @@ class InferenceLoad:
 
     def _make_cache(self) -> Any:
         """The cache ``generate`` prepares; None for models that make one of their own."""
-        kind = self._workload.options.get("cache_implementation", "dynamic")
+        kind = cache_kind(self._workload.kv_cache, self._workload.options)
         if kind not in CACHES:
             raise WorkerError("bad_order", f"{_CACHE_FIELD}: must be one of {', '.join(CACHES)}", _CACHE_FIELD)
         supports = getattr(self._model, "_supports_default_dynamic_cache", None)
@@ -161,8 +169,8 @@ class InferenceLoad:
         if kind == "static":
             return self._make_static_cache()
         if kind == "quantized":
-            message = f"{_CACHE_FIELD}: a quantized cache needs a package: python -m pip install optimum-quanto"
-            raise WorkerError("missing_package", message, _CACHE_FIELD)
+            workload = self._workload
+            return make_quantised_cache(self._built.config, workload.kv_cache, workload.options, self._fake)
         cache = self._make_dynamic_cache()
         if not self._is_encoder_decoder:
             return cache

@@ -30,6 +30,7 @@ class Inference:
     new_tokens: int
     attention: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    kv_cache: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _inference(reader: _Reader) -> Inference:
         new_tokens=reader.count("new_tokens", 1),
         attention=reader.text("attention", "auto"),
         options=reader.mapping("engine_options"),
+        kv_cache=reader.text("kv_cache", "auto"),
     )
 
 

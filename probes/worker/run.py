@@ -77,6 +77,11 @@ class Run:
         self._folder: Folder | None = None
         self._walk: Walk | None = None
 
+    @property
+    def folded_calls(self) -> int:
+        """How many calls of layers were written, not traced."""
+        return self._folder.written_calls if self._folder is not None else 0
+
     def run(self) -> None:
         """See :func:`run`."""
         try:

@@ -270,6 +270,19 @@ def _slots_of_holder(holder: Any) -> Iterator[Slot]:
         elif isinstance(value, (list, dict)) and next(tensors_of([value]), None) is not None:
             keys = range(len(value)) if isinstance(value, list) else list(value)
             yield from (Slot(_getter(value, key), _setter(value, key)) for key in keys if isinstance(value[key], torch.Tensor))
+        elif isinstance(value, tuple):
+            places = [place for place, part in enumerate(value) if isinstance(part, torch.Tensor)]
+            yield from (Slot(*_of_tuple(vars(holder), name, place)) for place in places)
+
+
+def _of_tuple(container: Any, name: str, place: int) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """A getter and a setter; tuples are replaced whole."""
+
+    def set_value(value: Any) -> None:
+        whole = container[name]
+        container[name] = (*whole[:place], value, *whole[place + 1 :])
+
+    return lambda: container[name][place], set_value
 
 
 def _getter(container: Any, key: Any) -> Callable[[], Any]:
