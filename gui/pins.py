@@ -56,7 +56,17 @@ class Pins(QObject):
             return tr("This plan is pinned already")
         if len(self._pins) >= MOST:
             return tr("Only {} plans can be pinned: remove one in the Compare tab first").format(MOST)
-        self._set([*self._pins, Pin(self._free_name(plan), plan)])
+        self._set([*self._pins, Pin(self._free_name(plan.source.label.rsplit("/", 1)[-1]), plan)])
+        return tr("Pinned: the Compare tab shows it beside the plan in the form")
+
+    def add(self, named: Sequence[tuple[str, Scenario]]) -> str:
+        """Plan and keep scenarios, in the background; returns what to tell."""
+        self.load()
+        room = MOST - len(self._pins)
+        if room < len(named):
+            return tr("Only {} plans can be pinned: remove one in the Compare tab first").format(MOST)
+        stored = [json.dumps([name, to_json(scenario)]) for name, scenario in named]
+        self._operations.start(Operation("pins add", partial(_plan_all, stored), self._take_more, self._lose))
         return tr("Pinned: the Compare tab shows it beside the plan in the form")
 
     def rename(self, index: int, name: str) -> None:
@@ -84,6 +94,12 @@ class Pins(QObject):
             self.changed.emit()
 
     @Slot(object)
+    def _take_more(self, pins: object) -> None:
+        if isinstance(pins, list):
+            for pin in pins:
+                self._set([*self._pins, replace(pin, name=self._free_name(pin.name))])
+
+    @Slot(object)
     def _lose(self, error: Exception) -> None:
         raise error
 
@@ -92,8 +108,8 @@ class Pins(QObject):
         self._settings.set(PINS, [json.dumps([one.name, to_json(one.plan.scenario)]) for one in pins])
         self.changed.emit()
 
-    def _free_name(self, plan: Plan) -> str:
-        base = plan.source.label.rsplit("/", 1)[-1][:40]
+    def _free_name(self, wanted: str) -> str:
+        base = wanted[:40]
         taken = {one.name for one in self._pins}
         return next(name for name in (base, *(f"{base} ({number})" for number in range(2, 99))) if name not in taken)
 

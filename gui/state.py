@@ -54,6 +54,8 @@ class State(QObject):
     faults_changed = Signal(object)
     selection_changed = Signal(object)
     busy_changed = Signal(bool)
+    run_kept = Signal()
+    """A run has ended and is in the history."""
 
     def __init__(self, scenario: Scenario, operations: Operations, parent: QObject | None = None) -> None:
         super().__init__(parent)

@@ -44,6 +44,18 @@ def _compare(context: Context) -> QWidget:
     return CompareTab(context)
 
 
+def _history(context: Context) -> QWidget:
+    from gui.history.tab import HistoryTab  # noqa: PLC0415  see _footprint
+
+    return HistoryTab(context)
+
+
+def _monitor(context: Context) -> QWidget:
+    from gui.monitor.tab import MonitorTab  # noqa: PLC0415  see _footprint
+
+    return MonitorTab(context)
+
+
 def _probe(context: Context) -> QWidget:
     from gui.probe.tab import ProbeTab  # noqa: PLC0415  pyqtgraph is not needed for the first paint
 
@@ -55,5 +67,7 @@ TABS: tuple[Tab, ...] = (
     Tab("advice", "Advice", "What would make it fit, or give it room", _advice),
     Tab("probe", "Probe", "Measure a real run beside the prediction", _probe),
     Tab("compare", "Compare", "Several plans side by side, and what differs", _compare),
+    Tab("history", "History", "Every run, what was predicted and what it took", _history),
     Tab("commands", "Commands", "The launch line or config that runs the plan", _commands),
+    Tab("monitor", "Monitor", "Every GPU of this machine over time, and who holds its memory", _monitor),
 )

@@ -200,6 +200,7 @@ class MainWindow(QMainWindow):
         if not event.spontaneous():
             why = WHY_WIDTH if self.width() >= DEFAULT_SIZE[0] * 0.85 else WHY_NARROW
             self._splitter.setSizes([FORM_WIDTH, self.width() - FORM_WIDTH - why, why])
+            self.tabs.tabBar().setFocus()
         super().showEvent(event)
 
     def resizeEvent(self, event: QResizeEvent) -> None:

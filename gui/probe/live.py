@@ -7,7 +7,7 @@ from pathlib import Path
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 from gui.probe.rehearsed import Rehearsed, rehearsed_of
-from probes.recording import Event
+from probes.recording import Event, RecordingState
 from probes.rehearsal import Rehearsal
 from probes.request import Request
 from probes.session import ProbeSession
@@ -28,6 +28,10 @@ class LiveProbe(QObject):
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._session: ProbeSession | None = None
+        self.rehearsal: Rehearsal | None = None
+        """What the last session rehearsed, None when it measured."""
+        self.recording = RecordingState(None)
+        """Where the last session that ended was recorded."""
         self._arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
 
     @property
@@ -49,6 +53,7 @@ class LiveProbe(QObject):
         """Start the worker; events begin to arrive."""
         prediction = request.prediction.to_json()
         rehearsal = Rehearsal(request.order, prediction) if request.order["mode"] == "rehearse" else None
+        self.rehearsal = rehearsal
         session: ProbeSession | None = None
 
         def forward(event: Event) -> None:
@@ -81,6 +86,7 @@ class LiveProbe(QObject):
         self.told.emit(event)
         if event.get("event") == "outcome":
             session.wait(1.0)
+            self.recording = session.recording
             self._session = None
             self.ended.emit()
 

@@ -26,6 +26,7 @@ from gui.state import Selection
 from gui.theme import set_role
 from gui.units import units
 from planner.words import PHASES, word
+from probes.history import keep
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
 from probes.rehearsal import Rehearsal
@@ -267,6 +268,16 @@ class ProbeTab(QWidget):
     def _ended(self) -> None:
         self.controls.set_running(False)
         self._show_outcome()
+        ended = self.live.rehearsal or self._shown.measurement
+        if ended is not None:
+            self._operations.start(Operation("keep run", partial(keep, ended, self.live.recording), self._kept, self._fail))
+
+    @Slot(object)
+    def _kept(self, trouble: str) -> None:
+        """The run is in the history, or it is said why not."""
+        if trouble:
+            self.status.show_notes([*self._now.notes, trouble])
+        self._state.run_kept.emit()
 
     def _show_outcome(self) -> None:
         shown = self._shown

@@ -1,0 +1,142 @@
+"""The runs as a sortable table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from math import nan
+from typing import Any
+
+from PySide6.QtCore import QItemSelection, Qt, Signal, Slot
+from PySide6.QtGui import QResizeEvent
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+
+from gui.cells import Cell, CellModel, Column, dress
+from gui.translate import tr
+from gui.units import format_bytes
+from resources.history import Run
+
+_COLUMNS = (
+    Column("When"), Column("Model"), Column("Kind"), Column("Workload"), Column("Where"), Column("Predicted", figures=True),
+    Column("Took", figures=True), Column("Error", figures=True), Column("Outcome"),
+)  # fmt: skip
+_WIDTHS = {0: 98, 2: 82, 3: 78, 5: 84, 6: 84, 7: 66, 8: 104}
+_ROOM_FOR = {4: 860, 3: 640, 2: 560}
+"""Columns that give way where the table is narrower; the tool tip of the model tells the same."""
+_ROW_HEIGHT = 26
+_CLOSE, _NEAR = 0.05, 0.15
+_KINDS = {"measure": "Measured", "rehearse": "Rehearsed", "predict": "Predicted"}
+_OUTCOMES = {"completed": ("Completed", "fits"), "out_of_memory": ("Out of memory", "over"), "stopped": ("Stopped", "muted")}
+
+
+class RunModel(CellModel):
+    """Runs as rows, sorted by their raw values."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__([Column(tr(column.heading), column.figures) for column in _COLUMNS], parent)
+        self._runs: tuple[Run, ...] = ()
+        self._rows: list[tuple[Run, list[Cell]]] = []
+        self._column, self._descending = 0, True
+
+    def show_runs(self, runs: Sequence[Run]) -> None:
+        """Show ``runs`` in the order asked for last."""
+        self._runs = tuple(runs)
+        rows = [(run, _cells(run)) for run in runs]
+        rows.sort(key=lambda row: (row[0].created, row[0].id), reverse=True)
+        rows.sort(key=lambda row: _order(row[1][self._column].raw), reverse=self._descending)
+        self._rows = rows
+        self.show_cells([cells for _, cells in rows])
+
+    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
+        """Sort by a column, now and from now on."""
+        self._column, self._descending = column, order == Qt.SortOrder.DescendingOrder
+        self.show_runs(self._runs)
+
+    def run(self, row: int) -> Run:
+        """The run of a row."""
+        return self._rows[row][0]
+
+
+class RunTable(QTableView):
+    """``chosen`` whenever other rows are selected, ``opened`` on a double click or Return."""
+
+    chosen = Signal()
+    opened = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.runs = RunModel(self)
+        dress(self, self.runs, _ROW_HEIGHT)
+        self.setAccessibleName(tr("Runs"))
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setSortingEnabled(True)
+        self.sortByColumn(0, Qt.SortOrder.DescendingOrder)
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        for column, width in _WIDTHS.items():
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Interactive)
+            self.setColumnWidth(column, width)
+        self.selectionModel().selectionChanged.connect(self._changed)
+        self.activated.connect(self.opened)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """What there is no room for is left out."""
+        for column, width in _ROOM_FOR.items():
+            self.setColumnHidden(column, self.width() < width)
+        super().resizeEvent(event)
+
+    def selected(self) -> list[Run]:
+        """The selected runs from top to bottom."""
+        return [self.runs.run(index.row()) for index in sorted(self.selectionModel().selectedRows(), key=lambda at: at.row())]
+
+    @Slot(QItemSelection, QItemSelection)
+    def _changed(self, _now: QItemSelection, _before: QItemSelection) -> None:
+        self.chosen.emit()
+
+
+def _cells(run: Run) -> list[Cell]:
+    outcome, ink = _OUTCOMES.get(run.outcome, (run.outcome.replace("_", " ").capitalize(), "tight"))
+    where = run.device or run.gpu
+    return [
+        Cell(_when(run.created), run.created, run.created),
+        Cell(run.model.rsplit("/", 1)[-1], run.model, f"{run.model}\n{run.task} · {run.engine}\n{where}", bold=True),
+        Cell(tr(_KINDS.get(run.level, run.level)), run.level, ink="muted"),
+        Cell(f"{run.task}", f"{run.task} {run.engine}", f"{run.task} · {run.engine}", "muted"),
+        Cell(where, where, f"{where}\n{run.gpu}", "muted"),
+        _size(run.predicted_allocated_bytes),
+        _size(run.allocated_bytes),
+        _error(run.error),
+        Cell(tr(outcome), run.outcome, run.verdict, ink),
+    ]
+
+
+def _size(size: int | None) -> Cell:
+    return (
+        Cell(tr("N/A"), nan, "", "muted")
+        if size is None
+        else Cell(format_bytes(size), size, tr("{:,} bytes allocated").format(size))
+    )
+
+
+def _error(error: float | None) -> Cell:
+    if error is None:
+        return Cell("", nan)
+    ink = "fits" if abs(error) <= _CLOSE else "tight" if abs(error) <= _NEAR else "over"
+    return Cell(
+        f"{error:+.1%}".replace("%", " %").replace("-", "−"), error, tr("Allocated: measured against predicted"), ink, bold=True
+    )
+
+
+def _when(created: str) -> str:
+    """Local time, as short as it can be told."""
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%d %b %H:%M")
+    except ValueError:
+        return created
+
+
+def _order(raw: Any) -> tuple[bool, Any]:
+    """What is not known goes to one end; words regardless of case."""
+    if isinstance(raw, int | float):
+        return (raw == raw, 0.0 if raw != raw else raw)  # noqa: PLR0124  NaN
+    return (bool(raw), str(raw).lower())

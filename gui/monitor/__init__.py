@@ -1,0 +1,1 @@
+"""The Monitor tab: this machine's GPUs over time."""

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QFileDialog
+
+from gui.history.table import RunModel
+from planner.scenario import to_json
+from resources.history import History, Run
+
+GIB = 2**30
+
+
+@pytest.fixture
+def runs(home, small):
+    """Three runs, the scenario of the first known."""
+    history = History()
+    result = {"scenario": to_json(small)}
+    first = Run("measure", "HuggingFaceTB/SmolLM2-135M", "inference", "transformers", "H100 SXM5 80GB", "CPU", "completed", "fits",
+                3.0, "prefill", 110, 120, 130, 100, 130, "", "2026-01-01T10:00:00+00:00", result=result)  # fmt: skip
+    later = replace(first, model="Qwen/Qwen3-8B", level="rehearse", allocated_bytes=16 * GIB, predicted_allocated_bytes=16 * GIB,
+                    created="2026-01-02T10:00:00+00:00")  # fmt: skip
+    last = replace(
+        later, outcome="out_of_memory", allocated_bytes=None, created="2026-01-03T10:00:00+00:00", result={"scenario": 5}
+    )
+    for run in (first, later, last):
+        history.add(run)
+    return history
+
+
+@pytest.fixture
+def tab(window, runs, qtbot):
+    found = window.show_tab("history")
+    qtbot.waitUntil(lambda: found.table.runs.rowCount() == 3)
+    return found
+
+
+def click(tab, name):
+    QTest.mouseClick(tab.buttons[name], Qt.MouseButton.LeftButton)
+
+
+def column(tab, number):
+    return [tab.table.runs.cell(row, number).raw for row in range(tab.table.runs.rowCount())]
+
+
+def test_without_runs_it_says_how_there_will_be_some(window, qtbot):
+    tab = window.show_tab("history")
+    qtbot.waitUntil(lambda: "No run yet" in tab.note.text())
+    assert not tab.buttons["open"].isEnabled()
+
+
+def test_the_latest_run_stands_first_and_errors_are_signed(tab):
+    assert column(tab, 0)[0].startswith("2026-01-03")
+    assert tab.table.runs.cell(2, 7).text == "+10.0 %"
+    assert tab.table.runs.cell(0, 6).text == "N/A"
+
+
+def test_words_filter(tab, qtbot):
+    QTest.keyClicks(tab.filter, "qwen memory")
+    qtbot.waitUntil(lambda: tab.table.runs.rowCount() == 1)
+    tab.filter.clear()
+    QTest.keyClicks(tab.filter, "nothing like that")
+    qtbot.waitUntil(lambda: "every word" in tab.note.text())
+
+
+def test_columns_sort_as_numbers_with_what_is_not_known_at_one_end(tab):
+    tab.table.sortByColumn(6, Qt.SortOrder.AscendingOrder)
+    assert column(tab, 6)[1:] == [110, 16 * GIB]
+    tab.table.sortByColumn(6, Qt.SortOrder.DescendingOrder)
+    assert column(tab, 6)[:2] == [16 * GIB, 110]
+
+
+def test_a_run_is_reopened(tab, window, small, qtbot):
+    tab.table.selectRow(2)
+    click(tab, "open")
+    qtbot.waitUntil(lambda: window.context.state.scenario == small)
+    window.context.state.undo_stack.undo()
+    assert window.context.state.scenario != small
+
+
+def test_a_run_whose_scenario_cannot_be_read_is_said(tab, qtbot):
+    tab.table.selectRow(0)
+    click(tab, "open")
+    qtbot.waitUntil(lambda: "can't be read" in tab.note.text())
+
+
+def test_a_run_is_compared(tab, window, qtbot):
+    tab.table.selectRow(2)
+    click(tab, "pin")
+    qtbot.waitUntil(lambda: len(window.context.pins.pins) == 1)
+    assert window.context.pins.pins[0].name == "SmolLM2-135M"
+
+
+def test_a_recording_that_is_gone_is_said(tab, runs, qtbot, tmp_path):
+    runs.add(Run("measure", "x/y", recording=str(tmp_path / "gone.jsonl")))
+    tab.refresh()
+    qtbot.waitUntil(lambda: tab.table.runs.rowCount() == 4)
+    tab.table.selectRow(0)
+    click(tab, "replay")
+    assert "is gone" in tab.note.text()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_runs_are_exported(tab, qtbot, tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"runs.{suffix}"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
+    tab.table.selectRow(1)
+    click(tab, "export")
+    qtbot.waitUntil(path.exists)
+    qtbot.waitUntil(lambda: "Saved" in tab.window().statusBar().currentMessage())
+    text = path.read_text()
+    assert "Qwen/Qwen3-8B" in text
+    assert len(text.splitlines()) == 2 if suffix == "csv" else len(json.loads(text)["runs"]) == 1
+
+
+def test_runs_are_forgotten(tab, runs, qtbot):
+    tab.table.selectAll()
+    click(tab, "delete")
+    qtbot.waitUntil(lambda: tab.table.runs.rowCount() == 0)
+    assert runs.runs() == []
+
+
+def test_a_broken_database_is_set_aside_and_said(window, home, qtbot):
+    home.mkdir(exist_ok=True)
+    (home / "history.sqlite").write_bytes(b"no database at all" * 100)
+    tab = window.show_tab("history")
+    qtbot.waitUntil(lambda: "set aside" in tab.note.text())
+    assert len(list(home.glob("history*"))) >= 1
+
+
+def test_the_runs_keep_qt_s_rules(qtmodeltester, runs):
+    model = RunModel()
+    model.show_runs(runs.runs())
+    qtmodeltester.check(model)
