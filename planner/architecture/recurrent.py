@@ -20,8 +20,9 @@ def mamba1(
     bias: bool,
     conv_bias: bool,
     norms: bool = False,
+    bare_norms: bool = False,
 ) -> Recurrent:
-    """Selective state space (Mamba, Gu & Dao 2023). ``norms``: over the step, B and C (Jamba)."""
+    """Selective state space (Mamba, Gu & Dao 2023). ``norms``: over the step, B and C (Jamba); ``bare_norms``: without weights."""
     hidden = config.size("hidden_size")
     weights = (
         Weight(f"{path}.A_log", (inner, state), "other"),
@@ -36,7 +37,15 @@ def mamba1(
         widths = {"dt_layernorm": rank, "b_layernorm": state, "c_layernorm": state}
         weights += tuple(weight for name, width in widths.items() for weight in scale(f"{path}.{name}", width))
     return Recurrent(
-        "mamba", weights, conv_channels=inner, conv_kernel=kernel, state_numel=inner * state, state_dim=state, inner_dim=inner
+        "mamba",
+        weights,
+        conv_channels=inner,
+        conv_kernel=kernel,
+        state_numel=inner * state,
+        state_dim=state,
+        inner_dim=inner,
+        step_rank=rank,
+        normed_step=norms or bare_norms,
     )
 
 
@@ -61,6 +70,8 @@ def mamba2(
     conv_bias: bool,
     output_bias: bool | None = None,
     norm: bool = True,
+    chunk_tokens: int = 256,
+    scaled_input: bool = False,
 ) -> Recurrent:
     """State space dual (Mamba-2, Dao & Gu 2024): one scalar decay a head, B and C shared in groups."""
     hidden = config.size("hidden_size")
@@ -86,10 +97,14 @@ def mamba2(
         state_dim=state,
         num_groups=groups,
         inner_dim=inner,
+        chunk_tokens=chunk_tokens,
+        scaled_input=scaled_input,
     )
 
 
-def mamba2_of(config: Config, *, path: str = "mamba", norm: bool = True, output_bias: bool | None = None) -> Recurrent:
+def mamba2_of(
+    config: Config, *, path: str = "mamba", norm: bool = True, output_bias: bool | None = None, scaled_input: bool = False
+) -> Recurrent:
     """Mamba-2 by the keys Bamba, Falcon-H1 and Granite 4 share."""
     inner = config.optional("mamba_d_ssm") or int(config.number("mamba_expand", default=2) * config.size("hidden_size"))
     heads = config.size("mamba_n_heads")
@@ -107,6 +122,8 @@ def mamba2_of(config: Config, *, path: str = "mamba", norm: bool = True, output_
         conv_bias=config.flag("mamba_conv_bias"),
         output_bias=output_bias,
         norm=norm,
+        chunk_tokens=config.optional("mamba_chunk_size") or 256,
+        scaled_input=scaled_input,
     )
 
 
@@ -135,6 +152,7 @@ def gated_delta_net(config: Config, *, projections: tuple[Weight, ...], path: st
         state_dim=key_dim,
         num_groups=key_heads,
         inner_dim=value_heads * value_dim,
+        fused_gate=any(weight.name.endswith("in_proj_qkvz.weight") for weight in projections),
     )
 
 

@@ -56,9 +56,15 @@ def mamba(config: Config) -> Architecture:
         rank=step_rank(config, "time_step_rank"),
         bias=config.flag("use_bias"),
         conv_bias=config.flag("use_conv_bias"),
+        bare_norms=config.text("model_type") == "falcon_mamba",
     )
+    return decoder(config, [state_space_layer(config, mixer)] * num_layers(config), norm_name="norm_f", embed="embeddings")
+
+
+def state_space_layer(config: Config, mixer: Recurrent) -> Layer:
+    """A mixer with its norm; its output is added to the input in fp32 unless the config says otherwise."""
     layer = block(config, mixer, None, norms=("norm",))
-    return decoder(config, [layer] * num_layers(config), norm_name="norm_f", embed="embeddings")
+    return replace(layer, residual_in_fp32=config.flag("residual_in_fp32", default=True))
 
 
 @family("mamba2")
@@ -75,9 +81,9 @@ def mamba_2(config: Config) -> Architecture:
         kernel=config.size("conv_kernel"),
         bias=config.flag("use_bias"),
         conv_bias=config.flag("use_conv_bias"),
+        chunk_tokens=config.optional("chunk_size") or 256,
     )
-    layer = block(config, mixer, None, norms=("norm",))
-    return decoder(config, [layer] * num_layers(config), norm_name="norm_f", embed="embeddings")
+    return decoder(config, [state_space_layer(config, mixer)] * num_layers(config), norm_name="norm_f", embed="embeddings")
 
 
 @family("jamba")
@@ -136,7 +142,9 @@ def falcon_h1(config: Config) -> Architecture:
     """Falcon-H1: attention and Mamba-2 side by side in every layer."""
     bias = config.flag("attention_bias")
     hidden = config.size("hidden_size")
-    state_space = mamba2_of(config, norm=config.flag("mamba_rms_norm"), output_bias=config.flag("projectors_bias"))
+    state_space = mamba2_of(
+        config, norm=config.flag("mamba_rms_norm"), output_bias=config.flag("projectors_bias"), scaled_input=True
+    )
     layer = Layer(
         (attention(config, qkv_bias=bias, output_bias=bias), state_space),
         (mlp(config, path="feed_forward", bias=config.flag("mlp_bias")),),
@@ -189,6 +197,7 @@ def nemotron_h(config: Config) -> Architecture:
             kernel=config.size("mamba_d_conv", "conv_kernel"),
             bias=config.flag("use_bias"),
             conv_bias=config.flag("mamba_conv_bias", "use_conv_bias"),
+            chunk_tokens=config.optional("mamba_chunk_size", "chunk_size") or 128,
         )
 
     made: dict[str, Callable[[], tuple[SequenceMixer | None, ChannelMixer | None]]] = {

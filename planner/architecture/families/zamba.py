@@ -198,4 +198,5 @@ def zamba2_mamba(config: Config, path: str) -> Recurrent:
         kernel=config.size("mamba_d_conv"),
         bias=config.flag("add_bias_linear"),
         conv_bias=True,
+        chunk_tokens=config.optional("chunk_size") or 256,
     )

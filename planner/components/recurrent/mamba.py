@@ -21,7 +21,7 @@ def mamba_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     inner = run.rows(mixer.inner_dim)
     g.hold("projected", run.rows(2 * mixer.inner_dim))
     _negative_exponential(g, mixer)
-    causal_convolution(g, mixer, "x")
+    causal_convolution(g, mixer, "convolved x")
     _step_and_states(g, mixer, inner, steps=steps)
     if steps:
         _step(g, mixer)
@@ -33,7 +33,7 @@ def mamba_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
             g.hold("scanned cast", inner)
         g.hold("scanned by token", inner)
     g.hold(target, run.hidden())
-    g.free("scanned by token", "scanned cast", "A", "x", "projected", "step", "step B C", "scanned", "state new")
+    g.free("scanned by token", "scanned cast", "A", "convolved x", "projected", "step", "step B C", "scanned", "state new")
     g.free("B normed", "C normed", "bias wide")
 
 

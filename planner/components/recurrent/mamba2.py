@@ -51,7 +51,7 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
     grouped = Size(**tokens, groups=mixer.num_groups, state=state, fp32_bytes=4)
     for_heads = Size(**tokens, heads=heads, state=state, fp32_bytes=4)
     if run.dtype_bytes != FP32_BYTES:
-        g.hold("x", x)
+        g.hold("x wide", x)
     for name in ("B", "C"):
         if run.dtype_bytes != FP32_BYTES:
             g.hold(f"{name} grouped", grouped)
@@ -79,7 +79,7 @@ def _discretize(g: Graph, mixer: Recurrent, x: Size, decay: Size, for_heads: Siz
         g.hold(name, size)
         g.free("dt wide")
         if name == "x dt":
-            g.free("x")
+            g.free("x wide")
     for name, width in (("x", mixer.head_dim), ("A", 1), ("B", mixer.state_dim), ("C", mixer.state_dim)):
         g.hold(f"{name} chunks", _chunks(g, mixer, width))
     g.free("x dt", "A dt", "B", "C")
