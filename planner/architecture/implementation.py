@@ -13,14 +13,15 @@ from planner.record import record
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred"]
 RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
-Placement = Literal["pre", "post", "sandwich"]
+Placement = Literal["pre", "post", "sandwich", "normed_residual"]
 
 
 @record
 class Implementation:
     """One family's way of writing its blocks.
 
-    ``norm``: see :mod:`planner.components.norms`. ``placement``: norms before a mixer, after it, or both. ``rotary``: see
+    ``norm``: see :mod:`planner.components.norms`. ``placement``: norms before a mixer, after it, or both, or
+    before it with the norm's result as the residual. ``rotary``: see
     :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention; ``table_for_windows``: windowed
     layers have cosines and sines of their own). ``attention``: what the class runs when nothing else is asked; ``masked``: it
     passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
@@ -112,7 +113,7 @@ WRITTEN: dict[str, Implementation] = {
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2", "nemotron_h", "jamba", "bamba", "granitemoehybrid", "lfm2"), LLAMA),
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
-    "minimax": Implementation(router="softmax_fp32", routing="fp32"),
+    "minimax": Implementation(placement="normed_residual", router="softmax_fp32", routing="fp32"),
     "falcon_h1": LLAMA,
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,

@@ -29,6 +29,7 @@ from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
 from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
+from planner.components.recurrent.arrangements import is_side_by_side, normed_residual, side_by_side
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
@@ -47,7 +48,9 @@ class Laid:
     live: Mapping[str, Held]
 
 
-def require_modelled(architecture: Architecture, *, training: bool = False, eager: bool = False) -> Implementation:
+def require_modelled(
+    architecture: Architecture, *, training: bool = False, eager: bool = False, static: bool = False
+) -> Implementation:
     """How the family is written. Raises :class:`NotModelled` for layers, or a training, without a closed form."""
     if architecture.kind != "decoder":
         raise NotModelled(f"{architecture.model_class}: activations are modelled for decoders")
@@ -58,6 +61,9 @@ def require_modelled(architecture: Architecture, *, training: bool = False, eage
         reason = _unmodelled(layer, code, training=training, eager=eager)
         if reason:
             raise NotModelled(f"{architecture.model_class}: activations of {reason} are not modelled")
+    mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
+    if static and not all(isinstance(mixer, Attention) and mixer.kv == "own" for mixer in mixers):
+        raise NotModelled(f"{architecture.model_class}: a static cache is modelled for keys and values of every head alone")
     if training and architecture.towers:
         raise NotModelled(f"{architecture.model_class}: training a model with towers is not modelled")
     return code
@@ -65,7 +71,7 @@ def require_modelled(architecture: Architecture, *, training: bool = False, eage
 
 def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bool) -> str:
     """What of a layer has no closed form, in words; empty when all has."""
-    if len(layer.sequence) > 1 or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
+    if (len(layer.sequence) > 1 and not is_side_by_side(layer)) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
     reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
     if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel):
@@ -185,8 +191,12 @@ def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> 
 
 def _forward(g: Graph, layer: Layer) -> None:
     """``x`` to ``y``; ``x`` stays, its owner frees it."""
-    if layer.parallel:
+    if is_side_by_side(layer):
+        side_by_side(g, layer)
+    elif layer.parallel:
         _parallel(g, layer)
+    elif g.run.code.placement == "normed_residual":
+        normed_residual(g, layer)
     else:
         _in_sequence(g, layer)
     g.free("earlier probabilities")

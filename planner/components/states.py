@@ -5,10 +5,12 @@ from __future__ import annotations
 from math import prod
 
 from planner.architecture.counts import iter_weights, layer_groups
+from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Attention
 from planner.components.tape import BLOCK_BYTES, Level, Size
 from planner.memo import remember_by_identity
 
+FP32_BYTES = 4
 STATE_TENSORS = {"adamw": 2, "adamw_foreach": 2, "adamw_fused": 2}
 """Tensors like the parameter that an optimizer keeps for each (torch.optim.AdamW: exp_avg and exp_avg_sq)."""
 
@@ -31,6 +33,7 @@ def plain_weights(architecture: Architecture, dtype_bytes: int) -> Level:
         size = Size.stated(rounded - payload, "each tensor rounded up to 512 bytes", tensors=tensors)
         level.change("workspace", "rounding of the weights", size, 1)
     _rotary_buffers(level, architecture)
+    _listed_buffers(level, architecture, dtype_bytes)
     return level
 
 
@@ -73,11 +76,24 @@ def optimizer_transient(architecture: Architecture, optimizer: str, dtype_bytes:
 
 
 def _rotary_buffers(level: Level, architecture: Architecture) -> None:
-    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each."""
+    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each; GPT-J's layers each have a table of positions."""
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers if isinstance(mixer, Attention)), default=0)
-    if rotary_dim:
+    code = implementation_of(architecture.model_type)
+    if code is not None and code.rotary == "pairs_inline" and architecture.max_context_tokens:
+        sinusoids = Size(positions=architecture.max_context_tokens, rotary_dim=rotary_dim, fp32_bytes=4)
+        level.change("workspace", "sinusoids of each layer", sinusoids, len(architecture.decoder.layers))
+    elif rotary_dim:
         level.change("workspace", "rotary frequencies", Size(half_rotary_dim=rotary_dim // 2, fp32_bytes=4), 2)
+
+
+def _listed_buffers(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
+    """Buffers the architecture lists: balancing biases of routers, decay tables of lightning attention."""
+    for _, weight, times in iter_weights(architecture):
+        if weight.is_buffer:
+            factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
+            size = Size(**factors, bytes=FP32_BYTES if weight.dtype == "fp32" else dtype_bytes)
+            level.change("workspace", f"buffer {weight.name.rpartition('.')[2]}", size, times * weight.count)
 
 
 def _rounded(size_bytes: int) -> int:

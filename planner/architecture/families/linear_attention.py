@@ -154,6 +154,7 @@ def minimax(config: Config) -> Architecture:
         head_dim=head_dim,
         state_dim=head_dim,
         inner_dim=heads * head_dim,
+        chunk_tokens=chunk,
     )
     built = hybrid(
         config,

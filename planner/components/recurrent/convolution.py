@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
 from planner.components.recurrent.states import CONV_STATE, conv_state
-from planner.architecture.layers import Recurrent
 from planner.components.tape import Size
 
 
