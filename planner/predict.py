@@ -107,7 +107,8 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
     _require_plain(scenario, fmt)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
-    require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager")
+    static = scenario.task == "inference" and _static_cache(scenario)
+    require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
     dtype_bytes = PLAIN_BYTES[scenario.weights]
     weights = plain_weights(architecture, dtype_bytes)
     steps = _generation(scenario, architecture, weights, dtype_bytes, device)
@@ -119,11 +120,16 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
     return steps
 
 
+def _static_cache(scenario: Scenario) -> bool:
+    return scenario.inference.engine_options.get("cache_implementation") == "static"
+
+
 def _generation(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device) -> list[Step]:
     ask = scenario.inference
     work = Generation(
-        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda", eager=ask.attention == "eager"
-    )
+        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda", eager=ask.attention == "eager",
+        static_cache=_static_cache(scenario),
+    )  # fmt: skip
     return generation_phases(architecture, weights, work)
 
 
@@ -149,7 +155,10 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
         asked |= {
             "inference.attention": (inference.attention, ("sdpa", "flash", "eager")),
             "inference.kv_cache": (inference.kv_cache, ("auto",)),
-            "inference.engine_options": (str(inference.engine_options.get("cache_implementation", "dynamic")), ("dynamic",)),
+            "inference.engine_options": (
+                str(inference.engine_options.get("cache_implementation", "dynamic")),
+                ("dynamic", "static"),
+            ),
         }
     else:
         asked |= {

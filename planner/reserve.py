@@ -43,11 +43,10 @@ def generation_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) ->
     """
     kept = loaded[1] - loaded[0]
     prefill = levels["prefill"].total + kept + largest_transient(levels["prefill"])
-    return {
-        "load": max(loaded[1], levels["load"].total),
-        "prefill": prefill,
-        "decode": max(prefill, levels["decode"].total + kept),
-    }
+    figures = {"load": max(loaded[1], levels["load"].total), "prefill": prefill}
+    if "decode" in levels:
+        figures["decode"] = max(prefill, levels["decode"].total + kept)
+    return figures
 
 
 def training_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> dict[str, int]:

@@ -46,10 +46,12 @@ def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> N
     if run.cached:
         keys, values = "k cached", "v cached"
     if run.cached and mixer.kv == "own":
-        _cache_forward(g, mixer)
+        (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
+        if overflows(run, mixer):
+            keys, values = "k rotated", "v"
     _attend(g, mixer, Operands(
         "q rotated", keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
-        run.past_cells(mixer) + run.sequence, needs_mask(run, mixer),
+        seen_keys(run, mixer), needs_mask(run, mixer),
     ))  # fmt: skip
     if mixer.output_gate:
         _gate(g, mixer)
@@ -66,8 +68,22 @@ def needs_mask(run: Run, mixer: Attention) -> bool:
     """
     if run.eager or run.code.attention != "sdpa" or run.code.masked:
         return True
+    if run.static_tokens and run.past_tokens:
+        return True
     window = mixer.window_tokens or mixer.chunk_tokens
     return window is not None and run.sequence > 1 and run.past_tokens + run.sequence >= window
+
+
+def overflows(run: Run, mixer: Attention) -> bool:
+    """Whether a prompt is longer than a static cache's window, so that attention reads what was projected."""
+    return bool(run.static_tokens) and not run.past_tokens and run.sequence > run.static_cells(mixer)
+
+
+def seen_keys(run: Run, mixer: Attention) -> int:
+    """Keys that attention reads: what the cache showed and the new ones; of a static cache all room, if there is a mask."""
+    if not run.static_tokens:
+        return run.past_cells(mixer) + run.sequence
+    return run.static_cells(mixer) if needs_mask(run, mixer) and not overflows(run, mixer) else run.sequence
 
 
 def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
@@ -78,7 +94,7 @@ def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
     if not needs_mask(run, mixer):
         return None
     window = mixer.window_tokens or mixer.chunk_tokens
-    keys = run.past_cells(mixer) + run.sequence
+    keys = seen_keys(run, mixer)
     boolean = Size(queries=run.sequence, keys=keys, bool_bytes=1)
     if run.eager or run.code.attention != "sdpa":
         return [boolean] * (1 if window is None else 2), Size(
@@ -215,6 +231,26 @@ def _cache_forward(g: Graph, mixer: Attention) -> None:
             g.consume(f"{name} past")
     g.consume(*(f"{name} past" for name in names))
     g.free("k rotated", "v")
+
+
+def _static_cache(g: Graph, mixer: Attention) -> None:
+    """``StaticLayer.update``: room for all tokens is made at the first update and written in place.
+
+    A full window is rolled by one token in a copy (``StaticSlidingWindowLayer``).
+    """
+    run = g.run
+    size = {name: run.cache(mixer, name, run.static_cells(mixer)) for name in "kv"}
+    for name in "kv":
+        if run.past_tokens:
+            g.rename(f"{name} past", f"{name} cached")
+        else:
+            g.hold(f"{name} cached", size[name], "kv_cache")
+    if run.past_tokens > run.static_cells(mixer):
+        for name in "kv":
+            g.hold(f"{name} rolled", size[name])
+        g.free("k rolled", "v rolled")
+    if not overflows(run, mixer):
+        g.free("k rotated", "v")
 
 
 def _query_and_key(mixer: Attention) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
 from planner.components.run import Run
-from planner.components.tape import Size
+from planner.components.tape import Span
 
 
 def is_dense_beside_experts(layer: Layer) -> bool:
@@ -50,17 +50,31 @@ def per_layer_width(layer: Layer) -> int:
     return next((weight.shape[0] for weight in layer.weights if weight.name.startswith("per_layer_input_gate.")), 0)
 
 
-def own_inputs(stack: Stack, run: Run) -> dict[str, Size]:
-    """What the layers' own inputs hold during a forward: what was looked up, its sum with the projected embeddings.
+OWN_INPUTS = ("looked up for each layer", "inputs of each layer", "embeddings with placeholders")
 
-    With them the model also keeps the embeddings it made of ids that stand for images and sounds
-    (``Gemma4Model.forward``: ``torch.where``).
+
+def own_inputs(stack: Stack, run: Run) -> Span | None:
+    """The layers' own inputs being made: looked up, projected from the embeddings, normed, added; None without them.
+
+    What was looked up stays, and so do the embeddings made of ids that stand for images and sounds
+    (``Gemma4Model.forward``, ``project_per_layer_inputs``).
     """
-    width = per_layer_width(stack.layers[0])
+    width, layers = per_layer_width(stack.layers[0]), len(stack.layers)
     if not width:
-        return {}
-    size = Size(batch=run.batch, sequence=run.sequence, layers=len(stack.layers), features=width, bytes=run.dtype_bytes)
-    return {"looked up for each layer": size, "inputs of each layer": size, "embeddings with placeholders": run.hidden()}
+        return None
+    looked_up, made, placeholders = OWN_INPUTS
+    g, size = Graph(run), run.rows(width, layers)
+    g.hold(placeholders, run.hidden())
+    g.hold(looked_up, size)
+    g.hold("projected", size)
+    g.hold("projected and scaled", size)
+    g.free("projected")
+    norm_forward(g, Norm("per_layer_projection_norm", width, "rms", ()), "projected normed", "projected and scaled", layers)
+    g.free("projected and scaled")
+    g.hold("sum of both", size)
+    g.hold(made, size)
+    g.free("sum of both", "projected normed")
+    return g.span()
 
 
 def per_layer_input(g: Graph, layer: Layer, stream: str) -> str:

@@ -167,7 +167,8 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
     for mixer in layer.sequence if run.cached and run.past_tokens else ():
         match mixer:
             case Attention() if mixer.kv == "own":
-                found |= {f"{name} past": run.cache(mixer, name, run.past_tokens) for name in ("k", "v")}
+                tokens = run.static_cells(mixer) if run.static_tokens else run.past_tokens
+                found |= {f"{name} past": run.cache(mixer, name, tokens) for name in ("k", "v")}
             case LatentAttention():
                 rows = {"batch": run.batch, "tokens": run.past_tokens, "bytes": run.dtype_bytes}
                 found["kv past"] = Size(**rows, features=mixer.kv_lora_rank)
@@ -192,6 +193,8 @@ def held_tensors(layer: Layer, run: Run, prompt_tokens: int) -> dict[str, Size]:
     Before the first step windowed layers hold the whole prompt, of which they keep a view; later one token more than a view.
     """
     found = cached_tensors(layer, run)
+    if run.static_tokens:
+        return found
     for mixer in layer.sequence:
         window = (mixer.window_tokens or mixer.chunk_tokens) if isinstance(mixer, Attention) else None
         if isinstance(mixer, Attention) and mixer.kv == "own" and window is not None and run.past_tokens > prompt_tokens:

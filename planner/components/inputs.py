@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, LatentAttention, SequenceMixer
 from planner.components.attention import mask_sizes
-from planner.components.beside import own_inputs
+from planner.components.beside import OWN_INPUTS, own_inputs
 from planner.components.rotary import rotary_embedding
 from planner.components.run import Run
 from planner.components.tape import Course, Size, Tape
@@ -18,8 +18,9 @@ def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpo
     course.hold("workspace", "x", run.stream())
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     _hold_masks(course, run, mixers)
-    for name, size in own_inputs(architecture.decoder, run).items():
-        course.hold("workspace", name, size)
+    own = own_inputs(architecture.decoder, run)
+    if own is not None:
+        course.run(own, 1, "inputs of each layer")
     if run.code.keeps_positions:
         size = Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
         course.hold("workspace", "position embeddings", size)
@@ -34,9 +35,8 @@ def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpo
         course.level.change("workspace", EMBEDDINGS, run.hidden(), 1)
 
 
-def shared_names(architecture: Architecture, run: Run) -> tuple[str, ...]:
-    """Names of what goes when the model returns its last hidden state."""
-    return (EMBEDDINGS, "x", MASK, TABLES, "earlier probabilities", "position embeddings", *own_inputs(architecture.decoder, run))
+SHARED = (EMBEDDINGS, "x", MASK, TABLES, "earlier probabilities", "position embeddings", *OWN_INPUTS)
+"""What goes when the model returns its last hidden state."""
 
 
 def _rotary_tables(run: Run, mixers: list[SequenceMixer]) -> list[int]:

@@ -19,6 +19,7 @@ class Run:
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
     ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to. ``code``: how the family
     is written; ``eager``: attention as plain products was asked for.
+    ``static_tokens``: the cache has room for so many from the start (0: it grows).
     """
 
     batch: int
@@ -32,6 +33,7 @@ class Run:
     accumulating: bool = False
     code: Implementation = LLAMA
     eager: bool = False
+    static_tokens: int = 0
     residual_in_fp32: bool = False
 
     def hidden(self, width: int | None = None) -> Size:
@@ -63,6 +65,11 @@ class Run:
         """Tokens a layer's cache shows before this forward: all, or one less than the window (``DynamicSlidingWindowLayer``)."""
         window = mixer.window_tokens or mixer.chunk_tokens
         return self.past_tokens if window is None else min(self.past_tokens, window - 1)
+
+    def static_cells(self, mixer: Attention) -> int:
+        """Room of a layer's static cache."""
+        window = mixer.window_tokens or mixer.chunk_tokens
+        return self.static_tokens if window is None else min(self.static_tokens, window)
 
     def cache(self, mixer: Attention, name: str, tokens: int) -> Size:
         """Cached keys (``k``) or values (``v``) of one layer."""

@@ -211,7 +211,7 @@ class Course:
 
         The highest moment is in some kind's first or last block, since what each adds is the same at every position.
         """
-        best = (self.peak.level.total, -1, ())
+        best: tuple[int, int, tuple[int, ...]] = (self.peak.level.total, -1, ())
         for index, (span, positions) in enumerate(blocks):
             for here in {positions[0], positions[-1]}:
                 before = tuple(

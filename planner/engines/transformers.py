@@ -13,7 +13,7 @@ from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer, Weight
 from planner.components.cache import cache_component, held_tensors
 from planner.components.graph import Graph
-from planner.components.inputs import hold_inputs, shared_names
+from planner.components.inputs import SHARED, hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, outliving
 from planner.components.norms import norm_forward
 from planner.components.run import Run, gradient
@@ -48,6 +48,7 @@ class Generation:
     dtype_bytes: int
     cuda: bool = True
     eager: bool = False
+    static_cache: bool = False
 
 
 @record
@@ -64,13 +65,18 @@ class TrainingStep:
 
 
 def generation_phases(architecture: Architecture, weights: Level, work: Generation) -> list[Step]:
-    """Load, prefill and decode. The decode figure is of its worst step: the first (long prompts under a window) or the last."""
+    """Load, prefill and, with a head that makes tokens, decode.
+
+    The decode figure is of its worst step: the first (long prompts under a window) or the last.
+    """
     course = Course()
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
     _forward_pass(course, architecture, _inference_run(architecture, work, work.prompt_tokens))
     steps.append(Step("prefill", course.peak))
+    if not generates(architecture):
+        return steps
     first = _decode_step(architecture, weights, work, work.prompt_tokens)
     last = _decode_step(architecture, weights, work, work.prompt_tokens + work.new_tokens - 1)
     steps.append(Step("decode", max(first, last, key=lambda peak: peak.level.total)))
@@ -126,10 +132,17 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
     return course.peak
 
 
+def generates(architecture: Architecture) -> bool:
+    """Whether the model has a head that makes tokens; without one it keeps no cache."""
+    return bool(architecture.head) or architecture.tied_head
+
+
 def _inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
     return Run(
-        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=True, cuda=work.cuda, past_tokens=past,
+        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=generates(architecture), cuda=work.cuda,
+        past_tokens=past,
         code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+        static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
     )  # fmt: skip
 
@@ -143,7 +156,9 @@ def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     spans = [layer_forward(layer, _queries_left(layer, run), saving=False).span for layer, _ in kinds]
     course.run_stack([(span, places) for span, (_, places) in zip(spans, kinds, strict=True)], "layers")
     course.run(_final_norm(architecture, run, saving=False).span, 1, "final norm")
-    _drop(course, *shared_names(architecture, run))
+    _drop(course, *SHARED)
+    if not generates(architecture):
+        return
     logits = Size(batch=run.batch, vocab_size=architecture.vocab_size, bytes=run.dtype_bytes)
     if architecture.logit_softcap:
         course.hold("logits", "logits before the cap", logits, where="head")

@@ -137,7 +137,7 @@ def test_foreach_takes_a_copy_of_the_parameters_that_fused_does_not() -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        {"kv_cache": "fp8"}, {"engine_options": {"cache_implementation": "static"}},
+        {"kv_cache": "fp8"}, {"engine_options": {"cache_implementation": "quantized"}},
     ],
 )  # fmt: skip
 def test_what_has_no_derivation_is_unknown_and_says_why(work: dict[str, object]) -> None:
