@@ -24,7 +24,7 @@ METHODS = ("full", "lora", "qlora", "dora", "freeze")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
 OPTIMIZERS = (
     "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",
-    "sgd_momentum", "muon", "galore",
+    "sgd_momentum", "muon", "galore", "apollo",
 )  # fmt: skip
 CHECKPOINTINGS = ("none", "full", "selective")
 LOSSES = ("default", "chunked", "fused")

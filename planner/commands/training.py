@@ -18,7 +18,7 @@ MEGATRON = "core 0.14"
 OPTIMIZERS = {
     "adamw_fused": "adamw_torch_fused", "adamw_foreach": "adamw_torch", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor", "lion": "lion_32bit", "sgd": "sgd",
-    "sgd_momentum": "sgd", "galore": "galore_adamw",
+    "sgd_momentum": "sgd", "galore": "galore_adamw", "apollo": "apollo_adamw",
 }  # fmt: skip
 """Optimizers of the plan by the names of ``TrainingArguments.optim``; Muon is built by hand."""
 OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
@@ -129,7 +129,7 @@ def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     found: dict[str, object] = {"optim": OPTIMIZERS[ask.optimizer]}
     if ask.optimizer in OPTIMIZER_ARGUMENTS:
         found["optim_args"] = OPTIMIZER_ARGUMENTS[ask.optimizer]
-    if ask.optimizer == "galore":
+    if ask.optimizer in ("galore", "apollo"):
         found["optim_target_modules"] = list(ask.lora.targets)
     return found
 

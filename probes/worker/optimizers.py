@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from .errors import WorkerError
+from .low_rank import DEFAULT_RANK, LowRankAdam
 
 # Imported here and not at its use: the module makes tensors of its own, which a tracker would count.
 try:
@@ -90,15 +91,32 @@ BLOCKWISE_MIN_VALUES = 4096
 PAGED_MIN_VALUES = 100_000
 
 
-def make_optimizers(name: str, params: Parameters, fake: bool = False) -> list[torch.optim.Optimizer]:
-    """The optimizers that together update ``params``. Raises :class:`WorkerError` for one that can't be had."""
+def make_optimizers(
+    name: str, named: Mapping[str, nn.Parameter], fake: bool = False, rank: int = DEFAULT_RANK
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that together update the ``named`` parameters; ``rank`` is that of GaLore and APOLLO.
+
+    Raises :class:`WorkerError` for one that can't be had.
+    """
+    params = list(named.values())
+    if name in _LOW_RANK:
+        return [_low_rank(name, named, fake, rank)]
     if fake and name in ("adamw_8bit", "paged_adamw_8bit"):
         return [Adam8bitLayout(params, paged=name.startswith("paged"))]
     make = _MAKERS.get(name)
     if make is None:
-        known = ", ".join(sorted(_MAKERS))
+        known = ", ".join(sorted([*_MAKERS, *_LOW_RANK]))
         raise WorkerError("unsupported", f"{_FIELD}: {name!r} has no implementation here; choose one of {known}", _FIELD)
     return make(params)
+
+
+def _low_rank(name: str, named: Mapping[str, nn.Parameter], fake: bool, rank: int) -> torch.optim.Optimizer:
+    """Matrices inside the layers are projected, as ``optim_target_modules`` of the Trainer asks."""
+    if not fake:
+        message = f"{_FIELD}: {name} is only rehearsed here; choose another to measure"
+        raise WorkerError("unsupported", message, _FIELD)
+    projected = [value for path, value in named.items() if value.dim() == 2 and any(map(str.isdigit, path.split(".")))]
+    return LowRankAdam(named.values(), projected, rank, random=name == "apollo")
 
 
 def _adamw(**kwargs: Any) -> Callable[[Parameters], list[torch.optim.Optimizer]]:
@@ -138,6 +156,7 @@ def _bitsandbytes(class_name: str) -> Callable[[Parameters], list[torch.optim.Op
     return make
 
 
+_LOW_RANK = ("galore", "apollo")
 _MAKERS: dict[str, Callable[[Parameters], list[torch.optim.Optimizer]]] = {
     "adamw_fused": _adamw(fused=True),
     "adamw_foreach": _adamw(foreach=True),

@@ -7,6 +7,7 @@ and HQQ 0.2 (core/quantize.py), both with a scale and a shift for each group of 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 from unittest import mock
 
@@ -81,12 +82,12 @@ def _played(config: Any, settings: dict[str, int]) -> Any:
     class PlayedLayer(cache_utils.QuantizedLayer):  # type: ignore[misc,unused-ignore]
         """Quantises by groups along a row of values."""
 
-        def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
+        def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:  # type: ignore[override,unused-ignore]
             return *quantise_groups(tensor, self.nbits, self.q_group_size), tuple(tensor.shape)
 
         def _dequantize(self, q_tensor: Any) -> torch.Tensor:
             packed, scale, shift, shape = q_tensor
-            return dequantise_groups(packed, scale, shift, self.nbits, shape)
+            return dequantise_groups(packed, scale, shift, shape)
 
     with mock.patch.object(cache_utils, "QuantoQuantizedLayer", PlayedLayer):
         return cache_utils.QuantizedCache(backend="quanto", config=config, **settings)
@@ -107,11 +108,9 @@ def quantise_groups(tensor: torch.Tensor, bits: int, group: int) -> tuple[torch.
     return _pack(values, bits), scale, shift
 
 
-def dequantise_groups(
-    packed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, bits: int, shape: tuple[int, ...]
-) -> torch.Tensor:
+def dequantise_groups(packed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The tensor of ``shape`` in the scale's dtype; the unpacked values live until it is made."""
-    values = torch.empty(scale.shape[0], packed.numel() * (8 // bits) // scale.shape[0], dtype=torch.uint8, device=packed.device)
+    values = torch.empty(scale.shape[0], prod(shape) // scale.shape[0], dtype=torch.uint8, device=packed.device)
     made = scale * values
     made -= shift
     return made.reshape(shape)

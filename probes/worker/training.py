@@ -12,6 +12,7 @@ from .attribution import ACTIVATIONS, Attribution
 from .build import Built, random_ids
 from .errors import WorkerError
 from .losses import make_loss
+from .low_rank import DEFAULT_RANK
 from .optimizers import make_optimizers
 from .order import Training
 from .phases import Phases
@@ -62,8 +63,10 @@ class TrainingLoad:
         for config in (self._model.config, self._built.text_config):
             config.use_cache = False
         self._enable_checkpointing()
-        params = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self._optimizers = make_optimizers(self._workload.optimizer, params, self._fake)
+        named = {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        params = list(named.values())
+        rank = int(self._workload.options.get("projection_rank", DEFAULT_RANK))
+        self._optimizers = make_optimizers(self._workload.optimizer, named, self._fake, rank)
         if self._attribution is not None:
             self._attribution.watch_gradients(params)
             for optimizer in self._optimizers:
