@@ -52,6 +52,45 @@ class StepPhase:
         return {**self.phase().to_json(), "step": self.step, "ended": self.ended, "duration_s": seconds}
 
 
+class OutsideBytes:
+    """What a process holds of a card beside what torch reserves: CUDA context, libraries.
+
+    From the driver's figure of the process, or of the card's growth where it lists no processes, at moments at which torch's
+    counter stood still.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._reserved: int | None = None
+        self._pending: int | None = None
+        self._lists_processes = False
+
+    def pause(self) -> None:
+        """A phase begins or ends: what comes next is not beside what came before."""
+        self._reserved = self._pending = None
+
+    def take_reserved(self, reserved: int | None) -> None:
+        """Torch's counter."""
+        if self._pending is not None and reserved is not None and reserved == self._reserved:
+            self.bytes = max(self.bytes, self._pending - reserved)
+        self._reserved, self._pending = reserved, None
+
+    def take_device(self, process: int | None, delta: int | None) -> None:
+        """The driver's figures."""
+        self._lists_processes = self._lists_processes or process is not None
+        held = process if self._lists_processes else delta
+        if held is not None and self._reserved is not None:
+            self._pending = max(held, self._pending or 0)
+
+    def take_columns(self, t: Floats, reserved: Floats, sampled_t: Floats, held: Floats) -> None:
+        """The same for many at once."""
+        after = np.searchsorted(t, sampled_t)
+        inside = (after > 0) & (after < len(t)) & np.isfinite(held)
+        still = reserved[after[inside] - 1] == reserved[after[inside]]
+        outside = held[inside][still] - reserved[after[inside]][still]
+        self.bytes = max(self.bytes, int(outside.max(initial=0)))
+
+
 class Measurement:
     """Folds a probe's events. ``prediction`` is the footprint (as JSON) that the run is compared with."""
 
@@ -67,6 +106,7 @@ class Measurement:
         self._result: Event = {}
         self._notes: list[str] = []
         self._current: StepPhase | None = None
+        self._outside = OutsideBytes()
         self._takers = {
             "environment": self._take_environment, "hello": self._take_environment, "phase": self._take_phase,
             "memory": self._take_memory, "sample": self._take_sample, "result": self._take_result,
@@ -102,7 +142,23 @@ class Measurement:
             self._take_memory_rows(memory)
         if samples is not None:
             label = self._current.name if self._current else ""
-            self.samples.extend(samples.column("t"), _sample_columns(samples), [label], np.zeros(len(samples), np.int64))
+            columns = _sample_columns(samples)
+            self.samples.extend(samples.column("t"), columns, [label], np.zeros(len(samples), np.int64))
+            if memory is not None and not self.on_cpu:
+                name = _gpu_name(self._device.get("index") or 0, None)
+                held = columns.get(f"{name}.process", np.full(len(samples), np.nan))
+                held = held if np.isfinite(held).any() else columns.get(f"{name}.delta", held)
+                self._outside.take_columns(memory.column("t"), memory.column("reserved"), samples.column("t"), held)
+
+    @property
+    def outside_bytes(self) -> int:
+        """What the process held of the card beside what torch reserved; 0 where it was not seen."""
+        return self._outside.bytes
+
+    @property
+    def result(self) -> Event:
+        """The worker's ``result``; empty before it came."""
+        return self._result
 
     @property
     def on_cpu(self) -> bool:
@@ -223,13 +279,17 @@ class Measurement:
         t = float(event.get("t") or 0.0)
         step = self.steps.setdefault(key, StepPhase(*key, begun_s=t))
         self._current = step
+        self._outside.pause()
         if event.get("state") == "end":
             step.raise_to(event)
+            if not self.on_cpu:
+                step.raise_to({"device": step.meters["reserved"] + self._outside.bytes})
             step.ended, step.ended_s = True, t
             self._current = None
 
     def _take_memory(self, event: Event) -> None:
         sizes = {meter: _size(event.get(meter)) for meter in METERS}
+        self._outside.take_reserved(sizes["reserved"])
         self.timeline.append(float(event.get("t") or 0.0), sizes, str(event.get("phase") or ""))
         if self._current is not None and self._current.name == event.get("phase"):
             self._current.raise_to(sizes)
@@ -248,6 +308,8 @@ class Measurement:
         for gpu in gpus if isinstance(gpus, list) else ():
             name = _gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
+            if gpu.get("index") == (self._device.get("index") or 0) and gpu.get("mig_index") is None:
+                self._outside.take_device(_size(gpu.get("process")), _size(gpu.get("delta")))
         self.samples.append(float(event.get("t") or 0.0), values, self._current.name if self._current else "")
 
     def _take_result(self, event: Event) -> None:

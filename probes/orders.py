@@ -20,9 +20,7 @@ def measure_order(
     ``layers`` keeps only so many layers; ``budget_bytes`` is the most the run may allocate. Raises ValueError for a device
     or a number that no worker takes.
     """
-    if not re.fullmatch(r"cpu|cuda:\d+", device):
-        message = f"device: must be cpu or cuda:N, got {device!r}"
-        raise ValueError(message)
+    _check_device(device)
     for name, value in (("layers", layers), ("budget_bytes", budget_bytes)):
         if value is not None and value < 1:
             message = f"{name}: must be at least 1, got {value}"
@@ -36,3 +34,21 @@ def measure_order(
         "layers": layers,
         "budget_bytes": budget_bytes,
     }
+
+
+def load_order(mode: str, device: str, budget_bytes: int | None = None, **more: object) -> dict[str, object]:
+    """The order for a load without a model: ``ramp``, ``calibrate`` or ``script`` (:mod:`probes.worker.loads`).
+
+    Raises ValueError for a device or a budget that no worker takes.
+    """
+    _check_device(device)
+    if budget_bytes is not None and budget_bytes < 1:
+        message = f"budget_bytes: must be at least 1, got {budget_bytes}"
+        raise ValueError(message)
+    return {"version": VERSION, "mode": mode, "device": device, "budget_bytes": budget_bytes, **more}
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda:\d+", device):
+        message = f"device: must be cpu or cuda:N, got {device!r}"
+        raise ValueError(message)

@@ -13,7 +13,8 @@ error, where the logs are. All sizes are bytes, all times are ``time.monotonic()
 Order
 -----
 ``version``            1
-``mode``               ``"measure"`` (real tensors) or ``"rehearse"`` (fake tensors, CPU only, no weights)
+``mode``               ``"measure"`` (real tensors) or ``"rehearse"`` (fake tensors, CPU only, no weights); ``"ramp"``,
+                       ``"calibrate"`` and ``"script"`` need no scenario (:mod:`probes.worker.loads`)
 ``scenario``           the scenario; ``task``, ``weights``, ``inference`` or ``training`` are read, ``hardware.gpu`` and
                        ``parallel`` only to say what is not covered. Missing keys take the defaults of the design.
 ``config``             the model's ``config.json`` as an object

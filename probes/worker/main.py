@@ -51,9 +51,17 @@ def serve(line: bytes, wire: Wire) -> int:
     return EXIT_RESULT
 
 
+def _mode(order_json: Any) -> Any:
+    return order_json.get("mode") if isinstance(order_json, dict) else None
+
+
 def _run(order_json: Any, wire: Wire) -> None:
+    from . import loads
     from .order import parse_order
 
+    if _mode(order_json) in loads.MODES:
+        loads.run(order_json, wire)
+        return
     order = parse_order(order_json)
     try:
         import torch  # noqa: F401
@@ -79,7 +87,9 @@ def _decode(line: bytes) -> Any:
 
 def _settle_environment(order_json: Any) -> None:
     """No network, no progress bars, whatever the environment says; a rehearsal plays the card that is named, not one here."""
-    if isinstance(order_json, dict) and order_json.get("mode") == "rehearse":
+    if _mode(order_json) == "script":
+        return  # what the user runs has the user's environment
+    if _mode(order_json) == "rehearse":
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
             os.environ[name] = ""
     os.environ["HF_HUB_OFFLINE"] = "1"

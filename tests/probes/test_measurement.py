@@ -226,3 +226,27 @@ def test_columns_say_what_events_say(tmp_path: Path) -> None:
 
 def gpu(index: int, mig_index: int | None, used: int, **more: object) -> dict[str, Any]:
     return {"index": index, "mig_index": mig_index, "used": used, "free": None, **more}
+
+
+def test_the_device_holds_what_the_driver_sees_beside_what_torch_reserves(tmp_path: Path) -> None:
+    """700 beside 2000 reserved; a reading taken while torch's counter moved does not count."""
+    events = [
+        phase("forward", "begin", 1.0),
+        *({"event": "memory", "t": 1.0 + t / 10, "reserved": reserved, "phase": "forward"}
+          for t, reserved in enumerate([1000, 1000, 2000, 2000])),
+        phase("forward", "end", 2.0, allocated=900, reserved=2000, device=2000),
+    ]  # fmt: skip
+    sampled = {1.05: 1650, 1.15: 2700, 1.25: 2700}
+    for t, held in sampled.items():
+        index = next(place for place, event in enumerate(events) if event["t"] > t)
+        events.insert(
+            index, {"event": "sample", "t": t, "rss": 1, "gpus": [gpu(0, None, held + 50, delta=held), gpu(1, None, 1, delta=9000)]}
+        )
+    device = CUDA | {"index": 0}
+    live = measured(*events, device=device)
+    assert live.phases[0].meters == {"allocated": 900, "reserved": 2000, "device": 2700}
+    with Recording({"scenario": SCENARIO}, tmp_path / "r.jsonl") as recording:
+        for event in [{"event": "hello", "t": 0.1, "device": device}, *events]:
+            recording.append(event)
+    assert Measurement.of_recording(read_recording(tmp_path / "r.jsonl")).steps == live.steps
+    assert measured(*events, device=CPU).phases[0].meters["device"] == 2000
