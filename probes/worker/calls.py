@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import transformers
 
 from .kinds import Member, layer_numbers
 from .segments import Name
@@ -106,7 +107,7 @@ class CacheState:
 
 def is_cache(value: Any) -> bool:
     """Whether the value is a cache of the library's."""
-    return _CACHE is not None and isinstance(value, _CACHE)
+    return isinstance(value, transformers.Cache)
 
 
 class Rebuilder:
@@ -130,9 +131,3 @@ class Rebuilder:
 def _is_whole(tensor: torch.Tensor, spec: Spec) -> bool:
     _, shape, strides, offset, _, _ = spec
     return tuple(tensor.shape) == shape and tensor.stride() == strides and tensor.storage_offset() == offset
-
-
-try:
-    from transformers import Cache as _CACHE
-except ImportError:
-    _CACHE = None  # type: ignore[assignment,misc]

@@ -26,7 +26,7 @@ from .calls import UNTRACKED, Call, Rebuilder
 from .kinds import Member, members_of
 from .segments import UNKNOWN, Entry, Name, Window, WindowSink, Writer
 from .tracker import Storage, StorageTracker
-from .trees import Spec, Tree, can_rebuild, describe, rebuild, spec_of, tensors_in
+from .trees import Tree, can_rebuild, describe, rebuild, spec_of, tensors_in
 
 
 class FoldError(Exception):

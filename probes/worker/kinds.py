@@ -104,37 +104,36 @@ def _value(name: str, value: Any, index: int, layers: int, depth: int) -> Any:
     if isinstance(value, PLAIN):
         is_own = type(value) is int and value == index and _NUMBER.search(name) is not None
         return "its number" if is_own else (type(value), value)
-    if isinstance(value, (list, tuple)) and depth:
-        return (type(value), *(_value("", item, index, layers, depth - 1) for item in value))
-    if isinstance(value, dict) and depth:
-        return (dict, *((key, _value("", item, index, layers, depth - 1)) for key, item in value.items() if isinstance(key, PLAIN)))
     if isinstance(value, torch.Tensor):
         return (torch.Tensor, tuple(value.shape), value.stride(), value.dtype)
     if isinstance(value, nn.Module):
         return type(value)
-    if depth and (parts := _parts(value)) is not None:
-        return (type(value), *(_value("", part, index, layers, depth - 1) for part in parts))
-    # The same object in both, such as the config or a function; one of its own makes a layer a kind of its own.
-    return (type(value), id(value))
+    parts = _parts(value) if depth else None
+    # The same object in both, such as the config; one of its own makes a layer a kind of its own.
+    return (type(value), id(value) if parts is None else tuple(_value("", part, index, layers, depth - 1) for part in parts))
 
 
-def _parts(function: Any) -> tuple[Any, ...] | None:
-    """What decides what a function does, None for other objects."""
-    if isinstance(function, FunctionType):
-        cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        return (id(function.__code__), function.__defaults__, *cells)
-    if isinstance(function, MethodType):
-        return (function.__func__, function.__self__)
-    if isinstance(function, partial):
-        return (function.func, function.args, function.keywords)
-    return None
+def _parts(value: Any) -> tuple[Any, ...] | None:
+    """What decides what a container holds or a function does, None for other objects."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(value, dict):
+        return (*value, *value.values()) if all(isinstance(key, PLAIN) for key in value) else None
+    if isinstance(value, FunctionType):
+        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        return (id(value.__code__), value.__defaults__, *cells)
+    if isinstance(value, MethodType):
+        return (value.__func__, value.__self__)
+    return (value.func, value.args, value.keywords) if isinstance(value, partial) else None
 
 
 def _entries(config: Any, index: int, layers: int) -> Any:
     """What the config's lists, and those of the configs inside it, say of the layer ``index``."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for name, value in sorted(vars(config).items()):
-        if isinstance(value, (list, tuple, str)) and len(value) == layers:
+        # A text with a letter for each layer, such as hybrid_override_pattern.
+        is_text = isinstance(value, str) and "pattern" in name
+        if (isinstance(value, (list, tuple)) or is_text) and len(value) == layers:
             found.append((name, repr(value[index])))
         elif isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
             found.append((name, index in value))

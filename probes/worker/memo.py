@@ -17,6 +17,7 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.la
 _UNFIT_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 _UNFIT = {torch.ops.aten._unsafe_view.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
 _SELECT = torch.ops.aten.select.int
+_UNKNOWN: tuple[None, list[Any]] = (None, [])
 Key = tuple[Any, ...]
 
 
@@ -25,22 +26,16 @@ class Memo:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._plans: dict[Key, Any] = {}
+        self._plans: dict[Key, tuple[Any, list[Any]]] = {}
         self._fit: dict[Any, bool] = {}
 
     def __call__(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The operator's result."""
-        fit = self._fit.get(func)
-        if fit is None:
-            fit = self._fit[func] = _is_fit(func)
-        if not fit:
-            return func(*args, **kwargs)
         if func is _SELECT and type(args[0]) is FakeTensor:
             return self._select(*args)
         tensors: list[torch.Tensor] = []
-        try:
-            key = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors) if kwargs else None)
-        except _Unfit:
+        key = self._key(func, args, kwargs, tensors)
+        if key is None:
             return func(*args, **kwargs)
         plan = self._plans.get(key)
         if plan is None:
@@ -50,9 +45,18 @@ class Memo:
         kind, leaves = plan
         if kind is None:
             return func(*args, **kwargs)
-        if kind is torch.Tensor:
-            return self._make(leaves, tensors)
-        return kind([self._make(leaf, tensors) for leaf in leaves])
+        made = [self._make(leaf, tensors) for leaf in leaves]
+        return made[0] if kind is torch.Tensor else kind(made)
+
+    def _key(self, func: Any, args: Any, kwargs: Mapping[str, Any], tensors: list[torch.Tensor]) -> Key | None:
+        """What decides the result, None where that can't be said; ``tensors`` takes the arguments' tensors."""
+        fit = self._fit.get(func)
+        if fit is None:
+            fit = self._fit[func] = _is_fit(func)
+        try:
+            return (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors)) if fit else None
+        except _Unfit:
+            return None
 
     def _select(self, tensor: torch.Tensor, dim: int, index: int) -> torch.Tensor:
         """Loops over tokens select each once, so that nothing would be remembered."""
@@ -116,11 +120,11 @@ def _item(value: Any, tensors: list[torch.Tensor]) -> Any:
     raise _Unfit
 
 
-def _plan(out: Any, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
-    """How to make the result again, (None, None) where that can't be said."""
+def _plan(out: Any, tensors: list[torch.Tensor]) -> tuple[Any, list[Any]]:
+    """How to make the result again, ``_UNKNOWN`` where that can't be said."""
     try:
         if isinstance(out, torch.Tensor):
-            return torch.Tensor, _leaf(out, tensors)
+            return torch.Tensor, [_leaf(out, tensors)]
         if type(out) in (tuple, list):
             fresh = [item.untyped_storage()._cdata for item in out if isinstance(item, torch.Tensor)]
             leaves = [None if item is None else _leaf(item, tensors) for item in out]
@@ -128,7 +132,7 @@ def _plan(out: Any, tensors: list[torch.Tensor]) -> tuple[Any, Any]:
                 return type(out), leaves
     except _Unfit:
         pass
-    return None, None
+    return _UNKNOWN
 
 
 def _leaf(tensor: Any, tensors: list[torch.Tensor]) -> Any:

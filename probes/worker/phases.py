@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .device import Meter, Reading
-from .wire import Wire
+from .wire import Sender
 
 
 class PhaseListener(Protocol):
@@ -47,7 +47,7 @@ class PhasePeak:
 class Phases:
     """Opens and closes phases, reporting each on the wire."""
 
-    wire: Wire
+    wire: Sender
     meter: Meter
     listeners: list[PhaseListener] = field(default_factory=list)
     current: str = "load"

@@ -22,7 +22,7 @@ from .inference import InferenceLoad, MakeUnroller
 from .memo import Memo
 from .order import Order
 from .personality import CudaPersonality
-from .phases import Phases, Sampler
+from .phases import PhaseListener, Phases, Sampler
 from .quantised import parameters_of, quantisation_state
 from .segments import WindowSink
 from .trace import Trace
@@ -30,7 +30,7 @@ from .tracker import Differences, StorageTracker, rounded
 from .training import TrainingLoad
 from .unroll import Recorder, Slot, Unroller
 from .walk import Walk
-from .wire import HeldWire, Wire
+from .wire import HeldWire, Sender, Wire
 
 _logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Run:
         else:
             held.release()
 
-    def _rehearse(self, wire: Wire | HeldWire, folded: bool = False) -> None:
+    def _rehearse(self, wire: Sender, folded: bool = False) -> None:
         attribution = Attribution()
         trace = self._trace = Trace(wire, attribution)
         answers = Answers(attribution)
@@ -154,7 +154,7 @@ class Run:
         if folded:
             self._windows = tracker.sink = WindowSink(trace, attribution)
             self._folder = Folder(tracker, self._windows, attribution, answers.asked)
-        listeners = [trace] if self._folder is None else [self._folder, trace]
+        listeners: list[PhaseListener] = [trace] if self._folder is None else [self._folder, trace]
         self._phases = Phases(wire, devices.TraceMeter(tracker), listeners, on_begin=attribution.enter_phase)
         functions = personality.functions(self._amp) if personality is not None else contextlib.nullcontext()
         with fake_tensors() as mode, functions, tracker:

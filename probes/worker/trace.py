@@ -6,7 +6,7 @@ from typing import Any
 
 from .attribution import Attribution
 from .tracker import COMPONENTS
-from .wire import Wire
+from .wire import Sender
 
 BATCH_EVENTS = 4096
 
@@ -14,7 +14,7 @@ BATCH_EVENTS = 4096
 class Trace:
     """A tracker's sink that sends ``storage`` events, and a listener of phases."""
 
-    def __init__(self, wire: Wire, attribution: Attribution) -> None:
+    def __init__(self, wire: Sender, attribution: Attribution) -> None:
         self._wire = wire
         self._attribution = attribution
         self._index: dict[str, int] = {}

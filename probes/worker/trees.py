@@ -17,7 +17,7 @@ Spec = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], int, int, bool]
 def spec_of(tensor: torch.Tensor) -> Spec:
     """The tensor's :data:`Spec`."""
     return (
-        tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(),
+        tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()),
         tensor.untyped_storage().nbytes(), tensor.requires_grad,
     )  # fmt: skip
 

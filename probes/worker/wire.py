@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 
 def claim_stdout() -> int:
@@ -17,6 +17,13 @@ def claim_stdout() -> int:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return descriptor
+
+
+class Sender(Protocol):
+    """Takes events."""
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Take one event."""
 
 
 class Wire:
