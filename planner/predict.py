@@ -7,6 +7,7 @@ the verdict ``unknown``, with the reason among the notes and everything that is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 from planner.architecture.counts import parameter_count
@@ -23,11 +24,12 @@ from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
 from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format
 from planner.gpu import Gpu
-from planner.later import LaterSequence
+from planner.later import LaterMapping, LaterSequence
 from planner.machine import Overheads, overheads
 from planner.repeat import answer, counts_of, fields_of, question_of, with_counts
 from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, training_reserved
 from planner.scenario import Scenario, to_json
+from planner.symbolic.amount import largest
 
 Device = Literal["cuda", "cpu"]
 RESERVED_BAND = 10
@@ -47,16 +49,19 @@ def predict(
     same run on a CPU, where reserved equals allocated and device is the process's own growth. Terms are worked out when
     they are looked at. Raises :class:`planner.faults.Faults` for choices that contradict each other.
     """
-    if scenario.task == "inference" and scenario.engine in SERVED:
-        return _answer(scenario, architecture, gpu, native, device)
     names, values = counts_of(scenario)
 
     def fields(*counts: int) -> dict[str, Any]:
         return fields_of(_answer(with_counts(scenario, names, counts), architecture, gpu, native, device))
 
     question = question_of(scenario, names, architecture, gpu, native, device)
-    terms = LaterSequence(lambda: _answer(scenario, architecture, gpu, native, device).terms)
-    return Footprint(**answer(question, fields, values), terms=terms)
+    whole = cache(lambda: _answer(scenario, architecture, gpu, native, device))
+    return Footprint(
+        **answer(question, fields, values),
+        terms=LaterSequence(lambda: whole().terms),
+        limits=LaterMapping(lambda: whole().limits),
+        extra=LaterMapping(lambda: whole().extra),
+    )
 
 
 def _answer(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
@@ -79,8 +84,10 @@ def _answer(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Fo
     phases = _meters(settled, architecture, steps, machine, capacity)
     parameters = parameter_count(architecture)
     footprint = GpuFootprint(0, capacity, phases)
-    device_bytes = max(phase.device for phase in phases)
-    uncertainty = machine.context_band_bytes + max(p.reserved - p.components.get("weights", 0) for p in phases) // RESERVED_BAND
+    device_bytes = largest(*(phase.device for phase in phases))
+    uncertainty = (
+        machine.context_band_bytes + largest(*(p.reserved - p.components.get("weights", 0) for p in phases)) // RESERVED_BAND
+    )
     return Footprint(
         scenario=to_json(settled),
         level="predict",

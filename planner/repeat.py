@@ -16,6 +16,8 @@ from planner.scenario import Inference, Scenario, Training
 
 COUNTS = {"inference": ("batch", "prompt_tokens", "new_tokens", "max_model_len"), "training": ("batch", "sequence")}
 """Fields of a workload that a program takes as inputs, where they are given. All are at least one."""
+LATER = ("terms", "extra", "limits", "speed")
+"""Fields of a footprint that are worked out when somebody looks."""
 REMEMBERED = 64
 """Questions whose programs are kept."""
 PATHS = 24
@@ -107,4 +109,4 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
 
 def fields_of(footprint: Footprint) -> dict[str, Any]:
     """A footprint's fields without those that are worked out later."""
-    return {name: value for name, value in vars(footprint).items() if name not in ("terms", "speed", "limits")}
+    return {name: value for name, value in vars(footprint).items() if name not in LATER}

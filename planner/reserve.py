@@ -14,7 +14,10 @@ from planner.architecture.counts import layer_weights
 from planner.architecture.layers import Architecture
 from planner.components.tape import Level
 from planner.memo import remember_by_identity
+from planner.symbolic.amount import largest, smallest
 
+RATIO_PARTS = 4096
+"""Parts in which the share of reserved over allocated is counted."""
 STATIC = ("weights", "optimizer_state")
 
 
@@ -35,6 +38,10 @@ def reserved_for_weights(architecture: Architecture, dtype_bytes: int) -> tuple[
     return allocator.allocated_bytes, allocator.reserved_bytes
 
 
+TRANSIENT = ("workspace", "activations", "logits")
+"""Components whose tensors come and go."""
+
+
 def generation_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> dict[str, int]:
     """Reserved by phase of a generation. ``loaded``: see :func:`reserved_for_weights`.
 
@@ -42,10 +49,10 @@ def generation_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) ->
     that block takes a new segment: one block of the largest transient comes on top.
     """
     kept = loaded[1] - loaded[0]
-    prefill = levels["prefill"].total + kept + largest_transient(levels["prefill"])
-    figures = {"load": max(loaded[1], levels["load"].total), "prefill": prefill}
+    prefill = levels["prefill"].total + kept + levels["prefill"].largest(TRANSIENT)
+    figures = {"load": largest(loaded[1], levels["load"].total), "prefill": prefill}
     if "decode" in levels:
-        figures["decode"] = max(prefill, levels["decode"].total + kept)
+        figures["decode"] = largest(prefill, levels["decode"].total + kept)
     return figures
 
 
@@ -55,26 +62,21 @@ def training_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> d
     Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
     of the logits do not.
     """
+    ratio = loaded[1] * RATIO_PARTS // loaded[0]
 
     def segments(size_bytes: int) -> int:
-        return size_bytes * loaded[1] // loaded[0]
+        return size_bytes * ratio // RATIO_PARTS
 
     parts = {name: level.components() for name, level in levels.items()}
     forward, optimizer = parts["forward"], parts["optimizer"]
     static = sum(optimizer.get(name, 0) for name in STATIC)
     updated = segments(levels["optimizer"].total - static)
     rest = sum(size for name, size in forward.items() if name not in (*STATIC, "logits", "gradients"))
-    logits = max(forward.get("logits", 0), parts["backward"].get("logits", 0))
-    step = segments(static) + forward.get("logits", 0) + max(rest, updated)
-    backward = levels["backward"].total - static + largest_transient(levels["backward"])
-    last = max(segments(levels["optimizer"].total), segments(static) + max(backward, logits + updated))
-    return {"load": max(loaded[1], levels["load"].total), "forward": step, "backward": last, "optimizer": last}
-
-
-def largest_transient(level: Level) -> int:
-    """Bytes of the largest tensor that comes and goes."""
-    sizes = [size.bytes for component, _, size, _ in level.items() if component in ("workspace", "activations", "logits")]
-    return max(sizes, default=0)
+    logits = largest(forward.get("logits", 0), parts["backward"].get("logits", 0))
+    step = segments(static) + forward.get("logits", 0) + largest(rest, updated)
+    backward = levels["backward"].total - static + levels["backward"].largest(TRANSIENT)
+    last = largest(segments(levels["optimizer"].total), segments(static) + largest(backward, logits + updated))
+    return {"load": largest(loaded[1], levels["load"].total), "forward": step, "backward": last, "optimizer": last}
 
 
 def settle_reserved(reserved: Mapping[str, int], levels: Mapping[str, Level], room_bytes: int) -> list[int]:
@@ -84,6 +86,6 @@ def settle_reserved(reserved: Mapping[str, int], levels: Mapping[str, Level], ro
     """
     settled: list[int] = []
     for name, level in levels.items():
-        figure = max(reserved[name], level.total, *settled[-1:])
-        settled.append(min(figure, max(room_bytes, level.total)))
+        figure = largest(reserved[name], level.total, *settled[-1:])
+        settled.append(smallest(figure, largest(room_bytes, level.total)))
     return settled

@@ -7,12 +7,15 @@ are laid one after another on a :class:`Course`, so that a model of a hundred eq
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeVar
 
 from planner.record import record
+from planner.symbolic.amount import chosen, exceeds, largest
 
+Thing = TypeVar("Thing")
 BLOCK_BYTES = 512
 """The caching allocator rounds every request up to this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
@@ -75,6 +78,12 @@ class Level:
         self.counts[key] = self.counts.get(key, 0) + count
         self.total += count * size.bytes
 
+    def largest(self, components: Collection[str]) -> int:
+        """Bytes of the largest tensor of some components."""
+        sizes = [size for (component, _, size), count in self.counts.items() if count and component in components]
+        found: int = largest(0, *sizes)
+        return found
+
     def components(self) -> dict[str, int]:
         """Bytes by component."""
         totals: dict[str, int] = {}
@@ -90,19 +99,28 @@ class Level:
                 yield key[0], key[1], self.sizes[key], count
 
 
+Changes = Sequence[tuple[str, Held, int]]
+"""Tensors with +1 (made) or −1 (gone)."""
+
+
 @record
 class Span:
     """What a block does to memory, relative to its start.
 
-    ``peak``/``end``: bytes above the start at the highest moment and after it (negative for a backward).
-    ``peak_change``/``end_change``: the tensors that make the difference, with +1 or −1. ``live``: what stays.
+    ``tops``: its highest moment, as bytes above the start and the tensors that make the difference; several where the
+    inputs of a trace decide which is highest. ``end``: bytes above the start after it (negative for a backward), with the
+    tensors of ``end_change``. ``live``: what stays.
     """
 
-    peak: int
+    tops: Sequence[tuple[int, Changes]]
     end: int
-    peak_change: Sequence[tuple[str, Held, int]]
-    end_change: Sequence[tuple[str, Held, int]]
+    end_change: Changes
     live: Mapping[str, Held]
+
+    @property
+    def peak(self) -> int:
+        """Bytes above the start at the highest moment."""
+        return largest(*(top for top, _ in self.tops))  # type: ignore[no-any-return]
 
 
 class Tape:
@@ -113,7 +131,9 @@ class Tape:
         self._start = dict(start or {})
         self._live = dict(self._start)
         self._steps: list[tuple[str, Held, int]] = []
-        self._above = self._peak = self._peak_at = 0
+        self._above = 0
+        self._rising = False
+        self._tops: list[tuple[int, int]] = [(0, 0)]
 
     def hold(self, name: str, size: Size, component: str = "workspace", *, saved: bool = False) -> None:
         """A tensor is made. With ``saved`` and autograd on it becomes an activation and stays."""
@@ -122,8 +142,7 @@ class Tape:
         self._live[name] = held
         self._steps.append((name, held, 1))
         self._above += size.bytes
-        if self._above > self._peak:
-            self._peak, self._peak_at = self._above, len(self._steps)
+        self._rising = True
 
     def keep(self, name: str) -> None:
         """Autograd saves a tensor that is live already: from now on it is the activation ``kept {name}``."""
@@ -163,15 +182,18 @@ class Tape:
 
     def span(self) -> Span:
         """The block as a whole."""
-        return Span(
-            self._peak,
-            self._above,
-            _net(self._steps[: self._peak_at]),
-            _net(self._steps),
-            dict(self._live),
-        )
+        self._mark()
+        tops = [(top, _net(self._steps[:at])) for top, at in self._tops]
+        return Span(tops, self._above, _net(self._steps), dict(self._live))
+
+    def _mark(self) -> None:
+        """Note the moment when it is higher than those before."""
+        if self._rising:
+            self._rising = False
+            _offer(self._tops, (self._above, len(self._steps)))
 
     def _drop(self, name: str, held: Held) -> None:
+        self._mark()
         del self._live[name]
         self._steps.append((name, held, -1))
         self._above -= held.size.bytes
@@ -185,25 +207,74 @@ class Peak:
     where: str = ""
 
 
+class OpenLevel(Level):
+    """The highest of several levels, when the inputs of a trace decide which it is."""
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self._levels = levels
+        self._settle()
+
+    def change(self, component: str, name: str, size: Size, count: int) -> None:
+        """``count`` more tensors, whichever it is."""
+        for level in self._levels:
+            level.change(component, name, size, count)
+        self._settle()
+
+    def components(self) -> dict[str, int]:
+        """Bytes by component."""
+        parts = [level.components() for level in self._levels]
+        return {
+            name: self._of([part.get(name, 0) for part in parts]) for name in dict.fromkeys(name for part in parts for name in part)
+        }
+
+    def largest(self, components: Collection[str]) -> int:
+        """Bytes of the largest tensor of some components."""
+        return self._of([level.largest(components) for level in self._levels])
+
+    def _settle(self) -> None:
+        self.total = largest(*(level.total for level in self._levels))
+
+    def _of(self, values: Sequence[int]) -> int:
+        return chosen([level.total for level in self._levels], values)  # type: ignore[no-any-return]
+
+
+def highest(*peaks: Peak) -> Peak:
+    """The peak with the highest level."""
+    tops: list[tuple[int, Peak]] = []
+    for peak in peaks:
+        _offer(tops, (peak.level.total, peak))
+    return tops[0][1] if len(tops) == 1 else Peak(OpenLevel([peak.level for _, peak in tops]))
+
+
 class Course:
     """Blocks laid one after another from a starting level, and the highest moment of each phase."""
 
     def __init__(self) -> None:
         self.level = Level()
-        self.peak = Peak(self.level.copy())
+        self._tops: list[tuple[int, Peak]] = [(0, Peak(self.level))]
+
+    @property
+    def peak(self) -> Peak:
+        """The highest moment of the phase."""
+        return highest(*(peak for _, peak in self._tops))
 
     def begin_phase(self) -> None:
         """Forget the peak so far: a phase starts at the level that stands."""
-        self.peak = Peak(self.level.copy())
+        self._tops = [(self.level.total, Peak(self.level.copy()))]
 
     def run(self, span: Span, times: int = 1, where: str = "") -> None:
         """Run a block ``times`` in a row; its highest moment is in the first or the last repeat, the level being linear."""
-        last = (times - 1) if span.end > 0 else 0
-        if self.level.total + last * span.end + span.peak > self.peak.level.total:
-            top = self.level.copy()
-            _apply(top, span.end_change, last)
-            _apply(top, span.peak_change, 1)
-            self.peak = Peak(top, where)
+        grows = exceeds(span.end, 0)
+        repeats = (0, times - 1) if grows is None else (times - 1,) if grows else (0,)
+        for before in repeats:
+            for top, change in span.tops:
+                total = self.level.total + before * span.end + top
+                if _reaches(self._tops, total):
+                    level = self.level.copy()
+                    _apply(level, span.end_change, before)
+                    _apply(level, change, 1)
+                    _offer(self._tops, (total, Peak(level, where)))
         _apply(self.level, span.end_change, times)
 
     def run_stack(self, blocks: Sequence[tuple[Span, Sequence[int]]], where: str = "", *, backwards: bool = False) -> None:
@@ -211,30 +282,37 @@ class Course:
 
         The highest moment is in some kind's first or last block, since what each adds is the same at every position.
         """
-        best: tuple[int, int, tuple[int, ...]] = (self.peak.level.total, -1, ())
-        for index, (span, positions) in enumerate(blocks):
+        for span, positions in blocks:
             for here in {positions[0], positions[-1]}:
-                before = tuple(
-                    sum(other > here if backwards else other < here for other in others) for _, others in blocks
-                )  # fmt: skip
-                reached = (
-                    self.level.total + span.peak + sum(block.end * times for (block, _), times in zip(blocks, before, strict=True))
-                )
-                best = max(best, (reached, index, before), key=lambda found: found[0])
-        if best[1] >= 0:
-            top = self.level.copy()
-            for (span, _), times in zip(blocks, best[2], strict=True):
-                _apply(top, span.end_change, times)
-            _apply(top, blocks[best[1]][0].peak_change, 1)
-            self.peak = Peak(top, where)
+                before = [sum(other > here if backwards else other < here for other in others) for _, others in blocks]
+                ends = sum(block.end * times for (block, _), times in zip(blocks, before, strict=True))
+                for top, change in span.tops:
+                    total = self.level.total + ends + top
+                    if _reaches(self._tops, total):
+                        level = self.level.copy()
+                        for (block, _), times in zip(blocks, before, strict=True):
+                            _apply(level, block.end_change, times)
+                        _apply(level, change, 1)
+                        _offer(self._tops, (total, Peak(level, where)))
         for span, positions in blocks:
             _apply(self.level, span.end_change, len(positions))
 
     def hold(self, component: str, name: str, size: Size, count: int = 1, where: str = "") -> None:
         """Raise (or, with a negative count, lower) the level by ``count`` tensors."""
         self.level.change(component, name, size, count)
-        if self.level.total > self.peak.level.total:
-            self.peak = Peak(self.level.copy(), where)
+        if _reaches(self._tops, self.level.total):
+            _offer(self._tops, (self.level.total, Peak(self.level.copy(), where)))
+
+
+def _reaches(tops: Sequence[tuple[int, Thing]], total: int) -> bool:
+    """Whether ``total`` may be higher than all so far."""
+    return not any(exceeds(total, top) is False for top, _ in tops)
+
+
+def _offer(tops: list[tuple[int, Thing]], found: tuple[int, Thing]) -> None:
+    """Keep what may be the highest: one of plain numbers, of amounts all that the inputs may make so."""
+    if _reaches(tops, found[0]):
+        tops[:] = [top for top in tops if not exceeds(found[0], top[0])] + [found]
 
 
 def _apply(level: Level, changes: Sequence[tuple[str, Held, int]], times: int) -> None:

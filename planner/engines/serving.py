@@ -18,6 +18,7 @@ from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, Verdic
 from planner.formats import Format
 from planner.formats.storage import DTYPE_BITS
 from planner.gpu import Gpu
+from planner.later import LaterMapping, LaterSequence
 from planner.machine import Overheads
 from planner.memo import remember_by_identity
 from planner.record import record
@@ -250,10 +251,10 @@ def serving_footprint(
         verdict=verdict,
         headroom_bytes=(pool.blocks - asked) * pool.block_bytes,
         uncertainty_bytes=server.uncertainty_bytes,
-        limits=_limits(scenario, server, replicas),
-        terms=(*server.terms, _context_term(machine)),
+        limits=LaterMapping(lambda: _limits(scenario, server, replicas)),
+        terms=LaterSequence(lambda: (*server.terms, _context_term(machine))),
         notes=(*notes, *server.notes, *reasons, f"as {server.version} sets up its memory on {gpu.name}"),
-        extra={"engine": _engine_figures(server)},
+        extra=LaterMapping(lambda: {"engine": _engine_figures(server)}),
     )
 
 

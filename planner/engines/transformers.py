@@ -17,7 +17,7 @@ from planner.components.inputs import SHARED, hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, outliving
 from planner.components.norms import norm_forward
 from planner.components.run import Run, gradient
-from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape
+from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape, highest
 from planner.record import record
 
 FP32_BYTES = 4
@@ -79,7 +79,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
         return steps
     first = _decode_step(architecture, weights, work, work.prompt_tokens)
     last = _decode_step(architecture, weights, work, work.prompt_tokens + work.new_tokens - 1)
-    steps.append(Step("decode", max(first, last, key=lambda peak: peak.level.total)))
+    steps.append(Step("decode", highest(first, last)))
     return steps
 
 

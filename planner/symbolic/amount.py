@@ -7,20 +7,37 @@ is noted as a condition, so that the same forms hold for every input that meets 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, floor, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 Form = dict[tuple[int, ...], int]
 """Coefficient of each product of atoms (their numbers, sorted, repeated for powers); the empty product is one."""
 ONE: tuple[int, ...] = ()
 
 
-class Trace:
-    """Atoms and conditions of one run. Inputs are the atoms 0, 1, …; each has a least value it may take."""
+class Atom(NamedTuple):
+    """An ``input``, a rounded quotient, or one of several forms.
 
-    def __init__(self) -> None:
-        self.atoms: list[tuple[str, Form, int]] = []
-        """What an atom is: ``input``, or ``floor`` or ``ceil`` of a form over a divisor."""
+    ``floor`` or ``ceil`` of a form over a divisor; the ``largest`` of forms; or ``chosen``: of the first half of the forms
+    the largest says which of the second half it is.
+    """
+
+    kind: str
+    forms: tuple[Form, ...] = ()
+    divisor: int = 1
+
+
+class Trace:
+    """Atoms and conditions of one run. Inputs are the atoms 0, 1, …; each has a least value it may take.
+
+    ``branches``: which of several amounts is the largest is decided here, and a condition; otherwise it is left open and
+    an atom of its own: fewer programs for a grid, longer ones.
+    """
+
+    def __init__(self, *, branches: bool = True) -> None:
+        self.branches = branches
+        self.atoms: list[Atom] = []
         self.least: list[int | None] = []
         """What an atom is never below, None where that is not plain to see."""
         self.conditions: dict[tuple[str, tuple[tuple[tuple[int, ...], int], ...]], Form] = {}
@@ -31,9 +48,7 @@ class Trace:
 
     def input(self, value: int, minimum: int) -> Any:
         """The next input."""
-        self.atoms.append(("input", {}, 1))
-        self.least.append(minimum)
-        return Amount(value, self, {(len(self.atoms) - 1,): 1})
+        return Amount(value, self, self._atom(Atom("input"), len(self.atoms), minimum))
 
     def quotient(self, kind: str, form: Form, divisor: int) -> Form:
         """``floor`` or ``ceil`` of ``form / divisor``: multiples of the divisor are taken out, the rest is an atom."""
@@ -43,14 +58,36 @@ class Trace:
             constant = rest.get(ONE, 0)
             rounded = constant // divisor if kind == "floor" else -(-constant // divisor)
             return add(whole, {ONE: rounded}, 1)
+        least = self.bound(rest)
+        least = None if least is None else least // divisor if kind == "floor" else -(-least // divisor)
         key = (kind, divisor, tuple(sorted(rest.items())))
+        return add(whole, self._atom(Atom(kind, (rest,), divisor), key, least), 1)
+
+    def largest(self, values: Sequence[Any]) -> Any:
+        """The largest of amounts and ints, without a condition."""
+        forms = tuple(form_of(value) for value in values)
+        bounds = [bound for form in forms if (bound := self.bound(form)) is not None]
+        key = ("largest", *(tuple(sorted(form.items())) for form in forms))
+        form = self._atom(Atom("largest", forms), key, max(bounds, default=None))
+        return Amount(max(plain(value) for value in values), self, form)
+
+    def chosen(self, sizes: Sequence[Any], values: Sequence[Any]) -> Any:
+        """Of ``values`` the one that stands where ``sizes`` are largest (first), without a condition."""
+        forms = tuple(form_of(value) for value in (*sizes, *values))
+        bounds = [self.bound(form_of(value)) for value in values]
+        least = None if None in bounds else min(bound for bound in bounds if bound is not None)
+        key = ("chosen", *(tuple(sorted(form.items())) for form in forms))
+        numbers = [plain(size) for size in sizes]
+        value = plain(values[numbers.index(max(numbers))])
+        return Amount(value, self, self._atom(Atom("chosen", forms), key, least))
+
+    def _atom(self, atom: Atom, key: object, least: int | None) -> Form:
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.atoms)
-            self.atoms.append((kind, rest, divisor))
-            least = self.bound(rest)
-            self.least.append(None if least is None else least // divisor if kind == "floor" else -(-least // divisor))
-        return add(whole, {(number,): 1}, 1)
+            self.atoms.append(atom)
+            self.least.append(least)
+        return {(number,): 1}
 
     def bound(self, form: Form) -> int | None:
         """A value that ``form`` is never below, None where that is not plain to see."""
@@ -199,6 +236,8 @@ class Amount:
         return self // other, self % other
 
     def __truediv__(self, other: Any) -> Any:
+        if type(other) is int and other > 0:
+            return Ratio(self, other)
         return self._pin() / (other._pin() if type(other) is Amount else other)
 
     def __rtruediv__(self, other: Any) -> Any:
@@ -280,6 +319,130 @@ class Amount:
 
     def __repr__(self) -> str:
         return self.__format__("")
+
+
+class Ratio:
+    """An amount over a whole number, which is a form again once it is rounded up or down."""
+
+    __slots__ = ("_amount", "_divisor")
+
+    def __init__(self, amount: Amount, divisor: int) -> None:
+        self._amount = amount
+        self._divisor = divisor
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return float
+
+    def __ceil__(self) -> Any:
+        return -(-self._amount // self._divisor)
+
+    def __floor__(self) -> Any:
+        return self._amount // self._divisor
+
+    def __float__(self) -> float:
+        return float(self._amount) / self._divisor
+
+    def __int__(self) -> int:
+        return int(float(self))
+
+    def __add__(self, other: Any) -> Any:
+        return float(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        return other + float(self)
+
+    def __sub__(self, other: Any) -> Any:
+        return float(self) - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return other - float(self)
+
+    def __mul__(self, other: Any) -> Any:
+        return float(self) * other
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        return float(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / float(self)
+
+    def __bool__(self) -> bool:
+        return bool(self._amount)
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other
+
+    def __lt__(self, other: Any) -> Any:
+        return float(self) < other
+
+    def __le__(self, other: Any) -> Any:
+        return float(self) <= other
+
+    def __gt__(self, other: Any) -> Any:
+        return float(self) > other
+
+    def __ge__(self, other: Any) -> Any:
+        return float(self) >= other
+
+    def __neg__(self) -> float:
+        return -float(self)
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec)
+
+
+def form_of(number: Any) -> Form:
+    """The form of an amount or an int."""
+    return number.form if type(number) is Amount else {ONE: int(number)}
+
+
+def exceeds(one: Any, other: Any) -> bool | None:
+    """Whether ``one`` is more than ``other``; None where a trace leaves that open."""
+    difference = one - other
+    if type(difference) is not Amount:
+        return bool(difference > 0)
+    trace, form = difference.trace, difference.form
+    least, most = trace.bound(form), trace.bound({key: -factor for key, factor in form.items()})
+    if least is not None and least > 0:
+        return True
+    if most is not None and most >= 0:
+        return False
+    return trace.decide(form, difference.value, ">") if trace.branches else None
+
+
+def largest(*values: Any) -> Any:
+    """``max`` that takes no branch: of amounts it is an amount."""
+    if not any(type(value) is Amount for value in values):
+        return max(values)
+    tops: list[Any] = []
+    for value in values:
+        if not any(exceeds(value, top) is False for top in tops):
+            tops = [top for top in tops if not exceeds(value, top)] + [value]
+    return tops[0] if len(tops) == 1 else _trace_of(tops).largest(tops)
+
+
+def smallest(*values: Any) -> Any:
+    """``min`` that takes no branch."""
+    return -largest(*(-value for value in values))
+
+
+def chosen(sizes: Sequence[Any], values: Sequence[Any]) -> Any:
+    """Of ``values`` the one whose place among ``sizes`` is the largest's (first), without a branch."""
+    if not any(type(size) is Amount for size in sizes):
+        return values[sizes.index(max(sizes))]
+    if all(type(value) is type(values[0]) and form_of(value) == form_of(values[0]) for value in values):
+        return values[0]
+    return _trace_of(sizes).chosen(sizes, values)
+
+
+def _trace_of(values: Sequence[Any]) -> Trace:
+    return next(value.trace for value in values if type(value) is Amount)
 
 
 def plain(number: Any) -> int:

@@ -40,10 +40,13 @@ class Program(Generic[Result]):
 
 
 def record_program(
-    function: Callable[..., Result], values: Sequence[int], minimums: Sequence[int]
+    function: Callable[..., Result], values: Sequence[int], minimums: Sequence[int], *, branches: bool = True
 ) -> tuple[Result, Program[Result] | None]:
-    """Run ``function`` on ``values`` (none below its minimum); its result, and the program, None where it has no form."""
-    trace = Trace()
+    """Run ``function`` on ``values`` (none below its minimum); its result, and the program, None where it has no form.
+
+    ``branches``: see :class:`~planner.symbolic.amount.Trace`.
+    """
+    trace = Trace(branches=branches)
     result = function(*(trace.input(value, minimum) for value, minimum in zip(values, minimums, strict=True)))
     if trace.pinned:
         return result, None
@@ -65,7 +68,7 @@ class _Writer:
         inputs = ", ".join(f"a{number}" for number in range(self._inputs))
         end = [f"return ({condition}), {result}"] if both else [f"if {condition}:", f"    return {result}", "return None"]
         source = "\n    ".join([f"def program({inputs}):", *self._lines, *end])
-        space = dict(self._names)
+        space = self._names | (_array_functions() if both else {"largest": max, "chosen": _chosen})
         exec(compile(source, "<program>", "exec"), space)  # noqa: S102  code written below, from numbers alone
         made: Callable[..., Any] = space["program"]
         return made
@@ -100,11 +103,16 @@ class _Writer:
         if number in self._written:
             return
         self._written.add(number)
-        kind, form, divisor = self._trace.atoms[number]
-        inside = self.form(form)
-        self._lines.append(
-            f"a{number} = ({inside}) // {divisor}" if kind == "floor" else f"a{number} = -(-({inside}) // {divisor})"
-        )
+        kind, forms, divisor = self._trace.atoms[number]
+        inside = [self.form(form) for form in forms]
+        half = len(inside) // 2
+        written = {
+            "floor": f"({inside[0]}) // {divisor}",
+            "ceil": f"-(-({inside[0]}) // {divisor})",
+            "largest": f"largest({', '.join(inside)})",
+            "chosen": f"chosen(({', '.join(inside[:half])},), ({', '.join(inside[half:])},))",
+        }
+        self._lines.append(f"a{number} = {written[kind]}")
 
     def value(self, value: Any) -> str:
         """An expression that makes ``value`` anew."""
@@ -139,6 +147,29 @@ class _Writer:
         name = f"k{len(self._names)}"
         self._names[name] = value
         return name
+
+
+def _chosen(sizes: Sequence[int], values: Sequence[int]) -> int:
+    return values[sizes.index(max(sizes))]
+
+
+def _array_functions() -> dict[str, Any]:
+    import numpy as np  # noqa: PLC0415  for grids alone
+
+    def largest(*values: Any) -> Any:
+        found = values[0]
+        for value in values[1:]:
+            found = np.maximum(found, value)
+        return found
+
+    def chosen(sizes: Sequence[Any], values: Sequence[Any]) -> Any:
+        size, found = sizes[0], values[0]
+        for other, value in zip(sizes[1:], values[1:], strict=True):
+            more = other > size
+            size, found = np.where(more, other, size), np.where(more, value, found)
+        return found
+
+    return {"largest": largest, "chosen": chosen}
 
 
 def _varies(value: Any) -> bool:

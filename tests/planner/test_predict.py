@@ -148,7 +148,7 @@ def test_what_has_no_derivation_is_unknown_and_says_why(work: dict[str, object])
 
 
 def test_weights_beyond_the_card_do_not_fit_whatever_else_is_unknown() -> None:
-    found = footprint("meta-llama/Llama-3.1-70B", "inference", engine="vllm")
+    found = footprint("meta-llama/Llama-3.1-70B", "inference", kv_cache="fp8")
     assert found.verdict == "does_not_fit"
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, floor, prod
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.symbolic.amount import Amount, Trace, plain
+from planner.symbolic.amount import Amount, Trace, chosen, largest, plain, smallest
 from planner.symbolic.program import record_program
 
 
@@ -20,7 +20,13 @@ def rounded(size: int) -> int:
 def branches(batch: int, tokens: int, window: int) -> dict[str, object]:
     """A miniature of what engines do: products, rounding, paging, windows, a peak, a text."""
     cells = min(tokens, window - 1)
-    sizes = [rounded(prod((batch, tokens, 96, 2))), rounded(batch * cells * 40), 16 * (tokens // 16) + tokens % 16, 10**6]
+    sizes = [
+        rounded(prod((batch, tokens, 96, 2))),
+        rounded(batch * cells * 40),
+        16 * (tokens // 16) + tokens % 16,
+        10**6,
+        ceil(tokens / 7) * floor(batch / 3),
+    ]
     peak = max(sizes)
     where = "window" if sizes[1] * 3 >= peak * 2 > 1.5 * window else "whole"
     held: dict[int, int] = {}
@@ -56,6 +62,24 @@ def test_a_program_is_for_more_than_one_point() -> None:
     assert program.at((3, 9500, 9000)) is None
 
 
+@settings(deadline=None)
+@given(numbers, st.lists(numbers, min_size=2, max_size=30))
+def test_open_choices_take_no_branch(first, others) -> None:
+    """The largest of amounts, and what goes with it, come out as for plain numbers, for points and arrays alike."""
+
+    def function(batch: int, tokens: int, window: int) -> tuple[int, int, int]:
+        sizes = [batch * tokens, 300 * window, 50 * tokens + 7, 10_000]
+        return largest(*sizes), chosen([*sizes[:3]], [batch, 3, window + tokens]), smallest(*sizes)
+
+    _, program = record_program(function, first, (1, 1, 2), branches=False)
+    assert program is not None
+    assert not program.trace.conditions
+    points = [program.at(other) for other in others]
+    assert points == [function(*other) for other in others]
+    _, columns = program.arrays()(*np.array(others).T)
+    assert [tuple(row) for row in np.stack(np.broadcast_arrays(*columns)).T.tolist()] == points
+
+
 def test_arrays_take_the_same_code() -> None:
     _, program = record_program(lambda batch, tokens: rounded(batch * tokens * 6) + max(tokens, 100), (2, 500), (1, 1))
     batch, tokens = np.array([1, 2, 3]), np.array([500, 99, 1000])
@@ -69,7 +93,7 @@ def test_arrays_take_the_same_code() -> None:
     [
         float,
         int,
-        lambda x: x / 2,
+        lambda x: x / 2 + 1,
         lambda x: 0.5 * x,
         lambda x: 7 // x,
         lambda x: 2**x,

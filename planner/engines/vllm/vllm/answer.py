@@ -1,0 +1,281 @@
+"""A scenario's answer under vLLM: profile run, pool of pages, limits and the lines of its log."""
+
+from __future__ import annotations
+
+from planner.architecture import read_config
+from planner.architecture.layers import Architecture
+from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
+from planner.engines.paged import Layout, Pool
+from planner.engines.serving import (
+    GIB,
+    RankMemory,
+    Server,
+    adapters_bytes,
+    draft_bytes,
+    pool_terms,
+    refuse_context,
+    refuse_dtype,
+    refuse_expert,
+    refuse_format,
+    refuse_layout,
+    require_decoder,
+    running,
+    serving_footprint,
+    value_bytes,
+    weight_terms,
+)
+from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout
+from planner.engines.vllm.profile import ProfileRun, profile_run
+from planner.engines.vllm.settings import Settings, settings_of
+from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
+from planner.faults import Faults
+from planner.footprint import Footprint, Term
+from planner.formats import Format
+from planner.gpu import Gpu
+from planner.machine import Overheads
+from planner.record import record
+from planner.scenario import Scenario
+from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
+
+MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 0), "mxfp4": (8, 0), "nvfp4": (8, 0), "nf4": (7, 0)}
+"""``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""
+REFUSED_FORMATS = {"gguf": "GGUF files are loaded by their own kernels, tensor by tensor; use llama.cpp", "hqq": "no HQQ loader"}
+MULTIPROCESSORS = (
+    ("B200", 148), ("B300", 148), ("H100 PCIe", 114), ("H100", 132), ("H200", 132), ("GH200", 132), ("A100", 108), ("L40", 142),
+    ("L4", 58), ("RTX 5090", 170), ("RTX 4090", 128), ("RTX 3090", 82), ("RTX 6000 Ada", 142), ("A10", 72), ("A40", 84),
+    ("V100", 80),
+)  # fmt: skip
+"""Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
+OTHER_MULTIPROCESSORS = 108
+GRAPH_BYTES = 2**20
+"""At least what the driver takes for one captured graph (``profile_cudagraph_memory`` assumes no less)."""
+GRAPH_BAND = 0.5
+ACTIVATION_BAND = 0.1
+
+
+@record
+class Plan:
+    """A scenario as vLLM would start it."""
+
+    settings: Settings
+    split: Split
+    stages: tuple[StageWeights, ...]
+    kind: CacheKind
+    dtype_bytes: int
+    draft: Architecture | None
+    experts: int
+
+
+def vllm_answer(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int, notes: tuple[str, ...]
+) -> Footprint:
+    """The footprint of an inference scenario under vLLM.
+
+    Raises :class:`planner.faults.Faults` for what vLLM refuses and ``NotModelled`` for caches that are not derived.
+    """
+    server, taken = vllm_server(scenario, architecture, fmt, gpu, machine, capacity)
+    return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken))
+
+
+def vllm_server(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int
+) -> tuple[Server, list[str]]:
+    """vLLM's memory for a scenario, and the defaults taken."""
+    require_decoder(architecture, "vLLM")
+    architecture = running(architecture)
+    settings, notes = settings_of(scenario, architecture, gpu.name, capacity, _multiprocessors(gpu.name))
+    plan = _plan(scenario, architecture, fmt, gpu, settings)
+    stages = plan.stages
+    runs = tuple(
+        profile_run(
+            architecture, settings, layers=stage.layers, tensor=plan.split.tensor, experts=plan.experts,
+            dtype_bytes=plan.dtype_bytes, workspace_bytes=machine.cublas_workspace_bytes,
+        )
+        for stage in stages
+    )  # fmt: skip
+    ranks = tuple(_rank(scenario, architecture, fmt, gpu, plan, stage, run) for stage, run in zip(stages, runs, strict=True))
+    layouts = tuple(_layout(architecture, plan, stage) for stage in stages)
+    pools = _pools(settings, capacity, ranks, layouts)
+    return _server(scenario, architecture, settings, plan, ranks, runs, layouts, pools), notes
+
+
+def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, settings: Settings) -> Plan:
+    spread, ask = scenario.parallel, scenario.inference
+    split = Split(spread.tensor, spread.pipeline, spread.expert, VOCABULARY_PADDING)
+    faults = [
+        *refuse_layout(scenario, "vLLM"),
+        *refuse_expert(scenario, architecture),
+        *split_faults(architecture, split),
+        *refuse_format(fmt, "vLLM", REFUSED_FORMATS),
+        *refuse_dtype(fmt, gpu, "vLLM", MINIMUM_CAPABILITY),
+        *refuse_context(ask, architecture.max_context_tokens, settings.max_model_len, "vLLM"),
+        *cache_faults(architecture, ask.kv_cache),
+    ]
+    if faults:
+        raise Faults(faults)
+    dtype_bytes = value_bytes(architecture, fmt)
+    kind = CacheKind(
+        tensor=spread.tensor,
+        value_bytes=cache_kind_bytes(ask.kv_cache, dtype_bytes),
+        dtype_bytes=dtype_bytes,
+        block_tokens=settings.block_tokens,
+        hybrid=settings.hybrid,
+        cache_dtype=ask.kv_cache,
+        speculative_tokens=ask.speculation.tokens,
+        state_pages=2 if settings.prefix_caching else 1,
+    )
+    draft = read_config(dict(ask.speculation.draft)) if ask.speculation.draft is not None else None
+    return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert)
+
+
+def _multiprocessors(name: str) -> int:
+    return next((count for part, count in MULTIPROCESSORS if part in name), OTHER_MULTIPROCESSORS)
+
+
+def _rank(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, plan: Plan, stage: StageWeights, run: ProfileRun
+) -> RankMemory:
+    tensor = plan.split.tensor
+    loaded = (
+        loaded_bytes(stage)
+        + rotary_bytes(architecture, plan.dtype_bytes)
+        + mxfp4_padding_bytes(architecture, fmt, stage, tensor, plan.experts, gpu.arch)
+    )
+    if stage.stage == len(plan.stages) - 1:
+        loaded += draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, tensor)[0]
+    host = int(loaded * scenario.offload.weights)
+    return RankMemory(
+        stage=stage.stage,
+        weights_bytes=loaded - host,
+        adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, tensor),
+        activations_bytes=run.peak_bytes,
+        graphs_bytes=_graph_bytes(plan.settings, run),
+        libraries_bytes=_libraries(plan, stage),
+        host_bytes=host * tensor,
+    )
+
+
+def _libraries(plan: Plan, stage: StageWeights) -> int:
+    release = plan.settings.release
+    if plan.split.tensor > 1:
+        return release.collective_bytes
+    samples = stage.stage == len(plan.stages) - 1
+    return release.non_torch_bytes if samples else min(PIPELINE_NON_TORCH_BYTES, release.non_torch_bytes)
+
+
+def capture_sizes(largest: int) -> int:
+    """How many batch sizes are captured: 1, 2, 4, steps of 8 below 256, of 16 from there (``VllmConfig._set_cudagraph_sizes``)."""
+    if largest < 1:
+        return 0
+    small = sum(1 for size in (1, 2, 4) if size <= largest)
+    return small + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
+
+
+def _graph_bytes(settings: Settings, run: ProfileRun) -> int:
+    """Whole-model and piecewise graphs of every captured size, and the step of the largest in their pool."""
+    count = capture_sizes(settings.capture_size)
+    return 2 * count * GRAPH_BYTES + run.forward_bytes * settings.capture_size // max(1, settings.batched_tokens)
+
+
+def _layout(architecture: Architecture, plan: Plan, stage: StageWeights) -> Layout:
+    layout = cache_layout(architecture, plan.kind, stage.layers)
+    if plan.draft is None or stage.stage != len(plan.stages) - 1:
+        return layout
+    extra = cache_layout(plan.draft, plan.kind)
+    if len(layout.groups) != 1 or len(extra.groups) != 1:
+        return layout
+    both = layout.block_bytes + extra.block_bytes
+    return Layout(layout.groups, both, layout.padding_layers, layout.layers)
+
+
+def _pools(settings: Settings, capacity: int, ranks: tuple[RankMemory, ...], layouts: tuple[Layout, ...]) -> tuple[Pool, ...]:
+    requested = int(capacity * settings.utilization)
+    found: list[Pool] = []
+    for rank, layout in zip(ranks, layouts, strict=True):
+        graphs = rank.graphs_bytes if settings.release.subtracts_graphs else 0
+        left = requested - (rank.fixed_bytes - rank.graphs_bytes) - graphs
+        found.append(layout.pool(left if settings.kv_bytes is None else settings.kv_bytes))
+    return tuple(found)
+
+
+def _server(
+    scenario: Scenario,
+    architecture: Architecture,
+    settings: Settings,
+    plan: Plan,
+    ranks: tuple[RankMemory, ...],
+    runs: tuple[ProfileRun, ...],
+    layouts: tuple[Layout, ...],
+    pools: tuple[Pool, ...],
+) -> Server:
+    version = ".".join(map(str, settings.version))
+    pool = min(pools, key=lambda one: one.blocks)
+    concurrency = pool.concurrency(settings.max_model_len, settings.batched_tokens)
+    tokens = int(concurrency * settings.max_model_len) if settings.release.tokens_by_concurrency else pool.tokens
+    first = ranks[0]
+    log = (
+        f"Model loading took {first.weights_bytes / GIB:.2f} GiB",
+        f"Available KV cache memory: {pools[0].size_bytes / GIB:.2f} GiB",
+        f"GPU KV cache size: {tokens:,} tokens",
+        f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {concurrency:.2f}x",
+    )
+    band = NON_TORCH_BAND_BYTES + (COLLECTIVE_BAND_BYTES if plan.split.tensor > 1 else 0)
+    band += int(ACTIVATION_BAND * first.activations_bytes)
+    band += int(GRAPH_BAND * first.graphs_bytes) if settings.release.subtracts_graphs else 0
+    terms = [
+        *weight_terms(plan.stages, [rank.weights_bytes for rank in ranks], f"vLLM {version} model_executor/layers"),
+        *(_activation_term(run, rank, version) for run, rank in zip(runs, ranks, strict=True)),
+        *_other_terms(settings, ranks, scenario),
+        *pool_terms(pools, layouts[0], f"vLLM {version} v1/core/kv_cache_utils.py: utilization · total − everything else"),
+    ]
+    return Server(
+        ranks=ranks, pools=pools, max_model_len=settings.max_model_len, scheduled_tokens=settings.batched_tokens,
+        uncertainty_bytes=band, terms=tuple(terms), notes=tuple(_notes(scenario, architecture, plan)), version=f"vLLM {version}",
+        kv_tokens=tokens, concurrency=concurrency, log=log, max_requests=settings.sequences, prefix_caching=settings.prefix_caching,
+    )  # fmt: skip
+
+
+def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[str]:
+    notes: list[str] = []
+    cards = scenario.hardware.gpus * scenario.hardware.nodes
+    used = plan.split.tensor * plan.split.pipeline * scenario.parallel.data
+    if used < cards:
+        notes.append(f"{used} of {cards} GPUs are used: parallel.tensor, pipeline or data spread the model")
+    method = scenario.inference.speculation.method
+    if method not in ("none", "ngram"):
+        notes.append(f"speculation: {draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, plan.split.tensor)[1]}")
+    if scenario.offload.kv_cache:
+        notes.append("offload.kv_cache: blocks kept on the host leave the pool on the GPU as large as it is")
+    return notes
+
+
+def _activation_term(run: ProfileRun, rank: RankMemory, version: str) -> Term:
+    because = f"vLLM {version} v1/worker/gpu_model_runner.py profile_run: the larger of forward and sampler"
+    return Term("activations", run.formula, {"stage": rank.stage, **run.values}, run.peak_bytes, "derived", because, "prefill")
+
+
+def _other_terms(settings: Settings, ranks: tuple[RankMemory, ...], scenario: Scenario) -> list[Term]:
+    found: list[Term] = []
+    for rank in ranks:
+        graphs = {"stage": rank.stage, "sizes": capture_sizes(settings.capture_size), "graph_bytes": GRAPH_BYTES}
+        if rank.graphs_bytes:
+            formula = "2 · sizes · graph_bytes + forward of the largest size"
+            found.append(Term("cuda_graphs", formula, graphs, rank.graphs_bytes, "modelled", settings.release.source))
+        found.append(
+            Term(
+                "cuda_context",
+                "libraries outside torch",
+                {"stage": rank.stage},
+                rank.libraries_bytes,
+                "measured",
+                settings.release.source,
+            )
+        )
+        if rank.adapters_bytes:
+            asked = scenario.inference.adapters
+            values: dict[str, int | float | str] = {"stage": rank.stage, "count": asked.count, "rank": asked.rank}
+            formula = "count · rank · Σ linears (in + out / tensor) · 2"
+            found.append(
+                Term("adapters", formula, values, rank.adapters_bytes, "derived", "vLLM lora/layers: slots are taken up front")
+            )
+    return found

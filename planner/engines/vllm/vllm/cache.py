@@ -1,0 +1,142 @@
+"""How vLLM's layers cache: pages of attention, windows, latents and recurrent states, and the pool they share.
+
+vLLM 0.19 ``v1/kv_cache_interface.py``, ``model_executor/models/config.py`` (``HybridAttentionMambaModelConfig``),
+``model_executor/layers/mamba/mamba_utils.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
+from planner.components.layer import NotModelled
+from planner.engines.paged import Layout, PageSpec, ceil_div, page_layout
+from planner.faults import Fault, Faults
+from planner.memo import remember_by_identity
+from planner.record import record
+from planner.sharding import rank_kv_heads
+
+CACHE_BYTES = {"auto": 0, "fp16": 2, "bf16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "fp32": 4}
+"""Bytes of a cached value; ``auto`` takes the model's."""
+LATENT_REFUSES = ("fp8_e5m2",)
+"""No latent-attention backend reads it (``v1/attention/backends/mla``)."""
+SPARSE_LATENT_FP8_BYTES = 656
+"""A token of ``fp8_ds_mla``: 512 fp8 values, 4 fp32 scales, 64 rotary values in 16 bit."""
+INDEXER_SCALE_BYTES = 4
+"""An indexer key is kept in fp8 with one fp32 scale for 128 values."""
+STATE_BYTES = {"qwen3_5": 4, "qwen3_5_moe": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4}
+"""Recurrent states are kept in the model's dtype except where its own rule says fp32
+(``Qwen3_5ForConditionalGenerationConfig``)."""
+FP32_STATE_KINDS = ("kimi_delta",)
+KERNEL_ALIGNMENT_TOKENS = 16
+LATENT_ALIGNMENT_TOKENS = 64
+LATENT_BLOCK_TOKENS = 64
+"""FlashMLA's kernels read blocks of 64 (``platforms/cuda.py``)."""
+
+
+@record
+class CacheKind:
+    """What decides the bytes of a page besides the model."""
+
+    tensor: int
+    value_bytes: int
+    dtype_bytes: int
+    block_tokens: int
+    hybrid: bool = True
+    cache_dtype: str = "auto"
+    speculative_tokens: int = 0
+    state_pages: int = 1
+    """States a sequence keeps: one, or two where prefixes are cached (``mamba_cache_mode`` align)."""
+
+
+def cache_kind_bytes(name: str, dtype_bytes: int) -> int:
+    """Bytes of a cached value. Raises :class:`planner.faults.Faults` for a type vLLM has no ``--kv-cache-dtype`` of."""
+    found = CACHE_BYTES.get(name)
+    if found is None:
+        message = f"vLLM has no cache type {name}; use auto, bf16, fp16 or fp8"
+        raise Faults([Fault("inference.kv_cache", message)])
+    return found or dtype_bytes
+
+
+def cache_faults(architecture: Architecture, name: str) -> list[Fault]:
+    """What vLLM refuses of a cache type for this model."""
+    latent = any(isinstance(mixer, LatentAttention) for layer in architecture.decoder.layers for mixer in layer.sequence)
+    if latent and name in LATENT_REFUSES:
+        return [Fault("inference.kv_cache", f"latent attention (MLA) has no kernel for {name}; use auto or fp8")]
+    return []
+
+
+@remember_by_identity(256)
+def cache_layout(architecture: Architecture, kind: CacheKind, layers: range | None = None) -> Layout:
+    """The pool's layout for the decoder's layers, or those of one pipeline stage."""
+    stack = architecture.decoder.layers
+    chosen = stack if layers is None else [stack[index] for index in layers]
+    mixers = [mixer for layer in chosen for mixer in layer.sequence]
+    return page_layout(page_specs(mixers, kind, architecture.model_type))
+
+
+def page_specs(mixers: list[SequenceMixer], kind: CacheKind, model_type: str) -> list[PageSpec]:
+    """One spec for each layer that caches; beside recurrent states attention's blocks grow until pages are equal."""
+    states = [_state_bytes(mixer, kind, model_type) for mixer in mixers if isinstance(mixer, Recurrent)]
+    attention = [spec for mixer in mixers if not isinstance(mixer, Recurrent) for spec in _attention_specs(mixer, kind)]
+    if not kind.hybrid and len({spec.kind for spec in attention}) > 1:
+        attention = [replace(spec, kind="full", window_tokens=0) for spec in attention]
+    if not states:
+        return attention
+    if not attention:
+        return [PageSpec("state", 1, size, state_pages=kind.state_pages) for size in states]
+    return _equal_pages(attention, states, kind)
+
+
+def _equal_pages(attention: list[PageSpec], states: list[int], kind: CacheKind) -> list[PageSpec]:
+    token_bytes = attention[0].page_bytes // attention[0].block_tokens
+    latent = attention[0].block_tokens == LATENT_BLOCK_TOKENS
+    alignment = LATENT_ALIGNMENT_TOKENS if latent else KERNEL_ALIGNMENT_TOKENS
+    tokens = max(kind.block_tokens, alignment * ceil_div(max(states), alignment * token_bytes))
+    grown = [replace(spec, block_tokens=tokens, page_bytes=spec.page_bytes // spec.block_tokens * tokens) for spec in attention]
+    return [*grown, *(PageSpec("state", 1, grown[0].page_bytes, state_pages=kind.state_pages) for _ in states)]
+
+
+def _attention_specs(mixer: SequenceMixer, kind: CacheKind) -> list[PageSpec]:
+    if isinstance(mixer, LatentAttention):
+        return _latent_specs(mixer, kind)
+    assert isinstance(mixer, Attention)  # noqa: S101  recurrent mixers were taken before
+    if mixer.kv == "shared" or not mixer.causal:
+        return []
+    if mixer.kv == "cross" or mixer.compression is not None:
+        raise NotModelled("vLLM's cache of cross-attention and compressed entries has no closed form yet")
+    heads = rank_kv_heads(mixer.num_kv_heads, kind.tensor)
+    page = kind.block_tokens * heads * (mixer.head_dim + mixer.value_head_dim) * kind.value_bytes
+    if mixer.window_tokens is not None:
+        return [PageSpec("window", kind.block_tokens, page, mixer.window_tokens)]
+    if mixer.chunk_tokens is not None:
+        return [PageSpec("chunk", kind.block_tokens, page, mixer.chunk_tokens)]
+    return [PageSpec("full", kind.block_tokens, page)]
+
+
+def _latent_specs(mixer: LatentAttention, kind: CacheKind) -> list[PageSpec]:
+    """One entry a token on every rank: nothing to divide among tensor-parallel ranks."""
+    tokens = max(kind.block_tokens, LATENT_BLOCK_TOKENS)
+    entry = (mixer.kv_lora_rank + mixer.qk_rope_head_dim) * kind.value_bytes
+    if mixer.indexer is None:
+        return [PageSpec("full", tokens, tokens * entry)]
+    if kind.value_bytes == 1:
+        entry = SPARSE_LATENT_FP8_BYTES
+    keys = mixer.indexer.head_dim + INDEXER_SCALE_BYTES
+    return [PageSpec("full", tokens, tokens * entry), PageSpec("full", tokens, tokens * keys)]
+
+
+def _state_bytes(mixer: Recurrent, kind: CacheKind, model_type: str) -> int:
+    """Convolution's last inputs (kernel − 1, and one for each proposed token) and the recurrent state of one rank."""
+    if mixer.kind in ("rwkv", "mlstm", "rg_lru"):
+        raise NotModelled(f"vLLM does not serve {mixer.kind} layers")
+    conv = ceil_div(_conv_channels(mixer, kind.tensor), kind.tensor) * max(0, mixer.conv_kernel - 1 + kind.speculative_tokens)
+    width = 4 if mixer.kind in FP32_STATE_KINDS else STATE_BYTES.get(model_type, kind.dtype_bytes)
+    return conv * kind.dtype_bytes + ceil_div(mixer.state_numel, kind.tensor) * width
+
+
+def _conv_channels(mixer: Recurrent, tensor: int) -> int:
+    """Mamba-2's groups are copied until every rank has one (``extra_groups_for_head_shards``)."""
+    if mixer.kind != "mamba2" or mixer.num_groups % tensor == 0:
+        return mixer.conv_channels
+    return mixer.conv_channels + 2 * (tensor - mixer.num_groups) * mixer.state_dim
