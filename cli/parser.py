@@ -12,7 +12,8 @@ from pathlib import Path
 from cli import exits
 
 VERBS = (
-    "predict", "report", "advise", "commands", "rehearse", "measure", "monitor", "history", "replay", "models", "gpus", "doctor",
+    "predict", "report", "advise", "commands", "rehearse", "measure", "monitor", "history", "replay", "calibrate",
+    "models", "gpus", "doctor",
 )  # fmt: skip
 EPILOG = (
     "exit status: 0 fits or ran, 1 does not fit or ran out of memory, 2 bad input, "

@@ -34,7 +34,7 @@ needs_libraries = pytest.mark.skipif(
 @pytest.mark.slow
 def test_two_sizes_tell_the_whole_and_the_history_keeps_both(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "main.py", "measure", "-", *"--device cpu --layers auto --json --record".split(), f"{tmp_path}/r.jsonl"],
+        [sys.executable, "main.py", "measure", "-", "--device=cpu", "--layers=auto", "--json", f"--record={tmp_path}/r.jsonl"],
         cwd=ROOT, input=json.dumps(SCENARIO), capture_output=True, text=True, timeout=200, check=False,
         env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
     )  # fmt: skip

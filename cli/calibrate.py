@@ -1,0 +1,248 @@
+"""Calibrate this machine: measure what it adds outside the tensors, and let predictions use what proves itself.
+
+run   a guided battery of under five minutes, then fit (the default)
+fit   fit on the recordings that are there: all, or the files named
+show, undo, reset, export FILE   what is kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli import exits
+from cli.inputs import ERRORS, refuse
+from cli.measure import default_device
+from cli.tables import console, table
+from planner.scenario import parse_scenario
+from planner.units import format_bytes
+from probes.calibration import Figure, Fit, fit, gather
+from probes.history import keep
+from probes.measurement import Measurement
+from probes.orders import load_order
+from probes.outcome import Outcome
+from probes.preflight import why_not
+from probes.recording import Recorded, RecordingError, read_recording, recordings_folder
+from probes.request import request
+from probes.session import Limits, ProbeSession
+from resources import calibration as store
+from resources.plan import make_plan
+
+ACTIONS = ("run", "fit", "show", "undo", "reset", "export")
+BUDGET_S = 290.0
+"""The battery begins nothing new after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run of the battery."""
+
+    model: str
+    task: str
+    layers: int | None
+    workload: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """``SmolLM2-135M, inference``."""
+        cut = "" if self.layers is None else f" with {self.layers} layers"
+        return f"{self.model.rpartition('/')[2]}{cut}, {self.task}"
+
+
+BATTERY = (
+    Step("HuggingFaceTB/SmolLM2-135M", "inference", None, {"batch": 8, "prompt_tokens": 1024, "new_tokens": 16}),
+    Step("HuggingFaceTB/SmolLM2-135M", "training", None, {"batch": 4, "sequence": 512}),
+    Step("meta-llama/Llama-3.1-8B", "inference", 4, {"batch": 4, "prompt_tokens": 2048, "new_tokens": 16}),
+    Step("meta-llama/Llama-3.1-8B", "training", 2, {"batch": 1, "sequence": 1024}),
+    Step("Qwen/Qwen3-0.6B", "inference", None, {"batch": 4, "prompt_tokens": 1024, "new_tokens": 16}),
+    Step("Qwen/Qwen3-0.6B", "training", None, {"batch": 2, "sequence": 512}),
+    Step("meta-llama/Llama-3.1-8B", "inference", 2, {"batch": 16, "prompt_tokens": 512, "new_tokens": 16}),
+    Step("meta-llama/Llama-3.1-8B", "training", 1, {"batch": 4, "sequence": 512, "checkpointing": "full"}),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to do."""
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="run", help="default: run")
+    parser.add_argument("files", nargs="*", metavar="FILE|CARD", help="fit: recordings; undo, reset: a card; export: a file")
+    parser.add_argument("--device", help="run: cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
+    parser.add_argument("--dry-run", action="store_true", help="run, fit: show what it comes to, and keep nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it."""
+    try:
+        return {"run": _run, "fit": _fit, "show": _show, "undo": _undo, "reset": _reset, "export": _export}[options.action](options)
+    except store.CalibrationError as error:
+        return exits.fail(exits.NOT_DONE_HERE, str(error))
+    except (ValueError, RecordingError) as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    except ERRORS as error:
+        return refuse(error)
+
+
+# The battery.
+
+
+def _run(options: argparse.Namespace) -> int:
+    problem = why_not()
+    if problem:
+        return exits.fail(exits.NOT_DONE_HERE, problem)
+    device, begun = options.device or default_device(), time.monotonic()
+    _say("the card's own figures")
+    run, outcome = _probe(load_order("calibrate", device), None)
+    if outcome.kind != "completed":
+        return exits.fail(outcome.exit_code, outcome.text)
+    if device == "cpu":
+        _print_cpu(run)
+        return exits.DONE
+    for number, step in enumerate(BATTERY, 1):
+        if time.monotonic() - begun > BUDGET_S:
+            _say("five minutes are over; the rest of the battery is left out")
+            break
+        _say(f"{number} of {len(BATTERY)}: {step.title}")
+        outcome = _battery_run(step, device)
+        if outcome.kind == "stopped":
+            return exits.fail(outcome.exit_code, outcome.text)
+        if outcome.kind != "completed":
+            _say(f"left out: {outcome.sentence}")
+    options.files = []
+    return _fit(options)
+
+
+def _battery_run(step: Step, device: str) -> Outcome:
+    document = {"version": 1, "model": step.model, "weights": "bf16", "task": step.task, step.task: dict(step.workload)}
+    asked = request(make_plan(parse_scenario(document), network=False), device, step.layers)
+    return _probe(asked.order, asked.prediction.to_json())[1]
+
+
+def _probe(order: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> tuple[Measurement, Outcome]:
+    run = Measurement(order.get("scenario") or {}, prediction)
+    with ProbeSession(order, run.add, prediction=prediction, limits=Limits(time_s=120)) as session:
+        outcome = None
+        while outcome is None:
+            try:
+                outcome = session.wait(0.2)
+            except KeyboardInterrupt:
+                session.stop()
+    if prediction is not None:
+        exits.fail(0, *filter(None, (keep(run, session.recording), session.recording.trouble)))
+    return run, outcome
+
+
+def _print_cpu(run: Measurement) -> None:
+    told = run.result.get("calibration") or {}
+    out = console()
+    out.print(f"memory bandwidth of a copy: {told.get('bandwidth_bytes_per_s', 0) / 1e9:.1f} GB/s", soft_wrap=True)
+    for dtype, rate in (told.get("flops_per_s") or {}).items():
+        out.print(f"matrix products in {dtype}: {rate / 1e9:.1f} GFLOP/s", soft_wrap=True)
+    out.print("A CPU has no context and no caching allocator to calibrate: nothing is kept.", soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text} …\n")
+    sys.stderr.flush()
+
+
+# The fit.
+
+
+def _fit(options: argparse.Namespace) -> int:
+    paths = [Path(name) for name in options.files] or sorted(recordings_folder().glob("*.jsonl"))
+    found = gather(_readable(paths, strict=bool(options.files)))
+    if not found:
+        return exits.fail(exits.NOT_DONE_HERE, "no recording of a run on a GPU was found; measure some first, or `calibrate run`")
+    for evidence in found.values():
+        fitted = fit(evidence)
+        _print_fit(fitted)
+        if fitted.is_better and not options.dry_run:
+            store.save(fitted.card, fitted.calibration)
+            console().print("Predictions for this card use it from now on; `calibrate undo` takes it back.", soft_wrap=True)
+        elif not fitted.is_better:
+            console().print("Nothing proved itself: predictions stay as they are.", soft_wrap=True)
+    return exits.DONE
+
+
+def _readable(paths: Sequence[Path], *, strict: bool) -> Iterable[tuple[str, Recorded]]:
+    """The recordings; those in the folder that can't be read are passed over, those named are not."""
+    for path in paths:
+        try:
+            yield path.name, read_recording(path)
+        except (OSError, RecordingError):
+            if strict:
+                raise
+
+
+def _print_fit(fitted: Fit) -> None:
+    out = console()
+    out.print(f"[bold]{fitted.card}[/bold] · {fitted.calibration.source}", soft_wrap=True)
+    made = table(["figure", "measured", "±", "runs", "held-out error", "with it", ""], numeric=range(1, 6))
+    for figure in fitted.figures:
+        errors = [_percent(figure.error_before), _percent(figure.error_after)]
+        mark = "✔" if figure.accepted else "–"
+        made.add_row(figure.name, *_amount(figure), str(figure.runs), *errors, f"{mark} {figure.why}")
+    out.print(made)
+    if fitted.error_before is not None:
+        errors = f"{_percent(fitted.error_before)} without, {_percent(fitted.error_after)} with it"
+        out.print(f"device figure of runs that it was not fitted on: {errors}", soft_wrap=True)
+
+
+def _amount(figure: Figure) -> tuple[str, str]:
+    if figure.name in ("context", "workspace"):
+        return format_bytes(round(figure.value)), format_bytes(round(figure.band))
+    if figure.name.endswith("slack"):
+        return f"× {figure.value:.2f}", f"{figure.band:.2f}"
+    return f"{100 * figure.value:.0f} %", f"{100 * figure.band:.0f} %"
+
+
+def _percent(error: float | None) -> str:
+    return "N/A" if error is None else f"{100 * error:.2f} %"
+
+
+# What is kept.
+
+
+def _show(_options: argparse.Namespace) -> int:
+    cards = store.cards()
+    if not cards:
+        console().print("nothing is calibrated here: predictions use the catalog's typical values", soft_wrap=True)
+    for card in cards:
+        held = store.history_of(card)
+        console().print(f"[bold]{card}[/bold] · {held[-1].source} · {len(held)} kept", soft_wrap=True)
+        for name, value in vars(held[-1]).items():
+            if value not in (None, 0, 0.0, (), "") and name != "source":
+                console().print(f"  {name}: {value}", soft_wrap=True)
+    return exits.DONE
+
+
+def _undo(options: argparse.Namespace) -> int:
+    cards = store.cards()
+    card = options.files[0] if options.files else cards[0] if len(cards) == 1 else ""
+    if card not in cards:
+        known = ", ".join(cards) or "none"
+        raise ValueError(f"undo: name a card that is calibrated ({known})")
+    store.undo(card)
+    left = len(store.history_of(card))
+    console().print(f"{card}: taken back; {left} before it" if left else f"{card}: back to the catalog's values", soft_wrap=True)
+    return exits.DONE
+
+
+def _reset(options: argparse.Namespace) -> int:
+    count = store.reset(options.files[0] if options.files else None)
+    console().print(f"{count} cards are back to the catalog's values", soft_wrap=True)
+    return exits.DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    if len(options.files) != 1:
+        raise ValueError("export: name one file")
+    try:
+        Path(options.files[0]).write_text(store.export(), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{options.files[0]}: can't be written: {error.strerror or error}") from error
+    return exits.DONE
