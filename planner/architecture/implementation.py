@@ -115,6 +115,7 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
     "minimax": Implementation(placement="normed_residual", router="softmax_fp32", routing="fp32"),
     "falcon_h1": LLAMA,
+    "mllama": LLAMA,
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),

@@ -84,7 +84,7 @@ def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bo
 def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
     match mixer:
         case Attention():
-            if mixer.kv == "cross" or not mixer.causal or mixer.compression is not None:
+            if not mixer.causal or mixer.compression is not None:
                 return "attention that reads other sequences or compressed entries"
             if training and mixer.kv == "shared":
                 return "shared keys and values in training"
@@ -103,6 +103,11 @@ def _expected_norms(layer: Layer, code: Implementation) -> int:
     return (len(layer.sequence) + len(layer.channel)) * (2 if code.placement == "sandwich" else 1)
 
 
+def waits_for_images(layer: Layer) -> bool:
+    """Whether a decoder's layer reads an image's encodings alone: without an image it is passed over (``MllamaTextModel``)."""
+    return any(isinstance(mixer, Attention) and mixer.kv == "cross" for mixer in layer.sequence)
+
+
 def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = False) -> Laid:
     """One layer from its input ``x`` to its output, which takes the input's place.
 
@@ -115,6 +120,9 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     if not saving:
         start |= {name: Held(size, "workspace") for name, size in outliving(layer, run).items()}
     g = Graph(run, saving=saving, start=start)
+    if waits_for_images(layer):
+        span = g.span()
+        return Laid(span, g.record, span.live)
     _forward(g, layer)
     if keeps_input:
         g.consume("x")
@@ -177,7 +185,7 @@ def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -
         case LatentAttention():
             latent_forward(g, mixer, source, target)
         case Recurrent():
-            recurrent_forward(g, mixer, source, target)
+            recurrent_forward(g, mixer, target)
 
 
 def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:

@@ -74,6 +74,11 @@ MODELS = {
         "model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"],
         "layer_types": ["linear_attention", "full_attention"],
     },
+    "lfm2": SMALL
+    | {
+        "model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "conv_L_cache": 3, "conv_bias": False,
+        "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"],
+    },
     "minimax": SMALL
     | EXPERTS
     | {

@@ -10,12 +10,14 @@ from planner.components.recurrent.delta_net import delta_net_forward
 from planner.components.recurrent.lightning import lightning_forward
 from planner.components.recurrent.mamba import mamba_forward
 from planner.components.recurrent.mamba2 import mamba2_forward
+from planner.components.recurrent.short_conv import short_conv_forward
 
-FORWARDS: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
+FORWARDS: dict[str, Callable[[Graph, Recurrent, str], None]] = {
     "mamba": mamba_forward,
     "mamba2": mamba2_forward,
     "gated_delta_net": delta_net_forward,
     "lightning": lightning_forward,
+    "short_conv": short_conv_forward,
 }
 """Kinds with a closed form."""
 
@@ -27,6 +29,6 @@ def unmodelled_recurrent(mixer: Recurrent, *, training: bool) -> str:
     return "recurrent mixers in training" if training else ""
 
 
-def recurrent_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
-    """A recurrent mixer: reads the live tensor ``source``, leaves ``target`` and, where there is a cache, its states."""
-    FORWARDS[mixer.kind](g, mixer, source, target)
+def recurrent_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+    """A recurrent mixer: reads a live tensor that stays, leaves ``target`` and, where there is a cache, its states."""
+    FORWARDS[mixer.kind](g, mixer, target)

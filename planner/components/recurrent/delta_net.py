@@ -1,12 +1,12 @@
 """Gated delta nets (Yang et al. 2024) as transformers 5.23 computes them where ``flash-linear-attention`` is missing.
 
 ``torch_chunk_gated_delta_rule`` solves one triangular system for each chunk of 64 tokens, all at once, then walks the
-chunks (the output takes the solver's column order and is copied to be reshaped); ``torch_recurrent_gated_delta_rule`` takes the one token of a decode step.
+chunks (its output takes the solver's column order and is copied to be reshaped); ``torch_recurrent_gated_delta_rule``
+takes the one token of a decode step.
 """
 
 from __future__ import annotations
 
-from math import ceil
 
 from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
@@ -19,7 +19,7 @@ CHUNK_TOKENS = 64
 """Default of the function's ``chunk_size``; the models don't set another."""
 
 
-def delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
+def delta_net_forward(g: Graph, mixer: Recurrent, target: str) -> None:
     """Projections, convolution, delta rule, norm gated by z, output projection (``Qwen3NextGatedDeltaNet``)."""
     run = g.run
     steps = bool(run.past_tokens) and run.sequence == 1
@@ -61,12 +61,12 @@ def _project(g: Graph, mixer: Recurrent) -> None:
 def _inputs(g: Graph, mixer: Recurrent) -> None:
     """Queries and keys for every value head, all in fp32 and head by head, normed to unit length, queries scaled."""
     run = g.run
-    keys = {"heads": mixer.num_heads, "width": mixer.state_dim}
-    wide = {"q": run.heads(*keys.values(), FP32_BYTES), "k": run.heads(*keys.values(), FP32_BYTES)}
+    keys = run.heads(mixer.num_heads, mixer.state_dim, FP32_BYTES)
+    wide = {"q": keys, "k": keys}
     wide["v"] = run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
     if mixer.num_groups != mixer.num_heads:
         for name in ("q", "k"):
-            g.hold(f"{name} repeated", run.heads(*keys.values()))
+            g.hold(f"{name} repeated", run.heads(mixer.num_heads, mixer.state_dim))
     for name, size in wide.items():
         g.hold(name, size)
     g.hold("beta wide", run.row(mixer.num_heads))
@@ -83,7 +83,7 @@ def _inputs(g: Graph, mixer: Recurrent) -> None:
 def _chunks(g: Graph, mixer: Recurrent) -> None:
     """The sequence in chunks; leaves ``read`` in the model's dtype and ``state new``."""
     run = g.run
-    chunks = ceil(run.sequence / CHUNK_TOKENS)
+    chunks = -(-run.sequence // CHUNK_TOKENS)
     each = {"batch": run.batch, "heads": mixer.num_heads, "chunks": chunks, "chunk_tokens": CHUNK_TOKENS}
     with_keys, with_values = (
         Size(**each, key_dim=mixer.state_dim, fp32_bytes=4),

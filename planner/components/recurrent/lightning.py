@@ -9,8 +9,8 @@ from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
 
-def lightning_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
-    """Projection, blocks (or one step), norm, output gate from ``source``, output projection (``MiniMaxLightningAttention``)."""
+def lightning_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+    """Projection, blocks (or one step), norm, output gate, output projection (``MiniMaxLightningAttention``)."""
     run = g.run
     width = mixer.num_heads * mixer.head_dim
     steps = bool(run.past_tokens) and run.sequence == 1

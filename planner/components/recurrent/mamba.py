@@ -14,7 +14,7 @@ from planner.components.run import FP32_BYTES
 from planner.components.tape import BLOCK_BYTES, Size
 
 
-def mamba_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
+def mamba_forward(g: Graph, mixer: Recurrent, target: str) -> None:
     """Projection, convolution, step and state projections, selective scan (or one step), output projection."""
     run = g.run
     steps = bool(run.past_tokens) and run.sequence == 1

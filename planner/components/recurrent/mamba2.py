@@ -6,7 +6,6 @@ All families that have it (Mamba-2, Bamba, Granite 4, Nemotron-H, Falcon-H1, Zam
 
 from __future__ import annotations
 
-from math import ceil
 
 from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
@@ -16,7 +15,7 @@ from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
 
-def mamba2_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
+def mamba2_forward(g: Graph, mixer: Recurrent, target: str) -> None:
     """Projection, convolution, scan (or one step of the recurrence), gated norm, output projection."""
     run = g.run
     projected = run.rows(mixer.inner_dim + mixer.conv_channels + mixer.num_heads)
@@ -57,7 +56,7 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
             g.hold(f"{name} grouped", grouped)
         g.hold(name, for_heads)
         g.free(f"{name} grouped")
-    _discretize(g, mixer, x, decay, for_heads)
+    _discretize(g, mixer, x, decay)
     _diagonal_blocks(g, mixer)
     _chunk_states(g, mixer)
     _off_diagonal_blocks(g, mixer)
@@ -67,7 +66,7 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
         g.hold(RECURRENT_STATE, recurrent_state(mixer, run), "recurrent_state")
 
 
-def _discretize(g: Graph, mixer: Recurrent, x: Size, decay: Size, for_heads: Size) -> None:
+def _discretize(g: Graph, mixer: Recurrent, x: Size, decay: Size) -> None:
     """x · dt and A · dt, everything padded to whole chunks; D · x beside them."""
     upcast = g.run.dtype_bytes != FP32_BYTES
     g.hold("x padded", _chunks(g, mixer, mixer.head_dim))
@@ -105,7 +104,7 @@ def _chunk_states(g: Graph, mixer: Recurrent) -> None:
     """The state each chunk adds, and by their own scan the state each begins with (and the last ends with)."""
     run = g.run
     per_token, with_state = _chunks(g, mixer, 1), _chunks(g, mixer, mixer.state_dim)
-    chunks = ceil(run.sequence / mixer.chunk_tokens)
+    chunks = -(-run.sequence // mixer.chunk_tokens)
     g.hold("decay difference", per_token)
     g.hold("decay", per_token)
     g.free("decay difference")
@@ -121,7 +120,7 @@ def _chunk_states(g: Graph, mixer: Recurrent) -> None:
 def _off_diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     """What earlier chunks say to a token: C times the state its chunk began with; then the sum with the diagonal."""
     run, with_width = g.run, _chunks(g, mixer, mixer.head_dim)
-    chunks = ceil(run.sequence / mixer.chunk_tokens)
+    chunks = -(-run.sequence // mixer.chunk_tokens)
     g.hold("decay out", _chunks(g, mixer, 1))
     _product(g, "C states", with_width, _chunks(g, mixer, mixer.state_dim), _states(g, mixer, chunks))
     g.hold("Y off", with_width)
@@ -220,7 +219,7 @@ def _product(g: Graph, name: str, size: Size, *operands: Size) -> None:
 
 def _chunks(g: Graph, mixer: Recurrent, width: int) -> Size:
     """``width`` fp32 values for each head and token, padded to whole chunks."""
-    chunks = ceil(g.run.sequence / mixer.chunk_tokens)
+    chunks = -(-g.run.sequence // mixer.chunk_tokens)
     return Size(
         batch=g.run.batch, chunks=chunks, chunk_tokens=mixer.chunk_tokens, heads=mixer.num_heads, features=width, fp32_bytes=4
     )
@@ -228,7 +227,7 @@ def _chunks(g: Graph, mixer: Recurrent, width: int) -> Size:
 
 def _pairs(g: Graph, mixer: Recurrent) -> Size:
     """One fp32 value for each head and pair of tokens of a chunk."""
-    chunks = ceil(g.run.sequence / mixer.chunk_tokens)
+    chunks = -(-g.run.sequence // mixer.chunk_tokens)
     pair = {"chunk_tokens": mixer.chunk_tokens, "chunk_keys": mixer.chunk_tokens}
     return Size(batch=g.run.batch, chunks=chunks, **pair, heads=mixer.num_heads, fp32_bytes=4)
 

@@ -33,7 +33,7 @@ def lay(mixer: Recurrent, batch: int, sequence: int, past: int = 0, dtype_bytes:
     if past:
         start |= {name: Held(size, "recurrent_state") for name, size in state_tensors(mixer, run).items()}
     g = Graph(run, start=start)
-    recurrent_forward(g, mixer, "input", "output")
+    recurrent_forward(g, mixer, "output")
     return g.span()
 
 
