@@ -133,7 +133,7 @@ def _settle(application: QApplication, window: MainWindow) -> None:
     deadline = QDeadlineTimer(_SETTLE_LIMIT_MS)
 
     def settled() -> None:
-        known = window.context.machine.state is not None and not window.context.state.busy
+        known = window.context.machine.state is not None and window.context.operations.idle
         if known or deadline.hasExpired():
             loop.quit()
 

@@ -54,6 +54,11 @@ class Operations(QObject):
         """Whether work under ``key`` is still on a thread."""
         return self._running[key] > 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on a thread."""
+        return not +self._running
+
     def close(self) -> None:
         """Wait for the threads; no result is delivered any more."""
         for key in list(self._generation):

@@ -56,6 +56,12 @@ def _monitor(context: Context) -> QWidget:
     return MonitorTab(context)
 
 
+def _fits(context: Context) -> QWidget:
+    from gui.fits.tab import FitsTab  # noqa: PLC0415  see _footprint
+
+    return FitsTab(context)
+
+
 def _probe(context: Context) -> QWidget:
     from gui.probe.tab import ProbeTab  # noqa: PLC0415  pyqtgraph is not needed for the first paint
 
@@ -64,6 +70,7 @@ def _probe(context: Context) -> QWidget:
 
 TABS: tuple[Tab, ...] = (
     Tab("footprint", "Footprint", "Where the bytes go, and whether it fits", _footprint),
+    Tab("fits", "What fits", "Other loads on this card, this load on other cards", _fits),
     Tab("advice", "Advice", "What would make it fit, or give it room", _advice),
     Tab("probe", "Probe", "Measure a real run beside the prediction", _probe),
     Tab("compare", "Compare", "Several plans side by side, and what differs", _compare),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QTimer, Slot
-from PySide6.QtGui import QShowEvent
+from PySide6.QtGui import QHideEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from gui.export import TableMenu, tell
@@ -81,6 +81,11 @@ class HistoryTab(QWidget):
             self.buttons[name].clicked.connect(slot)
         self._context.state.run_kept.connect(self.refresh)
         units().changed.connect(self.refresh)
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Out of sight nothing is asked."""
+        self._pause.stop()
+        super().hideEvent(event)
 
     def showEvent(self, event: QShowEvent) -> None:
         """Read what came since."""

@@ -1,0 +1,1 @@
+"""The What fits tab: other loads on this card, and this load on other cards."""

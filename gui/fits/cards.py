@@ -1,0 +1,74 @@
+"""The load of the plan on other cards, one, two, four and eight of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+from PySide6.QtCore import QModelIndex, Signal, Slot
+from PySide6.QtGui import QResizeEvent
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+
+from gui.cells import Cell, CellModel, Column, dress
+from gui.fits.sweep import COUNTS, Answer, CardRow
+from gui.translate import tr
+from gui.units import format_bytes
+from planner.words import VERDICTS, word
+
+_ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 70, 600
+_MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
+
+
+class CardTable(QTableView):
+    """``adopted`` with the answer of a cell on a double click or Return."""
+
+    adopted = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        headings = [
+            Column(tr("Card")),
+            Column(tr("Memory"), figures=True),
+            *(Column(f"{count} ×", figures=True) for count in COUNTS),
+        ]
+        self.cards = CellModel(headings, self)
+        self._rows: Sequence[CardRow] = ()
+        dress(self, self.cards, _ROW_HEIGHT)
+        self.setAccessibleName(tr("What fits on which cards"))
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectItems)
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        for column in range(1, len(headings)):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+            self.setColumnWidth(column, _WIDTH)
+        self.activated.connect(self._adopt)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """The card's memory gives way where there is little room."""
+        self.setColumnHidden(1, self.width() < _ROOM_FOR_MEMORY)
+        super().resizeEvent(event)
+
+    def show_cards(self, rows: Sequence[CardRow], own: str) -> None:
+        """Show ``rows``; ``own`` is the card of the plan."""
+        self._rows = rows
+        self.cards.show_cells([_cells(row, own) for row in rows])
+
+    @Slot(QModelIndex)
+    def _adopt(self, index: QModelIndex) -> None:
+        count = index.column() - 2
+        if count >= 0:
+            self.adopted.emit(self._rows[index.row()].answers[count])
+
+
+def _cells(row: CardRow, own: str) -> list[Cell]:
+    memory = Cell(format_bytes(row.memory_bytes), row.memory_bytes, ink="muted")
+    return [Cell(row.name, row.name, bold=row.name == own), memory, *(_cell(answer) for answer in row.answers)]
+
+
+def _cell(answer: Answer) -> Cell:
+    mark, ink = _MARKS[answer.verdict]
+    tip = f"{word(VERDICTS, answer.verdict).label}. {tr('Double-click to take it into the form.')}"
+    if answer.share is None:
+        return Cell(mark, nan, tr("Unknown: there is no closed form for this choice yet."), ink)
+    share = f"{answer.share:.0%}".replace("%", " %") if answer.share < 10 else ">999 %"
+    return Cell(f"{mark} {share}", answer.share, tip, ink)

@@ -1,0 +1,170 @@
+"""The What fits tab: inverse answers, the map of loads, the table of cards; all answered in the background."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPushButton, QSplitter, QVBoxLayout, QWidget
+
+from gui.export import ChartMenu, TableMenu
+from gui.fits.cards import CardTable
+from gui.fits.heat_map import HeatMap
+from gui.fits.sweep import Answer, Fits, Inverse, batch_of, context_of, fits_of
+from gui.operations import Operation
+from gui.theme import set_role
+from gui.translate import tr
+from gui.units import units
+
+if TYPE_CHECKING:
+    from gui.context import Context
+    from resources.plan import Plan
+
+_PAUSE_MS = 120
+_QUESTIONS = 4
+_NO_ANSWER = "There is no closed form for this choice yet, so nothing can be turned around. Rehearse it in the Probe tab."
+
+
+class FitsTab(QWidget):
+    """What fits."""
+
+    def __init__(self, context: Context, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._state, self._operations = context.state, context.operations
+        self.heat_map, self.table = HeatMap(), CardTable()
+        self.answers = [InverseAnswer() for _ in range(_QUESTIONS)]
+        self.note = QLabel(wordWrap=True, visible=False)
+        self._of: Plan | None = None
+        self._fits: Fits | None = None
+        self._pause = QTimer(self, singleShot=True, interval=_PAUSE_MS)
+        self._lay_out()
+        self._connect()
+
+    def _lay_out(self) -> None:
+        set_role(self.note, "muted")
+        inverse, card = QGridLayout(), QFrame()
+        inverse.setSpacing(10)
+        for index, answer in enumerate(self.answers):
+            inverse.addWidget(answer, index // 2, index % 2)
+        set_role(card, "card")
+        inside = QVBoxLayout(card)
+        inside.setContentsMargins(10, 8, 10, 6)
+        inside.addWidget(self.heat_map)
+        split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False, handleWidth=10)
+        split.addWidget(card)
+        split.addWidget(self.table)
+        split.setSizes([340, 280])
+        self.table.setMinimumHeight(96)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(12, 12, 12, 12)
+        column.setSpacing(10)
+        column.addLayout(inverse)
+        column.addWidget(self.note)
+        column.addWidget(split, 1)
+        ChartMenu(self.heat_map)
+        TableMenu(self.table, self.table.cards)
+
+    def _connect(self) -> None:
+        self._state.plan_changed.connect(self._plan_changed)
+        self._pause.timeout.connect(self._ask)
+        units().changed.connect(self._show)
+        self.heat_map.adopted.connect(self._adopt)
+        self.table.adopted.connect(self._adopt)
+        for answer in self.answers:
+            answer.use.clicked.connect(self._adopt_inverse)
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Out of sight nothing is asked."""
+        self._pause.stop()
+        super().hideEvent(event)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Catch up with the plan."""
+        super().showEvent(event)
+        self._ask()
+
+    @property
+    def settled(self) -> bool:
+        """Whether what is shown answers the plan on screen."""
+        return self._of is self._state.plan and self._fits is not None and not self._operations.running("fits")
+
+    @Slot()
+    def _plan_changed(self) -> None:
+        """While someone types, only the last plan is asked about."""
+        if self.isVisible():
+            self.heat_map.set_dimmed()
+            self._pause.start()
+
+    @Slot()
+    def _ask(self) -> None:
+        plan = self._state.plan
+        if plan is None or plan is self._of or not self.isVisible():
+            return
+        self._of = plan
+        self._operations.start(Operation("fits", partial(fits_of, plan, self._state.settled), self._take, self._fail))
+
+    @Slot(object)
+    def _take(self, found: Fits) -> None:
+        self._fits = found
+        self._show()
+
+    @Slot(object)
+    def _fail(self, error: Exception) -> None:
+        self._of = None
+        raise error
+
+    @Slot()
+    def _show(self) -> None:
+        if self._fits is None or self._of is None:
+            return
+        settled = self._state.settled
+        self.heat_map.show_map(self._fits.map, batch_of(settled), context_of(settled))
+        self.table.show_cards(self._fits.cards, self._of.gpu.name)
+        for index, answer in enumerate(self.answers):
+            known = index < len(self._fits.inverse)
+            answer.setVisible(known)
+            if known:
+                answer.show_answer(self._fits.inverse[index])
+        self.note.setText("" if self._fits.inverse else tr(_NO_ANSWER))
+        self.note.setVisible(not self._fits.inverse)
+
+    @Slot(object)
+    def _adopt(self, answer: Answer) -> None:
+        self._state.open(answer.scenario, tr("adopt what fits"))
+
+    @Slot()
+    def _adopt_inverse(self) -> None:
+        for answer in self.answers:
+            if answer.use is self.sender() and answer.shown is not None and answer.shown.scenario is not None:
+                self._state.open(answer.shown.scenario, tr(answer.shown.question).lower())
+
+
+class InverseAnswer(QFrame):
+    """One inverse question with its answer, and a button that takes it into the form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: Inverse | None = None
+        self._question, self.value = QLabel(), QLabel()
+        self.use = QPushButton(tr("Use"), toolTip=tr("Take it into the form; Ctrl+Z takes it back"))
+        set_role(self, "card")
+        set_role(self._question, "small")
+        set_role(self.value, "head")
+        set_role(self.use, "compact")
+        grid = QGridLayout(self)
+        grid.setContentsMargins(12, 6, 10, 6)
+        grid.setVerticalSpacing(0)
+        grid.setColumnStretch(0, 1)
+        grid.addWidget(self._question, 0, 0)
+        grid.addWidget(self.value, 1, 0)
+        grid.addWidget(self.use, 0, 1, 2, 1)
+
+    def show_answer(self, answer: Inverse) -> None:
+        """Show ``answer``."""
+        self.shown = answer
+        self._question.setText(tr(answer.question))
+        self.value.setText(answer.value)
+        self.use.setEnabled(answer.scenario is not None)
+        self.use.setAccessibleName(tr("Use: {}, {}").format(tr(answer.question), answer.value))

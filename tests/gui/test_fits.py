@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+
+from gui.examples import EXAMPLES
+from gui.fits.cards import CardTable
+from gui.fits.sweep import GOOD, fits_of, largest, with_cards, with_load
+from planner.scenario import Hardware, Inference, Scenario, Training
+from resources.plan import make_plan
+
+CHAT = EXAMPLES[0].scenario
+
+
+@pytest.fixture
+def tab(open_window, qtbot):
+    window = open_window(CHAT)
+    found = window.show_tab("fits")
+    qtbot.waitUntil(lambda: found.settled, timeout=20_000)
+    return found
+
+
+def state(tab):
+    return tab.window().context.state
+
+
+def click_cell(tab, row, column):
+    QTest.mouseClick(tab.heat_map, Qt.MouseButton.LeftButton, pos=tab.heat_map.cell_rectangle(row, column).center().toPoint())
+
+
+@given(st.integers(0, 5000), st.integers(1, 4000))
+def test_the_largest_count_is_found_by_halving(limit, most):
+    """largest(f, most) is the largest n ≤ most with f(n), for every f that holds up to a limit."""
+    assert largest(lambda count: count <= limit, most) == min(limit, most)
+
+
+def test_a_cell_is_what_the_planner_says_of_its_load(tab):
+    found = tab._fits.map
+    row, column = found.batches.index(4), found.contexts.index(4096)
+    answer = found.answers[row][column]
+    footprint = make_plan(answer.scenario).footprint
+    assert answer.verdict == footprint.verdict
+    assert answer.share == footprint.gpus[0].peak.device / footprint.gpus[0].capacity_bytes
+    assert answer.scenario.inference.batch == 4
+    assert answer.scenario.inference.prompt_tokens + answer.scenario.inference.new_tokens == 4096
+
+
+def test_a_click_adopts_the_cell_and_undo_takes_it_back(tab):
+    before = state(tab).scenario
+    click_cell(tab, 2, 1)
+    inference = state(tab).scenario.inference
+    assert (inference.batch, inference.prompt_tokens + inference.new_tokens) == (4, 1024)
+    state(tab).undo_stack.undo()
+    assert state(tab).scenario == before
+
+
+def test_the_keyboard_walks_the_map_and_adopts(tab, qtbot):
+    tab.heat_map.setFocus()
+    start = tab.heat_map.current.scenario
+    QTest.keyClick(tab.heat_map, Qt.Key.Key_Up)
+    assert tab.heat_map.current.scenario.inference.batch == 2 * start.inference.batch
+    assert "2 × 8,192 tokens" in tab.heat_map.accessibleDescription()
+    QTest.keyClick(tab.heat_map, Qt.Key.Key_Return)
+    assert state(tab).scenario.inference.batch == 2
+
+
+def test_inverse_answers_are_the_edge_of_what_fits(tab):
+    plan, settled = state(tab).plan, state(tab).settled
+    longest, batch = tab.answers[0].shown, tab.answers[1].shown
+    for answer, one_more in (
+        (longest, with_load(settled, context=longest.scenario.inference.prompt_tokens + longest.scenario.inference.new_tokens + 1)),
+        (batch, with_load(settled, batch=batch.scenario.inference.batch + 1)),
+    ):
+        assert make_plan(answer.scenario).footprint.verdict in GOOD
+        assert make_plan(one_more).footprint.verdict not in GOOD
+    assert plan.gpu.name in tab.answers[2]._question.text()
+    QTest.mouseClick(tab.answers[1].use, Qt.MouseButton.LeftButton)
+    assert state(tab).scenario == batch.scenario
+
+
+def test_the_map_follows_the_form_and_waits_for_typing_to_pause(tab, qtbot):
+    before = tab._fits
+    state(tab).edit("hardware.gpu", "H100 SXM5 80GB")
+    assert tab.heat_map._dimmed
+    click_cell(tab, 0, 0)
+    assert state(tab).scenario.hardware.gpu == "H100 SXM5 80GB"
+    qtbot.waitUntil(lambda: tab.settled and tab._fits is not before, timeout=20_000)
+    assert not tab.heat_map._dimmed
+    assert any(row.name == "H100 SXM5 80GB" for row in tab._fits.cards)
+
+
+def test_a_card_is_adopted_with_its_count(tab, qtbot):
+    table = tab.table
+    row = next(index for index, one in enumerate(tab._fits.cards) if one.name == "H100 SXM5 80GB")
+    index = table.cards.index(row, 2)
+    table.scrollTo(index)
+    table.activated.emit(index)
+    assert state(tab).scenario.hardware.gpu == "H100 SXM5 80GB"
+    assert state(tab).scenario.hardware.gpus == 1
+
+
+def test_unknown_is_a_third_state(open_window, qtbot):
+    window = open_window(
+        Scenario("meta-llama/Llama-3.1-8B", "inference", inference=Inference("transformers"), hardware=Hardware(None))
+    )
+    window.context.state.edit("training.engine", "megatron")
+    window.context.state.edit("task", "training")
+    if window.context.state.footprint.verdict != "unknown":
+        pytest.skip("there is a closed form for it now")
+    tab = window.show_tab("fits")
+    qtbot.waitUntil(lambda: tab.settled, timeout=20_000)
+    assert {answer.share for row in tab._fits.map.answers for answer in row} == {None}
+    assert "no closed form" in tab.note.text()
+    assert not tab.answers[0].isVisible()
+    tab.heat_map.grab()
+
+
+def test_loads_and_cards_are_put_where_each_task_has_them():
+    training = Scenario("a/b", "training", training=Training(batch=2, sequence=2048))
+    assert with_load(training, 4, 512).training == Training(batch=4, sequence=512)
+    assert with_cards(training, "X", 8).parallel.data == 8
+    assert with_cards(CHAT, "X", 8).parallel.tensor == 8
+
+
+def test_a_pool_of_cache_is_as_full_as_its_tokens():
+    plan = make_plan(EXAMPLES[2].scenario)
+    if not plan.footprint.limits.get("kv_tokens"):
+        pytest.skip("the engine has no pool")
+    fits = fits_of(plan, plan.scenario)
+    row, column = fits.map.batches.index(16), fits.map.contexts.index(8192)
+    assert fits.map.answers[row][column].share == pytest.approx(16 * 8192 / plan.footprint.limits["kv_tokens"], rel=0.05)
+
+
+def test_the_cards_keep_qt_s_rules(window, qtmodeltester):
+    qtmodeltester.check(CardTable(window).cards)
