@@ -60,15 +60,14 @@ def build(order: Order) -> Built:
     config, layers = read_config(order.config, order.layers)
     dtype = choose_dtype(order, config)
     model_class = choose_class(config)
-    if order.fake and order.attention == "flash":
-        play_flash()
+    play_flash(order.fake and order.attention == "flash")
     try:
         with _without_memory(order.fake):
             model = _instantiate(model_class, config, dtype, order.attention)
     except WorkerError:
         raise
     except ImportError as error:
-        raise _missing_package(error) from error
+        raise _missing_package(error, order) from error
     except Exception as error:
         raise WorkerError("bad_config", f"transformers rejects this config: {_one_line(error)}", "config") from error
     _keep_in_fp32(model, dtype)
@@ -308,7 +307,10 @@ def _unknown_type(model_type: str) -> str:
     )
 
 
-def _missing_package(error: ImportError) -> WorkerError:
+def _missing_package(error: ImportError, order: Order) -> WorkerError:
+    if order.attention == "flash":
+        message = "attention: flash needs flash-attn here: python -m pip install flash-attn, choose sdpa, or rehearse"
+        return WorkerError("missing_package", message, "attention")
     name = getattr(error, "name", None)
     remedy = f"; install it with: python -m pip install {name}" if name else ""
     return WorkerError("missing_package", f"{_one_line(error)}{remedy}")

@@ -20,8 +20,8 @@ FIELD = "attention"
 _CHECK = "_check_and_adjust_attn_implementation"
 
 
-def play_flash() -> None:
-    """Let transformers take what is in this module for ``flash_attention_2``, in this process and for good.
+def play_flash(on: bool) -> None:
+    """Let transformers take what is in this module for ``flash_attention_2`` in the models built from now on, or no longer.
 
     Raises :class:`WorkerError` where the installed release chooses its attention in another way.
     """
@@ -29,9 +29,15 @@ def play_flash() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     check = getattr(PreTrainedModel, _CHECK, None)
+    own = getattr(check, "own", None)
+    if not on:
+        if own is not None:
+            setattr(PreTrainedModel, _CHECK, own)
+            del ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION]
+        return
     if check is None:
         raise WorkerError("unsupported", f"{FIELD}: this transformers is too old to play flash; choose sdpa", FIELD)
-    if getattr(check, "plays_flash", False):
+    if own is not None:
         return
 
     def choose(model: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +47,7 @@ def play_flash() -> None:
             raise WorkerError("unsupported", f"{FIELD}: {type(model).__name__} has no flash attention; choose sdpa or eager", FIELD)
         return IMPLEMENTATION
 
-    choose.plays_flash = True  # type: ignore[attr-defined]
+    choose.own = check  # type: ignore[attr-defined]
     setattr(PreTrainedModel, _CHECK, choose)
     ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION] = attention
 

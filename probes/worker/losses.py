@@ -82,7 +82,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         for start in range(0, tokens, chunk):
             states = hidden[start : start + chunk]
             logits = states @ weight.t()
-            torch.mm(logits, weight, out=grad_hidden[start : start + chunk])
+            grad_hidden[start : start + chunk] = logits @ weight
             if grad_weight is not None:
                 grad_weight += torch.mm(logits.t(), states)
         ctx.save_for_backward(grad_hidden, grad_weight)

@@ -1,6 +1,8 @@
 """The child process: its wire, its ends, its independence."""
 
+import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -39,20 +41,13 @@ def test_measurement_speaks_only_the_wire(spawn_worker):
     assert all(event["reserved"] == event["allocated"] and 0 < event["free"] <= event["total"] for event in memory)
 
 
-@pytest.mark.parametrize(
-    ("line", "kind", "status"),
-    [
-        (b"{\n", "bad_order", 2),
-        (order_json("measure", LLAMA, "inference", SHORT, device="cuda:0"), "no_device", 3),
-    ],
-)
-def test_fault_is_one_error_event(spawn_worker, line, kind, status):
-    child = spawn_worker(line)
+def test_fault_is_one_error_event(spawn_worker):
+    child = spawn_worker(b"{\n")
     child.stdin.close()
     child.stdin = None
     events, _ = events_of(child)
-    assert child.returncode == status
-    assert [event["kind"] for event in events if event["event"] == "error"] == [kind]
+    assert child.returncode == 2
+    assert [event["kind"] for event in events if event["event"] == "error"] == ["bad_order"]
     assert events[-1]["message"]
 
 
@@ -61,10 +56,12 @@ def test_fault_is_one_error_event(spawn_worker, line, kind, status):
     ("order", "kind", "status"),
     [
         ("", "bad_order", 2),
+        (order_json("measure", LLAMA, "inference", SHORT, device="cuda:9"), "no_device", 3),
         (order_json("measure", {"hidden_size": 8}, "inference", SHORT), "bad_config", 2),
         (order_json("measure", {"model_type": "unheard-of"}, "inference", SHORT), "unsupported", 3),
         (order_json("measure", LLAMA | {"num_attention_heads": "many"}, "inference", SHORT), "bad_config", 2),
-        (order_json("rehearse", LLAMA, "training", {"optimizer": "galore"}), "unsupported", 3),
+        (order_json("measure", LLAMA, "training", {"optimizer": "galore"}), "unsupported", 3),
+        (order_json("rehearse", LLAMA, "training", {"optimizer": "adamw_9bit"}), "unsupported", 3),
         (order_json("measure", LLAMA, "training", {"optimizer": "adamw_8bit"}), "missing_package", 3),
         (order_json("rehearse", LLAMA, "training", {"method": "lora", "lora": {"targets": ["c_attn"]}}), "bad_order", 2),
         (order_json("measure", LLAMA, "inference", SHORT, scenario={"weights": "gguf:Q4_K_M"}), "unsupported", 3),
@@ -80,6 +77,39 @@ def test_fault_names_its_kind(order, kind, status):
     assert fields["message"]
 
 
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_a_missing_library_is_told_with_its_remedy(monkeypatch, name):
+    from probes.worker.main import serve
+
+    monkeypatch.setitem(sys.modules, name, None)
+    events = Events()
+    assert serve(json.dumps(order_json("rehearse", LLAMA, "inference", SHORT)).encode(), events) == 3
+    assert events[-1][1]["kind"] == "missing_package"
+    assert events[-1][1]["message"] == f"{name} is not installed here: python -m pip install {name}"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(importlib.util.find_spec("natten") is not None, reason="natten is installed")
+def test_a_class_that_needs_a_missing_package_names_it():
+    from probes.worker.main import serve
+
+    events = Events()
+    assert serve(json.dumps(order_json("rehearse", {"model_type": "dinat"}, "inference", SHORT)).encode(), events) == 3
+    assert events[-1][1]["kind"] == "missing_package"
+    assert "pip install natten" in events[-1][1]["message"]
+
+
+def test_a_rehearsal_sees_no_gpu_of_this_machine(monkeypatch):
+    """The card that is played is the one that is named."""
+    from probes.worker.main import serve
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    serve(json.dumps(order_json("measure", LLAMA, "inference", SHORT, scenario={"weights": "?"})).encode(), Events())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    serve(json.dumps(order_json("rehearse", LLAMA, "inference", SHORT, scenario={"weights": "?"})).encode(), Events())
+    assert not os.environ["CUDA_VISIBLE_DEVICES"]
+
+
 def wait_for(child, event):
     for line in child.stdout:
         if json.loads(line)["event"] == event:
@@ -88,10 +118,11 @@ def wait_for(child, event):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_with_an_interrupted_error(spawn_worker, number):
+@pytest.mark.parametrize(("number", "event"), [(signal.SIGINT, "memory"), (signal.SIGTERM, "progress")])
+def test_signal_ends_with_an_interrupted_error(spawn_worker, number, event):
+    """In the middle of the load, and while libraries are still being imported."""
     child = spawn_worker(order_json("measure", LLAMA, "inference", LONG))
-    wait_for(child, "memory")
+    wait_for(child, event)
     child.send_signal(number)
     *_, last = child.stdout
     assert json.loads(last)["kind"] == "interrupted"
@@ -112,7 +143,7 @@ def test_worker_ends_with_its_parent(tmp_path):
     parent.stdin.write(order.encode() + b"\n")
     parent.stdin.flush()
     pid = int(parent.stdout.readline())
-    while '"memory"' not in (tmp_path / "events").read_text():
+    while '"progress"' not in (tmp_path / "events").read_text():
         time.sleep(0.1)
     parent.kill()
     parent.communicate()
