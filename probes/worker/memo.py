@@ -1,7 +1,8 @@
 """What an operator returned for arguments of the same shapes: fake tensors without asking the fake mode again.
 
-The fake mode keeps such a memory of its own, which takes several times as long to ask. What is remembered is how each result lies
-in memory: fresh, an argument itself, or a view of one. Operators whose results depend on values are not remembered.
+The fake mode keeps such a memory of its own, which takes several times as long to ask and forgets what of a storage lies beyond its
+tensor; it is switched off. What is remembered is how each result lies in memory: fresh, an argument itself, or a view of one.
+Operators whose results depend on values are not remembered.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Memo:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
+        mode.cache_enabled = False
         self._plans: dict[Key, tuple[Any, list[Any]]] = {}
         self._fit: dict[Any, bool] = {}
 
@@ -76,6 +78,9 @@ class Memo:
         if source is None:
             with torch._C._DisableTorchDispatch():
                 made = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+                if offset is not None:
+                    storage = torch.empty(offset[1], dtype=torch.uint8, device="meta").untyped_storage()
+                    made.set_(storage, offset[0], shape, strides)
         elif shape is None:
             return tensors[source]
         else:
@@ -126,9 +131,10 @@ def _plan(out: Any, tensors: list[torch.Tensor]) -> tuple[Any, list[Any]]:
         if isinstance(out, torch.Tensor):
             return torch.Tensor, [_leaf(out, tensors)]
         if type(out) in (tuple, list):
-            fresh = [item.untyped_storage()._cdata for item in out if isinstance(item, torch.Tensor)]
             leaves = [None if item is None else _leaf(item, tensors) for item in out]
-            if len(set(fresh)) == len(fresh) or all(leaf is None or leaf[0] is not None for leaf in leaves):
+            fresh = [item.untyped_storage()._cdata for item, leaf in zip(out, leaves, strict=True) if leaf and leaf[0] is None]
+            # Fresh results in one storage would become several.
+            if len(set(fresh)) == len(fresh):
                 return type(out), leaves
     except _Unfit:
         pass
@@ -149,6 +155,5 @@ def _leaf(tensor: Any, tensors: list[torch.Tensor]) -> Any:
         if source.untyped_storage()._cdata == storage._cdata:
             return (place, tensor.dtype, shape, strides, offset)
     extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
-    if offset or extent * tensor.element_size() != storage.nbytes():
-        raise _Unfit
-    return (None, tensor.dtype, shape, strides, 0)
+    is_whole = not offset and extent * tensor.element_size() == storage.nbytes()
+    return (None, tensor.dtype, shape, strides, None if is_whole else (offset, storage.nbytes()))

@@ -1,14 +1,30 @@
-"""How long a rehearsal's trace takes from the wire to the footprint (``make bench``)."""
+"""How long a rehearsal takes: the worker as a whole, and its trace from the wire to the footprint (``make bench``)."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from probes.rehearsal import Rehearsal
 from probes.wire import decode_event
+
+ROOT = Path(__file__).parents[2]
+CATALOG = ROOT / "resources" / "data" / "models.json"
+GENERATION = {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 512, "new_tokens": 16}}
+FINE_TUNING = {"task": "training", "training": {"batch": 1, "sequence": 2048, "optimizer": "adamw_fused"}}
+WORKERS = [
+    ("meta-llama/Llama-3.1-8B", FINE_TUNING, 10),
+    ("meta-llama/Llama-3.1-405B", GENERATION, 60),
+    ("deepseek-ai/DeepSeek-V3", GENERATION, 60),
+    ("ai21labs/AI21-Jamba-Mini-1.5", GENERATION, 60),
+]
+MAX_RESIDENT_BYTES = 3 * 10**9
 
 LAYERS = 50
 BIRTHS_PER_LAYER = 25
@@ -58,3 +74,28 @@ def test_from_the_trace_to_the_footprint(benchmark: Any) -> None:
     rehearsal = fold(wire())
     footprint = benchmark.pedantic(rehearsal.footprint, rounds=3)
     assert footprint.gpus[0].phases[0].name == "forward"
+
+
+def rehearse(model: str, scenario: dict[str, Any]) -> tuple[float, int]:
+    """Run the worker in a process of its own: the processor's seconds and the most bytes it held."""
+    config = json.loads(CATALOG.read_text())[model]["config"]
+    order = {"version": 1, "mode": "rehearse", "scenario": {"version": 1, "weights": "bf16", **scenario}, "config": config}
+    command = [sys.executable, "-m", "probes.worker"]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(order).encode() + b"\n")
+    child.stdin.close()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="processor time of a child is read with wait4")
+@pytest.mark.benchmark(group="worker")
+@pytest.mark.parametrize(("model", "scenario", "limit_s"), WORKERS, ids=[model for model, _, _ in WORKERS])
+def test_the_worker_with_its_imports(benchmark: Any, model: str, scenario: dict[str, Any], limit_s: float) -> None:
+    processor_s, resident_bytes = benchmark.pedantic(rehearse, (model, scenario), rounds=1)
+    assert processor_s < limit_s
+    assert resident_bytes < MAX_RESIDENT_BYTES
