@@ -18,6 +18,8 @@ UTILIZATION, UTILIZATION_BEFORE = 0.92, 0.9
 UTILIZATION_SINCE = (0, 20, 0)
 """The default share of the card rose when CUDA graphs came to be subtracted from the pool."""
 BLOCK_TOKENS = 16
+V1_SINCE, V0_TOKENS, V0_SEQUENCES = (0, 8, 0), 2048, 256
+"""Before V1 (0.6.4 ``config.py`` ``SchedulerConfig``)."""
 STATES_CACHED_SINCE = (0, 33, 0)
 """The first release read in which hybrid models cache prefixes by default; 0.24.0 does not."""
 
@@ -57,7 +59,7 @@ def settings_of(
         limit = (ask.prompt_tokens or 1) + (ask.new_tokens or 1)
     if ask.max_model_len is None:
         notes.append(f"inference.max_model_len: {limit}, the model's own limit, as vLLM takes it")
-    batched, sequences = _batch_defaults(version, gpu_name, capacity_bytes)
+    batched, sequences = _batch_defaults(version, gpu_name, capacity_bytes, limit)
     chosen_batched = _number(options, "max_num_batched_tokens", batched)
     chosen_sequences = min(_number(options, "max_num_seqs", sequences), chosen_batched)
     eager = options.get("enforce_eager") is True
@@ -94,8 +96,10 @@ def _prefix_caching(options: Mapping[str, object], architecture: Architecture, v
     return not recurrent or version >= STATES_CACHED_SINCE
 
 
-def _batch_defaults(version: tuple[int, int, int], gpu_name: str, capacity_bytes: int) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) of an OpenAI-compatible server."""
+def _batch_defaults(version: tuple[int, int, int], gpu_name: str, capacity_bytes: int, max_model_len: int) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of an OpenAI-compatible server; V0 without chunked prefill takes a whole prompt."""
+    if version < V1_SINCE:
+        return max(max_model_len, V0_TOKENS), V0_SEQUENCES
     if capacity_bytes < LARGE_GPU_BYTES or "a100" in gpu_name.lower():
         return 2048, 256
     return (16384 if version >= WIDE_SINCE and capacity_bytes >= WIDE_GPU_BYTES else 8192), 1024
