@@ -115,7 +115,8 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
     _require_plain(scenario, fmt)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
     static = scenario.task == "inference" and _static_cache(scenario)
-    require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
+    if architecture.kind == "decoder" or scenario.task == "training" or static:
+        require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
     dtype_bytes = PLAIN_BYTES[scenario.weights]
     weights = plain_weights(architecture, dtype_bytes)
     steps = _generation(scenario, architecture, weights, dtype_bytes, device)
@@ -137,6 +138,10 @@ def _generation(scenario: Scenario, architecture: Architecture, weights: Level, 
         ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda", eager=ask.attention == "eager",
         static_cache=_static_cache(scenario),
     )  # fmt: skip
+    if architecture.kind != "decoder":
+        from planner.engines.transformers_seq2seq import encoding_phases  # noqa: PLC0415  loaded for those who ask
+
+        return encoding_phases(architecture, weights, work)
     return generation_phases(architecture, weights, work)
 
 

@@ -106,7 +106,8 @@ def t5_layers(config: Config, count: int, *, cross: bool) -> tuple[Layer, ...]:
         path=f"layer.{last}.DenseReluDense",
         names=("wi_0", "wi_1", "wo") if gated else ("wi", "wo"),
     )
-    channel = replace(channel, activation=activation.removeprefix("gated-"))
+    # transformers takes the polynomial for "gated-gelu" (T5Config.__post_init__)
+    channel = replace(channel, activation="gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-"))
 
     def layer(*, positions: bool) -> Layer:
         mixers = [mixer(0, "SelfAttention", positions=positions)]

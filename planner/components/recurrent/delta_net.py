@@ -7,7 +7,6 @@ takes the one token of a decode step.
 
 from __future__ import annotations
 
-
 from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
 from planner.components.recurrent.convolution import causal_convolution

@@ -6,7 +6,6 @@ All families that have it (Mamba-2, Bamba, Granite 4, Nemotron-H, Falcon-H1, Zam
 
 from __future__ import annotations
 
-
 from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
 from planner.components.recurrent.convolution import causal_convolution
