@@ -188,8 +188,8 @@ def _print_fit(fitted: Fit) -> None:
         made.add_row(figure.name, *_amount(figure), str(figure.runs), *errors, f"{mark} {figure.why}")
     out.print(made)
     if fitted.error_before is not None:
-        errors = f"{_percent(fitted.error_before)} without, {_percent(fitted.error_after)} with it"
-        out.print(f"device figure of runs that it was not fitted on: {errors}", soft_wrap=True)
+        told = f"{_percent(fitted.error_before)} without, {_percent(fitted.error_after)} with it"
+        out.print(f"device figure of runs that it was not fitted on: {told}", soft_wrap=True)
 
 
 def _amount(figure: Figure) -> tuple[str, str]:

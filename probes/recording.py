@@ -14,14 +14,17 @@ import logging
 import os
 import re
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from gzip import GzipFile
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from probes.rows import FORM_EVENT, Event, Form, RowRun, RowWriter, lines_of, read_form, read_rows, row_runs
 from resources.home import highwater_home
@@ -179,13 +182,26 @@ def file_name(header: Mapping[str, object]) -> str:
 
 
 def read_recording(path: Path) -> Recorded:
-    """Read a recording to its last complete event. Raises OSError, or :class:`RecordingError` for any other file."""
-    with path.open("rb") as file:
-        header = _header(file.readline(64 * 2**20), path)
+    """Read a recording, compressed with gzip or not, to its last complete event.
+
+    Raises OSError, or :class:`RecordingError` for any other file.
+    """
+    with _open(path) as file:
         reader = _Reader()
-        for lines in _whole_lines(file):
-            reader.take(lines)
+        try:
+            header = _header(file.readline(64 * 2**20), path)
+            for lines in _whole_lines(file):
+                reader.take(lines)
+        except (EOFError, zlib.error) as error:
+            if not reader.pieces:
+                message = f"{path}: not a Highwater recording (what is compressed breaks off)"
+                raise RecordingError(message) from error
+            reader.skipped += 1
     return Recorded(header, reader.pieces, reader.skipped)
+
+
+def _open(path: Path) -> GzipFile | BufferedReader:
+    return GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _header(line: bytes, path: Path) -> Event:
@@ -200,10 +216,10 @@ def _header(line: bytes, path: Path) -> Event:
     return header
 
 
-def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+def _whole_lines(file: GzipFile | BufferedReader) -> Iterator[bytes]:
     """The rest of a file in pieces of whole lines; a torn last line is a piece of its own."""
     rest: list[bytes] = []
-    while block := file.read(_CHUNK_BYTES):
+    while block := file.read1(_CHUNK_BYTES):
         end = block.rfind(b"\n") + 1
         if end:
             yield b"".join((*rest, block[:end]))

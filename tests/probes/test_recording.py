@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import resource
 import subprocess
@@ -243,3 +244,21 @@ def test_a_million_samples_open_in_a_second(tmp_path: Path) -> None:
     assert measurement.timeline.peak("allocated", "decode") == step.meters["allocated"]
     assert measurement.timeline.t[0] == 0.0
     assert len(measurement.timeline) <= 20_000
+
+
+def test_a_compressed_recording_is_read_to_where_it_breaks_off(tmp_path: Path) -> None:
+    path, packed = tmp_path / "r.jsonl", tmp_path / "r.jsonl.gz"
+    write(path, 5_000)
+    data = gzip.compress(path.read_bytes())
+    packed.write_bytes(data)
+    assert read_recording(packed).events == read_recording(path).events
+    packed.write_bytes(data[: len(data) * 9 // 10])
+    broken = read_recording(packed)
+    assert broken.skipped_lines == 1
+    assert 0 < len(broken.events) < 5_000
+    packed.write_bytes(data[:20])
+    with pytest.raises(RecordingError, match="breaks off"):
+        read_recording(packed)
+    packed.write_bytes(b"plain")
+    with pytest.raises(OSError, match="gzip"):
+        read_recording(packed)
