@@ -1,5 +1,6 @@
 """Measure a scenario: a short load in a child process, beside its prediction.
 
+Without a scenario: a ramp of plain allocations (--load ramp), or a script of your own (--script FILE).
 Or watch what is not Highwater's: a process that runs (--attach PID), or a command that is launched (-- COMMAND…), with what
 its log says of memory, beside the plan if a scenario is given.
 """
@@ -29,7 +30,7 @@ TAKES_COMMAND = True
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Scenario, device, limits, recording; or whom to watch."""
-    parser.usage = "main.py measure [options] SCENARIO | [SCENARIO] --attach PID | [SCENARIO] -- COMMAND…"
+    parser.usage = "main.py measure [options] SCENARIO | --load ramp | --script FILE [-- ARGS] | [SCENARIO] --attach PID | [SCENARIO] -- COMMAND…"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
     parser.add_argument(
@@ -39,6 +40,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
     parser.add_argument(
         "--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
+    )
+    parser.add_argument("--load", choices=("ramp",), help="no scenario: allocate until no more is to be had, and say how much")
+    parser.add_argument(
+        "--script", type=Path, metavar="FILE", help="no scenario: run this Python script on torch's counters; -- ARGS"
     )
     parser.add_argument("--attach", type=int, metavar="PID", help="watch a process that runs; it is never ended")
     parser.add_argument("--log", type=Path, metavar="FILE", help="with --attach: the file its output goes to")
@@ -50,6 +55,10 @@ def run(options: argparse.Namespace) -> int:
     """Run the probe to its end and print predicted, measured and error."""
     if options.record is not None and options.record.exists():
         return exits.fail(exits.BAD_INPUT, f"--record: {options.record} exists already; name a new file")
+    if options.load or options.script is not None:
+        from cli import loads  # noqa: PLC0415  only for those who have no model
+
+        return loads.run(options)
     if options.attach is not None or options.command is not None:
         from cli import watching  # noqa: PLC0415  only for those who watch
 

@@ -1,0 +1,102 @@
+"""``measure --load ramp`` and ``measure --script FILE``: loads that need no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from cli import exits
+from cli.measure import default_device
+from cli.results import print_measurement
+from cli.tables import console
+from planner.units import MIB, format_bytes
+from probes.history import keep
+from probes.measurement import Measurement
+from probes.orders import load_order
+from probes.outcome import Outcome
+from probes.preflight import why_not
+from probes.session import Limits, ProbeSession
+
+_STOPPED_BY = {
+    "out_of_memory": "no more was to be had",
+    "budget": "the budget was reached",
+    "machine": "a tenth of the system's memory was left",
+}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the load to its end and print what it took."""
+    problem = _bad(options)
+    if problem:
+        return exits.fail(exits.BAD_INPUT, problem)
+    problem = why_not()
+    if problem:
+        return exits.fail(exits.NOT_DONE_HERE, problem)
+    try:
+        budget = None if options.budget is None else int(options.budget * MIB)
+        order = load_order("ramp" if options.load else "script", options.device or default_device(), budget, **_more(options))
+    except ValueError as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    measurement, outcome = Measurement({"model": _title(options), "task": order["mode"]}), None
+    with ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record) as session:
+        outcome = _wait(session)
+    trouble = keep(measurement, session.recording)
+    _show(measurement, outcome, options, str(session.recording.path or ""))
+    exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
+    if outcome.exit_code and outcome.stderr_tail and options.script is not None:
+        sys.stderr.write(outcome.stderr_tail.rstrip() + "\n")
+    return exits.fail(outcome.exit_code, outcome.text) if outcome.exit_code else exits.DONE
+
+
+def _bad(options: argparse.Namespace) -> str:
+    if options.scenario is not None or options.attach is not None or (options.load and options.script is not None):
+        return "--load and --script stand alone: neither with each other, nor with a scenario or --attach"
+    if options.load and options.command is not None:
+        return "--load takes no command"
+    if options.script is not None and not options.script.is_file():
+        return f"--script: there is no file {options.script}"
+    return ""
+
+
+def _more(options: argparse.Namespace) -> dict[str, object]:
+    if options.load:
+        return {}
+    return {"script": str(options.script.absolute()), "arguments": options.command or []}
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    """A script may think for long without a word."""
+    return Limits(time_s=options.time_limit, silence_s=None if options.script is not None else Limits().silence_s)
+
+
+def _title(options: argparse.Namespace) -> str:
+    return "plain allocations" if options.load else str(options.script)
+
+
+def _wait(session: ProbeSession) -> Outcome:
+    while True:
+        try:
+            outcome = session.wait(0.2)
+        except KeyboardInterrupt:
+            session.stop()
+            continue
+        if outcome is not None:
+            return outcome
+
+
+def _show(measurement: Measurement, outcome: Outcome, options: argparse.Namespace, recording: str) -> None:
+    told: dict[str, Any] = {name: measurement.result.get(name) for name in ("available_bytes", "stopped_by")}
+    if options.json:
+        shown = measurement.footprint().to_json() | (told if options.load else {}) | {"recording": recording or None}
+        json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
+    if measurement.phases:
+        print_measurement(measurement, _title(options))
+    if options.load and outcome.kind == "completed":
+        words = _STOPPED_BY.get(str(told["stopped_by"]), "")
+        console().print(f"available: {format_bytes(told['available_bytes'])}; {words}", soft_wrap=True)
+    if recording:
+        console().print(f"recording: {recording}", soft_wrap=True)
