@@ -52,10 +52,10 @@ def predict(
     names, values = counts_of(scenario)
 
     def fields(*counts: int) -> dict[str, Any]:
-        return fields_of(_answer(with_counts(scenario, names, counts), architecture, gpu, native, device))
+        return fields_of(answer_alone(with_counts(scenario, names, counts), architecture, gpu, native, device))
 
     question = question_of(scenario, names, architecture, gpu, native, device)
-    whole = cache(lambda: _answer(scenario, architecture, gpu, native, device))
+    whole = cache(lambda: answer_alone(scenario, architecture, gpu, native, device))
     return Footprint(
         **answer(question, fields, values),
         terms=LaterSequence(lambda: whole().terms),
@@ -64,7 +64,8 @@ def predict(
     )
 
 
-def _answer(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
+def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
+    """The footprint worked out from the scenario alone, whatever was asked before."""
     stored = "native" if native is not None and native.is_quantized else architecture.dtype
     settled, notes = settle(scenario, architecture, stored)
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)

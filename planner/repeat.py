@@ -18,7 +18,7 @@ COUNTS = {"inference": ("batch", "prompt_tokens", "new_tokens", "max_model_len")
 """Fields of a workload that a program takes as inputs, where they are given. All are at least one."""
 LATER = ("terms", "extra", "limits", "speed")
 """Fields of a footprint that are worked out when somebody looks."""
-REMEMBERED = 64
+REMEMBERED = 512
 """Questions whose programs are kept."""
 PATHS = 24
 """Programs of one question: so many ways through the arithmetic are told apart before it is run as it stands."""

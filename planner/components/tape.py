@@ -13,11 +13,15 @@ from math import prod
 from typing import TypeVar
 
 from planner.record import record
-from planner.symbolic.amount import chosen, exceeds, largest
+from planner.symbolic.amount import chosen, exceeds, largest, plain
 
 Thing = TypeVar("Thing")
 BLOCK_BYTES = 512
 """The caching allocator rounds every request up to this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
+
+
+OPEN_AT_MOST = 8
+"""Moments of which a trace leaves open which is the highest; of more it is decided, for the inputs of the trace."""
 
 
 class Size:
@@ -313,6 +317,9 @@ def _offer(tops: list[tuple[int, Thing]], found: tuple[int, Thing]) -> None:
     """Keep what may be the highest: one of plain numbers, of amounts all that the inputs may make so."""
     if _reaches(tops, found[0]):
         tops[:] = [top for top in tops if not exceeds(found[0], top[0])] + [found]
+    if len(tops) > OPEN_AT_MOST:
+        highest_top = max(tops, key=lambda top: plain(top[0]))
+        tops[:] = [top for top in tops if top is highest_top or top[0] > highest_top[0]]
 
 
 def _apply(level: Level, changes: Sequence[tuple[str, Held, int]], times: int) -> None:

@@ -41,7 +41,8 @@ class Trace:
         self.least: list[int | None] = []
         """What an atom is never below, None where that is not plain to see."""
         self.conditions: dict[tuple[str, tuple[tuple[tuple[int, ...], int], ...]], Form] = {}
-        self.texts: list[tuple[Form, str]] = []
+        self.texts: list[tuple[Form, int | None, str]] = []
+        """Numbers in words: form, what it is divided by if anything, and how it is written."""
         self.pinned = False
         """Whether a value was used in a way that has no form: then it holds for this value alone."""
         self._numbers: dict[object, int] = {}
@@ -88,6 +89,11 @@ class Trace:
             self.atoms.append(atom)
             self.least.append(least)
         return {(number,): 1}
+
+    def text(self, form: Form, divisor: int | None, spec: str) -> str:
+        """A mark that stands in a text for a number."""
+        self.texts.append((form, divisor, spec))
+        return f"\x02{len(self.texts) - 1}\x03"
 
     def bound(self, form: Form) -> int | None:
         """A value that ``form`` is never below, None where that is not plain to see."""
@@ -267,6 +273,9 @@ class Amount:
     def __floor__(self) -> Any:
         return self
 
+    def __abs__(self) -> Any:
+        return self if self >= 0 else -self
+
     def __bool__(self) -> bool:
         return not self.trace.decide(self.form, self.value, "==")
 
@@ -311,8 +320,7 @@ class Amount:
         return self._compare(other, ">=", turned=True)
 
     def __format__(self, spec: str) -> str:
-        self.trace.texts.append((self.form, spec))
-        return f"\x02{len(self.trace.texts) - 1}\x03"
+        return self.trace.text(self.form, None, spec)
 
     def __str__(self) -> str:
         return self.__format__("")
@@ -394,7 +402,7 @@ class Ratio:
         return hash(float(self))
 
     def __format__(self, spec: str) -> str:
-        return format(float(self), spec)
+        return self._amount.trace.text(self._amount.form, self._divisor, spec)
 
 
 def form_of(number: Any) -> Form:

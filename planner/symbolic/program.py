@@ -135,8 +135,9 @@ class _Writer:
         written = []
         for index, part in enumerate(parts):
             if index % 2:
-                form, spec = self._trace.texts[int(part)]
-                written.append(f"format({self.form(form)}, {spec!r})")
+                form, divisor, spec = self._trace.texts[int(part)]
+                number = self.form(form) if divisor is None else f"({self.form(form)}) / {divisor}"
+                written.append(f"format({number}, {spec!r})")
             elif part:
                 written.append(repr(part))
         return "(" + " + ".join(written) + ")"

@@ -56,7 +56,7 @@ def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> 
     scenario = scenario_of(model, *workload, capacity)
     found, gpu = find_model(model, network=False), find_gpu("A100 SXM4 80GB")
     asked = scenario, found.architecture, gpu, found.native
-    assert told(lambda: predict(*asked)) == told(lambda: planner.predict._answer(*asked, "cuda"))
+    assert told(lambda: predict(*asked)) == told(lambda: planner.predict.answer_alone(*asked, "cuda"))
 
 
 def told(ask):

@@ -36,7 +36,7 @@ def branches(batch: int, tokens: int, window: int) -> dict[str, object]:
         "peak": peak,
         "where": where,
         "held": sum(held.values()),
-        "note": f"{tokens:,} tokens of {batch}",
+        "note": f"{tokens:,} tokens of {batch}, {tokens / 1024:.2f} Ki, {abs(batch - 200)} apart",
         "parts": (sizes, None),
     }
 

@@ -1,1 +1,0 @@
-"""vLLM: a pool of pages in what a profile run leaves of the memory it may take."""

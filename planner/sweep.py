@@ -1,0 +1,228 @@
+"""Many predictions at once: grids of batch and context, matrices of GPUs and counts.
+
+A sweep runs the arithmetic of a point under a trace that leaves open which moment is the highest, and the program that
+comes of it on NumPy arrays: a few programs, one for each way through the arithmetic, fill ten thousand cells. Every cell
+is what :func:`planner.predict.predict` says of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from planner.architecture.layers import Architecture
+from planner.faults import Faults
+from planner.footprint import Footprint, Verdict
+from planner.formats.format import Format
+from planner.gpu import Gpu
+from planner.predict import Device, answer_alone, predict
+from planner.record import record
+from planner.repeat import Question, counts_of, question_of, with_counts
+from planner.scenario import Scenario
+from planner.symbolic.amount import largest, plain
+from planner.symbolic.program import Program, record_program
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+VERDICTS: tuple[Verdict, ...] = ("fits", "tight", "does_not_fit", "unknown")
+METERS = ("allocated", "reserved", "device", "headroom", "uncertainty", "verdict")
+UNKNOWN = -1
+"""Stands for a figure of a cell that has none."""
+FEW_CELLS = 32
+"""So few cells are filled one after the other: arrays take longer to set up."""
+PATHS = 64
+"""Ways through the arithmetic that are told apart; cells beyond are answered one by one."""
+
+
+@record
+class Sweep:
+    """The figures of every cell, in bytes, arrays of one shape; a figure that is not known is −1.
+
+    ``verdict`` holds positions in :data:`VERDICTS`.
+    """
+
+    allocated: Integers
+    reserved: Integers
+    device: Integers
+    headroom: Integers
+    uncertainty: Integers
+    verdict: Integers
+
+
+def sweep(
+    scenario: Scenario,
+    architecture: Architecture,
+    gpu: Gpu,
+    native: Format | None = None,
+    *,
+    device: Device = "cuda",
+    **axes: Sequence[int] | Integers,
+) -> Sweep:
+    """The footprint's peak for every combination of the axes' values, which are broadcast against each other.
+
+    ``axes``: counts of the scenario's workload by name (``batch``, ``prompt_tokens``, ``new_tokens``, ``sequence`` …) and
+    ``capacity_bytes``, each at least 1. A cell that the engine refuses is unknown.
+    """
+    import numpy as np  # noqa: PLC0415  a point does without
+
+    shaped = np.broadcast_arrays(*(np.asarray(values, dtype=np.int64) for values in axes.values()))
+    shape = shaped[0].shape
+    first = with_counts(scenario, tuple(axes), [int(values.flat[0]) for values in shaped])
+    names, values = counts_of(first)
+    columns = [
+        shaped[tuple(axes).index(name)].ravel() if name in axes else np.full(shaped[0].size, value)
+        for name, value in zip(names, values, strict=True)
+    ]
+
+    def figures(*counts: int) -> tuple[Any, ...]:
+        return _figures(lambda: answer_alone(with_counts(first, names, counts), architecture, gpu, native, device))
+
+    def one(*counts: int) -> tuple[Any, ...]:
+        return _figures(lambda: predict(with_counts(first, names, counts), architecture, gpu, native, device=device))
+
+    question = question_of(first, names, architecture, gpu, native, device, METERS)
+    found = _fill(question, figures, one, columns)
+    return Sweep(**{name: row.reshape(shape) for name, row in zip(METERS, found, strict=True)})
+
+
+def context_grid(
+    scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, batches: Sequence[int], contexts: Sequence[int]
+) -> Sweep:
+    """Figures of shape (contexts, batches). A context is prompt and new tokens together; of a training it is the sequence.
+
+    The scenario's new tokens (1 when it gives none) are kept; a context leaves at least one token for the prompt.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    batch, context = np.asarray(batches, dtype=np.int64)[None, :], np.asarray(contexts, dtype=np.int64)[:, None]
+    if scenario.task == "training":
+        return sweep(scenario, architecture, gpu, native, batch=batch, sequence=context)
+    new = np.minimum(scenario.inference.new_tokens or 1, np.maximum(context - 1, 1))
+    return sweep(scenario, architecture, gpu, native, batch=batch, prompt_tokens=np.maximum(context - new, 1), new_tokens=new)
+
+
+def gpu_matrix(
+    scenario: Scenario, architecture: Architecture, native: Format | None, gpus: Sequence[Gpu], counts: Sequence[int]
+) -> Sweep:
+    """Figures of shape (GPUs, counts): the scenario on so many of each GPU, split by tensor parallelism.
+
+    Cards of one kind differ by their capacity alone, so each kind and count is one sweep over capacities.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    found = Sweep(**{name: np.zeros((len(gpus), len(counts)), dtype=np.int64) for name in METERS})
+    kinds: dict[object, list[int]] = {}
+    for row, gpu in enumerate(gpus):
+        kinds.setdefault(_kind(scenario, gpu), []).append(row)
+    for kind, rows in kinds.items():
+        gpu = _cards.setdefault(kind, gpus[rows[0]])
+        capacities = [gpus[row].capacity_bytes for row in rows]
+        for column, count in enumerate(counts):
+            one = sweep(on_gpus(scenario, gpu, count), architecture, gpu, native, capacity_bytes=capacities)
+            for name in METERS:
+                getattr(found, name)[rows, column] = getattr(one, name)
+    return found
+
+
+_cards: dict[object, Gpu] = {}
+"""The card that stands for its kind, always the same, so that its programs are found again."""
+
+
+def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
+    """What the memory of a run depends on beside the capacity. Serving engines tell cards apart by name."""
+    if scenario.task == "inference" and scenario.engine != "transformers":
+        return (gpu.name,)
+    return gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor, gpu.unified
+
+
+def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
+    """The scenario on ``count`` of a GPU, its weights split over all of them."""
+    hardware = type(scenario.hardware)(**{**vars(scenario.hardware), "gpu": gpu.name, "gpus": count, "capacity_bytes": None})
+    parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": count})
+    return Scenario(**{**vars(scenario), "hardware": hardware, "parallel": parallel})
+
+
+def _figures(ask: Callable[[], Footprint]) -> tuple[Any, ...]:
+    """The figures of the fullest GPU; none where the engine refuses."""
+    try:
+        footprint = ask()
+    except Faults:
+        return (*[UNKNOWN] * (len(METERS) - 1), VERDICTS.index("unknown"))
+    phases = [phase for gpu in footprint.gpus for phase in gpu.phases]
+    peaks = [largest(*(phase.meter(name) for phase in phases)) if phases else UNKNOWN for name in METERS[:3]]
+    headroom = UNKNOWN if footprint.headroom_bytes is None else footprint.headroom_bytes
+    uncertainty = UNKNOWN if footprint.uncertainty_bytes is None else footprint.uncertainty_bytes
+    return (*peaks, headroom, uncertainty, VERDICTS.index(footprint.verdict))
+
+
+def _fill(
+    question: Question, figures: Callable[..., tuple[Any, ...]], one: Callable[..., tuple[Any, ...]], columns: Sequence[Integers]
+) -> list[Integers]:
+    import numpy as np  # noqa: PLC0415
+
+    if columns[0].size <= FEW_CELLS:
+        cells = [_point(question, figures, one, [int(column[cell]) for column in columns]) for cell in range(columns[0].size)]
+        return [np.array(row, dtype=np.int64) for row in zip(*cells, strict=True)]
+    left = np.arange(columns[0].size)
+    found = [np.zeros(left.size, dtype=np.int64) for _ in METERS]
+    tried = 0
+    while left.size and (run := _run(question, tried, figures, columns, int(left[left.size // 2]))):
+        tried += 1
+        holds, values = run(*(column[left] for column in columns))
+        holds = np.broadcast_to(holds, left.shape)
+        for row, value in zip(found, values, strict=True):
+            row[left[holds]] = np.broadcast_to(value, left.shape)[holds]
+        left = left[~holds]
+    for cell in left:
+        for row, value in zip(found, one(*(int(column[cell]) for column in columns)), strict=True):
+            row[cell] = value
+    return found
+
+
+def _point(
+    question: Question, figures: Callable[..., tuple[Any, ...]], one: Callable[..., tuple[Any, ...]], values: Sequence[int]
+) -> tuple[Any, ...]:
+    for program, _ in question.programs:
+        found: tuple[Any, ...] | None = program.at(values)
+        if found is not None:
+            return found
+    if question.hopeless or len(question.programs) >= PATHS:
+        return one(*values)
+    result, program = record_program(figures, values, [1] * len(values), branches=False)
+    if program is None:
+        question.hopeless = True
+        return one(*values)
+    question.programs.append((program, program.arrays()))
+    return tuple(plain(figure) for figure in result)
+
+
+def _run(
+    question: Question, tried: int, figures: Callable[..., tuple[Any, ...]], columns: Sequence[Integers], cell: int
+) -> Callable[..., tuple[Any, Any]] | None:
+    """The next program over arrays: one that is known, or one made for a cell; None when there is none more."""
+    if tried == len(question.programs):
+        if tried == PATHS or question.hopeless:
+            return None
+        values = [int(column[cell]) for column in columns]
+        _, program = record_program(figures, values, [1] * len(columns), branches=False)
+        if program is None:
+            question.hopeless = True
+            return None
+        question.programs.append((program, program.arrays()))
+    run: Callable[..., tuple[Any, Any]] = question.programs[tried][1]
+    return run if _exact(run, columns) else None
+
+
+def _exact(run: Callable[..., tuple[Any, Any]], columns: Sequence[Integers]) -> bool:
+    """Whether no figure of the largest cell leaves 64 bits: the figures grow with every count."""
+    import numpy as np  # noqa: PLC0415
+
+    corner = [column.max() for column in columns]
+    with np.errstate(over="ignore"):
+        quick = run(*(np.array([value]) for value in corner))[1]
+    exact = run(*(np.array([int(value)], dtype=object) for value in corner))[1]
+    return all(int(np.asarray(one).flat[0]) == int(np.asarray(other).flat[0]) for one, other in zip(quick, exact, strict=True))

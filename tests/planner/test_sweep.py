@@ -1,0 +1,101 @@
+"""Every cell of a grid is the prediction of its point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.faults import Faults
+from planner.predict import answer_alone
+from planner.scenario import parse_scenario
+from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, sweep
+from resources.gpus import find_gpus
+from resources.plan import find_gpu, find_model
+
+CARD = "A100 SXM4 80GB"
+MODELS = (
+    "meta-llama/Llama-3.1-8B",
+    "google/gemma-3-1b-it",
+    "Qwen/Qwen3-30B-A3B",
+    "mistralai/Mistral-7B-v0.1",
+    "openai/gpt-oss-20b",
+    "deepseek-ai/DeepSeek-V2-Lite",
+    "ibm-granite/granite-4.0-h-tiny",
+)
+ENGINES = ("transformers", "vllm", "sglang", "training")
+
+
+def asked(model: str, engine: str):
+    task = "training" if engine == "training" else "inference"
+    work = {"checkpointing": "full"} if task == "training" else {"engine": engine, "new_tokens": 100}
+    scenario = parse_scenario({"version": 1, "model": model, "task": task, task: work, "hardware": {"gpu": CARD}})
+    found = find_model(model, network=False)
+    return scenario, found.architecture, find_gpu(CARD), found.native
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(MODELS),
+    st.sampled_from(ENGINES),
+    st.lists(st.integers(1, 500), min_size=1, max_size=5),
+    st.lists(st.integers(2, 140_000), min_size=1, max_size=5),
+)
+def test_a_cell_is_its_point(model, engine, batches, contexts) -> None:
+    """Each figure of each cell equals the one worked out for that cell alone."""
+    scenario, architecture, gpu, native = asked(model, engine)
+    grid = context_grid(scenario, architecture, gpu, native, batches, contexts)
+    for row, context in enumerate(contexts):
+        for column, batch in enumerate(batches):
+            if engine == "training":
+                point = replace(scenario, training=replace(scenario.training, batch=batch, sequence=context))
+            else:
+                new = min(100, context - 1)
+                work = replace(scenario.inference, batch=batch, prompt_tokens=context - new, new_tokens=new)
+                point = replace(scenario, inference=work)
+            at = (row, column)
+            try:
+                alone = answer_alone(point, architecture, gpu, native, "cuda")
+            except Faults:
+                assert VERDICTS[grid.verdict[at]] == "unknown"
+                continue
+            phases = [phase for card in alone.gpus for phase in card.phases]
+            figures = (grid.allocated[at], grid.reserved[at], grid.device[at])
+            assert figures == tuple(
+                max((phase.meter(name) for phase in phases), default=-1) for name in ("allocated", "reserved", "device")
+            )
+            assert grid.headroom[at] == (-1 if alone.headroom_bytes is None else alone.headroom_bytes)
+            assert VERDICTS[grid.verdict[at]] == alone.verdict
+
+
+def test_numbers_beyond_64_bits_are_answered_one_by_one() -> None:
+    """A million sequences of two billion tokens each: no figure wraps around."""
+    scenario, architecture, gpu, native = asked(MODELS[0], "transformers")
+    with pytest.raises(OverflowError):
+        sweep(scenario, architecture, gpu, native, batch=[1, 10**6], prompt_tokens=[100, 2**40])
+
+
+def test_axes_are_broadcast_against_each_other() -> None:
+    found = sweep(*asked(MODELS[0], "transformers"), batch=np.arange(1, 4)[:, None], prompt_tokens=[10, 20])
+    assert found.device.shape == (3, 2)
+    assert (np.diff(found.device, axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_matrix_of_gpus_is_made_of_predictions(engine) -> None:
+    scenario, architecture, _, native = asked(MODELS[0], engine)
+    gpus, counts = find_gpus("")[:40], (1, 2, 3, 8)
+    matrix = gpu_matrix(scenario, architecture, native, gpus, counts)
+    for row, gpu in enumerate(gpus):
+        for column, count in enumerate(counts):
+            verdict = VERDICTS[matrix.verdict[row, column]]
+            try:
+                alone = answer_alone(on_gpus(scenario, gpu, count), architecture, gpu, native, "cuda")
+            except Faults:
+                assert verdict == "unknown"
+                continue
+            assert verdict == alone.verdict
+            assert matrix.headroom[row, column] == (-1 if alone.headroom_bytes is None else alone.headroom_bytes)
