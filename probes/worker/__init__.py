@@ -30,10 +30,12 @@ Order
 ``traced_layers``      rehearse only: ``"auto"`` (default: of repeated layers a few are traced, the others written from them
                        and confirmed) or ``"all"`` (every layer is traced)
 
-Keys the worker reads inside the scenario beyond the common ones: ``inference.engine_options.cache_implementation``
-(``dynamic``, ``static``, ``quantized``), ``training.engine_options`` = ``{"use_reentrant": false, "max_grad_norm": null,
-"checkpoint_every": 2, "autocast_adapter_dtype": true, "quant_skip_modules": ["lm_head"], "chunk_tokens": 1024}``,
-``training.lora.alpha`` (twice the rank).
+Keys the worker reads inside the scenario beyond the common ones, with their defaults: ``inference.engine_options`` =
+``{"cache_implementation": "dynamic"`` (``static``, ``quantized``)``, "cache_backend": "quanto"`` (``hqq``, ``fp8``)``,
+"cache_nbits": 4, "cache_q_group_size": 64, "cache_residual_length": 128}``; ``training.engine_options`` =
+``{"use_reentrant": false, "max_grad_norm": null, "checkpoint_every": 2, "autocast_adapter_dtype": true,
+"prepare_for_kbit_training": false, "quant_skip_modules": "", "chunk_tokens": 1024, "projection_rank": 128}``;
+``training.lora.alpha`` (twice the rank) and ``dropout`` (0).
 
 Events
 ------

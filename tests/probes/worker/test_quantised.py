@@ -52,7 +52,7 @@ def test_experts_in_four_bits():
     quantise(model, "mxfp4", ())
     assert type(model["q_proj"]) is torch.nn.Linear
     values = 4 * 3 * 64 * 96
-    packed = [t for t in model["experts"].parameters()] + [t for t in model["experts"].buffers()]
+    packed = [*model["experts"].parameters(), *model["experts"].buffers()]
     assert sum(t.numel() for t in packed) == values // 2 + values // 32
     assert parameters_of(model)[0] == values + 64 * 64
 
