@@ -1,0 +1,130 @@
+"""Renders every tab into a folder: light, dark, at 200 % and at the smallest size, with something to see in each.
+
+Run as a script: ``python tests/screenshots.py FOLDER [--images DOCS]``; with ``--images`` the README's pictures too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["QT_QPA_PLATFORM"] = "offscreen"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from PySide6.QtCore import QEventLoop, QTimer  # noqa: E402  the platform is chosen first
+
+from gui.app import make_application, make_window  # noqa: E402
+from gui.first import FIRST_SCENARIO  # noqa: E402
+from gui.settings import Settings  # noqa: E402
+from gui.tabs import TABS  # noqa: E402
+from gui.theme import theme  # noqa: E402
+from gui.window import MINIMUM_SIZE, MainWindow  # noqa: E402
+from resources.history import History, Run  # noqa: E402
+
+USUAL, SMALLEST = (1400, 900), (MINIMUM_SIZE[0], 700)
+VARIANTS = (("light", "light", USUAL), ("dark", "dark", USUAL), ("smallest", "light", SMALLEST))
+README = (("footprint", "light"), ("footprint", "dark"), ("fits", "light"), ("compare", "light"))
+_PATIENCE_MS, _STEP_MS = 20_000, 50
+GIB = 2**30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=Path, help="folder of the README's pictures")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    scaled = os.environ.get("QT_SCALE_FACTOR")
+    variants = (("200", "light", USUAL),) if scaled else VARIANTS
+    with TemporaryDirectory() as home:
+        os.environ["HIGHWATER_HOME"] = home
+        fill_history()
+        make_application()
+        for name, scheme, size in variants:
+            for tab in TABS:
+                render(tab.name, scheme, size, options.folder / f"{tab.name}-{name}.png")
+        if options.images and not scaled:
+            for tab_name, scheme in README:
+                render(tab_name, scheme, USUAL, options.images / f"{tab_name}-{scheme}.png")
+    if not scaled:
+        environment = {**os.environ, "QT_SCALE_FACTOR": "2"}
+        subprocess.run([sys.executable, __file__, str(options.folder)], check=True, env=environment)
+    return 0
+
+
+def render(tab: str, scheme: str, size: tuple[int, int], file: Path) -> None:
+    """One picture of the real window."""
+    with TemporaryDirectory() as folder:
+        window = make_window(FIRST_SCENARIO, Settings(Path(folder) / "settings.ini"))
+        theme().choose(scheme)
+        window.resize(*size)
+        prepare(window, tab)
+        window.show()
+        window.show_tab(tab)
+        window.context.machine.start()
+        wait(lambda: window.context.machine.state is not None and window.context.operations.idle)
+        window.statusBar().clearMessage()
+        wait(lambda: True)
+        window.grab().save(str(file))
+        window.close()
+        window.deleteLater()
+    print(file)
+
+
+def prepare(window: MainWindow, tab: str) -> None:
+    """Something to see: pinned plans to compare, a plan that does not fit to be advised on, a card that fills up."""
+    state = window.context.state
+    if tab == "compare":
+        window.context.pins.pin(state.plan)
+        state.edit("inference.batch", 16)
+        window.context.pins.pin(state.plan)
+        state.edit("inference.kv_cache", "fp8")
+    elif tab == "fits":
+        window.documents.open_example("chat")
+    elif tab == "advice":
+        state.edit("task", "training")
+        state.edit("hardware.gpu", "GeForce RTX 4090")
+    elif tab == "commands":
+        window.documents.open_example("serve")
+
+
+def fill_history() -> None:
+    """Runs as a few weeks of work leave them; the sizes are made up, the models are real."""
+    rows = (
+        ("Qwen/Qwen3-8B", "measure", "inference", "NVIDIA H100 80GB HBM3", 17.2, 17.4, "completed"),
+        ("meta-llama/Llama-3.1-8B", "rehearse", "training", "", 63.8, 62.9, "completed"),
+        ("meta-llama/Llama-3.1-8B", "measure", "training", "NVIDIA GeForce RTX 4090", 63.8, None, "out_of_memory"),
+        ("HuggingFaceTB/SmolLM2-135M", "measure", "inference", "CPU", 0.27, 0.28, "completed"),
+        ("Qwen/Qwen3-30B-A3B", "measure", "inference", "NVIDIA H100 80GB HBM3", 58.1, 58.3, "stopped"),
+    )
+    history = History()
+    for day, (model, level, task, device, predicted, took, outcome) in enumerate(rows):
+        sizes = {"predicted_allocated_bytes": int(predicted * GIB), "allocated_bytes": int(took * GIB) if took else None}
+        history.add(Run(level, model, task, "transformers", "H100 SXM5 80GB", device, outcome, "fits", 12.0, "prefill",
+                        created=f"2026-01-{10 + day}T1{day}:3{day}:00+00:00", **sizes))  # fmt: skip
+
+
+def wait(until: Callable[[], bool]) -> None:
+    """Run events until ``until`` holds, at least twice around."""
+    loop, timer, left = QEventLoop(), QTimer(interval=_STEP_MS), [_PATIENCE_MS // _STEP_MS]
+
+    def look() -> None:
+        left[0] -= 1
+        if (until() and left[0] < _PATIENCE_MS // _STEP_MS - 3) or left[0] <= 0:
+            loop.quit()
+
+    timer.timeout.connect(look)
+    timer.start()
+    loop.exec()
+    timer.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
