@@ -266,7 +266,8 @@ def _instantiate(model_class: Any, config: Any, dtype: torch.dtype, attention: s
         raise WorkerError("unsupported", f"attention {attention!r} is not one transformers has", "scenario.inference.attention")
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
     kwargs: dict[str, Any] = {}
-    if _ATTENTIONS[attention] is not None:
+    # "sdpa" is what no choice settles to; classes without it (Mamba) are left to their own.
+    if _ATTENTIONS[attention] is not None and (attention != "sdpa" or getattr(model_class, "_supports_sdpa", True)):
         kwargs["attn_implementation"] = _ATTENTIONS[attention]
     return model_class._from_config(config, **kwargs)
 

@@ -120,7 +120,6 @@ def trace():
     def traced(scenario: dict[str, object], config: dict[str, object]) -> dict[str, dict[str, int]]:
         heard = Heard()
         scenario = json.loads(json.dumps(scenario))
-        scenario["inference"]["attention"] = "auto"
         order = {
             "version": 1, "mode": "rehearse", "scenario": scenario, "config": config, "device": "cpu", "layers": None,
             "budget_bytes": None, "personality": "cuda", "compute_capability": [9, 0],
