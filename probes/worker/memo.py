@@ -2,7 +2,8 @@
 
 The fake mode keeps such a memory of its own, which takes several times as long to ask and forgets what of a storage lies beyond its
 tensor; it is switched off. What is remembered is how each result lies in memory: fresh, an argument itself, or a view of one.
-Operators whose results depend on values are not remembered.
+Operators whose results depend on values are not remembered. Where in its storage an argument begins does not count: views begin so
+much further on.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 _CPU = torch.device("cpu")
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _UNFIT_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
-_UNFIT = {torch.ops.aten._unsafe_view.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.lift.default}
-_SELECT = torch.ops.aten.select.int
+_ATEN = torch.ops.aten
+_UNFIT = {_ATEN.lift_fresh.default, _ATEN.lift.default, _ATEN.as_strided.default}
+_SELECT = _ATEN.select.int
 _UNKNOWN: tuple[None, list[Any]] = (None, [])
 Key = tuple[Any, ...]
 
@@ -66,7 +68,7 @@ class Memo:
         dim, size = dim % len(shape), shape[dim]
         if not -size <= index < size:
             raise IndexError(f"select: index {index} is out of range for size {size}")
-        offset = tensor.storage_offset() + index % size * strides[dim]
+        offset = index % size * strides[dim]
         del shape[dim], strides[dim]
         made: torch.Tensor = self._make((0, tensor.dtype, shape, strides, offset), [tensor])
         return made
@@ -84,9 +86,9 @@ class Memo:
         elif shape is None:
             return tensors[source]
         else:
-            storage = tensors[source].untyped_storage()
+            storage, place = tensors[source].untyped_storage(), tensors[source].storage_offset() + offset
             with torch._C._DisableTorchDispatch():
-                made = torch.empty(0, dtype=dtype, device="meta").set_(storage, offset, shape, strides)
+                made = torch.empty(0, dtype=dtype, device="meta").set_(storage, place, shape, strides)
         return FakeTensor(self._mode, made, _CPU)
 
 
@@ -116,7 +118,7 @@ def _item(value: Any, tensors: list[torch.Tensor]) -> Any:
         if type(value) is not FakeTensor or value.constant is not None or value.dtype.is_complex:
             raise _Unfit
         tensors.append(value)
-        return (value.dtype, value.shape, value.stride(), value.storage_offset(), value.requires_grad)
+        return (value.dtype, value.shape, value.stride(), value.requires_grad)
     kind = type(value)
     if kind in _PLAIN:
         return (kind, value)
@@ -153,7 +155,9 @@ def _leaf(tensor: Any, tensors: list[torch.Tensor]) -> Any:
     storage = tensor.untyped_storage()
     for place, source in enumerate(tensors):
         if source.untyped_storage()._cdata == storage._cdata:
-            return (place, tensor.dtype, shape, strides, offset)
+            if source.dtype != tensor.dtype:
+                raise _Unfit
+            return (place, tensor.dtype, shape, strides, offset - source.storage_offset())
     extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1 if all(shape) else 0
     is_whole = not offset and extent * tensor.element_size() == storage.nbytes()
     return (None, tensor.dtype, shape, strides, None if is_whole else (offset, storage.nbytes()))

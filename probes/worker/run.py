@@ -19,6 +19,7 @@ from .fake import Answers, fake_tensors
 from .flash import NOTE as FLASH_NOTE
 from .fold import Folder, FoldError
 from .inference import InferenceLoad, MakeUnroller
+from .kernels import missing_kernels
 from .memo import Memo
 from .order import Order
 from .personality import CudaPersonality
@@ -164,6 +165,8 @@ class Run:
             self._notes += self._unroller.notes()
         if answers.asked:
             self._notes.append(f"values were assumed (no padding) where {len(answers.asked)} modules asked for them")
+        if self._built is not None:
+            self._notes += missing_kernels(self._built.model)
 
     def _trace_load(self, attribution: Attribution) -> None:
         try:

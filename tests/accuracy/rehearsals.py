@@ -124,14 +124,14 @@ def update(models: list[str], cases: list[str], *, again: bool) -> None:
     known = catalog()
     for case in cases:
         for model in models:
-            kept = read_kept()
-            results = kept["results"].setdefault(case, {})
-            if model in results and not again:
+            if model in read_kept()["results"].get(case, {}) and not again:
                 continue
-            results[model] = run_case(known[model]["config"], case)
+            result = run_case(known[model]["config"], case)
+            kept = read_kept()
+            kept["results"].setdefault(case, {})[model] = result
             kept["versions"] = {name: versions()[name] for name in ("torch", "transformers")}
             write_kept(kept)
-            print(f"{case} {model}: {results[model]['outcome']} {results[model]['seconds']} s", file=sys.stderr, flush=True)
+            print(f"{case} {model}: {result['outcome']} {result['seconds']} s", file=sys.stderr, flush=True)
 
 
 def table(kept: dict[str, Any]) -> str:
