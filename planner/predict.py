@@ -59,15 +59,27 @@ def predict(
     return Footprint(
         **answer(question, fields, values),
         terms=LaterSequence(lambda: whole().terms),
-        limits=LaterMapping(lambda: whole().limits),
+        limits=LaterMapping(lambda: _limits(scenario, architecture, gpu, native, whole())),
         extra=LaterMapping(lambda: whole().extra),
     )
 
 
+def _limits(
+    scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, found: Footprint
+) -> dict[str, int | None]:
+    from planner.solve import Asked, limits  # noqa: PLC0415  asks many predictions of its own
+
+    settled, _ = settle(scenario, architecture, _stored(architecture, native))
+    return limits(Asked(settled, architecture, gpu, native), found.limits)
+
+
+def _stored(architecture: Architecture, native: Format | None) -> str:
+    return "native" if native is not None and native.is_quantized else architecture.dtype
+
+
 def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
     """The footprint worked out from the scenario alone, whatever was asked before."""
-    stored = "native" if native is not None and native.is_quantized else architecture.dtype
-    settled, notes = settle(scenario, architecture, stored)
+    settled, notes = settle(scenario, architecture, _stored(architecture, native))
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
     notes = (*notes, *architecture.notes)
     machine = overheads(gpu if device == "cuda" else None)

@@ -20,7 +20,7 @@ from planner.record import record
 from planner.repeat import Question, counts_of, question_of, with_counts
 from planner.scenario import Scenario
 from planner.symbolic.amount import largest, plain
-from planner.symbolic.program import Program, record_program
+from planner.symbolic.program import record_program
 
 if TYPE_CHECKING:
     import numpy as np
