@@ -12,7 +12,7 @@ from .bitsandbytes_layout import Linear4bit, Linear8bit
 from .errors import WorkerError
 from .order import Order, Training
 from .product import QuantisedLinear
-from .quantised import quantise
+from .quantised import is_quantised, quantise
 
 ADAPTER_METHODS = ("lora", "dora", "qlora")
 QLORA_DEFAULT = "nf4"
@@ -24,7 +24,11 @@ def apply_method(model: Any, order: Order) -> Any:
     training = order.training
     if training.method == "freeze":
         _train_head_only(model)
-    if training.method == "qlora":
+    quantised = is_quantised(order.weights)
+    if training.method == "dora" and quantised:
+        message = f"scenario.weights: DoRA over {order.weights} is not rehearsed; choose qlora, or 16-bit weights"
+        raise WorkerError("unsupported", message, "scenario.weights")
+    if training.method == "qlora" or (training.method == "lora" and quantised):
         quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training))
     return _with_adapters(model, training) if training.method in ADAPTER_METHODS else model
 

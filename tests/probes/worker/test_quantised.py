@@ -82,6 +82,18 @@ def test_eight_bit_states(paged, expected):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_adapters_over_a_quantised_base_quantise_it(run_worker):
+    """LoRA over 4-bit weights is QLoRA by its name; DoRA needs the weights themselves and says so."""
+    runs = [
+        run_worker("rehearse", "llama", "training", {"sequence": 8, "method": method}, scenario={"weights": "nf4"}).phases
+        for method in ("lora", "qlora")
+    ]
+    assert runs[0] == runs[1]
+    with pytest.raises(WorkerError, match="choose qlora"):
+        run_worker("rehearse", "llama", "training", {"sequence": 8, "method": "dora"}, scenario={"weights": "nf4"})
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_qlora_holds_a_quantised_base_and_one_dequantised_weight(run_worker):
     targets = {"rank": 4, "targets": ["q_proj", "v_proj"]}
     workload = {"sequence": 32, "method": "qlora", "lora": targets}
