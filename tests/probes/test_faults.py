@@ -1,0 +1,204 @@
+"""Faults beside a run, through real processes: a worded outcome, a readable recording, no orphan, the next works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from probes.recording import read_recording
+from probes.session import Limits
+from tests.probes.fake_nvml import H200, FakeNvml
+from tests.probes.test_session import DONE, Run, run
+
+
+def test_a_line_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
+    """It is dropped as it comes: this process grows by less than 100 MB, and the run goes on to its result."""
+    script = """
+    block = b"x" * 2**20
+    for _ in range(1024):
+        os.write(1, block)
+    os.write(1, b"\\n")
+    """
+    process, highest, ended = psutil.Process(), [0], threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        probe, outcome = run(tmp_path, textwrap.dedent(script) + DONE, Limits(time_s=120, grace_s=0.3))
+    finally:
+        ended.set()
+        watcher.join()
+    assert outcome.kind == "completed"
+    assert [event["message"].split(":")[0] for event in probe.named("note")] == [
+        "The probe sent a line of 1,073,741,824 bytes was dropped"
+    ]
+    assert highest[0] - before < 100 * 10**6
+
+
+def test_a_gigabyte_without_a_line_end_is_told_too(tmp_path: Path) -> None:
+    script = """
+    block = b"x" * 2**20
+    for _ in range(1024):
+        os.write(1, block)
+    """
+    probe, outcome = run(tmp_path, textwrap.dedent(script), Limits(time_s=120, grace_s=0.3))
+    assert outcome.kind == "crashed"
+    assert "middle of a line" in probe.named("note")[0]["message"]
+
+
+def test_a_clock_that_jumps_keeps_its_events_in_the_run(tmp_path: Path) -> None:
+    """A suspended machine's clock leaps: no event lies before the run's begin or after the moment it was heard."""
+    script = """
+    for leap in (3600.0, -3600.0, 1e12, -1e12, 1e300):
+        os.write(1, json.dumps({"event": "tick", "t": time.monotonic() + leap}).encode() + b"\\n")
+    say("tick")
+    """
+    probe, outcome = run(tmp_path, textwrap.dedent(script) + DONE)
+    assert outcome.kind == "completed"
+    times = [event["t"] for event in probe.named("tick")]
+    assert len(times) == 6
+    assert all(0 <= t <= outcome.after_s for t in times)
+
+
+def test_the_wall_clock_plays_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back by an hour while a run goes on: limits, samples and order stay."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * (int(real()) % 2))
+    probe, outcome = run(tmp_path, "time.sleep(0.4)\n" + DONE)
+    assert outcome.kind == "completed"
+    times = [event["t"] for event in probe.events]
+    assert times == sorted(times)
+    assert outcome.after_s < 30
+
+
+def test_a_stopped_probe_that_goes_on_in_time_is_none_the_worse(tmp_path: Path) -> None:
+    probe = Run(tmp_path, "say('ready')\ntime.sleep(0.5)\n" + DONE, Limits(time_s=30, silence_s=10, grace_s=0.3))
+    with probe.session:
+        pid = probe.until(lambda event: event["event"] == "hello")["pid"]
+        probe.until(lambda event: event["event"] == "ready")
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.0)
+        os.kill(pid, signal.SIGCONT)
+        assert probe.finish().kind == "completed"
+
+
+def test_after_every_fault_the_next_probe_works(tmp_path: Path) -> None:
+    faults = ("os.kill(os.getpid(), signal.SIGKILL)", "os.write(1, b'half a li'); os._exit(0)", "os.abort()")
+    for number, fault in enumerate(faults):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}-next").mkdir()
+        _, outcome = run(tmp_path / f"{number}", fault)
+        assert outcome.kind in ("killed", "crashed")
+        probe, outcome = run(tmp_path / f"{number}-next", 'say("memory", allocated=7)\n' + DONE)
+        assert (outcome.kind, probe.named("memory")[0]["allocated"]) == ("completed", 7)
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNvml]:
+    library = FakeNvml(tmp_path_factory.mktemp("nvml"))
+    yield library
+    library.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"0.lost": 15}, "fallen off the bus"),
+        ({"0.lost": 16}, "needs a reset"),
+        ({"0.lost": 1}, ""),
+        ({"0.memory_v2.code": 999}, ""),
+    ],
+    ids=["lost", "reset", "shut down", "unknown"],
+)
+def test_a_driver_that_fails_midway_does_not_end_the_run(
+    tmp_path: Path, fake: FakeNvml, change: dict[str, int], words: str
+) -> None:
+    """Its series stops, the rest goes on."""
+    fake.say(H200)
+    child = f"""
+import json, os, sys, time
+sys.stdin.readline()
+def say(event, **fields):
+    os.write(1, json.dumps({{"event": event, "t": time.monotonic(), **fields}}).encode() + b"\\n")
+time.sleep(0.3)
+with open({str(fake.answers)!r} + ".new", "w") as file:
+    file.writelines(f"{{key}}={{value}}\\n" for key, value in ({H200!r} | {change!r}).items())
+os.replace({str(fake.answers)!r} + ".new", {str(fake.answers)!r})
+time.sleep(0.8)
+say("result", outcome="completed")
+"""
+    script = f"""
+import json, sys
+from pathlib import Path
+from probes.session import ProbeSession
+events = []
+order = {{"version": 1, "mode": "measure", "scenario": {{}}, "config": {{}}}}
+command = [sys.executable, "-S", "-c", {child!r}]
+with ProbeSession(order, events.append, recording_path=Path({str(tmp_path / "r.jsonl")!r}), command=command) as session:
+    session.wait(30)
+print(json.dumps(events))
+"""
+    events = json.loads(fake.run(script))
+    assert events[-1]["kind"] == "completed"
+    assert read_recording(tmp_path / "r.jsonl").events == events
+    used = [event["gpus"][0]["used"] for event in events if event["event"] == "sample"]
+    assert used[0] == H200["0.memory_v2.used"]
+    assert used[-1] is None
+    notes = [event["message"] for event in events if event["event"] == "note"]
+    assert words in "".join(notes)
+    assert all(event["rss"] is None or event["rss"] > 0 for event in events if event["event"] == "sample")
+
+
+@pytest.mark.slow
+def test_two_hours_at_20_hz_hold_memory_flat(tmp_path: Path) -> None:
+    """144,000 readings as fast as they can be told: the second half takes no more memory than the first left."""
+    count = 2 * 3600 * 20
+    script = f"""
+    line = '{{{{"event":"memory","t":%r,"allocated":%d,"reserved":2,"device":3,"free":4,"total":5,"phase":"load"}}}}\\\\n'
+    for n in range({count}):
+        os.write(1, (line % (time.monotonic(), n * 512)).encode())
+        if n == {count} // 2:
+            say("half")
+    """.replace("{{", "{").replace("}}", "}")
+    from probes.measurement import Measurement
+    from probes.session import ProbeSession
+    from tests.probes.test_session import ORDER, SPEAK
+
+    measurement, process = Measurement({}), psutil.Process()
+    sizes: dict[str, int] = {}
+    taken = [0]
+
+    def take(event: dict[str, Any]) -> None:
+        measurement.add(event)
+        taken[0] += event["event"] == "memory"
+        if event["event"] in ("half", "result"):
+            sizes[event["event"]] = process.memory_info().rss
+
+    import sys
+
+    command = [sys.executable, "-S", "-c", SPEAK + textwrap.dedent(script) + DONE]
+    path = tmp_path / "r.jsonl"
+    limits = Limits(time_s=250, silence_s=60, grace_s=0.3)
+    with ProbeSession(ORDER, take, recording_path=path, command=command, limits=limits) as session:
+        outcome = session.wait(260)
+    assert outcome is not None
+    assert outcome.kind == "completed", outcome
+    assert taken[0] == count
+    assert len(measurement.timeline) <= 20_000
+    assert sizes["result"] - sizes["half"] < 8 * 2**20
+    assert measurement.timeline.peak("allocated") == (count - 1) * 512
