@@ -43,9 +43,9 @@ accuracy: $(VENV)/dev.stamp
 $(REPORTS): docs/accuracy-%.txt: $(VENV)/dev.stamp
 	$(PY) tests/accuracy/$*.py > $@.new && mv $@.new $@
 
+# Every tab in light, dark, at 200 % and at the smallest size, to be looked at one by one; and the README's pictures.
 screenshots: $(VENV)/run.stamp
-	$(PY) main.py --screenshot docs/images/footprint-light.png --size 1400x900 --theme light
-	$(PY) main.py --screenshot docs/images/footprint-dark.png --size 1400x900 --theme dark
+	$(PY) tests/screenshots.py build/screenshots --images docs/images
 
 # The libraries Qt needs, installed when root and apt are at hand, else named.
 system: $(VENV)/run.stamp

@@ -142,6 +142,7 @@ def dress(table: QTableView, model: CellModel, row_height: int) -> None:
     table.verticalHeader().hide()
     table.verticalHeader().setDefaultSectionSize(row_height)
     table.horizontalHeader().setHighlightSections(False)
+    table.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
     theme().changed.connect(table.viewport().update)
 
 

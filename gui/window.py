@@ -187,6 +187,8 @@ class MainWindow(QMainWindow):
         self.show_tab(wanted if wanted in names else names[0])
         self._restyle()
         self._retitle()
+        if settings.trouble:
+            self.say(settings.trouble)
 
     def _ensure(self, name: str) -> QWidget:
         if name not in self._built:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, Signal, Slot
-from PySide6.QtGui import QKeyEvent
+from PySide6.QtGui import QKeyEvent, QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 
 from gui.cells import Cell, CellModel, Column, dress
@@ -24,6 +24,8 @@ _COLUMNS = (
     Column("What it costs"),
 )
 _WIDTHS = ((1, 96), (2, 96), (3, 104), (4, 300))
+_NARROW_WIDTHS = ((1, 84), (3, 88), (4, 128))
+_NARROW_BELOW = 680
 _ROW_HEIGHT = 30
 _INK = {"fits": "fits", "tight": "tight", "does_not_fit": "over"}
 
@@ -46,6 +48,14 @@ class AdviceTable(QTableView):
             self.setColumnWidth(column, width)
         self.selectionModel().currentRowChanged.connect(self._moved)
         self.doubleClicked.connect(self._double_clicked)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Where there is little room, what the plan then takes is left out: it is what is saved less."""
+        narrow = self.width() < _NARROW_BELOW
+        self.setColumnHidden(2, narrow)
+        for column, width in _NARROW_WIDTHS if narrow else _WIDTHS:
+            self.setColumnWidth(column, width)
+        super().resizeEvent(event)
 
     def show_advice(self, advice: tuple[Advice, ...]) -> None:
         """Show these, the first one chosen."""

@@ -40,7 +40,7 @@ class CardTable(QTableView):
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         for column in range(1, len(headings)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-            self.setColumnWidth(column, _WIDTH)
+            self.setColumnWidth(column, _WIDTH + 18 if column == 1 else _WIDTH)
         self.activated.connect(self._adopt)
 
     def resizeEvent(self, event: QResizeEvent) -> None:

@@ -1,4 +1,4 @@
-"""The meters of the phase on screen, at the right of the row; in two lines when one is too narrow."""
+"""The meters of the phase on screen, at the right of the row; in two or three lines where it is narrow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from gui.text import RIGHT, width_of, write
-from gui.theme import theme
+from gui.theme import NORMAL, SMALL, theme
 
-_GAP, _LINE = "    ", 16
+_GAP, _LINE, _LEAST_LINE = "    ", 16, 12
+_MOST = 3
 
 
 class Figures(QWidget):
@@ -29,21 +30,27 @@ class Figures(QWidget):
             self.update()
 
     def sizeHint(self) -> QSize:
-        """Room for two lines."""
-        return QSize(120, 2 * _LINE)
+        """Room for three small lines."""
+        return QSize(120, _MOST * _LEAST_LINE)
 
     def minimumSizeHint(self) -> QSize:
-        """The longest part in each of two lines."""
-        return QSize(120, 2 * _LINE)
+        """The longest part in each line."""
+        return QSize(120, _MOST * _LEAST_LINE)
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """As few lines as there is room for."""
-        lines = [_GAP.join(self._parts)]
-        if width_of(lines[0], tabular=True) > self.width():
-            lines = [_GAP.join(self._parts[:-1]), *self._parts[-1:]]
+        lines = self._lines()
+        pitch, size = (_LINE, NORMAL) if len(lines) < _MOST else (_LEAST_LINE, SMALL)
         painter = QPainter(self)
-        top = (self.height() - len(lines) * _LINE) // 2
+        top = (self.height() - len(lines) * pitch) // 2
         for number, line in enumerate(lines):
-            room = QRect(0, top + number * _LINE, self.width(), _LINE)
-            write(painter, room, line, theme().colour("muted"), tabular=True, align=RIGHT)
+            room = QRect(0, top + number * pitch, self.width(), pitch)
+            write(painter, room, line, theme().colour("muted"), size, tabular=True, align=RIGHT)
         painter.end()
+
+    def _lines(self) -> list[str]:
+        """All in one line, the last in a second, or each in its own."""
+        for lines in ([_GAP.join(self._parts)], [_GAP.join(self._parts[:-1]), *self._parts[-1:]]):
+            if all(width_of(line, tabular=True) <= self.width() for line in lines):
+                return lines
+        return list(self._parts)

@@ -59,15 +59,16 @@ class HistoryTab(QWidget):
         self.filter.setAccessibleName(tr("Filter the runs"))
         set_role(self.note, "muted")
         row = QHBoxLayout()
-        row.addWidget(self.filter, 1)
         for button in self.buttons.values():
             row.addWidget(button)
+        row.addStretch(1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
-        column.addLayout(row)
+        column.addWidget(self.filter)
         column.addWidget(self.note)
         column.addWidget(self.table, 1)
+        column.addLayout(row)
         TableMenu(self.table, self.table.runs)
         self._show_choice()
 

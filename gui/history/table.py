@@ -21,7 +21,7 @@ _COLUMNS = (
     Column("Took", figures=True), Column("Error", figures=True), Column("Outcome"),
 )  # fmt: skip
 _WIDTHS = {0: 98, 2: 82, 3: 78, 5: 84, 6: 84, 7: 66, 8: 104}
-_ROOM_FOR = {4: 860, 3: 640, 2: 560}
+_ROOM_FOR = {4: 860, 3: 640, 2: 600, 5: 560}
 """Columns that give way where the table is narrower; the tool tip of the model tells the same."""
 _ROW_HEIGHT = 26
 _CLOSE, _NEAR = 0.05, 0.15

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gui.context import Context
 
 _COLUMNS = (
-    Column("GPU"), Column("Process", figures=True), Column("Name"), Column("User"), Column("GPU memory", figures=True),
+    Column("GPU"), Column("Process", figures=True), Column("Name"), Column("User"), Column("Memory", figures=True),
     Column("RAM", figures=True),
 )  # fmt: skip
 _ROW_HEIGHT, _LEAST_TABLE = 24, 120
@@ -95,6 +95,7 @@ class MonitorTab(QWidget):
         told = "" if snapshot.gpus else str(snapshot.state) or tr(_NO_DRIVER)
         self.words.setText(told or ("" if snapshot.holders else tr(_NOBODY)))
         self.words.setVisible(bool(self.words.text()))
+        self.table.setVisible(bool(snapshot.gpus))
 
 
 class Reader(QObject):

@@ -62,8 +62,8 @@ def _own_threads():
 def open_window(qtbot, home):
     windows = []
 
-    def opened(scenario=FIRST_SCENARIO, size=(1400, 900), scheme="light"):
-        window = make_window(scenario, Settings(home / f"settings{len(windows)}.ini"))
+    def opened(scenario=FIRST_SCENARIO, size=(1400, 900), scheme="light", settings=None):
+        window = make_window(scenario, settings or Settings(home / f"settings{len(windows)}.ini"))
         theme().choose(scheme)
         window.resize(*size)
         window.show()

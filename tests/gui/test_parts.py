@@ -89,6 +89,21 @@ def test_an_unreadable_setting_falls_back_and_says_so(tmp_path, caplog, stored):
     caplog.clear()
 
 
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe" * 50, b"just some words", "[window]\ntheme=\xe9".encode("latin-1")])
+def test_a_broken_settings_file_is_set_aside_said_and_replaced(tmp_path, open_window, content):
+    path = tmp_path / "settings.ini"
+    path.write_bytes(content)
+    broken = Settings(path)
+    assert "set aside as settings.broken1.ini" in broken.trouble
+    assert (tmp_path / "settings.broken1.ini").read_bytes() == content
+    broken.set(THEME, "dark")
+    broken._store.sync()
+    again = Settings(path)
+    assert (again.trouble, again.get(THEME)) == ("", "dark")
+    window = open_window(settings=broken)
+    assert "set aside" in window.statusBar().currentMessage()
+
+
 def test_files_are_told_apart(tmp_path, window):
     scenario = window.context.state.scenario
     assert save_scenario(scenario, tmp_path / "s.json").startswith("Saved")
