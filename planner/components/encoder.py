@@ -14,7 +14,7 @@ from planner.components.attention import attention_forward
 from planner.components.graph import Graph, add
 from planner.components.mlp import mlp_forward
 from planner.components.norms import norm_forward
-from planner.components.run import Run
+from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 
 INDEX_BYTES = 8
@@ -98,6 +98,67 @@ def whisper_block(g: Graph, layer: Layer) -> None:
     g.free("activated")
     add(g, "y", run.hidden(), "residual", "mlp")
     g.free("mlp", "residual")
+
+
+def modernbert_block(g: Graph, layer: Layer) -> None:
+    """Norm before each mixer, none before the first attention; rotation in fp32; windows by a mask (``ModernBertEncoderLayer``).
+
+    The attention's output lives to the end of the layer.
+    """
+    run, (attention, channel), norms = g.run, _mixers(layer), list(layer.norms)
+    if len(norms) > 1:
+        norm_forward(g, norms.pop(0), "attention norm", "x")
+    heads = run.heads(attention.num_heads, attention.head_dim)
+    g.hold("qkv", run.heads(3 * attention.num_heads, attention.head_dim))
+    for name in ("q", "k"):
+        _rotated_wide(g, name, attention)
+    for name in ("q", "k"):
+        g.hold(name, heads)
+    g.free("q wide", "k wide")
+    if attention.window_tokens is not None:
+        g.hold("window", Size(batch=run.batch, queries=run.sequence, keys=run.sequence, bytes=run.dtype_bytes))
+    else:
+        g.hold("log_sum_exp", run.row(attention.num_heads))
+    g.hold("attended", heads)
+    g.free("window", "log_sum_exp")
+    g.hold("attention", run.hidden())
+    g.free("attended", "q", "k", "qkv", "attention norm")
+    add(g, "residual", run.hidden(), "x", "attention")
+    norm_forward(g, norms[0], "mlp norm", "residual")
+    mlp_forward(g, channel, "mlp norm", "mlp")
+    g.free("mlp norm")
+    add(g, "y", run.hidden(), "residual", "mlp")
+    g.free("mlp", "residual", "attention")
+
+
+def _rotated_wide(g: Graph, name: str, attention: Attention) -> None:
+    """x · cos + rotate_half(x) · sin on an fp32 copy, made twice; leaves ``{name} wide``."""
+    wide = g.run.heads(attention.num_heads, attention.head_dim, FP32_BYTES)
+    g.hold("copy", wide)
+    g.hold("cos", wide)
+    g.free("copy")
+    g.hold("copy", wide)
+    g.hold("half", g.run.heads(attention.num_heads, max(attention.head_dim // 2, 1), FP32_BYTES))
+    g.hold("turned", wide)
+    g.free("half", "copy")
+    g.hold("sin", wide)
+    g.free("turned")
+    g.hold(f"{name} wide", wide)
+    g.free("cos", "sin")
+
+
+def window_mask(run: Run) -> Span:
+    """The boolean mask that all windowed layers share, made from the distances of all pairs."""
+    pairs = {"queries": run.sequence, "keys": run.sequence}
+    g = Graph(run)
+    for name in ("differences", "distances"):
+        g.hold(name, Size(**pairs, int64_bytes=INDEX_BYTES))
+    g.free("differences")
+    for name in ("within", "within and seen", "mask"):
+        g.hold(name, Size(**pairs, bool_bytes=1))
+        g.free("distances")
+    g.free("within", "within and seen")
+    return g.span()
 
 
 def position_bias(run: Run, attention: Attention) -> Size:

@@ -14,11 +14,13 @@ from planner.components.encoder import (
     cross_cache,
     encoder_span,
     first_step,
+    modernbert_block,
     own_cache,
     position_bias,
     relative_positions,
     t5_block,
     whisper_block,
+    window_mask,
 )
 from planner.components.graph import Graph
 from planner.components.layer import NotModelled
@@ -28,6 +30,7 @@ from planner.engines.transformers import Generation, Step
 
 BLOCKS: dict[str, Block] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), bert_block),
+    "modernbert": modernbert_block,
     "t5": t5_block,
     "whisper": whisper_block,
 }
@@ -77,6 +80,11 @@ def _encode(course: Course, architecture: Architecture, stack: Stack, run: Run, 
     if architecture.model_type == "t5":
         shared["position bias"] = position_bias(run, attention)
         course.run(relative_positions(run, stack.layers[0]), 1, "relative positions")
+    if architecture.model_type == "modernbert":
+        shared["mask"] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
+        course.run(window_mask(run), 1, "window mask")
+        shared["cosines and sines"] = Size(four=4, sequence=run.sequence, head_dim=attention.head_dim, bytes=run.dtype_bytes)
+        course.hold("workspace", "cosines and sines", shared["cosines and sines"])
     for layer, count in layer_groups(stack):
         course.run(encoder_span(layer, run, block, shared), count, "encoder layers")
     for name, size in {**shared, "embeddings": run.hidden(), "x": run.hidden()}.items():
