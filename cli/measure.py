@@ -30,9 +30,7 @@ TAKES_COMMAND = True
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Scenario, device, limits, recording; or whom to watch."""
-    parser.usage = (
-        "main.py measure [options] SCENARIO | --load ramp | --script FILE | [SCENARIO] --attach PID | [SCENARIO] -- COMMAND…"
-    )
+    parser.usage = "main.py measure [options] SCENARIO | --load ramp | --script FILE | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -168,13 +169,13 @@ print(json.dumps(events))
 def test_two_hours_at_20_hz_hold_memory_flat(tmp_path: Path) -> None:
     """144,000 readings as fast as they can be told: the second half takes no more memory than the first left."""
     count = 2 * 3600 * 20
-    script = f"""
-    line = '{{{{"event":"memory","t":%r,"allocated":%d,"reserved":2,"device":3,"free":4,"total":5,"phase":"load"}}}}\\\\n'
-    for n in range({count}):
-        os.write(1, (line % (time.monotonic(), n * 512)).encode())
-        if n == {count} // 2:
+    script = """
+    line = '{"event":"memory","t":%r,"allocated":%d,"reserved":2,"device":3,"free":4,"total":5,"phase":"load"}'
+    for n in range(COUNT):
+        os.write(1, (line % (time.monotonic(), n * 512)).encode() + bytes([10]))
+        if n == COUNT // 2:
             say("half")
-    """.replace("{{", "{").replace("}}", "}")
+    """.replace("COUNT", str(count))
     from probes.measurement import Measurement
     from probes.session import ProbeSession
     from tests.probes.test_session import ORDER, SPEAK
@@ -188,8 +189,6 @@ def test_two_hours_at_20_hz_hold_memory_flat(tmp_path: Path) -> None:
         taken[0] += event["event"] == "memory"
         if event["event"] in ("half", "result"):
             sizes[event["event"]] = process.memory_info().rss
-
-    import sys
 
     command = [sys.executable, "-S", "-c", SPEAK + textwrap.dedent(script) + DONE]
     path = tmp_path / "r.jsonl"
