@@ -22,8 +22,6 @@ REMEMBERED = 512
 """Questions whose programs are kept."""
 PATHS = 24
 """Programs of one question: so many ways through the arithmetic are told apart before it is run as it stands."""
-DIRECT_FIRST = 1
-"""Questions answered without a trace, which costs about ten answers."""
 
 
 class Question:
@@ -91,7 +89,7 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
                 question.programs.insert(0, question.programs.pop(position))
             return found
     question.asked += 1
-    if question.hopeless or question.asked <= DIRECT_FIRST or len(question.programs) >= PATHS:
+    if question.hopeless or not _is_time(question.asked) or len(question.programs) >= PATHS:
         return function(*values)
     from planner.symbolic.program import record_program  # noqa: PLC0415  the first answer does without
 
@@ -105,6 +103,11 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
     question.programs.insert(0, program)
     found = program.at(values)
     return function(*values) if found is None else found
+
+
+def _is_time(asked: int) -> bool:
+    """Whether an answer that no program gives is worth a trace, which takes as long as a few answers: the 2nd, 4th, 8th …"""
+    return asked > 1 and asked & (asked - 1) == 0
 
 
 def fields_of(footprint: Footprint) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Trace:
         self.pinned = False
         """Whether a value was used in a way that has no form: then it holds for this value alone."""
         self._numbers: dict[object, int] = {}
+        self._leasts: dict[tuple[int, ...], int | None] = {}
 
     def input(self, value: int, minimum: int) -> Any:
         """The next input."""
@@ -97,16 +98,35 @@ class Trace:
 
     def bound(self, form: Form) -> int | None:
         """A value that ``form`` is never below, None where that is not plain to see."""
+        return self.bounds(form)[0]
+
+    def bounds(self, form: Form) -> tuple[int | None, int | None]:
+        """Values that ``form`` is never below and never above, None where they are not plain to see."""
         total = 0
+        rises = falls = True
         for product, factor in form.items():
-            least = factor
+            least = self._least_of(product)
+            if least is None:
+                return None, None
+            if product:
+                if factor > 0:
+                    falls = False
+                else:
+                    rises = False
+                if not rises and not falls:
+                    return None, None
+            total += factor * least
+        return total if rises else None, total if falls else None
+
+    def _least_of(self, product: tuple[int, ...]) -> int | None:
+        found = self._leasts.get(product, -1)
+        if found == -1:
+            found = 1
             for atom in product:
-                bound = self.least[atom]
-                if bound is None or bound < 0 or factor < 0:
-                    return None
-                least *= bound
-            total += least
-        return total
+                least = self.least[atom]
+                found = None if found is None or least is None or least < 0 else found * least
+            self._leasts[product] = found
+        return found
 
     def decide(self, form: Form, value: int, sign: str) -> bool:
         """Whether ``form`` (at present ``value``) is ``>`` 0, ``>=`` 0 or ``==`` 0; noted unless it is always so."""
@@ -121,12 +141,12 @@ class Trace:
         return holds
 
     def _always(self, form: Form, sign: str, *, holds: bool) -> bool:
-        below, above = self.bound(form), self.bound({key: -factor for key, factor in form.items()})
+        least, most = self.bounds(form)
         if sign == "==":
-            return not holds and ((below or 0) > 0 or (above or 0) > 0)
+            return not holds and ((least or 0) > 0 or (most or 0) < 0)
         if holds:
-            return below is not None and (below > 0 or (below == 0 and sign == ">="))
-        return above is not None and (above > 0 or (above == 0 and sign == ">"))
+            return least is not None and (least > 0 or (least == 0 and sign == ">="))
+        return most is not None and (most < 0 or (most == 0 and sign == ">"))
 
 
 def add(one: Form, other: Form, factor: int) -> Form:
@@ -416,10 +436,10 @@ def exceeds(one: Any, other: Any) -> bool | None:
     if type(difference) is not Amount:
         return bool(difference > 0)
     trace, form = difference.trace, difference.form
-    least, most = trace.bound(form), trace.bound({key: -factor for key, factor in form.items()})
+    least, most = trace.bounds(form)
     if least is not None and least > 0:
         return True
-    if most is not None and most >= 0:
+    if most is not None and most <= 0:
         return False
     return trace.decide(form, difference.value, ">") if trace.branches else None
 

@@ -9,6 +9,7 @@ import planner.predict
 import planner.repeat
 from planner.faults import Faults
 from planner.predict import predict
+from planner.repeat import fields_of
 from planner.scenario import parse_scenario
 from resources.plan import find_gpu, find_model
 
@@ -61,7 +62,8 @@ def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> 
 
 def told(ask):
     try:
-        return ask().to_json()
+        found = ask()
+        return fields_of(found), tuple(found.terms), dict(found.extra)
     except Faults as faults:
         return str(faults)
 
