@@ -28,7 +28,13 @@ MODELS = {
     "bert": BERT | {"model_type": "bert", "architectures": ["BertModel"]},
     "roberta, masked": BERT | {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]},
     "modernbert": BERT
-    | {"model_type": "modernbert", "architectures": ["ModernBertModel"], "local_attention": 64, "global_attn_every_n_layers": 3},
+    | {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertModel"],
+        "pad_token_id": 0,
+        "local_attention": 64,
+        "global_attn_every_n_layers": 3,
+    },
     "t5": T5 | {"feed_forward_proj": "relu"},
     "t5, gated": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5, deep": T5 | {"feed_forward_proj": "relu", "num_layers": 10, "num_decoder_layers": 10},
@@ -100,7 +106,14 @@ def test_caches_after_the_last_step_are_exact(trace, model: str) -> None:
 
 
 def test_families_nobody_read_are_unknown() -> None:
-    config = BERT | {"model_type": "electra", "architectures": ["ElectraModel"]}
+    config = {
+        "model_type": "distilbert",
+        "architectures": ["DistilBertModel"],
+        "dim": 128,
+        "hidden_dim": 512,
+        "n_layers": 2,
+        "n_heads": 4,
+    }
     request = {"version": 1, "model": {"config": config}, "task": "inference", "weights": "bf16", "inference": WORK["short"]}
     footprint = make_plan(parse_scenario(request), network=False).footprint
     assert footprint.verdict == "unknown"
