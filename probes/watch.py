@@ -15,6 +15,7 @@ Only what was launched is ever ended; a process that was attached to is left as 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -36,12 +37,16 @@ from probes.sampler import PROBE_INTERVAL_S, Sampler
 from probes.session import environment
 from probes.wire import bounded_lines
 
+logger = logging.getLogger(__name__)
+
 LOG_LINES = 20_000
 """Lines of output that are recorded; those that say something of memory always are."""
 _LINE_BYTES = 2**16
 _POLL_S = 0.1
 _GRACE_S = 3.0
 _PSS_S = 1.0
+_PSS_SHARE = 100
+"""The kernel walks every page of a process for it: of hundreds of gigabytes less often, so that it stays at a percent."""
 _DRAIN_S = 5.0
 
 EndKind = Literal["completed", "failed", "killed", "stopped", "timed_out", "could_not_start"]
@@ -111,7 +116,7 @@ class Watch:
         self._emitting = threading.Lock()
         self._stop_asked, self._ended = threading.Event(), threading.Event()
         self._origin = time.monotonic()
-        self._pss_at = -_PSS_S
+        self._pss_due = 0.0
         self._lines = 0
         self._trouble = ""
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -156,9 +161,11 @@ class Watch:
         self._emit({"event": "environment", "t": self._now(), **told})
         try:
             ending = self._launched(self._target) if isinstance(self._target, Launch) else self._attached(self._target)
-        finally:
+        except Exception as error:
+            logger.exception("the watch failed")
+            ending = Ending("failed", f"Highwater failed at watching: {error!r}", self._now())
             if self._group is not None:
-                self._group.kill()
+                self._group.sweep()
         self.ending = ending
         self._emit({"event": "outcome", "t": self._now(), **ending.to_json()})
         self._recording.close()
@@ -287,9 +294,11 @@ class Watch:
         if meters is None:
             return
         values = meters.read()
-        if time.monotonic() - self._pss_at >= _PSS_S:
-            self._pss_at = time.monotonic()
+        if time.monotonic() >= self._pss_due:
+            begun = time.monotonic()
             values["pss"] = meters.tree.pss_bytes()
+            took_s = time.monotonic() - begun
+            self._pss_due = begun + max(_PSS_S, _PSS_SHARE * took_s)
         self._emit({"event": "sample", "t": self._now(), **values})
         for trouble in meters.new_troubles():
             self._note(trouble)
