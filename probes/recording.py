@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 READABLE = (1, 2)
 SUFFIX = ".jsonl"
+SHOWN = 20_000
+"""Samples between two other events that a chart is given."""
 _CHUNK_BYTES = 4 * 2**20
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
 
@@ -72,6 +74,10 @@ class Recorded:
     def events(self) -> list[Event]:
         """Every event in order."""
         return [event for piece in self.pieces for event in (piece.events() if isinstance(piece, RowRun) else [piece])]
+
+    def shown_events(self, limit: int = SHOWN) -> list[Event]:
+        """Every event in order, but of a long run of samples only about ``limit``, with every series' peaks: to be drawn."""
+        return [event for piece in self.pieces for event in (piece.thinned(limit) if isinstance(piece, RowRun) else [piece])]
 
 
 def recordings_folder() -> Path:

@@ -184,6 +184,16 @@ class RowRun:
         rows.sort(key=lambda row: row[0])
         return [form.event(values) for _, form, values in rows]
 
+    def thinned(self, limit: int) -> list[Event]:
+        """At most about ``limit`` rows as events, in order, those among them at which a column is highest; all if they are few."""
+        if self.length <= limit:
+            return self.events()
+        chosen = RowRun()
+        for part in self.parts:
+            rows = _peak_rows(part.values, max(1, limit * len(part.order) // self.length))
+            chosen.parts.append(Part(part.form, part.order[rows], part.values[rows]))
+        return chosen.events()
+
     def columns(self, kind: str) -> Columns | None:
         """The events called ``kind`` as columns in order; None without any."""
         parts = [part for part in self.parts if part.form.kind == kind]
@@ -196,6 +206,16 @@ class RowRun:
         index = {form.id: number for number, form in enumerate(forms)}
         form_of = np.concatenate([np.full(len(part.order), index[part.form.id]) for part in parts])[order]
         return Columns(values, forms, form_of)
+
+
+def _peak_rows(values: Integers, limit: int) -> NDArray[np.intp]:
+    """Rows at which a column is highest within its stretch, stretches being as long as ``limit`` makes them."""
+    count, columns = values.shape
+    width = -(-count * columns // limit)
+    whole = count // width
+    starts = np.arange(whole) * width
+    highest = [starts + values[: whole * width, column].reshape(whole, width).argmax(axis=1) for column in range(columns)]
+    return np.unique(np.concatenate([*highest, [count - 1]]))
 
 
 def _column(part: Part, path: Path) -> Floats:

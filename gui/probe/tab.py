@@ -314,7 +314,7 @@ class ProbeTab(QWidget):
         prediction = recorded.header.get("prediction")
         self._rehearsing = rehearsed is not None
         self._open(folded.scenario, prediction if isinstance(prediction, dict) else None, on_cpu=folded.on_cpu)
-        for event in recorded.events:
+        for event in recorded.shown_events():
             self._now.take(event)
         if rehearsed is not None:
             self._shown.rehearsed = rehearsed

@@ -27,7 +27,7 @@ HEADER = {"scenario": {"model": "org/Some-Model", "task": "inference"}, "predict
 
 
 def event(number: int) -> dict[str, object]:
-    return {"event": "memory", "t": number * 0.05, "allocated": number * 512, "phase": "prefill"}
+    return {"event": "memory", "t": number / 20, "allocated": number * 512, "phase": "prefill"}
 
 
 def write(path: Path, count: int) -> None:
@@ -262,3 +262,20 @@ def test_a_compressed_recording_is_read_to_where_it_breaks_off(tmp_path: Path) -
     packed.write_bytes(b"plain")
     with pytest.raises(OSError, match="gzip"):
         read_recording(packed)
+
+
+def test_of_many_samples_the_peaks_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    samples = [event(number) | {"t": number / 20, "allocated": 10**12 if number == 4321 else number} for number in range(6000)]
+    with Recording(HEADER, path) as recording:
+        recording.append({"event": "phase", "t": 0.0})
+        for sample in samples:
+            recording.append(sample)
+        recording.append({"event": "outcome", "t": 9.0})
+    recorded = read_recording(path)
+    shown = recorded.shown_events(limit=100)
+    assert len(shown) <= 103
+    assert samples[4321] in shown
+    assert shown[-2] == samples[-1]
+    assert [event["t"] for event in shown[1:-1]] == sorted(event["t"] for event in shown[1:-1])
+    assert recorded.shown_events(limit=6000) == recorded.events
