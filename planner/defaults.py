@@ -75,6 +75,11 @@ def _training_weights(scenario: Scenario, notes: list[str]) -> str:
     if scenario.training.method == "qlora":
         return "nf4-dq" if scenario.weights == "native" else scenario.weights
     dtype = WEIGHTS_OF_PRECISION[scenario.training.precision]
+    if scenario.training.method in ("lora", "dora"):
+        # A frozen base has no masters: mixed precision finds it in the dtype it was loaded in.
+        dtype = {"amp-bf16": "bf16", "amp-fp16": "fp16"}.get(scenario.training.precision, dtype)
+        if scenario.weights in PLAIN:
+            return scenario.weights
     if scenario.weights in ("native", dtype):
         return dtype
     if scenario.weights in PLAIN:
