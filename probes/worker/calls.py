@@ -11,7 +11,7 @@ import transformers
 from .kinds import Member, layer_numbers
 from .segments import Name
 from .tracker import Storage, StorageTracker
-from .trees import Spec, Tree, describe, fresh_storage, view
+from .trees import Spec, Tree, describe, fresh_storage, has_foreign, view
 
 UNTRACKED: Name = ("untracked",)
 
@@ -46,7 +46,11 @@ class Call:
         return UNTRACKED if entry is None else self.names.get(entry.ident, ("unknown",))
 
     def _given(self, value: Any) -> Tree:
-        return ("cache", type(value)) if is_cache(value) else describe(value, lambda tensor: self._enter("lent", tensor))
+        if is_cache(value):
+            return ("cache", type(value))
+        tree = describe(value, lambda tensor: self._enter("lent", tensor))
+        # A foreign object may be another one with the same identity: no two calls with one are equal.
+        return ("foreign", object()) if has_foreign(tree) else tree
 
     def _slot(self, tensor: torch.Tensor) -> Name:
         return self._enter("slot", tensor)

@@ -22,39 +22,13 @@ import torch
 from torch import nn
 
 from .attribution import Attribution
+from .backwards import Backwards, Node
 from .calls import UNTRACKED, Call, Rebuilder
 from .kinds import Member, members_of
-from .segments import UNKNOWN, Entry, Name, Window, WindowSink, Writer
-from .tracker import Storage, StorageTracker
-from .trees import Tree, can_rebuild, describe, rebuild, spec_of, tensors_in
-
-
-class FoldError(Exception):
-    """Layers were written from a record that the layers after them did not confirm."""
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What a call did: events, its result, the cache entries it changed, and what of its input and results the graph keeps.
-
-    Of several results that require gradients only the first may be used; the others are such as attention scores.
-    """
-
-    events: tuple[Entry, ...]
-    out: Tree
-    changes: tuple[tuple[tuple[int, Any], Tree], ...]
-    asked: frozenset[Any]
-    kept: frozenset[Name] = frozenset()
-
-
-@dataclass(frozen=True)
-class Backward:
-    """What its backward did: events, the gradient it passes on, and the gradients its parameters then have."""
-
-    events: tuple[Entry, ...]
-    gradient: Tree
-    gradients: tuple[Tree, ...]
-    asked: frozenset[Any]
+from .records import Asked, FoldError, Forward, Traced, Written
+from .segments import UNKNOWN, Window, WindowSink, Writer
+from .tracker import StorageTracker
+from .trees import can_rebuild, describe, rebuild, tensors_in
 
 
 @dataclass
@@ -67,39 +41,6 @@ class Pass:
     unconfirmed: set[Any] = field(default_factory=set)
 
 
-@dataclass
-class Traced:
-    """A traced call that takes part in a graph: what its backward is recognised by. It holds no tensors."""
-
-    member: Member
-    key: Any
-    names: dict[int, Name]
-    out_name: Name
-    input: Storage
-    beside: dict[Name, Storage]
-    record: Forward
-
-
-@dataclass
-class Open:
-    """The window of a backward that runs."""
-
-    traced: Traced
-    window: Window
-    key: Any
-    asked: set[str]
-
-
-@dataclass(eq=False)
-class Written:
-    """A call that was written and takes part in a graph."""
-
-    call_key: Any
-    member: Member
-    storages: dict[Name, Storage]
-    keeps: list[Any]
-
-
 class Folder:
     """Follows the layers of one model; also a listener of phases."""
 
@@ -107,19 +48,14 @@ class Folder:
         self._tracker = tracker
         self._sink = sink
         self._attribution = attribution
-        self._asked = asked
+        self._asked = Asked(asked)
+        self._backwards = Backwards(tracker, sink, attribution, self._asked)
         self._model: nn.Module | None = None
         self._members: dict[int, Member] = {}
         self._passes: dict[int, Pass] = {}
         self._unsettled: list[Traced] = []
-        self._open: Open | None = None
         self._busy = False
         self._phase = "load"
-        self._backwards: dict[Any, Backward] = {}
-        self._backwards_unconfirmed: set[Any] = set()
-        self._waiting: dict[Any, list[Written]] = {}
-        self._survivors: dict[int, Traced] = {}
-        sink.between = self._died_between
         self.written_calls = 0
 
     @contextmanager
@@ -145,18 +81,14 @@ class Folder:
         """A phase begins or ends."""
         self._phase = name
         if state == "begin":
-            self._backwards.clear()
+            self._backwards.begin_phase()
             if self._model is not None:
                 self._follow()
             return
         self._settle()
-        self._close(None)
         for group in list(self._passes):
             self._end_pass(group)
-        if self._backwards_unconfirmed or (name == "backward" and any(self._waiting.values())):
-            raise FoldError("backward")
-        if name == "backward":
-            self._survivors.clear()
+        self._backwards.end_phase(name)
 
     def _followed(self, of: type[nn.Module]) -> type[nn.Module]:
         def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +99,7 @@ class Folder:
 
     def _called(self, layer: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         member = self._members[id(layer)]
-        if self._busy or self._open is not None or self._phase == "backward":
+        if self._busy or self._backwards.is_open or self._phase == "backward":
             return run(layer, *args, **kwargs)
         self._settle()
         this = self._enter_pass(member)
@@ -194,32 +126,29 @@ class Folder:
         if this is not None and this.unconfirmed:
             raise FoldError("forward")
 
-    # Forward ------------------------------------------------------------------------------------------------------------
-
     def _trace(self, call: Call, run: Callable[[], Any]) -> Any:
+        traced: list[Traced] = []
         if call.hidden is not None and call.hidden.grad_fn is not None:
-            ending = Ending(self, call.hidden.output_nr)
-            call.hidden.grad_fn.register_prehook(ending)
-        else:
-            ending = None
+            number = call.hidden.output_nr
+            call.hidden.grad_fn.register_prehook(lambda gradients: self._end_backward(traced, gradients[number]))
         window = Window("forward", call.member.path, call.names)
-        before = set(self._asked)
+        before = self._asked.names()
         call.tensors.clear()
         self._sink.window, self._busy = window, True
         try:
             out = run()
         finally:
             self._sink.window, self._busy = None, False
-        record = self._recorded(call, window, out, self._asked_since(before, call.member.path))
+        record = self._recorded(call, window, out, self._asked.since(before, call.member.path))
         if record is None:
             return out
         if call.hidden is None:
             self._compare(call.member.group, call.key, record)
         else:
-            self._follow_graph(call, record, out, ending)
+            traced += self._follow_graph(call, record, out)
         return out
 
-    def _recorded(self, call: Call, window: Window, out: Any, asked: frozenset[Any]) -> Forward | None:
+    def _recorded(self, call: Call, window: Window, out: Any, asked: frozenset[tuple[bool, str]]) -> Forward | None:
         """What the call did, None where it could not be said of another layer."""
         result = describe(out, call.name_of)
         before, after = dict(call.before), dict(call.state.read(call.name_of))
@@ -239,35 +168,32 @@ class Folder:
         )
         return Forward(tuple(window.events), result, changes, asked) if whole else None
 
-    def _follow_graph(self, call: Call, record: Forward, out: Any, ending: Ending | None) -> None:
+    def _follow_graph(self, call: Call, record: Forward, out: Any) -> Iterator[Traced]:
         flow, *beside = (leaf[1] for leaf in tensors_in(record.out) if leaf[2][5])
         entry = self._tracker.entry_of(call.hidden) if call.hidden is not None else None
         result = next(_flows(out))
         if entry is None or result.grad_fn is None:
             return
-        others = {
-            name: other
-            for tensor in _tensors(out)
-            if (name := call.name_of(tensor)) in beside and (other := self._tracker.entry_of(tensor))
-        }
+        entries = {call.name_of(tensor): self._tracker.entry_of(tensor) for tensor in _flows(out)}
+        others = {name: other for name in beside if (other := entries.get(name)) is not None}
         traced = Traced(call.member, call.key, call.names, flow, entry, others, record)
-        if ending is not None:
-            ending.traced = traced
         number = result.output_nr
         result.grad_fn.register_prehook(lambda gradients: self._begin_backward(traced, gradients[number]))
         self._unsettled.append(traced)
-        self._survivors |= {ident: traced for ident, name in call.names.items() if name[0] == "forward" and name != flow}
+        self._backwards.follow(traced)
+        yield traced
 
-    def _died_between(self, ident: int) -> None:
-        """What a traced layer made dies outside of layers, such as casts at the end of autocast: so it does for written ones."""
-        traced = self._survivors.pop(ident, None)
-        if traced is None:
-            return
-        name = traced.names.pop(ident)
-        for written in self._waiting.get(traced.key, ()):
-            entry = written.storages.pop(name, None)
-            if entry is not None:
-                self._tracker.bury(entry)
+    def _begin_backward(self, traced: Traced, gradient: torch.Tensor | None) -> None:
+        self._settle()
+        self._backwards.begin(traced, gradient)
+
+    def _end_backward(self, traced: list[Traced], gradient: torch.Tensor | None) -> None:
+        if traced:
+            self._backwards.end(traced[0], gradient)
+
+    def _undo(self, written: Written, gradient: torch.Tensor) -> torch.Tensor:
+        self._settle()
+        return self._backwards.undo(written, gradient)
 
     def _settle(self) -> None:
         """The layer before has returned: an input that still lives is kept by the graph."""
@@ -294,7 +220,7 @@ class Folder:
         writer = Writer(self._tracker, self._attribution, call.member.path, call.storages)
         writer.write("forward", record.events)
         self._attribution.module = module
-        self._ask(record.asked, call.member.path)
+        self._asked.repeat(record.asked, call.member.path)
         tensor_of = Rebuilder(self._tracker, call.storages, call.tensors)
         with self._tracker.paused():
             for place, tree in record.changes:
@@ -312,163 +238,12 @@ class Folder:
         loose = {name for name, _ in flows} - record.kept
         storages = {name: known for name, known in call.storages.items() if name[0] == "forward" and name not in loose}
         written = Written(call.key, call.member, storages | {("input",): entry}, [])
-        self._waiting.setdefault(call.key, []).append(written)
-        made: Any = iter(_Layer.apply(hidden, self, written, lambda: tuple(tensor_of(*flow) for flow in flows)))
+        self._backwards.wait_for(written)
+        made: Any = iter(Node.apply(hidden, self._undo, written, lambda: tuple(tensor_of(*flow) for flow in flows)))
         out = rebuild(record.out, lambda name, spec: next(made) if spec[5] else tensor_of(name, spec))
         kept = {name: tensor for (name, _), tensor in zip(flows, _flows(out), strict=True)} | {("input",): hidden}
         written.keeps = [kept[name].untyped_storage() for name in record.kept]
         return out
-
-    # Backward -----------------------------------------------------------------------------------------------------------
-
-    def _begin_backward(self, traced: Traced, gradient: torch.Tensor | None) -> None:
-        self._settle()
-        self._close(gradient)
-        if gradient is None:
-            return
-        entry = self._tracker.entry_of(gradient)
-        names = {ident: name for ident, name in traced.names.items() if name[0] != "slot"}
-        names[traced.input.ident] = ("input",)
-        before = self._gradients(traced.member, names)
-        if entry is not None:
-            names[entry.ident] = ("gradient",)
-        window = Window("backward", traced.member.path, names)
-        self._open = Open(traced, window, (traced.key, before, spec_of(gradient)), set(self._asked))
-        self._sink.window = window
-
-    def end_backward(self, traced: Traced | None, gradient: torch.Tensor | None) -> None:
-        """The gradient of a traced layer's input is there."""
-        if self._open is not None and self._open.traced is traced:
-            self._close(gradient)
-
-    def _close(self, gradient: torch.Tensor | None) -> None:
-        if self._open is None:
-            return
-        done, self._open, self._sink.window = self._open, None, None
-        record = self._undone(done, gradient) if gradient is not None else None
-        if record is None:
-            return
-        known = self._backwards.setdefault(done.key, record)
-        if known is not record and known == record:
-            self._backwards_unconfirmed.discard(done.key)
-
-    def _undone(self, done: Open, gradient: torch.Tensor) -> Backward | None:
-        """What the backward did, None where it could not be said of another layer."""
-        traced, window = done.traced, done.window
-        gone = [ident for ident, other in self._survivors.items() if other is traced]
-        for ident in gone:
-            del self._survivors[ident]
-
-        def name_of(tensor: torch.Tensor) -> Name:
-            entry = self._tracker.entry_of(tensor)
-            return UNTRACKED if entry is None else window.names.get(entry.ident, UNKNOWN)
-
-        passed = describe(gradient, name_of)
-        gradients = tuple(describe(parameter.grad, name_of) for parameter in _trained(traced.member))
-        reachable = {leaf[1] for tree in (passed, *gradients) for leaf in tensors_in(tree)}
-        left = {name for name in window.names.values() if name[0] in ("forward", "backward")} - reachable - {traced.out_name}
-        whole = (
-            window.is_closed
-            and not left
-            and not reachable & {UNKNOWN, UNTRACKED}
-            and ("f", traced.out_name) not in window.events
-            and (("f", ("input",)) in window.events) == (("input",) in traced.record.kept)
-        )
-        asked = self._asked_since(done.asked, traced.member.path)
-        return Backward(tuple(window.events), passed, gradients, asked) if whole else None
-
-    def undo(self, written: Written, gradient: torch.Tensor) -> torch.Tensor:
-        """Write the backward of a written layer. Returns the gradient of its input."""
-        self._settle()
-        self._close(gradient)
-        self._waiting[written.call_key].remove(written)
-        storages, tensors = written.storages, {("gradient",): gradient}
-        names: dict[int, Name] = {}
-        before = self._gradients(written.member, names, storages, tensors)
-        entry = self._tracker.entry_of(gradient)
-        key = (written.call_key, before, spec_of(gradient))
-        record = self._backwards.get(key)
-        if record is None or entry is None:
-            raise FoldError("backward")
-        self._backwards_unconfirmed.add(key)
-        storages["gradient",] = entry
-        Writer(self._tracker, self._attribution, written.member.path, storages).write("backward", record.events)
-        self._ask(record.asked, written.member.path)
-        written.keeps.clear()
-        return self._write_gradients(written.member, record, Rebuilder(self._tracker, storages, tensors))
-
-    def _write_gradients(self, member: Member, record: Backward, tensor_of: Rebuilder) -> torch.Tensor:
-        with self._tracker.paused():
-            for parameter, tree in zip(_trained(member), record.gradients, strict=True):
-                made = rebuild(tree, tensor_of)
-                if made is not parameter.grad:
-                    parameter.grad = made
-            passed: torch.Tensor = rebuild(record.gradient, tensor_of)
-        return passed
-
-    def _gradients(
-        self,
-        member: Member,
-        names: dict[int, Name],
-        storages: dict[Name, Storage] | None = None,
-        tensors: dict[Name, torch.Tensor] | None = None,
-    ) -> tuple[Tree, ...]:
-        """The gradients that the layer's parameters have; their storages are named."""
-
-        def name_of(tensor: torch.Tensor) -> Name:
-            entry = self._tracker.entry_of(tensor)
-            if entry is None:
-                return UNTRACKED
-            name = names.setdefault(entry.ident, ("accumulated", number))
-            if storages is not None and tensors is not None:
-                storages[name] = entry
-                tensors[name] = tensor
-            return name
-
-        trees = []
-        for number, parameter in enumerate(_trained(member)):  # noqa: B007  name_of reads it
-            trees.append(describe(parameter.grad, name_of))
-        return tuple(trees)
-
-    # Questions about values ----------------------------------------------------------------------------------------------
-
-    def _asked_since(self, before: set[str], path: str) -> frozenset[Any]:
-        new = self._asked.keys() - before
-        return frozenset((True, name[len(path) :]) if name.startswith(path) else (False, name) for name in new)
-
-    def _ask(self, asked: frozenset[Any], path: str) -> None:
-        for inside, name in asked:
-            self._asked.setdefault(path + name if inside else name, 1)
-
-
-class Ending:
-    """A hook where the gradient of a traced layer's input is whole."""
-
-    def __init__(self, folder: Folder, number: int) -> None:
-        self.traced: Traced | None = None
-        self._folder = folder
-        self._number = number
-
-    def __call__(self, gradients: Any) -> None:
-        """The node that made the input is about to run."""
-        self._folder.end_backward(self.traced, gradients[self._number])
-
-
-class _Layer(torch.autograd.Function):
-    """The node of a written layer. Gradients come to its first result only."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, folder: Folder, written: Written, make: Callable[[], Any]) -> Any:
-        ctx.folder, ctx.written = folder, written
-        ctx.set_materialize_grads(False)
-        return make()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor, None, None, None]:
-        gradient, *beside = gradients
-        if gradient is None or any(other is not None for other in beside):
-            raise FoldError("backward")
-        return ctx.folder.undo(ctx.written, gradient), None, None, None
 
 
 class _Quiet:
@@ -476,10 +251,6 @@ class _Quiet:
 
     def __init_subclass__(cls, **_kwargs: Any) -> None:
         pass
-
-
-def _trained(member: Member) -> list[nn.Parameter]:
-    return [parameter for parameter in member.layer.parameters() if parameter.requires_grad]
 
 
 def _flows(value: Any) -> Iterator[torch.Tensor]:
@@ -492,3 +263,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+
+
+__all__ = ["FoldError", "Folder"]

@@ -47,6 +47,16 @@ def tensors_in(tree: Tree) -> list[Tree]:
     return []
 
 
+def has_foreign(tree: Tree) -> bool:
+    """Whether a foreign object is in the tree."""
+    kind, _, rest = tree
+    if kind == "list":
+        return any(map(has_foreign, rest))
+    if kind == "dict":
+        return any(has_foreign(item) for _, item in rest)
+    return bool(kind == "object")
+
+
 def can_rebuild(tree: Tree) -> bool:
     """Whether :func:`rebuild` can make the value: no foreign objects, containers that take their items."""
     kind, of, rest = tree
