@@ -20,19 +20,24 @@ Placement = Literal["pre", "post", "sandwich", "normed_residual"]
 class Implementation:
     """One family's way of writing its blocks.
 
-    ``norm``: see :mod:`planner.components.norms`. ``placement``: norms before a mixer, after it, or both, or
-    before it with the norm's result as the residual. ``rotary``: see
-    :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention; ``table_for_windows``: windowed
-    layers have cosines and sines of their own). ``attention``: what the class runs when nothing else is asked; ``masked``: it
-    passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask.
-    ``norms_first``: a parallel layer computes both norms before its mixers. ``sums_in_place``: it adds one mixer's output
-    into the other's. ``routing``: dtype of the routed experts' weights. ``router``: how experts are chosen.
-    ``experts``: how they are computed. ``rotates_each``: queries are rotated before keys are projected; ``norms_values``:
-    values are normed too, without a weight; ``skips_shared``: layers that read other layers' caches see only the tokens
-    whose logits are kept.
-    What a variable keeps alive longer than needed: ``keeps_attention``, the attention's
-    output during the feed-forward block; ``keeps_probabilities``, a layer's attention probabilities during the next
-    layer; ``keeps_positions``, position embeddings during the whole forward.
+    ``norm`` (and ``qk_norm`` where it is another): see :mod:`planner.components.norms`; ``placement``: norms before a mixer,
+    after it, both, or before it with the norm's result as the residual; ``norms_first``: a parallel layer computes both norms
+    before its mixers; ``normed_after_rotation``: queries and keys are normed after they are rotated; ``norms_values``: values
+    are normed too, without a weight.
+
+    ``rotary``: see :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention);
+    ``table_for_windows``: windowed layers have cosines and sines of their own; ``rotates_each``: queries are rotated before
+    keys are projected.
+
+    ``attention``: what the class runs when nothing else is asked; ``eager_upcasts``: its eager softmax is in fp32; ``masked``:
+    it passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask;
+    ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
+
+    ``router``: how experts are chosen; ``routing``: dtype of their weights; ``experts``: how they are computed.
+
+    ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
+    needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
+    attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     """
 
     norm: NormVariant = "cast"
@@ -43,6 +48,7 @@ class Implementation:
     attention: AttentionCode = "sdpa"
     indexer_rotary: RotaryStyle = "halves"
     table_for_windows: bool = False
+    eager_upcasts: bool = True
     masked: bool = False
     repeats_keys: bool = True
     norms_first: bool = False
@@ -84,7 +90,7 @@ WRITTEN: dict[str, Implementation] = {
         ),
         LLAMA,
     ),
-    "gpt2": Implementation(keeps_attention=True, keeps_positions=True),
+    "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),
     "opt": LLAMA,
     "gpt_neox": LLAMA,
     "phi": LLAMA,

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from planner.architecture.layers import Weight
+from planner.components.quantised import hold_product
 from planner.components.run import Run, factors_of
 from planner.components.tape import Held, Size, Tape
 
@@ -71,6 +73,7 @@ class Graph(Tape):
         self._storages: dict[str, Storage] = {}
         self._shares: dict[str, int] = {}
         self._stop_after = stop_after
+        self.gradients: dict[str, str] = {}
 
     def make(
         self,
@@ -89,6 +92,7 @@ class Graph(Tape):
             self.hold(name, size, component)
             return
         kept = [self.save(saved) for saved in saves if saved != name]
+        self._give_up(name)
         self.hold(name, size, component)
         self.record.sizes[name] = size
         if name in saves:
@@ -103,6 +107,16 @@ class Graph(Tape):
         if self.saving:
             self.record.sizes[name] = size or self.record.sizes[source]
             self.record.nodes.append(Node(name, (source,), (), rule or passed_on))
+
+    def parts(self, source: str, sizes: Mapping[str, Size]) -> None:
+        """Views of a tensor's parts (``chunk``, ``split``): once all gradients are there they are laid together in one tensor."""
+        keys = [f"{source} as {name}" for name in sizes]
+        if self.saving:
+            self.record.nodes.append(Node(keys[0], (source,), (), partial(joined, others=keys[1:])))
+        for (name, size), key in zip(sizes.items(), keys, strict=True):
+            self.view(name, source, None, size)
+            if self.saving:
+                self.record.nodes[-1].inputs = (key,)
 
     def save(self, name: str) -> Storage:
         """Autograd keeps a tensor until the node that asked for it has run."""
@@ -142,10 +156,7 @@ class Graph(Tape):
 
     def rename(self, old: str, new: str) -> None:
         """The tensor goes on under another name; one that is kept under that name gives it up."""
-        if new in self._live:
-            kept = self._storages.pop(new)
-            kept.name = f"{new} before"
-            super().rename(new, kept.name)
+        self._give_up(new)
         storage = self._storages.pop(old, None)
         if storage is None or storage.name == old:
             super().rename(old, new)
@@ -155,6 +166,16 @@ class Graph(Tape):
         if self.saving:
             self.record.sizes[new] = self.record.sizes[old]
             self.record.nodes.append(Node(new, (old,), (), passed_on))
+
+    def _give_up(self, name: str) -> None:
+        """A tensor that autograd keeps gives up its name to another."""
+        if name not in self._live:
+            return
+        kept = self._storages.pop(name)
+        kept.name = f"{name} before"
+        while kept.name in self._live:
+            kept.name += "'"
+        super().rename(name, kept.name)
 
     def release_unsaved(self, *kept: str) -> None:
         """Every reference of the code but ``kept`` goes at once, as when the second forward of a checkpoint is stopped."""
@@ -171,7 +192,7 @@ class Graph(Tape):
 
     def backward(self, record: Record, gradients: dict[str, str]) -> dict[str, str]:
         """Run the nodes of ``record`` from ``gradients`` (tensor → name of its gradient); returns those of the leaves."""
-        self.record = record
+        self.record, self.gradients = record, gradients
         self.saving = False
         left: dict[int, int] = {}
         for node in reversed(record.nodes):
@@ -213,7 +234,8 @@ class Graph(Tape):
     def weight_gradients(self, node: Node) -> None:
         """Gradients of the weights of a linear or a norm."""
         for weight in node.weights if self.run.trainable else ():
-            self.hold(f"grad {weight.name}", Size(**factors_of(weight), bytes=self.run.dtype_bytes), "gradients")
+            count = {"count": weight.count} if weight.count > 1 else {}
+            self.hold(f"grad {weight.name}", Size(**count, **factors_of(weight), bytes=self.run.dtype_bytes), "gradients")
 
     def settle_weight_gradients(self, node: Node) -> None:
         """Where gradients exist already, the new ones are added to them and go."""
@@ -244,6 +266,15 @@ def passed_on(graph: Graph, node: Node, gradient: str) -> Gradients:
     return [(tensor, graph.share(gradient)) for tensor in node.inputs]
 
 
+def joined(graph: Graph, node: Node, gradient: str, others: Sequence[str]) -> Gradients:  # noqa: ARG001
+    """All parts' gradients in one tensor (``split_backward``)."""
+    (tensor,) = node.inputs
+    made = graph.gradient(tensor, node)
+    for other in others:
+        graph.drop(graph.gradients.pop(other, ""))
+    return [(tensor, made)]
+
+
 def sliced(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """A part of a tensor: zeros of the whole, into which the gradient is copied (``slice_backward``)."""
     return [(tensor, graph.gradient(tensor, node)) for tensor in node.inputs]
@@ -258,6 +289,15 @@ def broadcast(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
     made.append((second, graph.gradient(second, node)))
     graph.consume(rows)
     return made
+
+
+def gathered(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Rows picked by an index: zeros of the whole, and the sum of the rows' gradients in a tensor of its own (``index_put``)."""
+    (tensor,) = node.inputs
+    zeros = graph.held(f"{node.out} zeros", node, graph.record.sizes[tensor])
+    made = graph.gradient(tensor, node)
+    graph.consume(zeros)
+    return [(tensor, made)]
 
 
 def power(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
@@ -298,6 +338,10 @@ def linear(
     copies: bool = False,
 ) -> None:  # fmt: skip
     """``source`` times a weight (and a bias). ``copies``: the gradient arrives head by head and is laid out token by token."""
+    scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
+    if scheme is not None:
+        hold_product(graph, scheme, weights[0], name, size, component)
+        return
     saves = (source,) if graph.run.trainable else ()
     graph.make(name, size, (source,), saves, linear_rule, component=component, weights=weights, moment=size if copies else None)
 

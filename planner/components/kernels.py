@@ -84,9 +84,18 @@ def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
     if ops.masked:
         g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
         saves.append("mask")
+        if kernel == "efficient":
+            _aligned_mask(g, ops)
     rule = _flash_rule if kernel == "flash" and run.cuda else _fused_rule
     g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule)
-    g.free("log_sum_exp", "mask")
+    g.free("log_sum_exp", "mask", "mask padded")
+
+
+def _aligned_mask(g: Graph, ops: Operands) -> None:
+    """A mask whose rows are no multiple of 16 is copied into rows that are (attention.cpp, ``pad_bias``)."""
+    run, missing = g.run, -ops.keys % 16
+    size = Size(batch=run.batch, queries=run.sequence, padded_keys=(ops.keys + missing) * min(missing, 1), bytes=run.dtype_bytes)
+    g.hold("mask padded", size)
 
 
 def _flash_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
@@ -245,7 +254,7 @@ def _values(g: Graph, ops: Operands) -> None:
 
 def _softmax(g: Graph, ops: Operands, scores: Size) -> None:
     wide = g.run.scores(ops.heads, ops.keys, FP32_BYTES)
-    if g.run.dtype_bytes == FP32_BYTES:
+    if g.run.dtype_bytes == FP32_BYTES or not g.run.code.eager_upcasts:
         g.make("probabilities", scores, ("scores masked",), ("probabilities",))
     else:
         g.make("scores fp32", wide, ("scores masked",))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from planner.architecture.layers import LatentAttention, Norm, Weight
-from planner.components.graph import Graph, linear
+from planner.components.graph import Gradients, Graph, Node, linear, passed_on
 from planner.components.indexer import index_forward
 from planner.components.kernels import Operands, choose_kernel, fused, math
 from planner.components.norms import norm_forward
@@ -15,23 +17,20 @@ from planner.components.tape import Size
 def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -> None:
     """Reads ``source``; leaves ``target``, the block's output."""
     run, heads, width = g.run, mixer.num_heads, mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
-    keys = run.past_tokens + run.sequence
+    keys, rope = run.past_tokens + run.sequence, mixer.qk_rope_head_dim
     _queries(g, mixer, source, run.heads(heads, width))
-    linear(g, "kv compressed", source, run.rows(mixer.kv_lora_rank + mixer.qk_rope_head_dim), _of(mixer, "kv_a_proj_with_mqa"))
-    _norm(g, mixer, "kv_a_layernorm", "kv", "kv compressed", mixer.kv_lora_rank)
-    g.view("k", "kv compressed")
-    g.view("q rope", "q")
-    rope = mixer.qk_rope_head_dim
+    g.parts("q", {"q nope": run.heads(heads, mixer.qk_nope_head_dim), "q rope": run.heads(heads, rope)})
+    linear(g, "kv compressed", source, run.rows(mixer.kv_lora_rank + rope), _of(mixer, "kv_a_proj_with_mqa"))
+    g.parts("kv compressed", {"kv": run.rows(mixer.kv_lora_rank), "k": run.heads(1, rope)})
+    _norm(g, mixer, "kv_a_layernorm", "kv", "kv", mixer.kv_lora_rank)
     rotate(g, run.code.rotary, [Rotated("q rope", heads, rope, rope), Rotated("k", 1, rope, rope)])
     _cache(g, mixer, keys)
-    g.make("q joined", run.heads(heads, width), ("q", "q rope rotated"))
-    everything = {"batch": run.batch, "keys": keys, "heads": heads, "bytes": run.dtype_bytes}
-    g.make("kv expanded", Size(**everything, head_dim=mixer.qk_nope_head_dim + mixer.v_head_dim), ("kv cached",))
-    g.make("k joined", Size(**everything, head_dim=width), ("kv expanded", "k cached"))
+    g.make("q joined", run.heads(heads, width), ("q nope", "q rope rotated"), (), passed_on)
+    _expand(g, mixer, keys)
     sparse = mixer.indexer is not None
     if sparse:
         index_forward(g, mixer, keys)
-    ops = Operands("q joined", "k joined", "kv expanded", heads, heads, width, mixer.v_head_dim, keys, masked=sparse)
+    ops = Operands("q joined", "k joined", "v", heads, heads, width, mixer.v_head_dim, keys, masked=sparse)
     kernel = choose_kernel(run, ops, grouped_natively=True)
     if kernel == "math":
         math(g, ops)
@@ -42,18 +41,58 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
         g.free("attended")
         g.rename("attended by token", "attended")
     linear(g, target, "attended", run.hidden(), _of(mixer, "o_proj"))
-    g.free("attended", "q", "q rope rotated", "kv compressed", "k rotated", "kv norm", "q joined", "k joined", "kv expanded")
+    g.free("attended", "q nope", "q", "q rope rotated", "kv", "kv compressed", "k rotated", "kv norm")
+    g.free("q joined", "k joined", "k nope", "v", "kv expanded", *(() if run.cached else ("kv cached", "k cached")))
     g.free("q compressed norm", "mask scattered", "mask chosen", "index chosen")
+
+
+def _expand(g: Graph, mixer: LatentAttention, keys: int) -> None:
+    """Keys and values of every head from the compressed vectors; the rotated part of the keys is copied to every head."""
+    run, heads, nope = g.run, mixer.num_heads, mixer.qk_nope_head_dim
+    rows = {"batch": run.batch, "keys": keys, "heads": heads, "bytes": run.dtype_bytes}
+    expanded = Size(**rows, head_dim=nope + mixer.v_head_dim)
+    linear(g, "kv expanded", "kv cached", expanded, _of(mixer, "kv_b_proj"), copies=True)
+    g.parts("kv expanded", {"k nope": Size(**rows, head_dim=nope), "v": Size(**rows, head_dim=mixer.v_head_dim)})
+    whole = Size(**rows, head_dim=nope + mixer.qk_rope_head_dim)
+    g.make("k half joined", whole, ("k nope",), (), _copied)
+    g.view("k joined", "k half joined", None, whole)
+    if g.saving:
+        node = g.record.nodes[-1]
+        node.inputs, node.rule = (
+            ("k half joined", "k cached"),
+            partial(_copied_for_heads, size=Size(**rows, head_dim=mixer.qk_rope_head_dim)),
+        )
+    g.free("k half joined")
+
+
+def _copied(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """A slice written into (``CopySlices``): the whole gradient is copied, the slice's is taken from the copy."""
+    (tensor,) = node.inputs
+    whole = g.held(f"d {node.out} copied", node, g.record.sizes[node.out])
+    made = g.gradient(tensor, node)
+    g.consume(whole)
+    return [(tensor, made)]
+
+
+def _copied_for_heads(g: Graph, node: Node, gradient: str, size: Size) -> Gradients:  # noqa: ARG001
+    """The same for one vector that every head shares: its gradient is summed over the heads."""
+    whole, part = node.inputs
+    rest = g.gradient(whole, node)
+    for_heads, zeros = g.held(f"d {part} of heads", node, size), g.held(f"d {part} zeros", node, size)
+    g.consume(zeros)
+    made = g.gradient(part, node)
+    g.consume(for_heads)
+    return [(whole, rest), (part, made)]
 
 
 def _queries(g: Graph, mixer: LatentAttention, source: str, size: Size) -> None:
     if mixer.q_lora_rank is None:
-        linear(g, "q", source, size, _of(mixer, "q_proj"))
+        linear(g, "q", source, size, _of(mixer, "q_proj"), copies=True)
         return
     linear(g, "q compressed", source, g.run.rows(mixer.q_lora_rank), _of(mixer, "q_a_proj"))
     _norm(g, mixer, "q_a_layernorm", "q compressed", "q compressed", mixer.q_lora_rank)
     g.free("q compressed")
-    linear(g, "q", "q compressed norm", size, _of(mixer, "q_b_proj"))
+    linear(g, "q", "q compressed norm", size, _of(mixer, "q_b_proj"), copies=True)
     if mixer.indexer is None:
         g.free("q compressed norm")
 

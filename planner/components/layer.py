@@ -74,27 +74,28 @@ def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bo
     if (len(layer.sequence) > 1 and not is_side_by_side(layer)) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
     reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
-    if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel):
-        reasons.append("mixtures of experts in training")
+    if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel) and code.experts == "dense":
+        reasons.append("experts that all compute every token, in training")
     if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel:
         reasons.append("this arrangement of norms")
     return next((reason for reason in reasons if reason), "")
 
 
 def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
-    match mixer:
-        case Attention():
-            if not mixer.causal or mixer.compression is not None:
-                return "attention that reads other sequences or compressed entries"
-            if training and mixer.kv == "shared":
-                return "shared keys and values in training"
-            return "eager attention in a class of its own code" if eager and code.masked else ""
-        case LatentAttention():
-            if training or eager:
-                return "latent attention in training or computed eagerly"
-            return ""
-        case Recurrent():
-            return unmodelled_recurrent(mixer, training=training)
+    if isinstance(mixer, Recurrent):
+        return unmodelled_recurrent(mixer, training=training)
+    if isinstance(mixer, LatentAttention):
+        reasons = {
+            "latent attention computed eagerly": eager,
+            "sparse attention with an indexer in training": training and mixer.indexer is not None,
+        }
+    else:
+        reasons = {
+            "attention that reads other sequences or compressed entries": not mixer.causal or mixer.compression is not None,
+            "shared keys and values in training": training and mixer.kv == "shared",
+            "eager attention in a class of its own code": eager and code.masked,
+        }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _expected_norms(layer: Layer, code: Implementation) -> int:

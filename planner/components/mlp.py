@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.layers import DenseMLP, Weight
 from planner.components.activations import activate
-from planner.components.graph import Graph, linear, multiply, sliced
+from planner.components.graph import Graph, linear, multiply
 
 
 def mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
@@ -13,8 +13,7 @@ def mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
     wide = run.mlp(mixer.intermediate_size)
     if mixer.gated and mixer.fused_gate_up:
         linear(g, "gate and up", source, run.mlp(2 * mixer.intermediate_size), project[0])
-        for name in ("gate", "up"):
-            g.view(name, "gate and up", sliced, wide)
+        g.parts("gate and up", {"gate": wide, "up": wide})
     else:
         linear(g, "gate", source, wide, project[0])
     activate(g, mixer.activation, "gate", "activated", wide)

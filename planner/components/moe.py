@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from planner.architecture.layers import DenseMLP, MixtureOfExperts
+from planner.architecture.counts import is_routed
+from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
 from planner.components.activations import activate
-from planner.components.graph import Graph, add, linear, multiply
+from planner.components.graph import Gradients, Graph, Node, add, gathered, linear, multiply, passed_on, sliced
 from planner.components.mlp import mlp_forward
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -31,16 +32,18 @@ def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
     """Scores of all experts. DeepSeek's kind multiplies in fp32: a copy of what it reads, and of its weight."""
     run, code = g.run, g.run.code
     wide = Size(batch=run.batch, sequence=run.sequence, num_experts=mixer.num_experts, fp32_bytes=4)
+    weights = tuple(weight for weight in mixer.weights if weight.role == "router" and "shared" not in weight.name)
     if code.router in ("sigmoid_fp32", "softmax_fp32"):
-        g.hold("router input fp32", run.upcast(run.hidden_size))
+        g.make("router input fp32", run.upcast(run.hidden_size), (source,))
         g.hold("router weight fp32", Size(num_experts=mixer.num_experts, hidden_size=run.hidden_size, fp32_bytes=4))
-        g.hold("router logits", wide)
+        linear(g, "router logits", "router input fp32", wide, weights)
+        g.save_for_last("router weight fp32")
         g.free("router input fp32", "router weight fp32")
-        g.hold("router scores", wide)
+        g.make("router scores", wide, ("router logits",), ("router scores",))
         return
-    linear(g, "router logits", source, run.rows(mixer.num_experts))
-    g.hold("router scores fp32", wide)
-    g.hold("router scores", wide)
+    linear(g, "router logits", source, run.rows(mixer.num_experts), weights)
+    g.make("router scores fp32", wide, ("router logits",))
+    g.make("router scores", wide, ("router scores fp32",), ("router scores",))
     g.free("router scores fp32")
 
 
@@ -48,12 +51,13 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     """``grouped_mm_experts_forward``: each token's vector once for each of its experts, sorted by expert; then back."""
     run, routing = g.run, FP32_BYTES if g.run.code.routing == "fp32" else g.run.dtype_bytes
     narrow, weighed = _routed(g, mixer, run.hidden_size), _routed(g, mixer, run.hidden_size, routing)
-    g.make("selected", narrow, (source,))
-    (_clamped if g.run.code.router == "topk" else _gated)(g, mixer)
-    g.make("expert output", narrow, ("product",))
+    ups, downs = _expert_weights(mixer)
+    g.make("selected", narrow, (source,), (), gathered)
+    (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
+    linear(g, "expert output", "product", narrow, downs)
     g.free("product")
-    g.make("weighed", weighed, ("expert output",))
-    g.make("weighed in order", weighed, ("weighed",))
+    g.make("weighed", weighed, ("expert output",), ("expert output",), _weighed_rule, moment=weighed)
+    g.make("weighed in order", weighed, ("weighed",), (), gathered)
     g.free("weighed")
     if routing == run.dtype_bytes:
         g.make(target, run.hidden(), ("weighed in order",))
@@ -63,29 +67,57 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     g.free("selected", "expert output", "weighed in order", "summed", "down bias")
 
 
-def _gated(g: Graph, mixer: MixtureOfExperts) -> None:
+def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Output · routing weight: both gradients are as large as the result; then the weights' is summed, the output's cast."""
+    (tensor,) = node.inputs
+    size = node.moment or g.record.sizes[tensor]
+    moments = [g.held("d routing weight rows", node, size)]
+    if size.bytes == g.record.sizes[tensor].bytes:
+        made = g.gradient(tensor, node)
+    else:
+        moments.append(g.held(f"d {tensor} wide", node, size))
+        made = g.gradient(tensor, node)
+    g.consume(*moments)
+    return [(tensor, made)]
+
+
+def _gated(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
     size = _routed(g, mixer, mixer.intermediate_size)
     rows = 2 if mixer.gated else 1
-    g.make("gate and up", _routed(g, mixer, rows * mixer.intermediate_size), ("selected",))
-    activate(g, mixer.activation, "gate and up", "activated", size)
-    if mixer.gated:
-        multiply(g, "product", size, "activated", "gate and up")
-        g.free("activated")
-    else:
-        g.rename("activated", "product")
-    g.free("gate and up")
+    linear(g, "gate and up", "selected", _routed(g, mixer, rows * mixer.intermediate_size), ups)
+    if not mixer.gated:
+        activate(g, mixer.activation, "gate and up", "product", size)
+        g.free("gate and up")
+        return
+    g.parts("gate and up", {"gate": size, "up": size})
+    activate(g, mixer.activation, "gate", "activated", size)
+    multiply(g, "product", size, "activated", "up")
+    g.free("activated", "gate", "up", "gate and up")
 
 
-def _clamped(g: Graph, mixer: MixtureOfExperts) -> None:
+def _expert_weights(mixer: MixtureOfExperts) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
+    """Weights (and biases) of the experts' first linears, and of their last."""
+    experts = [weight for weight in mixer.weights if is_routed(weight)]
+    downs = tuple(weight for weight in experts if "down_proj" in weight.name or ".w2" in weight.name)
+    return tuple(weight for weight in experts if weight not in downs), downs
+
+
+def _clamped(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
     """gpt-oss: biases gathered for every row, gate and up clamped, gate · sigmoid(α · gate) · (up + 1)."""
     size, both = _routed(g, mixer, mixer.intermediate_size), _routed(g, mixer, 2 * mixer.intermediate_size)
     g.hold("up bias", both)
-    g.make("gate and up", both, ("selected",))
-    for name, gone in (("gate", ""), ("up", ""), ("scaled", ""), ("open", "scaled"), ("glu", "open"), ("up and one", "")):
-        g.hold(name, size)
-        g.free(gone)
-    g.hold("product", size)
-    g.free("up and one", "gate", "up", "glu", "gate and up")
+    linear(g, "gate and up", "selected", both, ups)
+    for name in ("gate", "up"):
+        g.view(f"{name} part", "gate and up", sliced, size)
+        g.make(name, size, (f"{name} part",), (f"{name} part",))
+    multiply(g, "scaled", size, "gate")
+    g.make("open", size, ("scaled",), ("open",))
+    g.free("scaled")
+    multiply(g, "glu", size, "gate", "open")
+    g.free("open")
+    g.make("up and one", size, ("up",), (), passed_on)
+    multiply(g, "product", size, "up and one", "glu")
+    g.free("up and one", "gate", "up", "glu", "gate part", "up part", "gate and up")
     g.hold("down bias", _routed(g, mixer, g.run.hidden_size))
     g.free("up bias")
 

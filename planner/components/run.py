@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.architecture.implementation import LLAMA, Implementation
 from planner.architecture.layers import Attention, Weight
+from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Size, Tape
 
 FP32_BYTES = 4
@@ -19,7 +20,8 @@ class Run:
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
     ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to. ``code``: how the family
     is written; ``eager``: attention as plain products was asked for.
-    ``static_tokens``: the cache has room for so many from the start (0: it grows).
+    ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
+    are held, where not in the activations' dtype.
     """
 
     batch: int
@@ -35,6 +37,7 @@ class Run:
     eager: bool = False
     static_tokens: int = 0
     residual_in_fp32: bool = False
+    quantised: QuantisedWeights | None = None
 
     def hidden(self, width: int | None = None) -> Size:
         """An activation of ``width`` features (the hidden size if not said) for every token."""

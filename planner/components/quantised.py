@@ -1,0 +1,103 @@
+"""Products with quantised weights: what exists for a moment beside the input and the result, by scheme.
+
+Sources: bitsandbytes 0.50 (``autograd/_functions.py``, ``nn/modules.py``, ``backends/cuda/ops.py``); GPTQModel's Marlin
+kernels, which need no whole weight; transformers 5.23 ``integrations/finegrained_fp8.py``. Frozen weights, no autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from planner.architecture.layers import Weight
+from planner.components.tape import Size
+from planner.formats.format import Format, scheme_of
+from planner.formats.storage import Awq, BitsAndBytes4Bit, Gptq, Plain, Scaled, Scheme
+from planner.record import record
+
+if TYPE_CHECKING:
+    from planner.components.graph import Graph
+
+FEW_ROWS = 4
+"""Up to so many rows the 4-bit kernel of bitsandbytes needs no whole weight (``_GEMM_4BIT_CUSTOM_FLOOR_M``)."""
+FP8_BLOCK = 128
+ABSMAX_BLOCK = 64
+KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "gptq", "awq")
+"""Formats whose products are derived, by name or by what stands before its first number."""
+
+
+@record
+class QuantisedWeights:
+    """The format a model's linears are held in. ``in_half``: activations are fp16, which LLM.int8 computes in."""
+
+    fmt: Format
+    in_half: bool = False
+
+    def scheme(self, weights: Sequence[Weight]) -> Scheme | None:
+        """How a linear's weight is stored; None when it is left as it was."""
+        weight = next((weight for weight in weights if weight.role != "bias"), None)
+        if weight is None:
+            return None
+        found = scheme_of(self.fmt, weight, "model.layers.*.")
+        return None if isinstance(found, Plain) else found
+
+
+def is_known(fmt: Format) -> bool:
+    """Whether the products of a format are derived."""
+    return fmt.name in KNOWN or fmt.name.partition("-")[0] in ("gptq", "awq")
+
+
+def hold_product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, component: str) -> None:
+    """The result ``name`` of a product, and what exists beside it until it is there."""
+    if isinstance(scheme, BitsAndBytes4Bit):
+        _four_bit(g, scheme, weight, name, size, component)
+    elif isinstance(scheme, Scaled) and scheme.dtype == "int8":
+        _eight_bit(g, weight, name, size, component)
+    elif isinstance(scheme, Scaled):
+        _fp8(g, weight, name, size, component)
+    elif isinstance(scheme, Gptq | Awq):
+        g.hold(name, size, component)
+    else:
+        raise NotImplementedError(f"products of {scheme.dtype} weights")
+
+
+def _four_bit(g: Graph, scheme: BitsAndBytes4Bit, weight: Weight, name: str, size: Size, component: str) -> None:
+    """``MatMul4Bit``: the whole weight in the compute dtype, its scales made fp32 first where they are nested."""
+    outputs, inputs = weight.shape
+    if g.run.batch * g.run.sequence <= FEW_ROWS:
+        g.hold(name, size, component)
+        return
+    if scheme.double_quant:
+        g.hold(f"{name} scales", Size(blocks=-(-outputs * inputs // ABSMAX_BLOCK), fp32_bytes=4))
+    g.hold(f"{name} whole weight", Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes))
+    g.free(f"{name} scales")
+    g.hold(name, size, component)
+    g.free(f"{name} whole weight")
+
+
+def _eight_bit(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
+    """``MatMul8bitLt``: the input in fp16 and in int8 with a scale a row, int32 sums, the result in fp16, then as asked."""
+    outputs, inputs = weight.shape
+    rows = {"batch": g.run.batch, "sequence": g.run.sequence}
+    half = g.run.quantised is not None and g.run.quantised.in_half
+    if not half:
+        g.hold(f"{name} input fp16", Size(**rows, in_features=inputs, fp16_bytes=2))
+    g.hold(f"{name} input int8", Size(**rows, in_features=inputs))
+    g.hold(f"{name} input scales", Size(**rows, fp32_bytes=4))
+    g.free(f"{name} input fp16")
+    g.hold(f"{name} sums", Size(**rows, out_features=outputs, int32_bytes=4))
+    g.hold(name if half else f"{name} fp16", Size(**rows, out_features=outputs, fp16_bytes=2), component)
+    g.free(f"{name} input int8", f"{name} input scales", f"{name} sums")
+    if not half:
+        g.hold(name, size, component)
+        g.free(f"{name} fp16")
+
+
+def _fp8(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
+    """``fp8_linear``: the input in FP8 with a scale for 128 values of a row."""
+    inputs = weight.shape[1]
+    rows = {"batch": g.run.batch, "sequence": g.run.sequence}
+    g.hold(f"{name} input fp8", Size(**rows, in_features=inputs))
+    g.hold(f"{name} input scales", Size(**rows, blocks=-(-inputs // FP8_BLOCK), fp32_bytes=4))
+    g.hold(name, size, component)
+    g.free(f"{name} input fp8", f"{name} input scales")
