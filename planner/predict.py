@@ -69,17 +69,20 @@ def _limits(
 ) -> dict[str, int | None]:
     from planner.solve import Asked, limits  # noqa: PLC0415  asks many predictions of its own
 
-    settled, _ = settle(scenario, architecture, _stored(architecture, native))
+    settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
     return limits(Asked(settled, architecture, gpu, native), found.limits)
 
 
-def _stored(architecture: Architecture, native: Format | None) -> str:
-    return "native" if native is not None and native.is_quantized else architecture.dtype
+def _stored(scenario: Scenario, architecture: Architecture, native: Format | None) -> str:
+    """The format of the checkpoint; serving engines run in 16 bit what it keeps in fp32 (vLLM ``_resolve_auto_dtype``)."""
+    if native is not None and native.is_quantized:
+        return "native"
+    return "bf16" if scenario.engine in SERVED and architecture.dtype == "fp32" else architecture.dtype
 
 
 def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
     """The footprint worked out from the scenario alone, whatever was asked before."""
-    settled, notes = settle(scenario, architecture, _stored(architecture, native))
+    settled, notes = settle(scenario, architecture, _stored(scenario, architecture, native))
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
     notes = (*notes, *architecture.notes)
     machine = overheads(gpu if device == "cuda" else None)

@@ -56,7 +56,7 @@ class Server:
     max_model_len: int
     scheduled_tokens: int
     uncertainty_bytes: int
-    terms: tuple[Term, ...]
+    terms: Sequence[Term]
     notes: tuple[str, ...]
     version: str
     kv_tokens: int

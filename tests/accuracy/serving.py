@@ -299,7 +299,13 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def _shown(component: str, value: float) -> str:
-    return f"{value:,.1f}" if component == "max concurrency" else f"{value:,.0f}" if "tokens" in component else f"{value / GIB:.2f} GiB"
+    return (
+        f"{value:,.1f}"
+        if component == "max concurrency"
+        else f"{value:,.0f}"
+        if "tokens" in component
+        else f"{value / GIB:.2f} GiB"
+    )
 
 
 def listing(comparisons: list[Comparison]) -> str:

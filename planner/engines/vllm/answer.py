@@ -32,6 +32,7 @@ from planner.faults import Faults
 from planner.footprint import Footprint, Term
 from planner.formats import Format
 from planner.gpu import Gpu
+from planner.later import LaterSequence
 from planner.machine import Overheads
 from planner.record import record
 from planner.scenario import Scenario
@@ -222,15 +223,20 @@ def _server(
     band = NON_TORCH_BAND_BYTES + (COLLECTIVE_BAND_BYTES if plan.split.tensor > 1 else 0)
     band += int(ACTIVATION_BAND * first.activations_bytes)
     band += int(GRAPH_BAND * first.graphs_bytes) if settings.release.subtracts_graphs else 0
-    terms = [
-        *weight_terms(plan.stages, [rank.weights_bytes for rank in ranks], f"vLLM {version} model_executor/layers"),
-        *(_activation_term(run, rank, version) for run, rank in zip(runs, ranks, strict=True)),
-        *_other_terms(settings, ranks, scenario),
-        *pool_terms(pools, layouts[0], f"vLLM {version} v1/core/kv_cache_utils.py: utilization · total − everything else"),
-    ]
+
+    def terms() -> list[Term]:
+        because = f"vLLM {version} v1/core/kv_cache_utils.py: utilization · total − everything else"
+        return [
+            *weight_terms(plan.stages, [rank.weights_bytes for rank in ranks], f"vLLM {version} model_executor/layers"),
+            *(_activation_term(run, rank, version) for run, rank in zip(runs, ranks, strict=True)),
+            *_other_terms(settings, ranks, scenario),
+            *pool_terms(pools, layouts[0], because),
+        ]
+
     return Server(
         ranks=ranks, pools=pools, max_model_len=settings.max_model_len, scheduled_tokens=settings.batched_tokens,
-        uncertainty_bytes=band, terms=tuple(terms), notes=tuple(_notes(scenario, architecture, plan)), version=f"vLLM {version}",
+        uncertainty_bytes=band, terms=LaterSequence(terms), notes=tuple(_notes(scenario, architecture, plan)),
+        version=f"vLLM {version}",
         kv_tokens=tokens, concurrency=concurrency, log=log, max_requests=settings.sequences, prefix_caching=settings.prefix_caching,
     )  # fmt: skip
 

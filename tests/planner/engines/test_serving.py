@@ -1,0 +1,332 @@
+"""Serving engines: published logs, what they refuse, and the rules their answers keep."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.architecture import read_config
+from planner.faults import Faults
+from planner.footprint import OUTSIDE_ALLOCATED, Footprint
+from planner.formats import native_format
+from planner.predict import predict
+from planner.scenario import parse_scenario, to_json
+from resources.catalog import catalog_model
+from resources.gpus import gpu
+
+REPORT = Path(__file__).parents[2] / "accuracy" / "serving.py"
+ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi")
+CARD = "H100 SXM5 80GB"
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+@cache
+def report():
+    spec = importlib.util.spec_from_file_location("serving_accuracy", REPORT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def published() -> tuple:
+    """Every mapped row with our figure alone: the estimators beside it take torch to import."""
+    module = report()
+    found = []
+    for row in module.rows():
+        mine = module.ours(row) if "plan" in row else None
+        if mine is not None:
+            found.append((row, mine / (row["value"] * module.UNITS[row["unit"]]) - 1))
+    return tuple(found)
+
+
+@cache
+def model(name: str):
+    return read_config(dict(catalog_model(name).config)), native_format(dict(catalog_model(name).config))
+
+
+def footprint(name: str = LLAMA, *, parallel=None, hardware=None, weights="native", offload=None, **inference) -> Footprint:
+    document = {
+        "version": 1, "model": name, "task": "inference", "weights": weights,
+        "inference": {"engine": "vllm", "prompt_tokens": 1024, "new_tokens": 128, "max_model_len": 8192} | inference,
+        "hardware": {"gpu": CARD} | (hardware or {}), "parallel": parallel or {}, "offload": offload or {},
+    }  # fmt: skip
+    scenario = parse_scenario(document)
+    architecture, native = model(name)
+    return predict(scenario, architecture, gpu(scenario.hardware.gpu), native)
+
+
+def refused(name: str = LLAMA, **asked) -> str:
+    with pytest.raises(Faults) as caught:
+        footprint(name, **asked)
+    return str(caught.value)
+
+
+def errors(component: str) -> list[float]:
+    return [error for row, error in published() if report().COMPONENTS[row["what"]] == component and row["engine"] == "vllm"]
+
+
+@pytest.mark.parametrize(
+    ("component", "bar"), [("weights", 0.01), ("kv memory", 0.05), ("kv tokens", 0.08), ("activations", 0.15), ("libraries", 0.05)]
+)
+def test_published_vllm_logs_are_met(component, bar):
+    found = errors(component)
+    assert len(found) >= 9
+    assert mean(map(abs, found)) < bar
+
+
+def test_weights_and_pools_of_0_19_are_met_row_by_row():
+    """Rounded to two decimals in the log; the pool within a hundredth of a GiB in sixty."""
+    close = [
+        (row["id"], error)
+        for row, error in published()
+        if row["release"] == "0.19.0" and row["what"] in ("kv_cache_bytes", "kv_tokens")
+    ]
+    assert len(close) == 14
+    assert all(abs(error) < 3e-4 for _, error in close), close
+
+
+def test_a_hybrid_model_with_cached_states_is_met_to_the_token():
+    assert next(error for row, error in published() if row["id"] == "m0112") == 0
+
+
+def test_every_unmapped_row_says_why():
+    assert all(row.get("unmapped") or row.get("plan") for row in report().rows())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_components_add_up_in_every_phase(engine):
+    """Σ components = device; without what is outside torch they are allocated."""
+    found = footprint(engine=engine, parallel={"tensor": 2, "pipeline": 2}, hardware={"gpus": 4})
+    assert [one.index for one in found.gpus] == [0, 1, 2, 3]
+    for one in found.gpus:
+        for phase in one.phases:
+            assert sum(phase.components.values()) == phase.device
+            inside = sum(size for name, size in phase.components.items() if name not in OUTSIDE_ALLOCATED)
+            assert inside == phase.allocated <= phase.reserved <= phase.device
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_figure_has_a_term_of_its_size(engine):
+    found = footprint(engine=engine)
+    decode = found.gpus[0].phases[-1].components
+    for component in ("weights", "kv_cache"):
+        assert [term.bytes for term in found.terms if term.component == component] == [decode[component]]
+    assert decode["cuda_context"] == sum(term.bytes for term in found.terms if term.component == "cuda_context")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=12, deadline=None)
+@given(batch=st.integers(1, 400), more=st.integers(1, 400), prompt=st.integers(1, 4000))
+def test_more_requests_or_longer_ones_never_leave_more_room(engine, batch, more, prompt):
+    """headroom falls with batch and context; the pool itself does not move."""
+    few = footprint(engine=engine, batch=batch, prompt_tokens=prompt)
+    many = footprint(engine=engine, batch=batch + more, prompt_tokens=prompt)
+    longer = footprint(engine=engine, batch=batch, prompt_tokens=prompt + more)
+    assert few.headroom_bytes > many.headroom_bytes
+    assert few.headroom_bytes >= longer.headroom_bytes
+    assert few.limits["kv_tokens"] == many.limits["kv_tokens"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_largest_batch_fits_and_one_more_does_not(engine):
+    limit = footprint(engine=engine).limits["max_batch"]
+    extra = {"max_num_seqs": 1024} if engine == "vllm" else {}
+    at, over = (footprint(engine=engine, batch=limit + step, engine_options=extra) for step in (0, 1))
+    assert at.verdict in ("fits", "tight")
+    assert at.headroom_bytes >= 0
+    assert over.headroom_bytes < at.headroom_bytes
+
+
+def test_a_length_that_the_pool_cannot_hold_does_not_fit():
+    found = footprint("Qwen/Qwen3-32B", max_model_len=40960, engine_options={"version": "0.19.0"})
+    assert found.verdict == "does_not_fit"
+    assert any("refuses to start" in note for note in found.notes)
+    held = found.limits["max_context"]
+    assert 0 < held < 40960
+    assert footprint("Qwen/Qwen3-32B", max_model_len=held, engine_options={"version": "0.19.0"}).verdict != "does_not_fit"
+
+
+def test_verdict_is_tight_when_the_band_decides():
+    options = {"version": "0.19.0"}
+    held = footprint("Qwen/Qwen3-32B", max_model_len=40960, engine_options=options).limits["max_context"]
+    assert footprint("Qwen/Qwen3-32B", max_model_len=held, engine_options=options).verdict == "tight"
+    assert footprint("Qwen/Qwen3-32B", max_model_len=2048, engine_options=options).verdict == "fits"
+
+
+def test_weights_larger_than_the_card_leave_no_pool():
+    found = footprint("meta-llama/Llama-3.1-70B")
+    assert found.verdict == "does_not_fit"
+    assert found.limits["kv_tokens"] == 0
+
+
+def test_the_latent_cache_is_the_same_on_every_rank():
+    name = "deepseek-ai/DeepSeek-V2-Lite"
+    one, two = (footprint(name, parallel={"tensor": ways}, hardware={"gpus": ways}) for ways in (1, 2))
+    block = [next(term.values["block_bytes"] for term in found.terms if term.component == "kv_cache") for found in (one, two)]
+    assert block[0] == block[1] == 27 * 64 * 576 * 2
+
+
+def test_key_value_heads_are_divided_among_ranks_until_there_is_one():
+    blocks = [
+        next(
+            term.values["block_bytes"]
+            for term in footprint(parallel={"tensor": ways}, hardware={"gpus": ways}).terms
+            if term.component == "kv_cache"
+        )
+        for ways in (1, 4, 8, 16)
+    ]
+    assert [blocks[0] // block for block in blocks] == [1, 4, 8, 8]
+
+
+def test_a_cache_in_fp8_holds_twice_the_tokens():
+    plain, narrow = (footprint(kv_cache=kind, engine_options={"version": "0.19.0"}).limits["kv_tokens"] for kind in ("auto", "fp8"))
+    assert narrow // 2 == pytest.approx(plain, abs=16)
+
+
+def test_data_parallel_replicas_each_bring_a_pool():
+    one = footprint()
+    two = footprint(parallel={"data": 2}, hardware={"gpus": 2})
+    assert len(two.gpus) == 2
+    assert two.limits["kv_tokens"] == 2 * one.limits["kv_tokens"]
+
+
+def test_graphs_come_off_the_pool_only_where_the_release_says_so():
+    pool = {
+        version: footprint(engine_options={"version": version, "gpu_memory_utilization": 0.9}) for version in ("0.19.0", "0.20.0")
+    }
+    eager = footprint(engine_options={"version": "0.20.0", "gpu_memory_utilization": 0.9, "enforce_eager": True})
+    assert pool["0.20.0"].limits["kv_tokens"] < pool["0.19.0"].limits["kv_tokens"]
+    assert eager.limits["kv_tokens"] == pool["0.19.0"].limits["kv_tokens"]
+
+
+def test_the_sampler_of_older_releases_takes_more():
+    def activations(version: str) -> int:
+        return footprint(engine_options={"version": version}).gpus[0].phases[1].components["activations"]
+
+    rows = 1024 * 128256 * 4
+    assert activations("0.16.0") - activations("0.17.0") == 6 * rows - 132 * 128256 * 4
+
+
+def test_a_shared_prefix_is_held_once():
+    plain, shared = (footprint(batch=200, shared_prefix=share) for share in (0.0, 0.5))
+    blocks = (shared.headroom_bytes - plain.headroom_bytes) // (16 * 131072)
+    assert blocks == 199 * (512 // 16)
+
+
+def test_samples_share_their_prompt():
+    one, four = (footprint(samples=count) for count in (1, 4))
+    blocks = (one.headroom_bytes - four.headroom_bytes) // (16 * 131072)
+    assert blocks == 3 * (128 // 16)
+
+
+@pytest.mark.parametrize(("history", "tokens"), [("keep", 4 * 1152), ("summarise", 1152 + 300), ("retrieve", 1152 + 300)])
+def test_conversations_grow_by_what_is_kept(history, tokens):
+    found = footprint(conversation={"turns": 4, "history": history, "kept_tokens": 300})
+    alone = footprint(prompt_tokens=tokens - 128)
+    assert found.headroom_bytes == alone.headroom_bytes
+
+
+def test_adapters_take_their_slots_up_front():
+    """rank · (in + out) · 2 bytes for seven matrices of 32 layers."""
+    found = footprint(adapters={"count": 3, "rank": 8})
+    widths = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+    assert found.gpus[0].phases[0].components["adapters"] == 3 * 8 * widths * 32 * 2
+
+
+def test_a_draft_model_takes_weights_and_cache():
+    draft = dict(catalog_model("meta-llama/Llama-3.2-1B").config)
+    plain, with_draft = footprint(), footprint(speculation={"method": "draft", "tokens": 4, "draft": draft})
+    assert with_draft.gpus[0].phases[0].components["weights"] - plain.gpus[0].phases[0].components["weights"] == 1235814400 * 2
+    assert with_draft.limits["kv_tokens"] < plain.limits["kv_tokens"]
+
+
+def test_look_ups_by_n_gram_cost_no_memory():
+    assert footprint(speculation={"method": "ngram", "tokens": 4}).limits["kv_tokens"] == footprint().limits["kv_tokens"]
+
+
+def test_weights_on_the_host_make_room_for_the_pool():
+    plain, spread = footprint(), footprint(offload={"weights": 0.5})
+    assert spread.host.bytes == pytest.approx(plain.gpus[0].phases[0].components["weights"] / 2, rel=1e-6)
+    assert spread.limits["kv_tokens"] > plain.limits["kv_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"parallel": {"tensor": 3}, "hardware": {"gpus": 3}}, "parallel.tensor: 3 does not divide the 32 attention heads"),
+        ({"parallel": {"tensor": 2}}, "hardware.gpus: 2 · 1 · 1 ranks need 2 GPUs"),
+        ({"max_model_len": 200_000}, "inference.max_model_len: vLLM refuses 200000"),
+        ({"prompt_tokens": 9000}, "inference.prompt_tokens: 9128 tokens a request exceed max_model_len 8192"),
+        ({"kv_cache": "q8_0"}, "inference.kv_cache: vLLM has no cache type q8_0"),
+        ({"weights": "fp8", "hardware": {"gpu": "V100 SXM2 32GB"}}, "compute capability 8.0"),
+        ({"weights": "gguf:Q4_K_M"}, "weights: vLLM cannot run gguf"),
+        ({"parallel": {"expert": 2, "tensor": 2}, "hardware": {"gpus": 2}}, "parallel.expert: the model has no experts"),
+        ({"parallel": {"context": 2}, "hardware": {"gpus": 2}}, "parallel.context"),
+        ({"engine_options": {"version": "latest"}}, "is no vLLM release"),
+        ({"speculation": {"method": "mtp"}}, "no multi-token-prediction modules"),
+        ({"engine": "tensorrt-llm", "weights": "nf4"}, "weights: TensorRT-LLM cannot run nf4"),
+        ({"engine": "tgi", "weights": "nvfp4"}, "weights: TGI cannot run nvfp4"),
+        ({"engine": "sglang", "kv_cache": "int8"}, "SGLang has no cache type int8"),
+    ],
+)
+def test_nonsense_is_refused_with_the_reason(asked, words):
+    assert words in refused(**asked)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tgi"])
+def test_latent_attention_refuses_cache_types_without_a_kernel(engine):
+    assert "MLA" in refused("deepseek-ai/DeepSeek-V2-Lite", engine=engine, kv_cache="fp8_e5m2")
+
+
+def test_experts_span_all_ranks():
+    asked = {"parallel": {"tensor": 4, "expert": 2}, "hardware": {"gpus": 4}}
+    assert "all 4 tensor- and data-parallel ranks" in refused("Qwen/Qwen3-30B-A3B", **asked)
+
+
+def test_all_faults_are_named_at_once():
+    found = refused(parallel={"tensor": 3}, kv_cache="fp8", max_model_len=200_000)
+    assert {"parallel.tensor", "hardware.gpus", "inference.max_model_len"} <= {line.split(":")[0] for line in found.splitlines()}
+
+
+def test_serving_concepts_survive_json():
+    concepts = {
+        "samples": 2, "shared_prefix": 0.25, "chunked_prefill": True, "adapters": {"count": 2, "rank": 32},
+        "speculation": {"method": "eagle", "tokens": 3, "draft_parameters": 1000}, "conversation": {"turns": 3, "history": "retrieve"},
+    }  # fmt: skip
+    scenario = parse_scenario({"version": 1, "model": LLAMA, "task": "inference", "inference": {"engine": "vllm", **concepts}})
+    assert parse_scenario(json.loads(json.dumps(to_json(scenario)))) == scenario
+
+
+def test_bad_serving_concepts_are_named():
+    bad = {
+        "samples": 0,
+        "shared_prefix": 2,
+        "speculation": {"method": "draft"},
+        "adapters": {"rang": 1},
+        "conversation": {"turns": 0},
+    }
+    with pytest.raises(Faults) as caught:
+        parse_scenario({"version": 1, "model": LLAMA, "task": "inference", "inference": bad})
+    paths = {fault.path for fault in caught.value.faults}
+    assert {
+        "inference.samples", "inference.shared_prefix", "inference.speculation.draft", "inference.adapters.rang",
+        "inference.conversation.turns",
+    } <= paths  # fmt: skip
+
+
+def test_sglangs_fraction_is_its_own_estimate():
+    from planner.engines.sglang import default_fraction
+
+    assert default_fraction("0.4.6", 48 * 2**30, 1, 8192, 160) == 0.88
+    assert default_fraction("0.4.6", 48 * 2**30, 8, 8192, 160) == 0.81
+    assert default_fraction("0.5.3", 24 * 2**30, 1, 2048, 16) == round((24576 - 512 - 3072 - 32 - 128) / 24576, 3)
