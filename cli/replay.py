@@ -96,5 +96,10 @@ def _print_result(recorded: Recorded) -> None:
         from probes.rehearsal import Rehearsal  # noqa: PLC0415  likewise
 
         print_rehearsal(Rehearsal.of_recording(recorded), title)
+    elif order.get("mode") == "watch":
+        from cli.watching import print_watched  # noqa: PLC0415  likewise
+        from probes.watched import Watched  # noqa: PLC0415  likewise
+
+        print_watched(Watched.of_recording(recorded))
     elif order.get("mode", "measure") == "measure":
         print_measurement(Measurement.of_recording(recorded), title)

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         json.dump(watched.to_json() | {"recording": path or None}, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
     elif ending.kind != "could_not_start":
-        _print(watched, path)
+        print_watched(watched, path)
     exits.fail(ending.exit_code, *filter(None, (recording.trouble, trouble)))
     return exits.fail(ending.exit_code, ending.text) if ending.exit_code else exits.DONE
 
@@ -91,9 +91,10 @@ def _keep(watched: Watched, recording: str) -> str:
     return history.trouble
 
 
-def _print(watched: Watched, path: str) -> None:
+def print_watched(watched: Watched, path: str = "") -> None:
+    """The ending, the peaks, and what the log said, beside the plan."""
     out = console()
-    out.print(str(watched.outcome.get("text")), soft_wrap=True)
+    out.print(str(watched.outcome.get("text") or "The recording ends before the watch did."), soft_wrap=True)
     out.print(_peaks(watched))
     if watched.log.components:
         out.print()

@@ -156,14 +156,14 @@ def _card(run: Measurement) -> Gpu | None:
 def _observation(name: str, recorded: Recorded, run: Measurement, card: Gpu) -> Observation | None:
     ended = [step for step in run.phases if step.ended]
     peak = max(ended, key=lambda step: (step.meters["device"], step.meters["allocated"]), default=None)
-    predicted = _uncalibrated(recorded.header, card)
+    predicted = uncalibrated(recorded.header, card)
     if peak is None or peak.name not in predicted or not run.outside_bytes:
         return None
     task: Task = "training" if recorded.header["scenario"].get("task") == "training" else "inference"
     return Observation(name, task, peak.phase(), predicted[peak.name], run.outside_bytes)
 
 
-def _uncalibrated(header: Mapping[str, Any], card: Gpu) -> Mapping[str, Phase]:
+def uncalibrated(header: Mapping[str, Any], card: Gpu) -> Mapping[str, Phase]:
     """The closed form of exactly that run on that card with the catalog's figures, by phase; empty where there is none."""
     config, layers = header.get("config"), (header.get("order") or {}).get("layers")
     try:

@@ -38,6 +38,12 @@ def test_a_command_beside_its_plan(tmp_path: Path) -> None:
     assert told["components"] == {"": {"weights": round(14.989 * GIB)}}
     assert told["error"]["weights"] == pytest.approx(round(14.989 * GIB) / 16_060_522_496 - 1)
     (kept,) = History(tmp_path / "history.sqlite").runs()
+    again = subprocess.run(
+        [sys.executable, "main.py", "replay", told["recording"], "--speed", "max"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "Model loading took 14.9890 GiB" in again.stdout
+    assert "14.99 GiB" in again.stdout
     assert (kept.level, kept.model, kept.engine, kept.recording) == ("watch", LLAMA["model"], "vllm", told["recording"])
 
 
