@@ -181,8 +181,9 @@ def file_name(header: Mapping[str, object]) -> str:
     """A name that sorts by time, says the model and task, and is met only once."""
     scenario = header.get("scenario")
     told = scenario if isinstance(scenario, Mapping) else {}
-    model = told.get("model")
-    last = model.rstrip("/").rsplit("/", 1)[-1] if isinstance(model, str) else "model"
+    model, order = told.get("model"), header.get("order")
+    mode = order.get("mode") if isinstance(order, Mapping) and not told else None
+    last = model.rstrip("/").rsplit("/", 1)[-1] if isinstance(model, str) else str(mode or "model")
     parts = [datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"), last, str(told.get("task", "run")), uuid.uuid4().hex[:6]]
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part)[:60] for part in parts) + SUFFIX
 
