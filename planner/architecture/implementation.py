@@ -38,6 +38,7 @@ class Implementation:
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
+    ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     """
 
     norm: NormVariant = "cast"
@@ -62,6 +63,7 @@ class Implementation:
     keeps_attention: bool = False
     keeps_probabilities: bool = False
     keeps_positions: bool = False
+    wide_logits: bool = False
 
 
 LLAMA = Implementation()
@@ -72,28 +74,17 @@ GEMMA4 = Implementation(
 )  # fmt: skip
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
+LIKE_LLAMA = (
+    "llama mistral ministral mistral3 ministral3 qwen2 qwen3 qwen2_5_vl granite llava arcee cwm ernie4_5 hunyuan_v1_dense smollm3 "
+    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe granitemoe granitemoeshared aria_text phimoe mllama falcon_h1 "
+    "mamba falcon_mamba mamba2 nemotron_h jamba bamba granitemoehybrid lfm2"
+)
+
 WRITTEN: dict[str, Implementation] = {
-    **dict.fromkeys(
-        (
-            "llama",
-            "mistral",
-            "mistral3",
-            "ministral3",
-            "qwen2",
-            "qwen3",
-            "granite",
-            "qwen2_5_vl",
-            "llava",
-            "starcoder2",
-            "stablelm",
-            "smollm3",
-        ),
-        LLAMA,
-    ),
+    **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
+    "gemma": Implementation(norm="added"),
+    "exaone4": Implementation(placement="post"),
     "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),
-    "opt": LLAMA,
-    "gpt_neox": LLAMA,
-    "phi": LLAMA,
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
@@ -105,23 +96,17 @@ WRITTEN: dict[str, Implementation] = {
     "gemma3": GEMMA,
     "gemma3_text": GEMMA,
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA4),
-    "nemotron-nas": LLAMA,
     "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(router="softmax_fp32", routing="fp32"),
-    "qwen3_moe": Implementation(),
-    "glm4_moe": Implementation(router="sigmoid_fp32", routing="fp32"),
+    **dict.fromkeys(("glm4_moe", "dots1"), Implementation(router="sigmoid_fp32", routing="fp32")),
     "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
-    "phimoe": Implementation(),
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
     "deepseek_v3": DEEPSEEK,
     "kimi_k2": DEEPSEEK,
-    **dict.fromkeys(("mamba", "falcon_mamba", "mamba2", "nemotron_h", "jamba", "bamba", "granitemoehybrid", "lfm2"), LLAMA),
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
     "minimax": Implementation(placement="normed_residual", router="softmax_fp32", routing="fp32"),
-    "falcon_h1": LLAMA,
-    "mllama": LLAMA,
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
