@@ -161,6 +161,7 @@ class Folder:
         whole = (
             window.is_closed
             and before.keys() <= after.keys()
+            and {holder for holder, _ in after} <= {holder for holder, _ in before}
             and all(map(can_rebuild, told))
             and UNKNOWN not in reachable
             and not any(leaf[1] == UNTRACKED and leaf[2][4] for leaf in leaves)
