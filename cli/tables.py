@@ -36,10 +36,50 @@ def print_footprint(footprint: Footprint, title: str) -> None:
         if gpu.phases:
             out.print()
             out.print(phase_table(gpu.phases))
+    told = [line for line in (limits_line(footprint), speed_line(footprint)) if line]
+    if told:
+        out.print()
+    for line in told:
+        out.print(line, soft_wrap=True)
     if footprint.notes:
         out.print()
     for note in footprint.notes:
         out.print(f"· {note}", soft_wrap=True)
+
+
+LIMIT_WORDS = {
+    "max_batch": "largest batch", "max_context": "longest context", "kv_tokens": "tokens of cache",
+    "max_concurrency": "sequences at once", "min_gpus": "fewest GPUs",
+}  # fmt: skip
+BOUND_WORDS = {
+    "compute": "arithmetic",
+    "bandwidth": "memory bandwidth",
+    "link": "the link between GPUs",
+    "host": "the link to the host",
+}
+
+
+def limits_line(footprint: Footprint) -> str:
+    """``limits: largest batch 29 · longest context 131,072 · …``; empty when none is known."""
+    known = [f"{words} {footprint.limits[name]:,}" for name, words in LIMIT_WORDS.items() if footprint.limits.get(name) is not None]
+    return f"limits: {' · '.join(known)}" if known else ""
+
+
+def speed_line(footprint: Footprint) -> str:
+    """``speed: first token after 0.68 s · 11.0 ms a token · 91 tokens/s · bound by memory bandwidth``; empty when unknown."""
+    speed = footprint.speed
+    if not speed:
+        return ""
+    parts = []
+    for name, words in (("prefill_s", "first token after {}"), ("time_per_token_s", "{} a token"), ("step_s", "{} a step")):
+        seconds = speed.get(name)
+        if isinstance(seconds, float):
+            parts.append(words.format(f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"))
+    rate = speed.get("tokens_per_s")
+    if isinstance(rate, float):
+        parts.append(f"{rate:,.0f} tokens/s")
+    parts.append(f"bound by {BOUND_WORDS.get(str(speed.get('bound_by')), 'what is not known')}")
+    return "speed: " + " · ".join(parts)
 
 
 def headline(footprint: Footprint) -> str:

@@ -14,6 +14,7 @@ from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
 from planner.calibration import PERMILLE
 from planner.components.layer import NotModelled, require_modelled
+from planner.components.quantised import QuantisedWeights, is_known
 from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
 from planner.components.tape import Level
 from planner.defaults import settle
@@ -22,7 +23,7 @@ from planner.engines.transformers import Generation, Step, TrainingStep, generat
 from planner.explain import terms_of
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
-from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format
+from planner.formats import BytesUnknown, Format, UnknownFormat, checkpoint_bytes, parse_format, resolve_format
 from planner.gpu import Gpu
 from planner.later import LaterMapping, LaterSequence
 from planner.machine import Overheads, overheads
@@ -60,6 +61,7 @@ def predict(
         **answer(question, fields, values),
         terms=LaterSequence(lambda: whole().terms),
         limits=LaterMapping(lambda: _limits(scenario, architecture, gpu, native, whole())),
+        speed=LaterMapping(lambda: _speed(scenario, architecture, gpu, native)),
         extra=LaterMapping(lambda: whole().extra),
     )
 
@@ -71,6 +73,14 @@ def _limits(
 
     settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
     return limits(Asked(settled, architecture, gpu, native), found.limits)
+
+
+def _speed(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None) -> dict[str, float | str | None]:
+    from planner.speed import speed  # noqa: PLC0415  for those who look
+
+    settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
+    fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
+    return speed(settled, architecture, fmt, gpu)
 
 
 def _stored(scenario: Scenario, architecture: Architecture, native: Format | None) -> str:
@@ -97,7 +107,7 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
         steps = _phases(settled, architecture, fmt, device, machine)
     except (NotModelled, BytesUnknown) as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
-    phases = _meters(settled, architecture, steps, machine, capacity)
+    phases = _meters(settled, architecture, fmt, steps, machine, capacity)
     parameters = parameter_count(architecture)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = largest(*(phase.device for phase in phases))
@@ -133,11 +143,13 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device:
     static = scenario.task == "inference" and _static_cache(scenario)
     if architecture.kind == "decoder" or scenario.task == "training" or static:
         require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
-    dtype_bytes = PLAIN_BYTES[scenario.weights]
-    weights = plain_weights(architecture, dtype_bytes)
-    steps = _generation(scenario, architecture, weights, dtype_bytes, device)
+    quantised = _quantised(scenario, architecture, fmt)
+    dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
+    weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)
     if scenario.task == "training":
         steps = _training(scenario, architecture, weights, dtype_bytes, device)
+    else:
+        steps = _generation(scenario, architecture, weights, dtype_bytes, device, quantised)
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
             step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES[scenario.task])
@@ -148,11 +160,23 @@ def _static_cache(scenario: Scenario) -> bool:
     return scenario.inference.engine_options.get("cache_implementation") == "static"
 
 
-def _generation(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device) -> list[Step]:
+def _quantised(scenario: Scenario, architecture: Architecture, fmt: Format) -> QuantisedWeights | None:
+    """How the weights are held when the format is not plain. Raises :class:`NotModelled` where its products are not derived."""
+    if not fmt.is_quantized:
+        return None
+    if scenario.task == "training" or architecture.kind != "decoder" or not is_known(fmt):
+        raise NotModelled(f"weights: products with {scenario.weights} weights have no closed form yet")
+    return QuantisedWeights(resolve_format(fmt, architecture))
+
+
+def _generation(
+    scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, device: Device,
+    quantised: QuantisedWeights | None,
+) -> list[Step]:  # fmt: skip
     ask = scenario.inference
     work = Generation(
         ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=device == "cuda", eager=ask.attention == "eager",
-        static_cache=_static_cache(scenario),
+        static_cache=_static_cache(scenario), quantised=quantised,
     )  # fmt: skip
     if architecture.kind != "decoder":
         from planner.engines.transformers_seq2seq import encoding_phases  # noqa: PLC0415  loaded for those who ask
@@ -177,7 +201,6 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
     inference, training = scenario.inference, scenario.training
     asked: dict[str, tuple[str, tuple[str, ...]]] = {
         "engine": (scenario.engine, ("transformers",)),
-        "weights": (scenario.weights if fmt.is_quantized or scenario.weights not in PLAIN_BYTES else "", ("",)),
     }
     if scenario.task == "inference":
         asked |= {
@@ -206,13 +229,15 @@ def _require_plain(scenario: Scenario, fmt: Format) -> None:
 
 
 def _meters(
-    scenario: Scenario, architecture: Architecture, steps: Sequence[Step], machine: Overheads, capacity: int
+    scenario: Scenario, architecture: Architecture, fmt: Format, steps: Sequence[Step], machine: Overheads, capacity: int
 ) -> tuple[Phase, ...]:
     """The three meters of each phase. On a CPU nothing is reserved beyond what is allocated."""
     levels = {step.name: step.peak.level for step in steps}
     figures = [level.total for level in levels.values()]
     if machine.context_bytes:
-        loaded = reserved_for_weights(architecture, PLAIN_BYTES[scenario.weights])
+        quantised = _quantised(scenario, architecture, fmt)
+        dtype = quantised.rest_dtype if quantised is not None else scenario.weights
+        loaded = reserved_for_weights(architecture, PLAIN_BYTES[dtype], quantised.fmt if quantised is not None else None)
         reserved = (training_reserved if scenario.task == "training" else generation_reserved)(levels, loaded)
         slack = machine.slack_permille(scenario.task)
         if slack != PERMILLE:

@@ -1,0 +1,283 @@
+"""How long it takes: a roofline of each part of each kind of layer (Williams et al. 2009), and what binds.
+
+A part (a layer's projections, its attention, its experts, the head) takes as long as its arithmetic or as its reading
+from memory, whichever is longer, at the share of the card's peak that is achieved; parts follow one another. What goes
+over links (all-reduces of tensor parallelism, offloaded weights and cache) comes on top. Activations between parts are
+taken to stay in the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from planner.architecture.counts import is_routed, layer_groups
+from planner.architecture.layers import Architecture, LatentAttention, MixtureOfExperts, Recurrent, SequenceMixer, Weight
+from planner.components.cache import cache_bytes
+from planner.components.states import STATE_TENSORS
+from planner.formats.checkpoint import resolve_format
+from planner.formats.format import Format, weight_bytes
+from planner.gpu import Gpu
+from planner.record import record
+from planner.scenario import Scenario
+
+BANDWIDTH_FRACTION = 0.72
+"""Share of the memory bandwidth that decoding achieves: Llama-7B in bf16 on an A100 ("Accelerating Generative AI with
+PyTorch II: GPT, Fast", PyTorch blog 2023)."""
+PREFILL_FLOPS_FRACTION = 0.6
+"""Share of the peak arithmetic in a prefill: between what training achieves and the 76 % of large prefills of PaLM (Pope
+et al. 2022, "Efficiently Scaling Transformer Inference")."""
+TRAINING_FLOPS_FRACTION = 0.52
+"""The same in training: 22 billion to one trillion parameters reach 41.5 to 56.3 % (Korthikanti et al. 2022, table 5)."""
+LINK_FRACTION = 0.8
+"""Share of a link's rate that collectives achieve for large messages (all-reduce bus bandwidth of nccl-tests on NVLink)."""
+HOST_FRACTION = 0.8
+"""Share of PCIe's payload rate that copies from pinned memory achieve."""
+STATE_FLOPS = 6
+"""Operations on each value of a recurrent state for a token: decay, update by an outer product, reading, two each."""
+BACKWARD = 2
+"""A backward takes twice the forward: gradients of inputs and of weights (Kaplan et al. 2020, section 2.1)."""
+FALLBACKS = {"fp8": ("bf16", "fp16", "fp32"), "bf16": ("fp16", "fp32"), "fp16": ("bf16", "fp32"), "fp4": ("fp8", "bf16", "fp16"),
+             "int8": ("bf16", "fp16", "fp32"), "fp32": ("bf16",)}  # fmt: skip
+"""Units that do the arithmetic where a card has none for a dtype."""
+COMPUTES_IN = {"fp8": "fp8", "fp8-block": "fp8", "nvfp4": "fp4", "int8": "int8", "fp32": "fp32", "fp16": "fp16"}
+"""Formats whose products run in a dtype of their own; all others are turned into 16 bit first."""
+MOST_BATCH = 4096
+
+
+@record
+class Rates:
+    """What one GPU achieves: operations and bytes a second; None where the catalog does not say."""
+
+    flops: float
+    bytes: float
+    link_bytes: float | None
+    host_bytes: float | None
+
+
+@record
+class Part:
+    """Arithmetic and memory traffic of one part of the model, of all its layers together."""
+
+    name: str
+    flops: float
+    bytes: float
+
+
+@record
+class Pace:
+    """One pass: seconds, and by what it is bound: compute, bandwidth, link or host."""
+
+    seconds: float
+    by: Mapping[str, float]
+
+    @property
+    def bound_by(self) -> str:
+        """What takes most of the time."""
+        return max(self.by, key=lambda name: self.by[name])
+
+
+def rates_of(gpu: Gpu, dtype: str, flops_fraction: float) -> Rates | None:
+    """The rates in ``dtype``, calibrated where they were measured; None for a card whose rates are not known."""
+    unit = next((name for name in (dtype, *FALLBACKS.get(dtype, ())) if gpu.flops_for(name)), None)
+    if unit is None or gpu.bandwidth_bytes_per_s is None:
+        return None
+    measured = gpu.calibration
+    achieved = dict(measured.flops_fractions).get(unit) if measured else None
+    bandwidth = measured.bandwidth_fraction if measured else None
+    link, host = gpu.link_bytes_per_s or gpu.pcie_bytes_per_s, gpu.host_bytes_per_s
+    return Rates(
+        (gpu.flops_for(unit) or 0) * (achieved or flops_fraction),
+        gpu.bandwidth_bytes_per_s * (bandwidth or BANDWIDTH_FRACTION),
+        link and link * LINK_FRACTION,
+        host and host * HOST_FRACTION,
+    )
+
+
+def distinct_experts(experts: int, per_token: int, tokens: int) -> float:
+    """Experts that ``tokens`` tokens wake, each choosing evenly: E · (1 − (1 − k/E)ᵗ)."""
+    return experts * (1 - (1 - per_token / experts) ** tokens)
+
+
+def parts_of(
+    architecture: Architecture, fmt: Format, batch: int, tokens: int, past: int, *, all_logits: bool = False
+) -> Iterator[Part]:
+    """The parts of one forward of ``batch`` sequences, each ``tokens`` new tokens behind ``past`` cached ones."""
+    resolved = resolve_format(fmt, architecture)
+    count = batch * tokens
+    for layer, times in layer_groups(architecture.decoder):
+        mixers = [weight for mixer in layer.sequence for weight in mixer.weights]
+        yield _products("projections", resolved, mixers, count, times)
+        for mixer in layer.sequence:
+            yield _mixing(mixer, batch, tokens, past, times)
+        for channel in layer.channel:
+            if isinstance(channel, MixtureOfExperts):
+                yield from _expert_parts(channel, resolved, count, times)
+            else:
+                yield _products("feed-forward", resolved, channel.weights, count, times)
+    head = architecture.head or (architecture.embeddings[:1] if architecture.tied_head else ())
+    yield _products("head", resolved, head, count if all_logits else batch, 1)
+    cached = cache_bytes(architecture, batch, past + tokens)
+    yield Part("cache", 0.0, float(cached.logical_bytes if tokens == 1 else batch * tokens * cached.per_token_bytes))
+
+
+def _expert_parts(channel: MixtureOfExperts, fmt: Format, tokens: int, times: int) -> Iterator[Part]:
+    experts, per_token = channel.num_experts, channel.experts_per_token
+    always = [weight for weight in channel.weights if not is_routed(weight)]
+    routed = [weight for weight in channel.weights if is_routed(weight)]
+    awake = distinct_experts(experts, per_token, tokens) / experts
+    yield _products("shared experts and router", fmt, always, tokens, times)
+    yield _products("experts", fmt, routed, tokens, times, per_token / experts, awake)
+
+
+def pace_of(parts: Iterator[Part], rates: Rates, ranks: int = 1) -> Pace:
+    """The time of the parts, each spread evenly over ``ranks`` GPUs."""
+    by = {"compute": 0.0, "bandwidth": 0.0}
+    for part in parts:
+        compute, reading = part.flops / rates.flops / ranks, part.bytes / rates.bytes / ranks
+        by["compute" if compute > reading else "bandwidth"] += max(compute, reading)
+    return Pace(sum(by.values()), by)
+
+
+def speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu) -> dict[str, float | str | None]:
+    """``prefill_s``, ``time_per_token_s``, ``tokens_per_s``, ``step_s`` and ``bound_by`` of a settled scenario.
+
+    Beside them: what binds the prefill, and from which batch on a decode step spends more on its matrix products than on
+    reading their weights (the cache, which every sequence reads for itself, never gains from a batch). Empty for a card
+    whose rates are not known and for weights of unknown size.
+    """
+    if fmt.unknown or fmt.file_type or scenario.engine == "llama.cpp":
+        return {}
+    if scenario.task == "training":
+        return _training_speed(scenario, architecture, fmt, gpu)
+    rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
+    if rates is None:
+        return {}
+    ask = scenario.inference
+    prompt, new = ask.prompt_tokens or 1, ask.new_tokens or 1
+    prefill = _pass(scenario, architecture, fmt, rates, ask.batch, prompt, 0)
+    middle = prompt + new // 2
+
+    step = _pass(scenario, architecture, fmt, rates, ask.batch, 1, middle)
+
+    def products_by_compute(batch: int) -> bool:
+        products = (part for part in parts_of(architecture, fmt, batch, 1, 0) if part.name != "cache")
+        return pace_of(products, rates).bound_by == "compute"
+
+    return {
+        "prefill_s": prefill.seconds,
+        "time_per_token_s": step.seconds,
+        "tokens_per_s": ask.batch / step.seconds,
+        "step_s": None,
+        "bound_by": step.bound_by,
+        "prefill_bound_by": prefill.bound_by,
+        "compute_bound_from_batch": _first(products_by_compute),
+    }
+
+
+def tokens_per_s(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, batches: Sequence[int]
+) -> list[float] | None:
+    """Decoded tokens a second, of all sequences together, at each batch; None for a card whose rates are not known."""
+    rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
+    ask = scenario.inference
+    middle = (ask.prompt_tokens or 1) + (ask.new_tokens or 1) // 2
+    if rates is None:
+        return None
+    return [batch / _pass(scenario, architecture, fmt, rates, batch, 1, middle).seconds for batch in batches]
+
+
+def _pass(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, batch: int, tokens: int, past: int) -> Pace:
+    """One forward with what goes over the links."""
+    spread, offload = scenario.parallel, scenario.offload
+    parts = list(parts_of(architecture, fmt, batch, tokens, past))
+    pace = pace_of(iter(parts), rates, spread.tensor)
+    by = dict(pace.by)
+    if spread.tensor > 1 and rates.link_bytes:
+        layers = len(architecture.decoder.layers)
+        by["link"] = all_reduce_s(2 * layers, batch * tokens * architecture.hidden_size * 2, spread.tensor, rates.link_bytes)
+    moved = offload.weights * sum(part.bytes for part in parts if part.name != "cache")
+    moved += offload.kv_cache * sum(part.bytes for part in parts if part.name == "cache")
+    if moved and rates.host_bytes:
+        by["host"] = moved / spread.tensor / rates.host_bytes
+    return Pace(sum(by.values()), by)
+
+
+def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float) -> float:
+    """Seconds of ``times`` ring all-reduces: each rank sends and receives 2 · (n − 1) / n of the size."""
+    return times * 2 * (ranks - 1) / ranks * size_bytes / link_bytes
+
+
+def _training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu) -> dict[str, float | str | None]:
+    """Forward, backward, recomputation, the optimizer's reading and writing, and gradients over the link."""
+    ask = scenario.training
+    dtype = "fp32" if ask.precision == "fp32" else "bf16"
+    rates = rates_of(gpu, dtype, TRAINING_FLOPS_FRACTION)
+    if rates is None:
+        return {}
+    frozen = ask.method != "full"
+    passes = 1 + (1 if frozen else BACKWARD) + (1 if ask.checkpointing == "full" else 0)
+    parts = parts_of(architecture, fmt, ask.batch, ask.sequence or 1, 0, all_logits=True)
+    forward = pace_of((part for part in parts if part.name != "cache"), rates)
+    by = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
+    weights = 0.0 if frozen else sum(part.bytes for part in parts_of(architecture, fmt, 1, 1, 0) if part.name != "cache")
+    by["bandwidth"] += weights * (3 + 2 * STATE_TENSORS.get(ask.optimizer, 2)) / rates.bytes
+    if scenario.parallel.data > 1 and rates.link_bytes:
+        by["link"] = all_reduce_s(1, weights, scenario.parallel.data, rates.link_bytes)
+    pace = Pace(sum(by.values()), by)
+    tokens = ask.batch * (ask.sequence or 1) * ask.gradient_accumulation * scenario.parallel.data
+    return {
+        "prefill_s": None, "time_per_token_s": None, "tokens_per_s": tokens / pace.seconds, "step_s": pace.seconds,
+        "bound_by": pace.bound_by,
+    }  # fmt: skip
+
+
+def _products(
+    name: str, fmt: Format, weights: Sequence[Weight], tokens: int, times: int, share: float = 1.0, awake: float = 1.0
+) -> Part:
+    """Matrices that ``tokens`` tokens pass: 2 operations a weight and token; each is read once.
+
+    ``share`` of them works for a token, ``awake`` of them is read.
+    """
+    matrices = [weight for weight in weights if len(weight.shape) >= 2 and not weight.is_buffer]
+    values = sum(_values(weight) for weight in matrices)
+    size = sum(weight_bytes(fmt, weight).total_bytes for weight in matrices)
+    return Part(name, 2.0 * tokens * values * share * times, float(size) * awake * times)
+
+
+def _values(weight: Weight) -> int:
+    total = weight.count
+    for extent in weight.shape:
+        total *= extent
+    return total
+
+
+def _mixing(mixer: SequenceMixer, batch: int, tokens: int, past: int, times: int) -> Part:
+    """Scores and values of attention over what each token sees, or the update and reading of a state."""
+    if isinstance(mixer, Recurrent):
+        return Part("state", float(STATE_FLOPS * batch * tokens * mixer.state_numel * times), 0.0)
+    if isinstance(mixer, LatentAttention):
+        rope = mixer.qk_rope_head_dim
+        width = 2 * mixer.kv_lora_rank + rope if tokens == 1 else mixer.qk_nope_head_dim + rope + mixer.v_head_dim
+        return Part("attention", 2.0 * mixer.num_heads * width * batch * _seen(tokens, past, None) * times, 0.0)
+    width = mixer.head_dim + mixer.value_head_dim
+    window = mixer.window_tokens or mixer.chunk_tokens
+    return Part("attention", 2.0 * mixer.num_heads * width * batch * _seen(tokens, past, window) * times, 0.0)
+
+
+def _seen(tokens: int, past: int, window: int | None) -> int:
+    """Pairs of a new token and one it sees, itself included: Σ min(past + i, window)."""
+    if window is None or past + tokens <= window:
+        return tokens * past + tokens * (tokens + 1) // 2
+    before = max(0, min(tokens, window - past))
+    return before * past + before * (before + 1) // 2 + (tokens - before) * window
+
+
+def _first(reached: Callable[[int], bool]) -> int | None:
+    """The first batch up to :data:`MOST_BATCH` from which on something holds, None when it does not there."""
+    if not reached(MOST_BATCH):
+        return None
+    low, high = 0, MOST_BATCH
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
