@@ -138,7 +138,7 @@ def _format(name: str) -> Format:
 
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, device: Device, machine: Overheads) -> list[Step]:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
-    _require_plain(scenario, fmt)
+    _require_modelled_options(scenario)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
     static = scenario.task == "inference" and _static_cache(scenario)
     if architecture.kind == "decoder" or scenario.task == "training" or static:
@@ -196,7 +196,7 @@ def _training(scenario: Scenario, architecture: Architecture, weights: Level, dt
     return training_phases(architecture, weights, states, work, transient)
 
 
-def _require_plain(scenario: Scenario, fmt: Format) -> None:
+def _require_modelled_options(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     inference, training = scenario.inference, scenario.training
     asked: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -340,7 +340,7 @@ def linear(
     """``source`` times a weight (and a bias). ``copies``: the gradient arrives head by head and is laid out token by token."""
     scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
     if scheme is not None:
-        hold_product(graph, scheme, weights[0], name, size, component)
+        hold_product(graph, scheme, weights, name, size, component)
         return
     saves = (source,) if graph.run.trainable else ()
     graph.make(name, size, (source,), saves, linear_rule, component=component, weights=weights, moment=size if copies else None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from planner.architecture.layers import Weight
-from planner.components.tape import Size
+from planner.architecture.layers import Architecture, Weight
+from planner.components.tape import Level, Size
 from planner.formats.format import Format, scheme_of
 from planner.formats.storage import Awq, BitsAndBytes4Bit, Gptq, Plain, Scaled, Scheme
 from planner.record import record
@@ -28,10 +28,20 @@ KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "gptq", "
 
 @record
 class QuantisedWeights:
-    """The format a model's linears are held in. ``in_half``: activations are fp16, which LLM.int8 computes in."""
+    """The format a model's linears are held in (:func:`planner.formats.resolve_format` has filled it in)."""
 
     fmt: Format
-    in_half: bool = False
+
+    @property
+    def rest_dtype(self) -> str:
+        """The dtype of what is not quantised, in which everything is computed."""
+        return self.fmt.rest_dtype or "bf16"
+
+    def level(self, architecture: Architecture) -> Level:
+        """The weights as they lie on the device."""
+        from planner.components.states import stored_weights  # noqa: PLC0415  states need the run, which needs this
+
+        return stored_weights(architecture, self.fmt, 4 if self.rest_dtype == "fp32" else 2)
 
     def scheme(self, weights: Sequence[Weight]) -> Scheme | None:
         """How a linear's weight is stored; None when it is left as it was."""
@@ -47,8 +57,16 @@ def is_known(fmt: Format) -> bool:
     return fmt.name in KNOWN or fmt.name.partition("-")[0] in ("gptq", "awq")
 
 
-def hold_product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, component: str) -> None:
-    """The result ``name`` of a product, and what exists beside it until it is there."""
+def hold_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, size: Size, component: str) -> None:
+    """The result ``name`` of a product, and what exists beside it until it is there; a bias is added in a tensor of its own."""
+    biased = len(weights) > 1
+    _product(g, scheme, weights[0], f"{name} without bias" if biased else name, size, component)
+    if biased:
+        g.hold(name, size, component)
+        g.free(f"{name} without bias")
+
+
+def _product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, component: str) -> None:
     if isinstance(scheme, BitsAndBytes4Bit):
         _four_bit(g, scheme, weight, name, size, component)
     elif isinstance(scheme, Scaled) and scheme.dtype == "int8":
@@ -79,7 +97,7 @@ def _eight_bit(g: Graph, weight: Weight, name: str, size: Size, component: str) 
     """``MatMul8bitLt``: the input in fp16 and in int8 with a scale a row, int32 sums, the result in fp16, then as asked."""
     outputs, inputs = weight.shape
     rows = {"batch": g.run.batch, "sequence": g.run.sequence}
-    half = g.run.quantised is not None and g.run.quantised.in_half
+    half = g.run.quantised is not None and g.run.quantised.rest_dtype == "fp16"
     if not half:
         g.hold(f"{name} input fp16", Size(**rows, in_features=inputs, fp16_bytes=2))
     g.hold(f"{name} input int8", Size(**rows, in_features=inputs))

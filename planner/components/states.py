@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from math import prod
 
-from planner.architecture.counts import iter_weights, layer_groups
+from planner.architecture.counts import decoder_weights, iter_weights, layer_groups
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Attention
 from planner.components.tape import BLOCK_BYTES, Level, Size
+from planner.formats import Format, placed_weights, weight_bytes
+from planner.formats.checkpoint import names_single_layers
+from planner.formats.storage import Stored
 from planner.memo import remember_by_identity
 
 FP32_BYTES = 4
+SHARED_CODES = ("nested_quant_map",)
+"""A file holds it for every weight, the device once (bitsandbytes ``functional.py``, ``name2qmap``)."""
 STATE_TENSORS = {"adamw": 2, "adamw_foreach": 2, "adamw_fused": 2}
 """Tensors like the parameter that an optimizer keeps for each (torch.optim.AdamW: exp_avg and exp_avg_sq)."""
 
@@ -38,12 +43,45 @@ def plain_weights(architecture: Architecture, dtype_bytes: int) -> Level:
 
 
 @remember_by_identity(64)
+def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) -> Level:
+    """Weights in a quantised format (:func:`planner.formats.resolve_format`): values, what reads them, and rounding."""
+    level = Level()
+    totals = {"weights": 0, "quantization_state": 0}
+    tensors = rounding = 0
+    shared: set[Stored] = set()
+    for place in placed_weights(architecture, unfold=names_single_layers(fmt)):
+        count = place.times * place.weight.count
+        if place.weight.is_buffer:
+            continue
+        for stored in weight_bytes(fmt, place.weight, place.path, in_decoder=place.in_decoder).tensors:
+            if stored.name in SHARED_CODES:
+                shared.add(stored)
+                continue
+            totals["weights" if stored.is_payload else "quantization_state"] += count * stored.size_bytes
+            rounding += count * (_rounded(stored.size_bytes) - stored.size_bytes)
+            tensors += count
+    for stored in shared:
+        totals["quantization_state"] += stored.size_bytes
+        rounding += _rounded(stored.size_bytes) - stored.size_bytes
+    for component, total in totals.items():
+        if total:
+            size = Size.stated(total, f"Σ of every weight as {fmt.label} stores it", bytes=total)
+            level.change(component, component.replace("_", " "), size, 1)
+    if rounding:
+        size = Size.stated(rounding, "each tensor rounded up to 512 bytes", tensors=tensors)
+        level.change("workspace", "rounding of the weights", size, 1)
+    _rotary_buffers(level, architecture)
+    _listed_buffers(level, architecture, dtype_bytes)
+    return level
+
+
+@remember_by_identity(64)
 def optimizer_states(architecture: Architecture, optimizer: str, dtype_bytes: int, *, cuda: bool) -> Level:
     """AdamW's two moments in the parameters' dtype, and its step counters where they live on the device."""
     level = Level()
     states, tensors = STATE_TENSORS[optimizer], 0
     total = parameters = 0
-    for _, weight, times in iter_weights(architecture):
+    for _, weight, times in decoder_weights(architecture):
         if not weight.is_buffer:
             count = times * weight.count
             tensors += count
@@ -64,7 +102,7 @@ def optimizer_transient(architecture: Architecture, optimizer: str, dtype_bytes:
     ``torch.optim.AdamW``: foreach takes the square root of every second moment at once (as large as the parameters,
     ``_multi_tensor_adam``); the loop holds two tensors of the parameter at hand (``_single_tensor_adam``); fused none.
     """
-    weights = [(weight, times) for _, weight, times in iter_weights(architecture) if not weight.is_buffer]
+    weights = [(weight, times) for _, weight, times in decoder_weights(architecture) if not weight.is_buffer]
     if optimizer == "adamw_foreach":
         total = sum(times * weight.count * _rounded(prod(weight.shape) * dtype_bytes) for weight, times in weights)
         parameters = sum(times * weight.count * prod(weight.shape) for weight, times in weights)

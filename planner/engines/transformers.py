@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.architecture.counts import iter_weights, layer_groups, layer_indices
+from planner.architecture.counts import decoder_weights, layer_groups, layer_indices
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer, Weight
 from planner.components.cache import cache_component, held_tensors
@@ -16,6 +16,7 @@ from planner.components.graph import Graph
 from planner.components.inputs import SHARED, hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, outliving
 from planner.components.norms import norm_forward
+from planner.components.quantised import QuantisedWeights
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, Tape, highest
 from planner.record import record
@@ -49,6 +50,7 @@ class Generation:
     cuda: bool = True
     eager: bool = False
     static_cache: bool = False
+    quantised: QuantisedWeights | None = None
 
 
 @record
@@ -142,7 +144,7 @@ def _inference_run(architecture: Architecture, work: Generation, sequence: int, 
         work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=generates(architecture), cuda=work.cuda,
         past_tokens=past,
         code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
-        static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache,
+        static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
     )  # fmt: skip
 
@@ -252,6 +254,7 @@ def _loss_forward(course: Course, architecture: Architecture, run: Run) -> None:
             tape.free(gone)
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("logits fp32", wide, "logits")
+        tape.free(*(("logits",) if run.code.wide_logits else ()))
     tape.hold("shifted labels", Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES))
     tape.hold("log probabilities", wide, "logits")
     tape.free("logits fp32", "logits")
@@ -289,7 +292,7 @@ def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None
 
 def _embedding_backward(course: Course, architecture: Architecture, run: Run) -> None:
     """The table's gradient is dense. A tied head's has waited for it: both are alive while their sum is made."""
-    start = {"d": Held(run.hidden(), "workspace")}
+    start = {"d": Held(run.stream(), "workspace")}
     if architecture.tied_head:
         start[TIED] = Held(_like_parameter(architecture.embeddings[0], run), "gradients")
     tape = Tape(start=start)
@@ -312,8 +315,8 @@ def _like_parameter(weight: Weight, run: Run) -> Size:
 
 
 def _hold_gradients(course: Course, architecture: Architecture, run: Run) -> None:
-    """Gradients of every parameter, left by the earlier micro-batches."""
-    for _, weight, times in iter_weights(architecture):
+    """Gradients of every parameter that has some, left by the earlier micro-batches."""
+    for _, weight, times in decoder_weights(architecture):
         if not weight.is_buffer:
             factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
             course.hold("gradients", f"grad {weight.name}", Size(**factors, bytes=run.dtype_bytes), times * weight.count)

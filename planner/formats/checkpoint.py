@@ -79,7 +79,7 @@ def checkpoint_bytes(architecture: Architecture, fmt: Format, *, skip: tuple[str
     if fmt.file_type:
         return _gguf_bytes(architecture, fmt)
     resolved = replace(resolve_format(fmt, architecture), keeps=(*fmt.keeps, *skip))
-    return _sum(resolved, placed_weights(architecture, unfold=_names_single_layers(resolved)))
+    return _sum(resolved, placed_weights(architecture, unfold=names_single_layers(resolved)))
 
 
 def resolve_format(fmt: Format, architecture: Architecture) -> Format:
@@ -109,7 +109,8 @@ def _stack_weights(stack: Stack, *, unfold: bool, in_decoder: bool) -> Iterator[
         yield PlacedWeight("", weight, 1, in_decoder)
 
 
-def _names_single_layers(fmt: Format) -> bool:
+def names_single_layers(fmt: Format) -> bool:
+    """Whether a format treats layers apart by their number, so that equal layers can't be taken as one."""
     patterns = (*fmt.keeps, *fmt.only, *(pattern for override in fmt.overrides for pattern in override.patterns))
     return names_layers(patterns)
 
