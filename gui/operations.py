@@ -6,6 +6,7 @@ is dropped when it arrives.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -87,4 +88,5 @@ class _Run(QRunnable):
             result: object = self._operation.work()
         except Exception as error:  # noqa: BLE001  every failure goes back to the one who asked
             result = error
-        self._ended(self._operation, self._generation, result)
+        with contextlib.suppress(RuntimeError):  # the window is gone, and with it the one who asked
+            self._ended(self._operation, self._generation, result)

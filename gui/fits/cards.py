@@ -10,7 +10,7 @@ from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from gui.cells import Cell, CellModel, Column, dress
-from gui.fits.sweep import COUNTS, Answer, CardRow
+from gui.fits.answers import COUNTS, Answer, CardRow
 from gui.translate import tr
 from gui.units import format_bytes
 from planner.words import VERDICTS, word

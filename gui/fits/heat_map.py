@@ -6,7 +6,7 @@ from PySide6.QtCore import QEvent, QLineF, QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from gui.fits.sweep import GOOD, Answer, Map
+from gui.fits.answers import GOOD, Answer, Map
 from gui.form.summary import token_words
 from gui.painting import mixed, paint_hatch
 from gui.text import CENTRE, RIGHT, width_of, write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer, Slot
@@ -10,9 +11,9 @@ from PySide6.QtGui import QHideEvent, QShowEvent
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPushButton, QSplitter, QVBoxLayout, QWidget
 
 from gui.export import ChartMenu, TableMenu
+from gui.fits.answers import Answer, Fits, Inverse, NotWanted, batch_of, context_of, fits_of
 from gui.fits.cards import CardTable
 from gui.fits.heat_map import HeatMap
-from gui.fits.sweep import Answer, Fits, Inverse, batch_of, context_of, fits_of
 from gui.operations import Operation
 from gui.theme import set_role
 from gui.translate import tr
@@ -38,6 +39,7 @@ class FitsTab(QWidget):
         self.note = QLabel(wordWrap=True, visible=False)
         self._of: Plan | None = None
         self._fits: Fits | None = None
+        self._unwanted = Event()
         self._pause = QTimer(self, singleShot=True, interval=_PAUSE_MS)
         self._lay_out()
         self._connect()
@@ -78,6 +80,7 @@ class FitsTab(QWidget):
     def hideEvent(self, event: QHideEvent) -> None:
         """Out of sight nothing is asked."""
         self._pause.stop()
+        self._unwanted.set()
         super().hideEvent(event)
 
     def showEvent(self, event: QShowEvent) -> None:
@@ -94,6 +97,7 @@ class FitsTab(QWidget):
     def _plan_changed(self) -> None:
         """While someone types, only the last plan is asked about."""
         if self.isVisible():
+            self._unwanted.set()
             self.heat_map.set_dimmed()
             self._pause.start()
 
@@ -103,7 +107,10 @@ class FitsTab(QWidget):
         if plan is None or plan is self._of or not self.isVisible():
             return
         self._of = plan
-        self._operations.start(Operation("fits", partial(fits_of, plan, self._state.settled), self._take, self._fail))
+        self._unwanted.set()
+        self._unwanted = Event()
+        work = partial(fits_of, plan, self._state.settled, self._unwanted)
+        self._operations.start(Operation("fits", work, self._take, self._fail))
 
     @Slot(object)
     def _take(self, found: Fits) -> None:
@@ -113,7 +120,8 @@ class FitsTab(QWidget):
     @Slot(object)
     def _fail(self, error: Exception) -> None:
         self._of = None
-        raise error
+        if not isinstance(error, NotWanted):
+            raise error
 
     @Slot()
     def _show(self) -> None:

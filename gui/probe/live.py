@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
@@ -49,9 +50,8 @@ class LiveProbe(QObject):
         """Where the run is written, None when it is not."""
         return self._session.recording.path if self._session else None
 
-    def start(self, request: Request) -> None:
-        """Start the worker; events begin to arrive."""
-        prediction = request.prediction.to_json()
+    def start(self, request: Request, prediction: Mapping[str, object]) -> None:
+        """Start the worker, whose recording keeps ``prediction``; events begin to arrive."""
         rehearsal = Rehearsal(request.order, prediction) if request.order["mode"] == "rehearse" else None
         self.rehearsal = rehearsal
         session: ProbeSession | None = None

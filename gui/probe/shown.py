@@ -31,7 +31,9 @@ class Shown:
 
     def preview(self, prediction: Footprint, title: str, *, on_cpu: bool) -> None:
         """Show a prediction alone."""
-        self.levels, self.title, self.on_cpu = levels_of(prediction.to_json()), title, on_cpu
+        phases = prediction.gpus[0].phases if prediction.gpus else ()
+        self.levels = {phase.name: {meter: phase.meter(meter) for meter in METERS} for phase in phases}
+        self.title, self.on_cpu = title, on_cpu
 
     def open(self, prediction: Mapping[str, Any] | None, title: str, *, on_cpu: bool) -> None:
         """Turn to a prediction; runs stay on screen as long as it is the one they were held against."""

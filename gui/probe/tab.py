@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +105,7 @@ class ProbeTab(QWidget):
     def _start(self, work: partial[Request], words: str) -> None:
         self.controls.set_running(True)
         self.status.say(words)
-        self._operations.start(Operation("probe", work, self._begin, self._fail))
+        self._operations.start(Operation("probe", partial(_asked, work), self._begin, self._fail))
 
     @Slot()
     def stop(self) -> None:
@@ -209,8 +209,9 @@ class ProbeTab(QWidget):
         self.table.comparisons.show_rows(self._shown.rows())
 
     @Slot(object)
-    def _begin(self, asked: Request) -> None:
-        order, prediction = asked.order, asked.prediction.to_json()
+    def _begin(self, found: tuple[Request, Mapping[str, object]]) -> None:
+        asked, prediction = found
+        order = asked.order
         self._rehearsing = order["mode"] == "rehearse"
         on_cpu = (order["personality"] if self._rehearsing else order["device"]) == "cpu"
         self._open(order["scenario"], prediction, on_cpu=on_cpu)
@@ -219,7 +220,7 @@ class ProbeTab(QWidget):
         else:
             self._shown.measure(Measurement(order["scenario"], prediction), self._now)
         self._refresh((order.get("card") or {}).get("capacity_bytes"))
-        self.live.start(asked)
+        self.live.start(asked, prediction)
 
     def _open(self, scenario: Mapping[str, object], prediction: Mapping[str, object] | None, *, on_cpu: bool) -> None:
         self._shown.open(prediction, title_of(scenario), on_cpu=on_cpu)
@@ -328,6 +329,12 @@ class ProbeTab(QWidget):
         if self._now.outcome is None:
             self.status.complain(f"The recording ends without an outcome{f', in {self._now.phase}' if self._now.phase else ''}.")
         self._show_outcome()
+
+
+def _asked(work: Callable[[], Request]) -> tuple[Request, Mapping[str, object]]:
+    """The request with its prediction as JSON: its limits take long to be worked out."""
+    asked = work()
+    return asked, asked.prediction.to_json()
 
 
 def _read(path: Path) -> tuple[Path, Recorded, Measurement, Rehearsed | None]:

@@ -30,6 +30,8 @@ from gui.theme import theme  # noqa: E402
 from gui.window import MainWindow  # noqa: E402
 
 BAR_MS = 16.0
+MAP_BAR_MS = 100.0
+"""With the map of what fits in front: until the edit itself is painted, and the map faded; it is worked out in the background."""
 EDITS = 120
 WARM_UP = 10
 
@@ -57,6 +59,8 @@ def edits(window: MainWindow) -> Iterator[tuple[str, str, Callable[[], None]]]:
     yield "fault", "footprint", typing("inference.batch", ["0", "4"])
     yield "task", "footprint", choosing("task", ["training", "inference"])
     yield "batch, probe", "probe", typing("inference.batch", ["2", "4", "16", "64", "8"])
+    yield "batch, compare", "compare", typing("inference.batch", ["2", "4", "16", "64", "8"])
+    yield "batch, fits", "fits", typing("inference.batch", ["2", "4", "16", "64", "8"])
 
 
 def until_painted(application: QApplication, window: MainWindow) -> None:
@@ -107,13 +111,14 @@ def main() -> int:
             until_painted(application, window)
             taken = measured(application, window, edit, count)
             p95 = statistics.quantiles(taken, n=20)[-1]
-            worst = max(worst, p95)
+            bar = MAP_BAR_MS if tab == "fits" else BAR_MS
+            worst = max(worst, p95 / bar)
             loops.append(fixed_loop())
             print(f"{name:14} p50 {statistics.median(taken):5.1f} ms   p95 {p95:5.1f} ms", flush=True)
         window.close()
     print(f"a loop of 100 000 additions took {min(loops):.1f} to {max(loops):.1f} ms")
-    print(f"worst p95 {worst:.1f} ms (bar {BAR_MS:g})")
-    return 0 if worst <= BAR_MS else 1
+    print(f"worst p95 {worst:.0%} of its bar ({BAR_MS:g} ms, with the map {MAP_BAR_MS:g} ms)")
+    return 0 if worst <= 1 else 1
 
 
 if __name__ == "__main__":

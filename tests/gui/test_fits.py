@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
 from gui.examples import EXAMPLES
+from gui.fits.answers import GOOD, fits_of
 from gui.fits.cards import CardTable
-from gui.fits.sweep import GOOD, fits_of, largest, with_cards, with_load
-from planner.scenario import Hardware, Inference, Scenario, Training
+from planner.scenario import Hardware, Inference, Scenario, parse_scenario
+from planner.solve import context_of, with_context, with_values
 from resources.plan import make_plan
 
 CHAT = EXAMPLES[0].scenario
@@ -29,12 +28,6 @@ def state(tab):
 
 def click_cell(tab, row, column):
     QTest.mouseClick(tab.heat_map, Qt.MouseButton.LeftButton, pos=tab.heat_map.cell_rectangle(row, column).center().toPoint())
-
-
-@given(st.integers(0, 5000), st.integers(1, 4000))
-def test_the_largest_count_is_found_by_halving(limit, most):
-    """largest(f, most) is the largest n ≤ most with f(n), for every f that holds up to a limit."""
-    assert largest(lambda count: count <= limit, most) == min(limit, most)
 
 
 def test_a_cell_is_what_the_planner_says_of_its_load(tab):
@@ -71,8 +64,8 @@ def test_inverse_answers_are_the_edge_of_what_fits(tab):
     plan, settled = state(tab).plan, state(tab).settled
     longest, batch = tab.answers[0].shown, tab.answers[1].shown
     for answer, one_more in (
-        (longest, with_load(settled, context=longest.scenario.inference.prompt_tokens + longest.scenario.inference.new_tokens + 1)),
-        (batch, with_load(settled, batch=batch.scenario.inference.batch + 1)),
+        (longest, with_context(settled, context_of(longest.scenario) + 1)),
+        (batch, with_values(settled, batch=batch.scenario.inference.batch + 1)),
     ):
         assert make_plan(answer.scenario).footprint.verdict in GOOD
         assert make_plan(one_more).footprint.verdict not in GOOD
@@ -118,18 +111,11 @@ def test_unknown_is_a_third_state(open_window, qtbot):
     tab.heat_map.grab()
 
 
-def test_loads_and_cards_are_put_where_each_task_has_them():
-    training = Scenario("a/b", "training", training=Training(batch=2, sequence=2048))
-    assert with_load(training, 4, 512).training == Training(batch=4, sequence=512)
-    assert with_cards(training, "X", 8).parallel.data == 8
-    assert with_cards(CHAT, "X", 8).parallel.tensor == 8
-
-
 def test_a_pool_of_cache_is_as_full_as_its_tokens():
     plan = make_plan(EXAMPLES[2].scenario)
     if not plan.footprint.limits.get("kv_tokens"):
         pytest.skip("the engine has no pool")
-    fits = fits_of(plan, plan.scenario)
+    fits = fits_of(plan, parse_scenario(plan.footprint.scenario))
     row, column = fits.map.batches.index(16), fits.map.contexts.index(8192)
     assert fits.map.answers[row][column].share == pytest.approx(16 * 8192 / plan.footprint.limits["kv_tokens"], rel=0.05)
 

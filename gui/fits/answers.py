@@ -1,0 +1,202 @@
+"""What the tab asks of the planner, away from the window, and the answers as it shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import TYPE_CHECKING
+
+from planner.engines.served import SERVED
+from planner.faults import Faults
+from planner.footprint import Footprint, Verdict
+from planner.predict import predict
+from planner.scenario import Scenario
+from planner.solve import (
+    GOOD,
+    Asked,
+    cheapest_layout,
+    context_of,
+    largest_batch,
+    layouts,
+    longest_context,
+    with_context,
+    with_values,
+)
+from planner.sweep import VERDICTS, context_grid
+from resources.gpus import gpu as find_gpu
+from resources.gpus import gpu_names
+
+if TYPE_CHECKING:
+    from resources.plan import Plan
+
+__all__ = ["COUNTS", "GOOD", "Answer", "CardRow", "Fits", "Inverse", "Map", "NotWanted", "batch_of", "context_of", "fits_of"]
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+COUNTS = (1, 2, 4, 8)
+FORMATS = ("bf16", "fp8", "int8", "nf4")
+"""Tried from the most precise downwards, where the stored one does not fit."""
+CARDS = (
+    "GeForce RTX 4060 Ti 16GB", "GeForce RTX 3090", "GeForce RTX 4090", "GeForce RTX 5090", "L4", "L40S", "RTX 6000 Ada",
+    "RTX PRO 6000 Blackwell Workstation", "A100 SXM4 40GB", "A100 SXM4 80GB", "H100 SXM5 80GB", "H200 SXM 141GB", "B200 SXM 180GB",
+    "Instinct MI300X",
+)  # fmt: skip
+_FEWEST_TOKENS, _MOST_COLUMNS = 512, 11
+
+
+class NotWanted(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one scenario does: its verdict, and how full it is (None: unknown).
+
+    Of the fullest GPU; where an engine reserves its pool of cache whatever comes, of the tokens the pool has room for.
+    """
+
+    scenario: Scenario
+    verdict: Verdict
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Answers by batch (rows, upwards) and context (columns)."""
+
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    answers: tuple[tuple[Answer, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CardRow:
+    """One card with each of :data:`COUNTS`."""
+
+    name: str
+    memory_bytes: int
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """An inverse question with its answer; ``scenario`` None: there is none."""
+
+    question: str
+    value: str
+    scenario: Scenario | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """All that the tab shows of one plan."""
+
+    map: Map
+    cards: tuple[CardRow, ...]
+    inverse: tuple[Inverse, ...]
+
+
+def fits_of(plan: Plan, settled: Scenario, unwanted: Event | None = None) -> Fits:
+    """Answer everything for a plan. Raises :class:`NotWanted` once ``unwanted`` is set."""
+    unwanted = unwanted or Event()
+    found = _map(plan, settled)
+    cards = tuple(_card_row(plan, settled, name, unwanted) for name in _cards(plan))
+    own = next(row for row in cards if row.name == plan.gpu.name)
+    return Fits(found, cards, _inverse(plan, settled, own, unwanted))
+
+
+def batch_of(scenario: Scenario) -> int:
+    """Sequences at once."""
+    return scenario.training.batch if scenario.task == "training" else scenario.inference.batch
+
+
+def _map(plan: Plan, settled: Scenario) -> Map:
+    contexts = _contexts(plan.architecture.max_context_tokens or context_of(settled))
+    grid = context_grid(settled, plan.architecture, plan.gpu, plan.model.native, BATCHES, contexts)
+    capacity = settled.hardware.capacity_bytes or plan.gpu.capacity_bytes
+    pool_tokens = plan.footprint.limits.get("kv_tokens") if settled.engine in SERVED and settled.task == "inference" else None
+    rows = []
+    for row, batch in enumerate(BATCHES):
+        answers = []
+        for column, context in enumerate(contexts):
+            verdict, device = VERDICTS[grid.verdict[column, row]], int(grid.device[column, row])
+            share = batch * context / pool_tokens if pool_tokens else device / capacity if device >= 0 else None
+            answers.append(Answer(with_values(with_context(settled, context), batch=batch), verdict, share))
+        rows.append(tuple(answers))
+    return Map(contexts, BATCHES, tuple(rows))
+
+
+def _contexts(limit: int) -> tuple[int, ...]:
+    found = [_FEWEST_TOKENS]
+    while found[-1] * 2 <= limit:
+        found.append(found[-1] * 2)
+    return tuple(found[-_MOST_COLUMNS:])
+
+
+def _cards(plan: Plan) -> list[str]:
+    known = [name for name in CARDS if name in gpu_names()]
+    return known if plan.gpu.name in known else [plan.gpu.name, *known]
+
+
+def _card_row(plan: Plan, settled: Scenario, name: str, unwanted: Event) -> CardRow:
+    answers = []
+    for count in COUNTS:
+        _go_on(unwanted)
+        moved = with_values(settled, gpu=name, capacity_bytes=None)
+        answers.append(_answer(plan, next(layouts(moved, count)), name))
+    return CardRow(name, find_gpu(name).capacity_bytes, tuple(answers))
+
+
+def _answer(plan: Plan, scenario: Scenario, name: str) -> Answer:
+    try:
+        footprint: Footprint = predict(scenario, plan.architecture, find_gpu(name), plan.model.native)
+    except Faults:
+        return Answer(scenario, "unknown", None)
+    shares = [gpu.peak.device / gpu.capacity_bytes for gpu in footprint.gpus if gpu.peak and gpu.capacity_bytes]
+    return Answer(scenario, footprint.verdict, max(shares, default=None))
+
+
+def _inverse(plan: Plan, settled: Scenario, own: CardRow, unwanted: Event) -> tuple[Inverse, ...]:
+    asked = Asked(settled, plan.architecture, plan.gpu, plan.model.native)
+    if asked.verdict(settled) in (None, "unknown"):
+        return ()
+    found = []
+    for answer in (_longest, _largest, _fewest, _format):
+        _go_on(unwanted)
+        found.append(answer(asked, own))
+    return tuple(found)
+
+
+def _longest(asked: Asked, _own: CardRow) -> Inverse:
+    context = longest_context(asked)
+    most = " (the model's limit)" if context == asked.architecture.max_context_tokens else ""
+    value = f"{context:,} tokens{most}" if context else "none"
+    return Inverse("Longest context at this batch", value, with_context(asked.scenario, context) if context else None)
+
+
+def _largest(asked: Asked, _own: CardRow) -> Inverse:
+    batch = largest_batch(asked)
+    return Inverse("Largest batch at this context", f"{batch:,}", with_values(asked.scenario, batch=batch) if batch else None)
+
+
+def _fewest(asked: Asked, own: CardRow) -> Inverse:
+    """Unknown is not "more than": where counts can't be answered it is said."""
+    question = f"Fewest {own.name}"
+    found = cheapest_layout(asked, COUNTS[-1])
+    if found is not None:
+        return Inverse(question, f"{found.hardware.gpus}", found)
+    unknown = any(answer.verdict == "unknown" for answer in own.answers)
+    return Inverse(question, "not known" if unknown else f"more than {COUNTS[-1]}", None)
+
+
+def _format(asked: Asked, _own: CardRow) -> Inverse:
+    scenario = asked.scenario
+    names: Iterable[str] = (scenario.weights, *FORMATS) if scenario.task == "inference" else (scenario.weights,)
+    fitting = (name for name in names if asked.fits(replace(scenario, weights=name)))
+    name = next(fitting, None)
+    value = name or ("none of " + ", ".join(FORMATS) if scenario.task == "inference" else "none")
+    return Inverse("Most precise weights that fit", value, replace(scenario, weights=name) if name else None)
+
+
+def _go_on(unwanted: Event) -> None:
+    if unwanted.is_set():
+        raise NotWanted
