@@ -39,6 +39,7 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
+    ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     """
 
     norm: NormVariant = "cast"
@@ -64,6 +65,7 @@ class Implementation:
     keeps_probabilities: bool = False
     keeps_positions: bool = False
     wide_logits: bool = False
+    wide_logits: bool = False
 
 
 LLAMA = Implementation()
@@ -77,11 +79,13 @@ DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32"
 LIKE_LLAMA = (
     "llama mistral ministral mistral3 ministral3 qwen2 qwen3 qwen2_5_vl granite llava arcee cwm ernie4_5 hunyuan_v1_dense smollm3 "
     "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe granitemoe granitemoeshared aria_text phimoe mllama falcon_h1 "
-    "mamba falcon_mamba mamba2 nemotron_h jamba bamba granitemoehybrid lfm2"
+    "jamba bamba granitemoehybrid lfm2"
 )
 
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
+    **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
+    "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),
     "exaone4": Implementation(placement="post"),
     "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),

@@ -127,7 +127,7 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     _forward(g, layer)
     if keeps_input:
         g.consume("x")
-        g.hold("checkpoint", run.hidden(), "activations")
+        g.hold("checkpoint", run.stream(), "activations")
     elif g.is_saved("x"):
         g.rename("x", "layer input")
     else:
@@ -148,7 +148,7 @@ def outliving(layer: Layer, run: Run) -> dict[str, Size]:
 def layer_backward(run: Run, laid: Laid) -> Span:
     """From the gradient of the output, ``d``, to that of the input, with everything the forward saved used up."""
     start = {name: held for name, held in laid.live.items() if held.component == "activations"}
-    g = Graph(run, start=start | {"d": Held(run.hidden(), "workspace")})
+    g = Graph(run, start=start | {"d": Held(run.stream(), "workspace")})
     return _finish(g, laid.record)
 
 
@@ -158,9 +158,9 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
     ``torch.utils.checkpoint`` (non-reentrant) stops the second forward as soon as everything saved is back.
     """
     run = replace(run, cached=False)
-    first = Graph(run, saving=True, start={"x": Held(run.hidden(), "activations")})
+    first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")})
     _forward(first, layer)
-    again = {"x": Held(run.hidden(), "activations"), "d": Held(run.hidden(), "workspace")}
+    again = {"x": Held(run.stream(), "activations"), "d": Held(run.stream(), "workspace")}
     g = Graph(run, saving=True, start=again, stop_after=first.record.saves)
     try:
         _forward(g, layer)
@@ -186,7 +186,7 @@ def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -
         case LatentAttention():
             latent_forward(g, mixer, source, target)
         case Recurrent():
-            recurrent_forward(g, mixer, target)
+            recurrent_forward(g, mixer, source, target)
 
 
 def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:

@@ -12,13 +12,16 @@ from planner.components.recurrent.mamba import mamba_forward
 from planner.components.recurrent.mamba2 import mamba2_forward
 from planner.components.recurrent.short_conv import short_conv_forward
 
-FORWARDS: dict[str, Callable[[Graph, Recurrent, str], None]] = {
+TRAINED: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {"mamba2": mamba2_forward}
+"""Kinds laid as operators, from ``source`` to ``target``: their backward follows."""
+INFERRED: dict[str, Callable[[Graph, Recurrent, str], None]] = {
     "mamba": mamba_forward,
-    "mamba2": mamba2_forward,
     "gated_delta_net": delta_net_forward,
     "lightning": lightning_forward,
     "short_conv": short_conv_forward,
 }
+"""Kinds laid without a backward; they read a tensor that stays and leave ``target``."""
+FORWARDS = (*TRAINED, *INFERRED)
 """Kinds with a closed form."""
 
 
@@ -26,9 +29,12 @@ def unmodelled_recurrent(mixer: Recurrent, *, training: bool) -> str:
     """Why a mixer has no closed form, in words; empty when it has."""
     if mixer.kind not in FORWARDS:
         return f"{mixer.kind} mixers"
-    return "recurrent mixers in training" if training else ""
+    return f"{mixer.kind} mixers in training" if training and mixer.kind not in TRAINED else ""
 
 
-def recurrent_forward(g: Graph, mixer: Recurrent, target: str) -> None:
-    """A recurrent mixer: reads a live tensor that stays, leaves ``target`` and, where there is a cache, its states."""
-    FORWARDS[mixer.kind](g, mixer, target)
+def recurrent_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
+    """A recurrent mixer: reads ``source``, which stays, leaves ``target`` and, where there is a cache, its states."""
+    if mixer.kind in TRAINED:
+        TRAINED[mixer.kind](g, mixer, source, target)
+    else:
+        INFERRED[mixer.kind](g, mixer, target)

@@ -55,7 +55,7 @@ def normed_residual(g: Graph, layer: Layer) -> None:
 
 def _forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:
     if isinstance(mixer, Recurrent):
-        recurrent_forward(g, mixer, target)
+        recurrent_forward(g, mixer, source, target)
     else:
         assert isinstance(mixer, Attention)  # noqa: S101  no family has latent attention here
         attention_forward(g, mixer, source, target)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph
+from planner.architecture.layers import Recurrent, Weight
+from planner.components.graph import Gradients, Graph, Node, sliced
 from planner.components.recurrent.states import CONV_STATE, conv_state
 from planner.components.tape import Size
 
 
-def causal_convolution(g: Graph, mixer: Recurrent, target: str) -> None:
+def causal_convolution(g: Graph, mixer: Recurrent, target: str, source: str = "") -> None:
     """``target`` = silu(conv(x)) for every channel (``causal_conv1d_fn`` and ``_update`` where the kernels are missing).
 
     The first forward of a sequence makes the state; it is padded on both sides and the surplus is a view away. One
@@ -23,6 +23,23 @@ def causal_convolution(g: Graph, mixer: Recurrent, target: str) -> None:
     else:
         if run.cached:
             g.hold(CONV_STATE, conv_state(mixer, run), "recurrent_state")
-        g.hold("convolved", Size(**one, tokens=run.sequence + kernel - 1))
-    g.hold(target, Size(**one, tokens=run.sequence))
-    g.free("convolved", "conv input")
+        inputs = (source,) if source else ()
+        g.make(
+            "convolved", Size(**one, tokens=run.sequence + kernel - 1), inputs, inputs, _convolution_rule, weights=_weights(mixer)
+        )
+    size = Size(**one, tokens=run.sequence)
+    g.view("convolved tokens", "convolved", sliced)
+    g.make(target, size, ("convolved tokens",), ("convolved tokens",))
+    g.free("convolved tokens", "convolved", "conv input")
+
+
+def _weights(mixer: Recurrent) -> tuple[Weight, ...]:
+    return tuple(weight for weight in mixer.weights if ".conv1d." in weight.name)
+
+
+def _convolution_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``convolution_backward``: the input's gradient, the weight's and the bias's."""
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.weight_gradients(node)
+    g.settle_weight_gradients(node)
+    return made

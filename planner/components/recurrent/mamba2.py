@@ -6,32 +6,47 @@ All families that have it (Mamba-2, Bamba, Granite 4, Nemotron-H, Falcon-H1, Zam
 
 from __future__ import annotations
 
-from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph
+from collections.abc import Mapping
+
+from planner.architecture.layers import Recurrent, Weight
+from planner.components.graph import Gradients, Graph, Node, add, broadcast, linear, multiply, passed_on, power, weighted
 from planner.components.recurrent.convolution import causal_convolution
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
 
-def mamba2_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+def mamba2_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """Projection, convolution, scan (or one step of the recurrence), gated norm, output projection."""
-    run = g.run
+    run, weights = g.run, modules(mixer)
+    steps = bool(run.past_tokens) and run.sequence == 1
     projected = run.rows(mixer.inner_dim + mixer.conv_channels + mixer.num_heads)
     if mixer.scaled_input:
-        g.hold("scaled input", run.hidden())
-        g.hold("unscaled projected", projected)
-    g.hold("projected", projected)
-    g.free("unscaled projected")
-    causal_convolution(g, mixer, "x B C")
-    g.free("scaled input")
-    if run.past_tokens and run.sequence == 1:
-        _step(g, mixer)
+        multiply(g, "scaled input", run.hidden(), source)
+        linear(g, "unscaled projected", "scaled input", projected, weights["in_proj"])
+        multiply(g, "projected", projected, "unscaled projected")
+        g.free("unscaled projected")
     else:
-        _chunk_scan(g, mixer)
-    _gate(g, mixer)
-    g.hold(target, run.hidden())
-    g.free("gated", "projected", "x B C", "scanned", "scan wide", "states new")
+        linear(g, "projected", source, projected, weights["in_proj"])
+    inner, shared = run.rows(mixer.inner_dim), run.rows(mixer.num_groups * mixer.state_dim)
+    g.parts("projected", {"gate": inner, "conv in": run.rows(mixer.conv_channels), "dt raw": run.rows(mixer.num_heads)})
+    causal_convolution(g, mixer, "x B C", "conv in")
+    g.free("scaled input")
+    g.parts("x B C", {"x in": inner, "B in": shared, "C in": shared})
+    (_step if steps else _chunk_scan)(g, mixer)
+    _gate(g, mixer, weights.get("norm", ()))
+    linear(g, target, "gated", run.hidden(), weights["out_proj"])
+    g.free("gated", "scanned", "scan wide", "states new", "gate", "conv in", "dt raw", "projected", "x in", "B in", "C in", "x B C")
+
+
+def modules(mixer: Recurrent) -> dict[str, tuple[Weight, ...]]:
+    """Weights and biases by the name of their module: ``in_proj``, ``conv1d``, ``norm``, ``out_proj``."""
+    found: dict[str, tuple[Weight, ...]] = {"in_proj": (), "out_proj": ()}
+    for weight in mixer.weights:
+        path = weight.name.split(".")
+        if path[-1] in ("weight", "bias"):
+            found[path[-2]] = (*found.get(path[-2], ()), weight)
+    return found
 
 
 def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
@@ -39,21 +54,19 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
     run = g.run
     heads, width, state = mixer.num_heads, mixer.head_dim, mixer.state_dim
     step = Size(batch=run.batch, sequence=run.sequence, heads=heads, bytes=run.dtype_bytes)
-    g.hold("dt biased", step)
-    g.hold("dt positive", step)
+    g.make("dt biased", step, ("dt raw",))
+    g.make("dt positive", step, ("dt biased",), ("dt biased",))
     g.free("dt biased")
-    g.hold("dt", step)
+    g.make("dt", step, ("dt positive",), ("dt positive",))
     g.free("dt positive")
     tokens = {"batch": run.batch, "sequence": run.sequence}
     x, decay = Size(**tokens, heads=heads, head_dim=width, fp32_bytes=4), Size(**tokens, heads=heads, fp32_bytes=4)
     grouped = Size(**tokens, groups=mixer.num_groups, state=state, fp32_bytes=4)
     for_heads = Size(**tokens, heads=heads, state=state, fp32_bytes=4)
-    if run.dtype_bytes != FP32_BYTES:
-        g.hold("x wide", x)
+    _wide(g, "x wide", "x in", x)
     for name in ("B", "C"):
-        if run.dtype_bytes != FP32_BYTES:
-            g.hold(f"{name} grouped", grouped)
-        g.hold(name, for_heads)
+        _wide(g, f"{name} grouped", f"{name} in", grouped)
+        g.make(name, for_heads, (f"{name} grouped",))
         g.free(f"{name} grouped")
     _discretize(g, mixer, x, decay)
     _diagonal_blocks(g, mixer)
@@ -67,36 +80,40 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
 
 def _discretize(g: Graph, mixer: Recurrent, x: Size, decay: Size) -> None:
     """x · dt and A · dt, everything padded to whole chunks; D · x beside them."""
-    upcast = g.run.dtype_bytes != FP32_BYTES
-    g.hold("x padded", _chunks(g, mixer, mixer.head_dim))
-    g.hold("D x", _chunks(g, mixer, mixer.head_dim))
+    padded = _chunks(g, mixer, mixer.head_dim)
+    g.make("x padded", padded, ("x wide",))
+    g.make("D x", padded, ("x padded",), ("x padded",), weighted)
     g.free("x padded")
-    for name, size in (("x dt", x), ("A dt", decay)):
-        if upcast:
-            g.hold("dt wide", decay)
-        g.hold(name, size)
-        g.free("dt wide")
-        if name == "x dt":
-            g.free("x wide")
-    for name, width in (("x", mixer.head_dim), ("A", 1), ("B", mixer.state_dim), ("C", mixer.state_dim)):
-        g.hold(f"{name} chunks", _chunks(g, mixer, width))
+    _wide(g, "dt for x", "dt", decay)
+    g.make("x dt", x, ("x wide", "dt for x"), ("x wide", "dt for x"), broadcast)
+    g.free("dt for x", "x wide")
+    _wide(g, "dt for A", "dt", decay)
+    g.make("A dt", decay, ("dt for A",), ("dt for A",))
+    g.free("dt for A")
+    for name, source, width in (
+        ("x", "x dt", mixer.head_dim),
+        ("A", "A dt", 1),
+        ("B", "B", mixer.state_dim),
+        ("C", "C", mixer.state_dim),
+    ):
+        g.make(f"{name} chunks", _chunks(g, mixer, width), (source,))
     g.free("x dt", "A dt", "B", "C")
 
 
 def _diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     """What the tokens of a chunk say to each other: L, G, M and Y = M x. ``einsum`` lays its operands out head by head."""
     mask, per_token = _pairs(g, mixer), _chunks(g, mixer, 1)
-    g.hold("A sum", per_token)
-    g.hold("A below", mask)
-    g.hold("A below sum", mask)
-    g.hold("A masked", mask)
+    g.make("A sum", per_token, ("A chunks",))
+    g.make("A below", mask, ("A chunks",), (), _expanded)
+    g.make("A below sum", mask, ("A below",), (), _summed_up)
+    g.make("A masked", mask, ("A below sum",))
     g.free("A below sum", "A below")
-    g.hold("L", mask)
+    g.make("L", mask, ("A masked",), ("L",))
     g.free("A masked")
     with_state, with_width = _chunks(g, mixer, mixer.state_dim), _chunks(g, mixer, mixer.head_dim)
-    _product(g, "G", mask, with_state, with_state)
-    g.hold("M", mask)
-    _product(g, "Y", with_width, with_width)
+    _product(g, "G", mask, {"C chunks": with_state, "B chunks": with_state})
+    multiply(g, "M", mask, "G", "L")
+    _product(g, "Y", with_width, {"x chunks": with_width}, "M")
 
 
 def _chunk_states(g: Graph, mixer: Recurrent) -> None:
@@ -104,15 +121,16 @@ def _chunk_states(g: Graph, mixer: Recurrent) -> None:
     run = g.run
     per_token, with_state = _chunks(g, mixer, 1), _chunks(g, mixer, mixer.state_dim)
     chunks = -(-run.sequence // mixer.chunk_tokens)
-    g.hold("decay difference", per_token)
-    g.hold("decay", per_token)
+    g.make("decay difference", per_token, ("A sum",))
+    g.make("decay", per_token, ("decay difference",), ("decay",))
     g.free("decay difference")
-    g.hold("B decayed", with_state)
-    _product(g, "states of chunks", _states(g, mixer, chunks), _chunks(g, mixer, mixer.head_dim), with_state)
+    g.make("B decayed", with_state, ("B chunks", "decay"), ("B chunks", "decay"), broadcast)
+    operands = {"x chunks": _chunks(g, mixer, mixer.head_dim), "B decayed": with_state}
+    _product(g, "states of chunks", _states(g, mixer, chunks), operands)
     g.hold("states before", _states(g, mixer, 1))
-    g.hold("states joined", _states(g, mixer, chunks + 1))
+    g.make("states joined", _states(g, mixer, chunks + 1), ("states of chunks",), (), passed_on)
     g.free("states of chunks")
-    _product(g, "states new", _states(g, mixer, chunks + 1), _states(g, mixer, chunks + 1))
+    _product(g, "states new", _states(g, mixer, chunks + 1), {"states joined": _states(g, mixer, chunks + 1)})
     g.free("states joined")
 
 
@@ -120,13 +138,14 @@ def _off_diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     """What earlier chunks say to a token: C times the state its chunk began with; then the sum with the diagonal."""
     run, with_width = g.run, _chunks(g, mixer, mixer.head_dim)
     chunks = -(-run.sequence // mixer.chunk_tokens)
-    g.hold("decay out", _chunks(g, mixer, 1))
-    _product(g, "C states", with_width, _chunks(g, mixer, mixer.state_dim), _states(g, mixer, chunks))
-    g.hold("Y off", with_width)
-    g.hold("Y sum", with_width)
-    g.hold("Y contiguous", with_width)
+    g.make("decay out", _chunks(g, mixer, 1), ("A sum",), ("decay out",))
+    operands = {"C chunks": _chunks(g, mixer, mixer.state_dim), "states new": _states(g, mixer, chunks)}
+    _product(g, "C states", with_width, operands)
+    g.make("Y off", with_width, ("C states", "decay out"), ("C states", "decay out"), broadcast)
+    add(g, "Y sum", with_width, "Y", "Y off")
+    g.make("Y contiguous", with_width, ("Y sum",), (), passed_on)
     g.free("Y sum")
-    g.hold("scanned", with_width)
+    add(g, "scanned", with_width, "Y contiguous", "D x")
     g.free("Y contiguous")
 
 
@@ -161,7 +180,7 @@ def _step(g: Graph, mixer: Recurrent) -> None:
     g.free("D x", "read", "dt", "B", "dA", "dB", "dB x", "state cast", "state new", "C")
 
 
-def _gate(g: Graph, mixer: Recurrent) -> None:
+def _gate(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
     """The scan's output times silu(gate), normed in groups where there is a norm; leaves ``gated`` in the model's dtype.
 
     The scan answers in fp32, one step of the recurrence in the model's dtype.
@@ -170,50 +189,86 @@ def _gate(g: Graph, mixer: Recurrent) -> None:
     narrow, wide = run.rows(mixer.inner_dim), run.upcast(mixer.inner_dim)
     upcast = run.dtype_bytes != FP32_BYTES
     steps = bool(run.past_tokens) and run.sequence == 1
-    if not any("norm" in weight.name for weight in mixer.weights):
-        if steps:
-            g.rename("scanned", "gated")
-            return
-        g.hold("gate open", narrow)
-        g.hold("gated wide", wide)
-        g.free("gate open")
-        if upcast:
-            g.hold("gated", narrow)
-            g.free("gated wide")
-        else:
-            g.rename("gated wide", "gated")
+    if not weights:
+        _gate_alone(g, narrow, wide, steps=steps)
         return
+    scanned = "scanned"
     if steps and upcast:
-        g.hold("scan wide", wide)
-    if upcast:
-        g.hold("gate wide", wide)
-    g.hold("gate open", wide)
+        scanned = "scan wide"
+        g.hold(scanned, wide)
+    _wide(g, "gate wide", "gate", wide)
+    g.make("gate open", wide, ("gate wide",), ("gate wide",))
     g.free("gate wide")
-    g.hold("product", wide)
+    multiply(g, "product", wide, scanned, "gate open")
     g.free("gate open", "scan wide")
-    g.hold("square", wide)
+    g.make("square", wide, ("product",), ("product",), power)
+    g.make("root", run.row(mixer.num_groups), ("square",), ("root",))
     g.free("square")
-    g.hold("normed", wide)
-    g.free("product")
+    g.make("normed", wide, ("product", "root"), ("product", "root"), broadcast)
+    g.free("product", "root")
     if steps and upcast:
         g.hold("normed cast", narrow)
-    g.hold("weighed", narrow if steps else wide)
-    g.free("normed cast", "normed")
+        g.hold("gated", narrow)
+        g.free("normed cast", "normed", "scanned")
+        return
+    g.make("weighed", wide, ("normed",), ("normed",), weighted, weights=weights)
+    g.free("normed")
+    _narrow(g, "gated", "weighed", narrow)
+    g.rename("weighed", "scan wide")
+
+
+def _gate_alone(g: Graph, narrow: Size, wide: Size, *, steps: bool) -> None:
+    """Without a norm one step of the recurrence has been gated already."""
     if steps:
-        g.rename("weighed", "gated")
-        g.free("scanned")
+        g.rename("scanned", "gated")
+        return
+    g.make("gate open", narrow, ("gate",), ("gate",))
+    multiply(g, "gated wide", wide, "scanned", "gate open")
+    g.free("gate open")
+    _narrow(g, "gated", "gated wide", narrow)
+    g.rename("gated wide", "scan wide")
+
+
+def _wide(g: Graph, name: str, source: str, size: Size) -> None:
+    """An fp32 copy; in an fp32 model the tensor itself."""
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.view(name, source)
     else:
-        g.rename("weighed", "scan wide")
-        if upcast:
-            g.hold("gated", narrow)
+        g.make(name, size, (source,))
 
 
-def _product(g: Graph, name: str, size: Size, *operands: Size) -> None:
-    """A batched matrix product whose ``operands`` are laid out anew for it."""
-    for index, operand in enumerate(operands):
-        g.hold(f"{name} operand {index}", operand)
-    g.hold(name, size)
-    g.free(*(f"{name} operand {index}" for index in range(len(operands))))
+def _narrow(g: Graph, name: str, source: str, size: Size) -> None:
+    """A copy in the model's dtype; in an fp32 model the tensor itself."""
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.view(name, source)
+    else:
+        g.make(name, size, (source,))
+
+
+def _product(g: Graph, name: str, size: Size, copied: Mapping[str, Size], *operands: str) -> None:
+    """A batched matrix product of tensors that are laid out anew for it (``copied``) and of others."""
+    names = [f"{name} operand {index}" for index in range(len(copied))]
+    for made, (source, copy) in zip(names, copied.items(), strict=True):
+        g.make(made, copy, (source,), (), passed_on)
+    g.make(name, size, (*operands, *names), (*operands, *names))
+    g.free(*names)
+
+
+def _expanded(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """A masked copy of an expanded tensor: the gradient is masked, then summed to the tensor's own size."""
+    rows = g.held(f"d {node.out} masked", node, g.record.sizes[node.out])
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.consume(rows)
+    return made
+
+
+def _summed_up(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``cumsum_backward``: the gradient is turned round, summed up, and turned back."""
+    size = g.record.sizes[node.out]
+    moments = [g.held(f"{node.out} {moment}", node, size) for moment in ("turned", "summed")]
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.consume(*moments)
+    return made
 
 
 def _chunks(g: Graph, mixer: Recurrent, width: int) -> Size:
