@@ -42,7 +42,7 @@ def _loaded(architecture: Architecture, dtype_bytes: int, fmt: Format | None) ->
     for weight, in_decoder in weights:
         if weight.is_buffer:
             continue
-        sizes = (prod(weight.shape) * dtype_bytes,)
+        sizes: tuple[int, ...] = (prod(weight.shape) * dtype_bytes,)
         if fmt is not None:
             path = f"{architecture.decoder.name}.*." if in_decoder else ""
             sizes = tuple(stored.size_bytes for stored in weight_bytes(fmt, weight, path, in_decoder=in_decoder).tensors)
