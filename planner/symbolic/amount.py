@@ -48,7 +48,7 @@ class Trace:
         self._numbers: dict[object, int] = {}
         self._leasts: dict[tuple[int, ...], int | None] = {}
 
-    def input(self, value: int, minimum: int) -> Any:
+    def argument(self, value: int, minimum: int) -> Any:
         """The next input."""
         return Amount(value, self, self._atom(Atom("input"), len(self.atoms), minimum))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from types import CodeType, FunctionType
 from typing import Any, Generic, TypeVar
 
 from planner.symbolic.amount import ONE, Amount, Form, Trace
@@ -47,7 +48,7 @@ def record_program(
     ``branches``: see :class:`~planner.symbolic.amount.Trace`.
     """
     trace = Trace(branches=branches)
-    result = function(*(trace.input(value, minimum) for value, minimum in zip(values, minimums, strict=True)))
+    result = function(*(trace.argument(value, minimum) for value, minimum in zip(values, minimums, strict=True)))
     if trace.pinned:
         return result, None
     return result, Program(trace, result, len(values))
@@ -69,9 +70,9 @@ class _Writer:
         end = [f"return ({condition}), {result}"] if both else [f"if {condition}:", f"    return {result}", "return None"]
         source = "\n    ".join([f"def program({inputs}):", *self._lines, *end])
         space = self._names | (_array_functions() if both else {"largest": max, "chosen": _chosen})
-        exec(compile(source, "<program>", "exec"), space)  # noqa: S102  code written below, from numbers alone
-        made: Callable[..., Any] = space["program"]
-        return made
+        module = compile(source, "<program>", "exec")
+        code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
+        return FunctionType(code, space)
 
     def condition(self, sign: str, form: Form) -> str:
         return f"{self.form(form)} {sign} 0"

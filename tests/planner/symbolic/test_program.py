@@ -112,7 +112,7 @@ def test_what_has_no_form_has_no_program(use) -> None:
 def test_an_amount_is_an_int(value, other, bound) -> None:
     """Every operator gives what it gives for plain numbers."""
     trace = Trace()
-    a, b = trace.input(value, -50), trace.input(other, -50)
+    a, b = trace.argument(value, -50), trace.argument(other, -50)
     assert type(a + b) is Amount
     assert isinstance(a, int)
     for amount, number in (
