@@ -53,13 +53,19 @@ def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]
     Equal layers are folded: ``("model.layers.*.", Weight("self_attn.q_proj.weight", …), 32)``. Full name =
     prefix + name; elements = product of the shape × ``weight.count`` × how often. Buffers are included, marked so.
     """
+    yield from decoder_weights(architecture)
+    for tower in architecture.towers:
+        yield from stack_weights(tower)
+
+
+def decoder_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
+    """Of :func:`iter_weights`, those that a text without images and sounds passes: a tower's get no gradients from it."""
     for weight in (*architecture.embeddings, *architecture.head):
         yield "", weight, 1
     if architecture.final_norm is not None:
         for weight in architecture.final_norm.weights:
             yield "", weight, 1
-    for stack in (architecture.decoder, *architecture.towers):
-        yield from stack_weights(stack)
+    yield from stack_weights(architecture.decoder)
 
 
 def is_routed(weight: Weight) -> bool:

@@ -61,11 +61,11 @@ def require_modelled(
         reason = _unmodelled(layer, code, training=training, eager=eager)
         if reason:
             raise NotModelled(f"{architecture.model_class}: activations of {reason} are not modelled")
+    if training and any(waits_for_images(layer) for layer in architecture.decoder.layers):
+        raise NotModelled(f"{architecture.model_class}: training of layers that read images alone is not modelled")
     mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
     if static and not all(isinstance(mixer, Attention) and mixer.kv == "own" for mixer in mixers):
         raise NotModelled(f"{architecture.model_class}: a static cache is modelled for keys and values of every head alone")
-    if training and architecture.towers:
-        raise NotModelled(f"{architecture.model_class}: training a model with towers is not modelled")
     return code
 
 
