@@ -18,6 +18,8 @@ SEGMENT_BYTES = 2 * MIB
 TAIL_BYTES = 1 * MIB
 """c10/cuda/CUDACachingAllocator.cpp: from 10 MiB on a tensor gets a segment of its own in steps of 2 MiB, and a rest of
 at most 1 MiB is not split off: it counts as allocated."""
+TABLES_BY_LAYER_TYPE = ("gemma3", "gemma4", "olmo3")
+"""Windowed layers turn with a base or scaling of their own (vLLM 0.19 ``models/gemma3.py``, ``models/olmo2.py``)."""
 MXFP4_COLUMNS, MXFP4_ROWS = 256, 256
 """triton_kernels' layouts of MXFP4 experts on Hopper: values padded along the input, scales along the output to 32 · 8 warps."""
 
@@ -39,15 +41,16 @@ def loaded_bytes(stage: StageWeights) -> int:
 
 @remember_by_identity(256)
 def rotary_bytes(architecture: Architecture, dtype_bytes: int) -> int:
-    """Cosines and sines of every position up to the model's limit, one table for each width (``rotary_embedding/base.py``)."""
-    widths: set[int] = set()
+    """Cosines and sines of every position up to the model's limit, one table for each kind of them (``rotary_embedding/``)."""
+    by_layer_type = architecture.model_type.startswith(TABLES_BY_LAYER_TYPE)
+    tables: set[tuple[int, bool]] = set()
     for layer in architecture.decoder.layers:
         for mixer in layer.sequence:
             if isinstance(mixer, Attention):
-                widths.add(mixer.rotary_dim)
+                tables.add((mixer.rotary_dim, by_layer_type and mixer.window_tokens is not None))
             elif isinstance(mixer, LatentAttention):
-                widths.add(mixer.qk_rope_head_dim)
-    return (architecture.max_context_tokens or 0) * sum(widths) * dtype_bytes
+                tables.add((mixer.qk_rope_head_dim, False))
+    return (architecture.max_context_tokens or 0) * sum(width for width, _ in tables) * dtype_bytes
 
 
 def mxfp4_padding_bytes(architecture: Architecture, fmt: Format, stage: StageWeights, tensor: int, experts: int, arch: str) -> int:

@@ -37,7 +37,7 @@ def test_odd_numbers_are_padded():
 
 
 def test_smaller_pages_take_more_tokens():
-    layout = page_layout([PageSpec("full", 16, 32768)] + [PageSpec("window", 16, 65536, 512)])
+    layout = page_layout([PageSpec("full", 16, 32768), PageSpec("window", 16, 65536, 512)])
     assert {group.page_bytes for group in layout.groups} == {65536}
     assert {group.block_tokens for group in layout.groups} == {16, 32}
 

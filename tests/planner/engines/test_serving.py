@@ -301,7 +301,8 @@ def test_all_faults_are_named_at_once():
 def test_serving_concepts_survive_json():
     concepts = {
         "samples": 2, "shared_prefix": 0.25, "chunked_prefill": True, "adapters": {"count": 2, "rank": 32},
-        "speculation": {"method": "eagle", "tokens": 3, "draft_parameters": 1000}, "conversation": {"turns": 3, "history": "retrieve"},
+        "speculation": {"method": "eagle", "tokens": 3, "draft_parameters": 1000},
+        "conversation": {"turns": 3, "history": "retrieve"},
     }  # fmt: skip
     scenario = parse_scenario({"version": 1, "model": LLAMA, "task": "inference", "inference": {"engine": "vllm", **concepts}})
     assert parse_scenario(json.loads(json.dumps(to_json(scenario)))) == scenario
