@@ -152,3 +152,32 @@ def test_states_are_the_cache_s_own(trace) -> None:
     traced = trace(footprint.scenario, config)["decode"]["components"]
     decode = next(phase for phase in footprint.gpus[0].phases if phase.name == "decode")
     assert decode.components["recurrent_state"] == traced["recurrent_state"]
+
+
+TRAINED = ("mamba2", "nemotron-h", "falcon-h1")
+TRAINING = {
+    "full": {"batch": 2, "sequence": 150},
+    "checkpointed": {"batch": 2, "sequence": 256, "checkpointing": "full"},
+}
+
+
+@pytest.mark.parametrize("work", TRAINING)
+@pytest.mark.parametrize("model", TRAINED)
+def test_training_step_equals_the_trace(trace, model: str, work: str) -> None:
+    """Within 3 % of what the phase adds to the weights, in every phase of the steady step."""
+    request = {"version": 1, "model": {"config": MODELS[model]}, "task": "training", "training": TRAINING[work]}
+    footprint = make_plan(parse_scenario(request), network=False).footprint
+    traced = trace(footprint.scenario, MODELS[model])
+    predicted = {phase.name: phase for phase in footprint.gpus[0].phases}
+    assert predicted.keys() == traced.keys()
+    for name, phase in predicted.items():
+        allocated = traced[name]["allocated"]
+        added = max(0, allocated - traced["load"]["allocated"] - 2 * CUBLAS_WORKSPACE_BYTES)
+        assert abs(phase.allocated - allocated) <= 0.03 * added + SMALL_TENSORS_BYTES, name
+
+
+def test_mixers_without_a_backward_are_unknown_in_training() -> None:
+    request = {"version": 1, "model": {"config": MODELS["mamba"]}, "task": "training", "training": TRAINING["full"]}
+    footprint = make_plan(parse_scenario(request), network=False).footprint
+    assert footprint.verdict == "unknown"
+    assert any("mamba mixers in training" in note for note in footprint.notes)
