@@ -39,7 +39,6 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
-    ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     """
 
     norm: NormVariant = "cast"
@@ -64,7 +63,6 @@ class Implementation:
     keeps_attention: bool = False
     keeps_probabilities: bool = False
     keeps_positions: bool = False
-    wide_logits: bool = False
     wide_logits: bool = False
 
 
@@ -102,7 +100,7 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA4),
     "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
-    "mixtral": Implementation(router="softmax_fp32", routing="fp32"),
+    "mixtral": Implementation(routing="fp32"),
     **dict.fromkeys(("glm4_moe", "dots1"), Implementation(router="sigmoid_fp32", routing="fp32")),
     "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
@@ -110,7 +108,7 @@ WRITTEN: dict[str, Implementation] = {
     "deepseek_v3": DEEPSEEK,
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
-    "minimax": Implementation(placement="normed_residual", router="softmax_fp32", routing="fp32"),
+    "minimax": Implementation(placement="normed_residual", routing="fp32"),
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from planner.architecture.layers import DenseMLP, Layer, MixtureOfExperts, Norm, Stack
 from planner.components.activations import activate
-from planner.components.graph import Graph, add, linear, multiply
+from planner.components.graph import Graph, add, linear, multiply, weighted
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
@@ -29,9 +29,10 @@ def dense_beside_experts(g: Graph, layer: Layer, norms: Iterator[Norm], stream: 
     mlp_forward(g, dense, "mlp norm", "mlp")
     g.free("mlp norm")
     norm_forward(g, after_dense, "mlp normed", "mlp")
+    _router_input(g, layer, stream)
     norm_forward(g, before_experts, "experts norm", stream)
-    moe_forward(g, experts, "experts norm", "experts")
-    g.free("experts norm")
+    moe_forward(g, experts, "experts norm", "experts", "router input")
+    g.free("experts norm", "router input")
     norm_forward(g, after_experts, "experts normed", "experts")
     g.free("experts")
     add(g, "both", run.hidden(), "mlp normed", "experts normed")
@@ -43,6 +44,16 @@ def dense_beside_experts(g: Graph, layer: Layer, norms: Iterator[Norm], stream: 
     if stream != "x":
         g.free(stream)
     return "residual after both"
+
+
+def _router_input(g: Graph, layer: Layer, stream: str) -> None:
+    """The residual normed without a weight, then scaled twice (``Gemma4TextRouter.forward``)."""
+    run = g.run
+    scale = tuple(weight for channel in layer.channel for weight in channel.weights if weight.name == "router.scale")
+    norm_forward(g, Norm("router.norm", run.hidden_size, "rms", ()), "router norm", stream, variant="none")
+    g.make("router scaled", run.hidden(), ("router norm",), ("router norm",), weighted, weights=scale)
+    multiply(g, "router input", run.hidden(), "router scaled")
+    g.free("router norm", "router scaled")
 
 
 def per_layer_width(layer: Layer) -> int:

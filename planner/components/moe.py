@@ -11,10 +11,10 @@ from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
 
-def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> None:
-    """Router, routed experts, shared experts: reads ``source``, leaves ``target``."""
+def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, router_source: str = "") -> None:
+    """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
     shared = _shared(mixer)
-    _router(g, mixer, source)
+    _router(g, mixer, router_source or source)
     if g.run.code.experts == "dense":
         _dense_experts(g, mixer, source, "routed")
     else:
@@ -56,7 +56,7 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
     linear(g, "expert output", "product", narrow, downs)
     g.free("product")
-    g.make("weighed", weighed, ("expert output",), ("expert output",), _weighed_rule, moment=weighed)
+    g.make("weighed", weighed, ("expert output", "router scores"), ("expert output",), _weighed_rule, moment=weighed)
     g.make("weighed in order", weighed, ("weighed",), (), gathered)
     g.free("weighed")
     if routing == run.dtype_bytes:
@@ -69,7 +69,7 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
 
 def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """Output · routing weight: both gradients are as large as the result; then the weights' is summed, the output's cast."""
-    (tensor,) = node.inputs
+    tensor, scores = node.inputs
     size = node.moment or g.record.sizes[tensor]
     moments = [g.held("d routing weight rows", node, size)]
     if size.bytes == g.record.sizes[tensor].bytes:
@@ -77,8 +77,9 @@ def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
     else:
         moments.append(g.held(f"d {tensor} wide", node, size))
         made = g.gradient(tensor, node)
+    chosen = g.gradient(scores, node)
     g.consume(*moments)
-    return [(tensor, made)]
+    return [(tensor, made), (scores, chosen)]
 
 
 def _gated(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
