@@ -64,6 +64,8 @@ class Server:
     log: tuple[str, ...]
     max_requests: int | None = None
     prefix_caching: bool = True
+    refused: tuple[str, ...] = ()
+    """Why the server would not start whatever its pool."""
 
     @property
     def pool(self) -> Pool:
@@ -289,12 +291,21 @@ def _limits(scenario: Scenario, server: Server, replicas: int) -> dict[str, int 
 
 def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
     """Does not fit when the longest sequence or the requests asked for can't be held; tight when the band decides."""
-    reasons = _shortfalls(scenario, server, server.pool)
+    reasons = [*server.refused, *_shortfalls(scenario, server, server.pool)]
     if reasons:
         return "does_not_fit", reasons
     pool = server.pool
     poorer = max(0, pool.blocks - -(-server.uncertainty_bytes // max(1, pool.block_bytes)))
-    return ("tight" if _shortfalls(scenario, server, Pool(pool.groups, pool.block_bytes, poorer)) else "fits"), []
+    return ("tight" if _shortfalls(scenario, server, Pool(pool.groups, pool.block_bytes, poorer)) else "fits"), _waiting(
+        scenario, server
+    )
+
+
+def _waiting(scenario: Scenario, server: Server) -> list[str]:
+    most = None if server.max_requests is None else server.max_requests * scenario.parallel.data
+    if most is None or scenario.inference.batch <= most:
+        return []
+    return [f"{scenario.inference.batch} requests: the server runs {most} at once by its settings, the rest wait"]
 
 
 def _shortfalls(scenario: Scenario, server: Server, pool: Pool) -> list[str]:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from planner.architecture import Architecture, parameter_count, read_config  # noqa: E402
 from planner.architecture.layers import MixtureOfExperts  # noqa: E402
 from planner.components.cache import cache_bytes  # noqa: E402
+from planner.engines.serving import running  # noqa: E402
 from planner.footprint import Footprint  # noqa: E402
 from planner.formats import checkpoint_bytes, native_format, parse_format  # noqa: E402
 from planner.machine import overheads  # noqa: E402
@@ -38,6 +39,9 @@ COMPONENTS = {
 }  # fmt: skip
 ORDER = ("weights", "activations", "libraries", "kv memory", "kv tokens", "max concurrency")
 OURS = "highwater"
+CAVEAT = """Memory of libraries is taken from such logs by release, not derived; all else follows the engines' sources, but
+for the padding of MXFP4 experts on Hopper, part of which is inferred from their kernels' tiles.
+"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _ranks(plan: dict) -> int:
 
 def _stored_bytes(plan: dict) -> int:
     fmt = native_format(config_of(plan)) if plan["weights"] == "native" else parse_format(plan["weights"])
-    return checkpoint_bytes(architecture_of(plan), fmt).total_bytes
+    return checkpoint_bytes(running(architecture_of(plan)), fmt).total_bytes
 
 
 def _cache_width(plan: dict) -> int:
@@ -326,7 +330,7 @@ def listing(comparisons: list[Comparison]) -> str:
 if __name__ == "__main__":
     compared = evaluate()
     print("Serving engines against published logs. Relative errors; under: share of predictions below the measured value.")
-    print("Memory of libraries is taken from such logs by release, not derived; all else follows the engines' sources, but for the padding\nof MXFP4 experts on Hopper, part of which is inferred from their kernels' tiles.\n")
+    print(CAVEAT)
     print(table(compared))
     missing = [name for name in ESTIMATORS if not any(name in found.predicted for found in compared)]
     for name in missing:

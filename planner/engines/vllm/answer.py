@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
@@ -97,7 +99,20 @@ def vllm_server(
     ranks = tuple(_rank(scenario, architecture, fmt, gpu, plan, stage, run) for stage, run in zip(stages, runs, strict=True))
     layouts = tuple(_layout(architecture, plan, stage) for stage in stages)
     pools = _pools(settings, capacity, ranks, layouts)
-    return _server(scenario, architecture, settings, plan, ranks, runs, layouts, pools), notes
+    server = _server(scenario, architecture, settings, plan, ranks, runs, layouts, pools)
+    return replace(server, refused=_unstartable(settings, capacity, machine)), notes
+
+
+def _unstartable(settings: Settings, capacity: int, machine: Overheads) -> tuple[str, ...]:
+    """vLLM asks at its start whether its share of the card is free (``worker/utils.py`` ``request_memory``)."""
+    requested, free = int(capacity * settings.utilization), capacity - machine.context_bytes
+    if settings.kv_bytes is not None or requested <= free:
+        return ()
+    message = (
+        f"gpu_memory_utilization {settings.utilization} asks for {requested / GIB:.2f} GiB, {free / GIB:.2f} GiB are free beside "
+        f"the CUDA context: the server refuses to start; use at most {int(100 * free / capacity) / 100}"
+    )
+    return (message,)
 
 
 def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, settings: Settings) -> Plan:

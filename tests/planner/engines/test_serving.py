@@ -163,6 +163,18 @@ def test_verdict_is_tight_when_the_band_decides():
     assert footprint("Qwen/Qwen3-32B", max_model_len=2048, engine_options=options).verdict == "fits"
 
 
+def test_a_share_that_the_context_leaves_no_room_for_is_refused_at_the_start():
+    found = footprint(engine_options={"gpu_memory_utilization": 1.0})
+    assert found.verdict == "does_not_fit"
+    assert any("use at most 0.99" in note for note in found.notes)
+
+
+def test_requests_beyond_the_servers_own_limit_wait():
+    found = footprint(batch=600, prompt_tokens=64, engine_options={"max_num_seqs": 512})
+    assert found.verdict == "fits"
+    assert any("runs 512 at once" in note for note in found.notes)
+
+
 def test_weights_larger_than_the_card_leave_no_pool():
     found = footprint("meta-llama/Llama-3.1-70B")
     assert found.verdict == "does_not_fit"
