@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="run the cases without a result")
     options = parser.parse_args()
     if options.all or options.missing or options.models:
-        again = options.all or bool(options.models)
+        again = options.all or not options.missing
         update(options.models or sorted(catalog()), options.case or list(CASES), again=again)
     print(table(read_kept()))
 

@@ -7,6 +7,7 @@ import pytest
 from probes.worker import run as worker_run
 from probes.worker.kinds import members_of
 from probes.worker.order import parse_order
+from probes.worker.wire import HeldWire
 from tests.probes.worker.conftest import CONFIGS, GEMMA3, GPT2, LLAMA, MIXTRAL, Events, order_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -132,3 +133,33 @@ def test_layers_are_alike_by_what_they_are_and_not_by_their_place():
     deepseek = kinds(DEEPSEEK)
     assert [member.index for member in deepseek] == list(range(2, LAYERS + 6))
     assert deepseek[0].path == "model.layers.2"
+
+
+def test_what_is_held_comes_whole_and_in_order_or_not_at_all():
+    events = Events()
+    held = HeldWire(events)
+    held.send("phase", name="load", state="begin")
+    held.send("progress", what="prefill", done=0)
+    held.send("storage", strings=["a"], batch=[["a", 0, 1, 0, 0, 0]])
+    assert [event for event, _ in events] == ["progress"]
+    held.release()
+    held.release()
+    assert [event for event, _ in events] == ["progress", "phase", "storage"]
+    assert events[2][1] == {"strings": ["a"], "batch": [["a", 0, 1, 0, 0, 0]]}
+
+
+def test_layers_that_hand_something_on_beside_their_result_are_all_traced(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    class Leaky(modeling_llama.LlamaDecoderLayer):
+        def forward(self, hidden_states, *args, **kwargs):
+            out = super().forward(hidden_states, *args, **kwargs)
+            before = handed[-1] if self.self_attn.layer_idx else out
+            handed[:] = [out * before]
+            return out + before
+
+    handed = []
+    monkeypatch.setattr(modeling_llama, "LlamaDecoderLayer", Leaky)
+    full = rehearse("llama", "training", TRAINING, "all")[1]
+    folded = rehearse("llama", "training", TRAINING, "auto")[1]
+    assert [phase["allocated"] for phase in folded["phases"]] == [phase["allocated"] for phase in full["phases"]]
