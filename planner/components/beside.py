@@ -32,7 +32,7 @@ def dense_beside_experts(g: Graph, layer: Layer, norms: Iterator[Norm], stream: 
     _router_input(g, layer, stream)
     norm_forward(g, before_experts, "experts norm", stream)
     moe_forward(g, experts, "experts norm", "experts", "router input")
-    g.free("experts norm", "router input")
+    g.free("experts norm")
     norm_forward(g, after_experts, "experts normed", "experts")
     g.free("experts")
     add(g, "both", run.hidden(), "mlp normed", "experts normed")

@@ -15,6 +15,7 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
     """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
     shared = _shared(mixer)
     _router(g, mixer, router_source or source)
+    g.free(router_source)
     if g.run.code.experts == "dense":
         _dense_experts(g, mixer, source, "routed")
     else:
