@@ -16,6 +16,7 @@ from gui.probe.axes import BytesAxis, SecondsAxis
 from gui.probe.phase_bands import LabelledBand, PhaseBands
 from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
+from gui.probe.series import thinned
 from gui.scale import round_up
 from gui.theme import SMALL, font, theme
 from gui.units import format_bytes
@@ -201,7 +202,7 @@ class ProbePlot(QWidget):
     def _draw_samples(self) -> None:
         samples = self._run.samples
         for column, meter in enumerate(METERS):
-            _draw(self._curves[meter], samples.time_s, samples.column(column))
+            _draw(self._curves[meter], *thinned(samples.time_s, samples.column(column)))
             ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
             heights = [float((band.peaks or {})[meter]) for band in ended]
             _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+DRAWN = 4000
+"""More points than a chart has pixels are not worth drawing."""
 
 
 class Ring:
@@ -48,3 +50,22 @@ class Ring:
     @property
     def _begin(self) -> int:
         return max(0, self._end - self._capacity)
+
+
+def thinned(time_s: Floats, values: Floats, most: int = DRAWN) -> tuple[Floats, Floats]:
+    """Of a long series the lowest and the highest value of each of equal stretches, in order, and the rest at the end.
+
+    At most about ``most`` points. A stretch without any reading stays a gap (NaN).
+    """
+    size = -(-2 * len(values) // most)
+    if size <= 2:
+        return time_s, values
+    count = len(values) // size
+    whole = count * size
+    rows = values[:whole].reshape(count, size)
+    missing = np.isnan(rows)
+    low = np.where(missing, np.inf, rows).argmin(axis=1)
+    high = np.where(missing, -np.inf, rows).argmax(axis=1)
+    places = np.sort(np.stack([low, high], axis=1), axis=1) + size * np.arange(count)[:, None]
+    kept = np.concatenate([places.ravel(), np.arange(whole, len(values))])
+    return time_s[kept], values[kept]

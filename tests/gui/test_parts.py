@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QWidget
 
 from gui.files import RecordingFile, Unreadable, read_any, save_scenario
 from gui.operations import Operation, Operations
-from gui.probe.series import Ring
+from gui.probe.series import Ring, thinned
 from gui.settings import ADVANCED, GEOMETRY, RECENT_FILES, THEME, Settings
 from gui.theme import _PAIRS, ink_on, theme
 from planner.footprint import COMPONENTS
@@ -30,6 +30,18 @@ def test_a_ring_holds_the_last_rows_in_order(values, capacity):
     np.testing.assert_array_equal(ring.column(0), np.array(values[-capacity:], dtype=float))
     assert len(ring) == len(ring.time_s) == min(len(values), capacity)
     assert ring.column(0).flags.contiguous
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(0, 1e12) | st.just(float("nan")), min_size=1, max_size=400), st.integers(4, 60))
+def test_a_thinned_series_keeps_its_highest_and_its_lowest(values, most):
+    """max(thinned) == max(series), min likewise, in the order of time, and with about as many points as were asked for."""
+    times, column = np.arange(len(values), dtype=float), np.array(values)
+    kept_times, kept = thinned(times, column, most)
+    assert list(kept_times) == sorted(kept_times)
+    if not np.isnan(column).all():
+        assert (np.nanmax(kept), np.nanmin(kept)) == (np.nanmax(column), np.nanmin(column))
+    assert len(kept) <= max(len(column) if len(column) <= most else 0, most + 2 * len(values) / most + 2)
 
 
 class Receiver(QObject):
