@@ -154,7 +154,7 @@ def test_states_are_the_cache_s_own(trace) -> None:
     assert decode.components["recurrent_state"] == traced["recurrent_state"]
 
 
-TRAINED = ("mamba2", "nemotron-h", "falcon-h1")
+TRAINED = ("mamba2", "nemotron-h", "falcon-h1", "qwen3.5")
 TRAINING = {
     "full": {"batch": 2, "sequence": 150},
     "checkpointed": {"batch": 2, "sequence": 256, "checkpointing": "full"},

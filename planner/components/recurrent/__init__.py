@@ -12,11 +12,13 @@ from planner.components.recurrent.mamba import mamba_forward
 from planner.components.recurrent.mamba2 import mamba2_forward
 from planner.components.recurrent.short_conv import short_conv_forward
 
-TRAINED: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {"mamba2": mamba2_forward}
+TRAINED: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
+    "gated_delta_net": delta_net_forward,
+    "mamba2": mamba2_forward,
+}
 """Kinds laid as operators, from ``source`` to ``target``: their backward follows."""
 INFERRED: dict[str, Callable[[Graph, Recurrent, str], None]] = {
     "mamba": mamba_forward,
-    "gated_delta_net": delta_net_forward,
     "lightning": lightning_forward,
     "short_conv": short_conv_forward,
 }

@@ -7,9 +7,12 @@ takes the one token of a decode step.
 
 from __future__ import annotations
 
-from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph
+from collections.abc import Mapping
+
+from planner.architecture.layers import Recurrent, Weight
+from planner.components.graph import Graph, broadcast, linear, multiply, passed_on, power, weighted
 from planner.components.recurrent.convolution import causal_convolution
+from planner.components.recurrent.mamba2 import modules
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -18,64 +21,69 @@ CHUNK_TOKENS = 64
 """Default of the function's ``chunk_size``; the models don't set another."""
 
 
-def delta_net_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+def delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """Projections, convolution, delta rule, norm gated by z, output projection (``Qwen3NextGatedDeltaNet``)."""
-    run = g.run
+    run, weights = g.run, modules(mixer)
     steps = bool(run.past_tokens) and run.sequence == 1
-    _project(g, mixer)
-    causal_convolution(g, mixer, "mixed")
+    _project(g, mixer, source, weights)
+    causal_convolution(g, mixer, "mixed", "q k v")
     g.free("q k v", "k part", "q part", "v part")
+    keys = run.rows(mixer.num_groups * mixer.state_dim)
+    g.parts("mixed", {"q in": keys, "k in": keys, "v in": run.rows(mixer.inner_dim)})
     small = Size(batch=run.batch, sequence=run.sequence, heads=mixer.num_heads, bytes=run.dtype_bytes)
-    g.hold("beta", small)
+    g.make("beta", small, ("beta part",), ("beta",))
     g.hold("log decay", Size(batch=run.batch, sequence=run.sequence, heads=mixer.num_heads, fp32_bytes=4))
     _inputs(g, mixer)
     (_step if steps else _chunks)(g, mixer)
     if run.cached and not steps:
         g.hold(RECURRENT_STATE, recurrent_state(mixer, run), "recurrent_state")
-    _gated_norm(g, mixer)
-    g.hold(target, run.hidden())
-    g.free("gated", "projected", "z", "mixed", "state new", "beta", "log decay", "b and a", "beta part", "decay part")
+    _gated_norm(g, mixer, weights.get("norm", ()))
+    linear(g, target, "gated", run.hidden(), weights["out_proj"])
+    g.free("gated", "projected", "z", "q in", "k in", "v in", "mixed", "state new", "beta", "log decay")
+    g.free("b and a", "beta part", "decay part")
 
 
-def _project(g: Graph, mixer: Recurrent) -> None:
+def _project(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tuple[Weight, ...]]) -> None:
     """Queries, keys, values and the gate z, in one product that is laid out anew (Qwen3-Next) or in two (Qwen3.5)."""
     run, keys = g.run, mixer.num_groups * mixer.state_dim
+    inner, heads = run.rows(mixer.inner_dim), run.rows(mixer.num_heads)
     if not mixer.fused_gate:
-        g.hold("q k v", run.rows(mixer.conv_channels))
-        g.hold("z", run.rows(mixer.inner_dim))
-        g.hold("beta part", run.rows(mixer.num_heads))
-        g.hold("decay part", run.rows(mixer.num_heads))
+        linear(g, "q k v", source, run.rows(mixer.conv_channels), weights.get("in_proj_qkv", ()))
+        linear(g, "z", source, inner, weights.get("in_proj_z", ()))
+        linear(g, "beta part", source, heads, weights.get("in_proj_b", ()))
+        linear(g, "decay part", source, heads, weights.get("in_proj_a", ()))
         return
-    g.hold("projected", run.rows(mixer.conv_channels + mixer.inner_dim))
-    g.hold("b and a", run.rows(2 * mixer.num_heads))
-    g.hold("v part", run.rows(mixer.inner_dim))
-    g.hold("z", run.rows(mixer.inner_dim))
-    g.hold("beta part", run.rows(mixer.num_heads))
-    g.hold("decay part", run.rows(mixer.num_heads))
-    g.hold("q part", run.rows(keys))
-    g.hold("k part", run.rows(keys))
-    g.hold("q k v", run.rows(mixer.conv_channels))
+    linear(g, "projected", source, run.rows(mixer.conv_channels + mixer.inner_dim), weights.get("in_proj_qkvz", ()))
+    linear(g, "b and a", source, run.rows(2 * mixer.num_heads), weights.get("in_proj_ba", ()))
+    for name in ("v part", "z"):
+        g.make(name, inner, ("projected",))
+    for name in ("beta part", "decay part"):
+        g.make(name, heads, ("b and a",))
+    for name in ("q part", "k part"):
+        g.make(name, run.rows(keys), ("projected",))
+    g.make("q k v", run.rows(mixer.conv_channels), ("q part", "k part", "v part"), (), passed_on)
 
 
 def _inputs(g: Graph, mixer: Recurrent) -> None:
     """Queries and keys for every value head, all in fp32 and head by head, normed to unit length, queries scaled."""
     run = g.run
     keys = run.heads(mixer.num_heads, mixer.state_dim, FP32_BYTES)
-    wide = {"q": keys, "k": keys}
-    wide["v"] = run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
+    values = run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
+    sources = {"q": "q in", "k": "k in", "v": "v in"}
     if mixer.num_groups != mixer.num_heads:
         for name in ("q", "k"):
-            g.hold(f"{name} repeated", run.heads(mixer.num_heads, mixer.state_dim))
-    for name, size in wide.items():
-        g.hold(name, size)
+            g.make(f"{name} repeated", run.heads(mixer.num_heads, mixer.state_dim), (sources[name],))
+            sources[name] = f"{name} repeated"
+    for name, source in sources.items():
+        g.make(name, values if name == "v" else keys, (source,))
     g.hold("beta wide", run.row(mixer.num_heads))
     g.free("q repeated", "k repeated")
     for name in ("q", "k"):
-        g.hold("square", wide[name])
+        g.hold("square", keys)
         g.free("square")
-        g.hold(f"{name} unit", wide[name])
+        g.make(f"{name} unit", keys, (name,), (name,))
         g.free(name)
-    g.hold("q scaled", wide["q"])
+    g.make("q scaled", keys, ("q unit",))
     g.free("q unit")
 
 
@@ -84,50 +92,62 @@ def _chunks(g: Graph, mixer: Recurrent) -> None:
     run = g.run
     chunks = -(-run.sequence // CHUNK_TOKENS)
     each = {"batch": run.batch, "heads": mixer.num_heads, "chunks": chunks, "chunk_tokens": CHUNK_TOKENS}
-    with_keys, with_values = (
-        Size(**each, key_dim=mixer.state_dim, fp32_bytes=4),
-        Size(**each, value_dim=mixer.head_dim, fp32_bytes=4),
-    )
+    with_keys = Size(**each, key_dim=mixer.state_dim, fp32_bytes=4)
+    with_values = Size(**each, value_dim=mixer.head_dim, fp32_bytes=4)
     pairs, token = Size(**each, chunk_keys=CHUNK_TOKENS, fp32_bytes=4), Size(**each, fp32_bytes=4)
-    for name, size in (("q", with_keys), ("k", with_keys), ("v", with_values)):
-        g.hold(f"{name} padded", size)
+    for name, source, size in (("q", "q scaled", with_keys), ("k", "k unit", with_keys), ("v", "v", with_values)):
+        g.make(f"{name} padded", size, (source,))
     g.free("q scaled", "k unit", "v")
     for name in ("beta padded", "decay padded"):
         g.hold(name, token)
     g.free("beta wide")
-    g.hold("v beta", with_values)
-    g.hold("k beta", with_keys)
+    g.make("v beta", with_values, ("v padded",), ("v padded",))
+    g.make("k beta", with_keys, ("k padded",), ("k padded",))
     g.hold("decay sum", token)
-    g.hold("decay differences", pairs)
-    g.hold("decay masked", pairs)
-    g.free("decay differences")
-    g.hold("decay of pairs", pairs)
-    g.free("decay masked")
-    for name in ("system", "scores"):
-        g.hold("product", pairs)
-        g.hold(name, pairs)
-        g.free("product")
-    g.hold("decayed k beta", with_keys)
-    g.hold("new values", with_values)
-    g.hold("decayed keys", with_keys)
+    _pairs(g, pairs)
+    g.make("decayed k beta", with_keys, ("k beta",), ("k beta",))
+    g.make("new values", with_values, ("system", "v beta"), ("system", "new values"))
+    g.make("decayed keys", with_keys, ("system", "decayed k beta"), ("system", "decayed keys"))
     g.hold("state old", recurrent_state(mixer, run))
     g.hold("output", with_values)
     for name in ("q", "k"):
-        g.hold(f"{name} decayed", with_keys)
+        g.make(f"{name} decayed", with_keys, (f"{name} padded",), (f"{name} padded",))
         g.free(f"{name} padded")
-    _walk(g, mixer)
-    g.hold("output by head", with_values)
-    g.free("output")
-    g.hold("read", run.heads(mixer.num_heads, mixer.head_dim))
+    _walk(g, mixer, chunks)
+    walked = ("new values", "decayed keys", "q decayed", "k decayed", "scores")
+    of_the_walk = ("states of the walk", "values of the walk") if g.saving else ()
+    g.make("output by head", with_values, walked, (*walked[1:], *of_the_walk))
+    g.free("output", "states of the walk", "values of the walk")
+    g.make("read", run.heads(mixer.num_heads, mixer.head_dim), ("output by head",))
     g.free("q decayed", "k decayed", "v padded", "v beta", "k beta", "decay of pairs", "system", "scores", "decayed k beta")
     g.free("new values", "decayed keys", "output by head", "decay sum", "decay padded", "beta padded", "corrected", "inter")
 
 
-def _walk(g: Graph, mixer: Recurrent) -> None:
-    """One chunk of the walk: correct its values by what the state predicts, read, update the state."""
+def _pairs(g: Graph, pairs: Size) -> None:
+    """What the tokens of a chunk say to each other: decays, the triangular system, the scores."""
+    g.hold("decay differences", pairs)
+    g.hold("decay masked", pairs)
+    g.free("decay differences")
+    g.make("decay of pairs", pairs, (), ("decay of pairs",))
+    g.free("decay masked")
+    for name, left in (("system", "k beta"), ("scores", "q padded")):
+        multiply(g, f"{name} product", pairs, left, "k padded")
+        multiply(g, name, pairs, f"{name} product", "decay of pairs")
+        g.free(f"{name} product")
+
+
+def _walk(g: Graph, mixer: Recurrent, chunks: int) -> None:
+    """One chunk of the walk: correct its values by what the state predicts, read, update the state.
+
+    Autograd keeps the corrected values of every chunk and the state each began with.
+    """
     run = g.run
     part = Size(batch=run.batch, heads=mixer.num_heads, chunk_tokens=CHUNK_TOKENS, value_dim=mixer.head_dim, fp32_bytes=4)
     state = recurrent_state(mixer, run)
+    if g.saving:
+        each = {"batch": run.batch, "chunks": chunks, "fp32_bytes": 4}
+        g.hold("states of the walk", Size(**each, state=mixer.state_numel))
+        g.hold("values of the walk", Size(**each, heads=mixer.num_heads, chunk_tokens=CHUNK_TOKENS, value_dim=mixer.head_dim))
     g.hold("predicted", part)
     g.hold("corrected", part)
     g.free("predicted")
@@ -159,29 +179,31 @@ def _step(g: Graph, mixer: Recurrent) -> None:
     g.free("output", "q scaled", "k unit", "v", "beta wide", "predicted", "corrected")
 
 
-def _gated_norm(g: Graph, mixer: Recurrent) -> None:
+def _gated_norm(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
     """RMSNorm of each head, times silu(z) in fp32 (``Qwen3NextRMSNormGated``); leaves ``gated``."""
-    run, upcast = g.run, g.run.dtype_bytes != FP32_BYTES
+    run = g.run
     narrow, wide = run.heads(mixer.num_heads, mixer.head_dim), run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
-    if upcast:
-        g.hold("read wide", wide)
-    g.hold("square", wide)
+    _cast(g, "read wide", "read", wide)
+    g.make("square", wide, ("read wide",), ("read wide",), power)
+    g.make("root", run.row(mixer.num_heads), ("square",), ("root",))
     g.free("square")
-    g.hold("normed", wide)
-    g.free("read wide")
-    if upcast:
-        g.hold("normed cast", narrow)
-    g.hold("weighed", narrow)
+    g.make("normed", wide, ("read wide", "root"), ("read wide", "root"), broadcast)
+    g.free("read wide", "root")
+    _cast(g, "normed cast", "normed", narrow)
+    g.make("weighed", narrow, ("normed cast",), ("normed cast",), weighted, weights=weights)
     g.free("normed cast", "normed")
-    if upcast:
-        g.hold("z wide", wide)
-    g.hold("z open", wide)
+    _cast(g, "z wide", "z", wide)
+    g.make("z open", wide, ("z wide",), ("z wide",))
     g.free("z wide")
-    g.hold("product", wide)
+    multiply(g, "product", wide, "weighed", "z open")
     g.free("z open", "weighed")
-    if upcast:
-        g.hold("gated", narrow)
-        g.free("product")
+    _cast(g, "gated", "product", narrow)
+    g.free("product", "read")
+
+
+def _cast(g: Graph, name: str, source: str, size: Size) -> None:
+    """A copy in another dtype; in an fp32 model the tensor itself."""
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.view(name, source)
     else:
-        g.rename("product", "gated")
-    g.free("read")
+        g.make(name, size, (source,))
