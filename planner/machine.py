@@ -21,6 +21,8 @@ CUBLAS_WORKSPACE_BYTES = 8519680
 """cuBLAS workspace per handle and stream: 2 · 4096 KiB + 8 · 16 KiB (ATen/cuda/CUDABlas.cpp, before sm_90)."""
 CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
 """The same from sm_90 on (4096 KiB · 8)."""
+CUBLAS_HANDLES = {"inference": 1, "training": 2}
+"""Threads that multiply matrices: autograd's backward runs on one of its own, with a cuBLAS handle of its own."""
 
 
 @record

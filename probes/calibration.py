@@ -16,8 +16,7 @@ from planner.calibration import PERMILLE, Calibration, Task
 from planner.faults import Faults
 from planner.footprint import Phase
 from planner.gpu import Gpu
-from planner.machine import overheads
-from planner.predict import CUBLAS_HANDLES
+from planner.machine import CUBLAS_HANDLES, overheads
 from planner.scenario import InlineConfig, parse_scenario
 from planner.units import MIB
 from probes.measurement import Measurement

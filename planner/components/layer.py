@@ -32,11 +32,8 @@ from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
 from planner.components.recurrent.arrangements import is_side_by_side, normed_residual, side_by_side
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
+from planner.modelled import NotModelled
 from planner.record import record
-
-
-class NotModelled(Exception):
-    """No closed form yet for something the scenario asks; the message says what."""
 
 
 @record

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Literal
 
-from planner.components.layer import NotModelled
+from planner.modelled import NotModelled
 from planner.record import record
 
 PAD_ABOVE = 1.5

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from planner.architecture.counts import parameter_count as counted_parameters
 from planner.architecture.layers import Architecture, LatentAttention
-from planner.components.layer import NotModelled
 from planner.engines.paged import Layout, Pool
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, Verdict
@@ -21,6 +20,7 @@ from planner.gpu import Gpu
 from planner.later import LaterMapping, LaterSequence
 from planner.machine import Overheads
 from planner.memo import remember_by_identity
+from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Inference, Scenario, to_json
 from planner.sharding import StageWeights

@@ -7,7 +7,6 @@ cached at full length.
 from __future__ import annotations
 
 from planner.architecture.layers import Architecture, Attention, Recurrent
-from planner.components.layer import NotModelled
 from planner.engines.paged import Pool
 from planner.engines.serving import RankMemory, has_latent, running, serving_footprint
 from planner.engines.token_pool import Rules, flat_server, set_up
@@ -16,6 +15,7 @@ from planner.footprint import Footprint
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.machine import Overheads
+from planner.modelled import NotModelled
 from planner.scenario import Scenario
 
 VERSION = "3.3"

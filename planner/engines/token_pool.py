@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Recurrent
-from planner.components.layer import NotModelled
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
 from planner.engines.serving import (
@@ -32,6 +31,7 @@ from planner.footprint import Term
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.machine import Overheads
+from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights

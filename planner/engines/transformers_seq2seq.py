@@ -23,10 +23,10 @@ from planner.components.encoder import (
     window_mask,
 )
 from planner.components.graph import Graph
-from planner.components.layer import NotModelled
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Course, Level, Size
 from planner.engines.transformers import Generation, Step
+from planner.modelled import NotModelled
 
 BLOCKS: dict[str, Block] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), bert_block),

@@ -82,6 +82,14 @@ def checkpoint_bytes(architecture: Architecture, fmt: Format, *, skip: tuple[str
     return _sum(resolved, placed_weights(architecture, unfold=names_single_layers(resolved)))
 
 
+def known_bytes(architecture: Architecture, fmt: Format) -> int | None:
+    """All bytes of the checkpoint, None where they can't be told."""
+    try:
+        return checkpoint_bytes(architecture, fmt).total_bytes
+    except BytesUnknown:
+        return None
+
+
 def resolve_format(fmt: Format, architecture: Architecture) -> Format:
     """``fmt`` with what depends on the model filled in: the dtype of what it leaves alone, roles, notes that apply."""
     has_experts = any(isinstance(mixer, MixtureOfExperts) for layer in architecture.decoder.layers for mixer in layer.channel)

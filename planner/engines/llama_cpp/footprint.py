@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.architecture.layers import Architecture, Attention, LatentAttention
-from planner.components.layer import NotModelled
 from planner.engines.llama_cpp.buffers import CacheBytes, StateBytes, caches, output_bytes, states, weights_by_device
 from planner.engines.llama_cpp.compute import compute_buffers
 from planner.engines.llama_cpp.context import Context, context_of
@@ -16,6 +15,7 @@ from planner.faults import Fault, Faults
 from planner.footprint import Term
 from planner.formats import GGML_TYPES, FileHeader, Format, gguf_tensors
 from planner.memo import remember_by_identity
+from planner.modelled import NotModelled
 from planner.scenario import Inference, Scenario
 
 VERSION = "llama.cpp 0.5.0-dev (0c1e57098), ggml 0.25.3"

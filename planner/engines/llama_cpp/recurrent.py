@@ -7,7 +7,6 @@ Source: llama.cpp ``src/llama-graph.cpp`` (``build_rs``), ``src/models/mamba-bas
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent
-from planner.components.layer import NotModelled
 from planner.engines.llama_cpp.graph import (
     F32,
     Tensor,
@@ -25,6 +24,7 @@ from planner.engines.llama_cpp.graph import (
     written,
 )
 from planner.engines.llama_cpp.sketch import Sketch
+from planner.modelled import NotModelled
 
 
 def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:

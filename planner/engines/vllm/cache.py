@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
-from planner.components.layer import NotModelled
 from planner.engines.paged import Layout, PageSpec, ceil_div, page_layout
 from planner.faults import Fault, Faults
 from planner.memo import remember_by_identity
+from planner.modelled import NotModelled
 from planner.record import record
 from planner.sharding import rank_kv_heads
 

@@ -12,9 +12,10 @@ from planner.architecture import read_config
 from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Layer
 from planner.components.graph import Graph
-from planner.components.layer import NotModelled, layer_backward, layer_forward, layer_recomputed, require_modelled
+from planner.components.layer import layer_backward, layer_forward, layer_recomputed, require_modelled
 from planner.components.run import Run
 from planner.components.tape import Held
+from planner.modelled import NotModelled
 
 BASE = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

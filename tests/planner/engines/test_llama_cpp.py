@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.architecture import Architecture, read_config
-from planner.components.layer import NotModelled
 from planner.engines.llama_cpp import LOOPBACK, llama_cpp_footprint
 from planner.engines.llama_cpp.allocator import GIVE, FreeList, Tape, played
 from planner.engines.llama_cpp.compute import compute_buffers, copied_weights
@@ -28,6 +27,7 @@ from planner.engines.llama_cpp.placement import CUDA, Checkpoint, placement_of
 from planner.engines.llama_cpp.scheduler import scheduled
 from planner.faults import Faults
 from planner.formats import gguf_tensors, parse_format
+from planner.modelled import NotModelled
 from planner.scenario import parse_scenario
 
 REPORT = Path(__file__).parents[2] / "accuracy" / "llama_cpp.py"

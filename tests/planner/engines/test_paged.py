@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.components.layer import NotModelled
 from planner.engines.paged import PageSpec, Pool, page_layout
+from planner.modelled import NotModelled
 
 FULL = PageSpec("full", 16, 65536)
 WINDOW = PageSpec("window", 16, 65536, 1024)
