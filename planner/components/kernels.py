@@ -233,21 +233,30 @@ def eager_wide(g: Graph, ops: Operands) -> None:
 
 
 def eager_alibi(g: Graph, ops: Operands) -> None:
-    """Bloom's own: position biases enter with the product; scores, masked scores and probabilities live to the end."""
+    """Bloom's own: position biases enter with the product; scores, masked scores and probabilities live to the end.
+
+    The product takes heads one after another: parts of one projection are copied, what comes out of a cache lies so already.
+    """
     run = g.run
     scores, wide = run.scores(ops.heads, ops.keys), run.scores(ops.heads, ops.keys, FP32_BYTES)
-    g.make("q by head", run.heads(ops.heads, ops.head_dim), (ops.q,))
-    g.make("scores", scores, ("q by head", ops.k), ("q by head", ops.k))
+    names = {name: f"{name} by head" if name == "q" or not run.cached else getattr(ops, name) for name in "qkv"}
+    for part, name in names.items():
+        if name != getattr(ops, part):
+            g.make(name, run.heads(ops.heads, ops.head_dim), (getattr(ops, part),))
+    g.make("scores", scores, (names["q"], names["k"]), (names["q"], names["k"]))
     g.make("scores masked", scores, ("scores",), (), passed_on)
     g.make("scores fp32", wide, ("scores masked",))
     _replace(g, "scores fp32", "probabilities fp32", wide, saves=("probabilities fp32",))
     _replace(g, "probabilities fp32", "probabilities", scores)
-    _values(g, ops)
+    _values(g, ops, names["v"])
+    if not run.cached:
+        g.free("k by head", "v by head")
 
 
-def _values(g: Graph, ops: Operands) -> None:
+def _values(g: Graph, ops: Operands, values: str = "") -> None:
+    values = values or ops.v
     size = g.run.heads(ops.heads, ops.value_head_dim)
-    g.make("attended by head", size, ("probabilities", ops.v), ("probabilities", ops.v))
+    g.make("attended by head", size, ("probabilities", values), ("probabilities", values))
     g.make("attended", size, ("attended by head",))
     g.free("attended by head")
 

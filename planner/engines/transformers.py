@@ -179,7 +179,8 @@ def _queries_left(layer: Layer, run: Run) -> Run:
 def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
-    course.hold("activations", *_embedding_mask(architecture, run))
+    for name, size, count in _kept_of_embeddings(architecture, run):
+        course.hold("activations", name, size, count)
     kinds = layer_indices(architecture.decoder)
     laid = [layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing) for layer, _ in kinds]
     blocks = [(forward.span, places) for forward, (_, places) in zip(laid, kinds, strict=True)]
@@ -192,9 +193,14 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, *, c
     return laid
 
 
-def _embedding_mask(architecture: Architecture, run: Run) -> tuple[str, Size, int]:
-    """The mask of the dropout that GPT-2 lays on its embeddings, and how many there are: one or none."""
-    return "embedding dropout mask", run.dropout_mask(), int(run.code.keeps_positions and architecture.decoder.layers[0].dropout)
+def _kept_of_embeddings(architecture: Architecture, run: Run) -> list[tuple[str, Size, int]]:
+    """What autograd keeps before the layers: the mask of GPT-2's dropout, the input of BLOOM's norm; one or none of each."""
+    dropped = run.code.keeps_positions and architecture.decoder.layers[0].dropout
+    normed = any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
+    return [
+        ("embedding dropout mask", run.dropout_mask(), int(dropped)),
+        ("embeddings before their norm", run.hidden(), int(normed)),
+    ]
 
 
 def _training_backward(course: Course, architecture: Architecture, run: Run, laid: list[Laid], *, checkpointing: bool) -> None:
@@ -206,8 +212,8 @@ def _training_backward(course: Course, architecture: Architecture, run: Run, lai
         for (layer, places), forward in zip(layer_indices(architecture.decoder), laid, strict=False)
     ]
     course.run_stack(blocks, "backward of the layers", backwards=True)
-    name, size, count = _embedding_mask(architecture, run)
-    course.level.change("activations", name, size, -count)
+    for name, size, count in _kept_of_embeddings(architecture, run):
+        course.level.change("activations", name, size, -count)
     _embedding_backward(course, architecture, run)
     _drop(course, "cosines and sines", "mask")
 
