@@ -193,7 +193,7 @@ def test_the_order_is_one_the_worker_reads() -> None:
 def test_what_is_not_rehearsed_is_said() -> None:
     document = {
         "model": {"config": TINY}, "task": "inference", "inference": {"engine": "vllm"},
-        "hardware": {"gpu": "Apple M2 Max 96GB"}, "parallel": {"tensor": 2}, "offload": {"weights": 0.5},
+        "hardware": {"gpu": "Apple M2 Max 96GB", "gpus": 2}, "parallel": {"tensor": 2}, "offload": {"weights": 0.5},
     }  # fmt: skip
     plan = make_plan(parse_scenario(document))
     notes = " ".join(rehearse_request(plan).order["card"]["not_covered"])
