@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from planner.architecture.counts import layer_groups
-from planner.architecture.implementation import Implementation, implementation_of
+from planner.architecture.implementation import LLAMA, Implementation, implementation_of
 from planner.architecture.layers import (
     Architecture,
     Attention,
@@ -53,7 +53,9 @@ def require_modelled(
         raise NotModelled(f"{architecture.model_class}: activations are modelled for decoders")
     code = implementation_of(architecture.model_type)
     if code is None:
-        raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
+        code = LLAMA
+        if not all(is_plain(layer) for layer, _ in layer_groups(architecture.decoder)):
+            raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
     for layer, _ in layer_groups(architecture.decoder):
         reason = _unmodelled(layer, code, training=training, eager=eager)
         if reason:
@@ -64,6 +66,17 @@ def require_modelled(
     if static and not all(isinstance(mixer, Attention) and mixer.kv == "own" for mixer in mixers):
         raise NotModelled(f"{architecture.model_class}: a static cache is modelled for keys and values of every head alone")
     return code
+
+
+def is_plain(layer: Layer) -> bool:
+    """Whether a layer is built as Llama's are: two RMS norms, causal attention, a gated feed-forward, one after the other."""
+    if layer.parallel or len(layer.sequence) != 1 or len(layer.channel) != 1 or len(layer.norms) != 2:
+        return False
+    mixer, channel = layer.sequence[0], layer.channel[0]
+    if not isinstance(mixer, Attention) or not isinstance(channel, DenseMLP) or any(norm.kind != "rms" for norm in layer.norms):
+        return False
+    variants = (mixer.fused_qkv, mixer.output_gate, mixer.has_sinks, mixer.logit_softcap, channel.fused_gate_up, not channel.gated)
+    return mixer.kv == "own" and mixer.qk_norm != "full_width" and not any(variants) and not layer.weights
 
 
 def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bool) -> str:

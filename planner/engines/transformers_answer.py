@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.counts import parameter_count
+from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture
 from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
@@ -59,8 +60,15 @@ def transformers_answer(
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine, settled.task)),
-        notes=notes,
+        notes=(*notes, *_assumed(architecture)),
     )
+
+
+def _assumed(architecture: Architecture) -> tuple[str, ...]:
+    """What the reader should know about a family whose order of operators nobody has read."""
+    if architecture.kind != "decoder" or implementation_of(architecture.model_type) is not None:
+        return ()
+    return (f"activations are those of Llama's blocks: how transformers writes {architecture.model_class} was not compared",)
 
 
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, *, cuda: bool) -> list[Step]:
