@@ -11,6 +11,7 @@ import argparse
 import gzip
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -108,7 +109,9 @@ def read_kept() -> dict[str, Any]:
 def write_kept(kept: dict[str, Any]) -> None:
     """Keep it, the same bytes for the same results."""
     text = json.dumps(kept, separators=(",", ":"), sort_keys=True)
-    KEPT.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    written = KEPT.with_suffix(f".{os.getpid()}")
+    written.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    written.replace(KEPT)
 
 
 def update(models: list[str], cases: list[str], *, again: bool) -> None:
