@@ -14,7 +14,7 @@ from planner.architecture import read_config
 from planner.faults import Faults
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint
 from planner.predict import predict
-from planner.scenario import parse_scenario
+from planner.scenario import parse_scenario, to_json
 from planner.units import GIB
 from resources.catalog import catalog_model
 from resources.gpus import gpu
@@ -192,3 +192,36 @@ def test_one_layer_less_is_one_layers_weights_less() -> None:
     cut = predict(scenario, read_config(config | {"num_hidden_layers": 31}), gpu(A100))
     assert whole.weight_bytes - cut.weight_bytes == 2 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096)
     assert replace(whole, gpus=()) != replace(cut, gpus=())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(MODELS), works, st.integers(1, 5), st.integers(1, 5))
+def test_more_layers_never_take_less(model: str, work: dict[str, object], layers: int, more: int) -> None:
+    """Every phase of a model with more of the same layers holds at least as much."""
+    config = dict(catalog_model(model).config)
+    card, task = gpu(A100), work.pop("task")
+    scenario = parse_scenario({"version": 1, "model": model, "task": task, task: work})
+    small, large = (
+        predict(scenario, read_config({**config, "num_hidden_layers": count} | cut(config, count)), card)
+        for count in (layers, layers + more)
+    )
+    for less, rest in zip(small.gpus[0].phases, large.gpus[0].phases, strict=True):
+        assert less.allocated <= rest.allocated
+        assert less.device <= rest.device
+    assert small.parameters < large.parameters
+
+
+def cut(config: dict[str, object], layers: int) -> dict[str, object]:
+    """What a config says layer by layer, for so many layers."""
+    return {"layer_types": config["layer_types"][:layers]} if "layer_types" in config else {}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(MODELS), works)
+def test_an_answer_survives_json(model: str, work: dict[str, object]) -> None:
+    """What is printed reads back as the same data, and its scenario as the same scenario."""
+    found = footprint(model, work.pop("task"), **work)
+    document = replace(found, limits={}).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    again = parse_scenario(document["scenario"])
+    assert parse_scenario(to_json(again)) == again
