@@ -56,7 +56,16 @@ def window_of(environment, process):
 
 def test_keys_and_mouse_of_the_window_system(server, tmp_path):
     environment = {**server, "HIGHWATER_HOME": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "main.py"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "main.py"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        drive(environment, process)
+    kept = Settings(tmp_path / "settings.ini")
+    scenario = json.loads(kept.get(SESSION))
+    assert (scenario["task"], scenario["training"]["method"], scenario["training"]["batch"]) == ("training", "lora", 4)
+    assert kept.get(TAB) == "fits"
+
+
+def drive(environment, process):
+    """An example by the palette, a field by the palette, a tab by the mouse, and the end by its shortcut."""
     try:
         window = window_of(environment, process)
         xdotool(environment, "windowfocus", window)
@@ -73,7 +82,3 @@ def test_keys_and_mouse_of_the_window_system(server, tmp_path):
         process.wait(30)
     finally:
         process.kill()
-    kept = Settings(tmp_path / "settings.ini")
-    scenario = json.loads(kept.get(SESSION))
-    assert (scenario["task"], scenario["training"]["method"], scenario["training"]["batch"]) == ("training", "lora", 4)
-    assert kept.get(TAB) == "fits"
