@@ -14,13 +14,13 @@ from planner.components.recurrent.short_conv import short_conv_forward
 
 TRAINED: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
     "gated_delta_net": delta_net_forward,
+    "mamba": mamba_forward,
     "mamba2": mamba2_forward,
+    "short_conv": short_conv_forward,
 }
 """Kinds laid as operators, from ``source`` to ``target``: their backward follows."""
 INFERRED: dict[str, Callable[[Graph, Recurrent, str], None]] = {
-    "mamba": mamba_forward,
     "lightning": lightning_forward,
-    "short_conv": short_conv_forward,
 }
 """Kinds laid without a backward; they read a tensor that stays and leave ``target``."""
 FORWARDS = (*TRAINED, *INFERRED)

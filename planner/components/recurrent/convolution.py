@@ -25,7 +25,7 @@ def causal_convolution(g: Graph, mixer: Recurrent, target: str, source: str = ""
             g.hold(CONV_STATE, conv_state(mixer, run), "recurrent_state")
         inputs = (source,) if source else ()
         g.make(
-            "convolved", Size(**one, tokens=run.sequence + kernel - 1), inputs, inputs, _convolution_rule, weights=_weights(mixer)
+            "convolved", Size(**one, tokens=run.sequence + kernel - 1), inputs, inputs, convolution_rule, weights=_weights(mixer)
         )
     size = Size(**one, tokens=run.sequence)
     g.view("convolved tokens", "convolved", sliced)
@@ -37,7 +37,7 @@ def _weights(mixer: Recurrent) -> tuple[Weight, ...]:
     return tuple(weight for weight in mixer.weights if ".conv1d." in weight.name)
 
 
-def _convolution_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+def convolution_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """``convolution_backward``: the input's gradient, the weight's and the bias's."""
     made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
     g.weight_gradients(node)

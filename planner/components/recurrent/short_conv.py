@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph
+from planner.components.graph import Graph, linear, multiply, sliced
+from planner.components.recurrent.convolution import convolution_rule
+from planner.components.recurrent.mamba2 import modules
 from planner.components.recurrent.states import CONV_STATE, conv_state
 from planner.components.tape import Size
 
 
-def short_conv_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+def short_conv_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """B, C, x = projection; C · conv(B · x); output projection (``Lfm2ShortConv.slow_forward``)."""
-    run, kernel = g.run, mixer.conv_kernel
+    run, kernel, weights = g.run, mixer.conv_kernel, modules(mixer)
     one = {"batch": run.batch, "channels": mixer.conv_channels, "bytes": run.dtype_bytes}
     inner = run.rows(mixer.inner_dim)
     steps = bool(run.past_tokens) and run.sequence == 1
-    g.hold("B C x", run.rows(3 * mixer.inner_dim))
-    g.hold("B x", inner)
+    linear(g, "B C x", source, run.rows(3 * mixer.inner_dim), weights["in_proj"])
+    g.parts("B C x", {"B in": inner, "C in": inner, "x in": inner})
+    multiply(g, "B x", inner, "B in", "x in")
     if steps:
         g.hold("conv input", Size(**one, tokens=kernel + 1))
         g.hold("convolved", Size(**one, tokens=2))
     else:
         if run.cached:
             g.hold(CONV_STATE, conv_state(mixer, run), "recurrent_state")
-        g.hold("convolved", Size(**one, tokens=run.sequence + kernel - 1))
+        size = Size(**one, tokens=run.sequence + kernel - 1)
+        g.make("convolved", size, ("B x",), ("B x",), convolution_rule, weights=weights.get("conv", ()))
+    g.view("convolved tokens", "convolved", sliced, inner)
     g.free("conv input", "B x")
-    g.hold("gated", inner)
-    g.hold(target, run.hidden())
-    g.free("gated", "convolved", "B C x")
+    multiply(g, "gated", inner, "C in", "convolved tokens")
+    linear(g, target, "gated", run.hidden(), weights["out_proj"])
+    g.free("gated", "convolved tokens", "convolved", "B in", "C in", "x in", "B C x")
