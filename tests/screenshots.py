@@ -85,7 +85,7 @@ def prepare(window: MainWindow, tab: str) -> None:
         window.context.pins.pin(state.plan)
         state.edit("inference.batch", 16)
         window.context.pins.pin(state.plan)
-        state.edit("inference.kv_cache", "fp8")
+        state.edit("inference.prompt_tokens", 2048)
     elif tab == "fits":
         window.documents.open_example("chat")
     elif tab == "advice":
