@@ -1,7 +1,7 @@
 """Servers that hold a pool of cache blocks: ``vllm serve``, SGLang, ``trtllm-serve``, TGI.
 
 Options are those of vLLM's ``engine/arg_utils.py``, SGLang's ``server_args.py``, TensorRT-LLM's ``commands/serve.py`` and
-TGI's ``launcher/src/main.rs`` at the versions named.
+TGI's ``launcher/src/main.rs`` at the versions named. What the plan leaves to the server is left to it here as well.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def vllm(scenario: Scenario) -> tuple[Command, ...]:
     prefix_caching = set_options.get("enable_prefix_caching")
     options: Options = [
         *_weights(scenario, "--dtype", "--quantization", VLLM_QUANTIZATION, notes),
-        ("--max-model-len", _longest(scenario)),
-        ("--max-num-seqs", set_options.get("max_num_seqs", ask.batch)),
+        ("--max-model-len", ask.max_model_len),
+        ("--max-num-seqs", set_options.get("max_num_seqs")),
         ("--max-num-batched-tokens", set_options.get("max_num_batched_tokens")),
         ("--gpu-memory-utilization", set_options.get("gpu_memory_utilization")),
         ("--kv-cache-dtype", _cache(scenario, VLLM_CACHE, notes)),
@@ -53,7 +53,6 @@ def vllm(scenario: Scenario) -> tuple[Command, ...]:
         ("--tensor-parallel-size", _ways(spread.tensor)),
         ("--pipeline-parallel-size", _ways(spread.pipeline)),
         ("--data-parallel-size", _ways(spread.data)),
-        ("--decode-context-parallel-size", _ways(spread.context)),
         ("--enable-expert-parallel", spread.expert > 1),
         ("--enforce-eager", set_options.get("enforce_eager")),
         ("--enable-prefix-caching" if prefix_caching else "--no-enable-prefix-caching", prefix_caching is not None),
@@ -74,8 +73,8 @@ def sglang(scenario: Scenario) -> tuple[Command, ...]:
     options: Options = [
         ("--model-path", model_name(scenario)),
         *_weights(scenario, "--dtype", "--quantization", SGLANG_QUANTIZATION, notes),
-        ("--context-length", _longest(scenario)),
-        ("--max-running-requests", set_options.get("max_running_requests", ask.batch)),
+        ("--context-length", ask.max_model_len),
+        ("--max-running-requests", set_options.get("max_running_requests")),
         ("--mem-fraction-static", set_options.get("mem_fraction_static")),
         ("--chunked-prefill-size", set_options.get("chunked_prefill_size")),
         ("--kv-cache-dtype", _cache(scenario, SGLANG_CACHE, notes)),
@@ -99,9 +98,9 @@ def tensorrt_llm(scenario: Scenario) -> tuple[Command, ...]:
         notes.append(f"weights: {scenario.weights} must be what the checkpoint is stored in; trtllm-serve quantises nothing itself")
     options: Options = [
         ("--backend", "pytorch"),
-        ("--max_batch_size", set_options.get("max_batch_size", ask.batch)),
+        ("--max_batch_size", set_options.get("max_batch_size")),
         ("--max_num_tokens", set_options.get("max_num_tokens")),
-        ("--max_seq_len", _longest(scenario)),
+        ("--max_seq_len", ask.max_model_len),
         ("--kv_cache_free_gpu_memory_fraction", set_options.get("free_gpu_memory_fraction")),
         ("--tp_size", _ways(spread.tensor)),
         ("--pp_size", _ways(spread.pipeline)),
@@ -126,13 +125,11 @@ def tgi(scenario: Scenario) -> tuple[Command, ...]:
     """``text-generation-launcher``."""
     ask, spread, set_options = scenario.inference, scenario.parallel, dict(scenario.inference.engine_options)
     notes = list(model_notes(scenario))
-    total = set_options.get("max_total_tokens") or _longest(scenario)
     options: Options = [
         ("--model-id", model_name(scenario)),
         *_weights(scenario, "--dtype", "--quantize", TGI_QUANTIZATION, notes),
         ("--num-shard", _ways(spread.tensor)),
-        ("--max-input-tokens", ask.prompt_tokens),
-        ("--max-total-tokens", total),
+        ("--max-total-tokens", set_options.get("max_total_tokens", ask.max_model_len)),
         ("--max-batch-prefill-tokens", set_options.get("max_batch_prefill_tokens")),
         ("--max-concurrent-requests", ask.batch if ask.batch > 128 else None),
         ("--kv-cache-dtype", _cache(scenario, TGI_CACHE, notes)),
@@ -151,14 +148,6 @@ def _served(engine: str, title: str, program: tuple[str, ...], options: Options,
 def _version(scenario: Scenario) -> str:
     engine = scenario.inference.engine
     return str(scenario.inference.engine_options.get("version") or VERSIONS[engine])
-
-
-def _longest(scenario: Scenario) -> int | None:
-    """Tokens of the longest sequence: as set, else what the workload takes."""
-    ask = scenario.inference
-    if ask.max_model_len is not None or ask.prompt_tokens is None:
-        return ask.max_model_len
-    return ask.prompt_tokens + (ask.new_tokens or 1)
 
 
 def _ways(count: int) -> int | None:

@@ -44,7 +44,7 @@ def test_what_is_not_modelled_is_unknown_and_ends_with_3() -> None:
     done = highwater(
         "predict",
         "-",
-        given={"version": 1, "model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"engine": "sglang"}},
+        given={"version": 1, "model": "meta-llama/Llama-3.1-8B", "task": "inference", "weights": "hqq-int4-g64"},
     )
     assert done.returncode == 3
     assert "unknown" in done.stdout

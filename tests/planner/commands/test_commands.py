@@ -50,7 +50,7 @@ def test_a_path_survives_the_shell_and_python(path: str, engine: str) -> None:
 def test_vllm_gets_every_switch_of_the_plan() -> None:
     options = {"gpu_memory_utilization": 0.85, "max_num_seqs": 64, "enforce_eager": True, "enable_prefix_caching": False}
     (command,) = inference(
-        "vllm", weights="fp8", kv_cache="fp8", prompt_tokens=4000, new_tokens=96, engine_options=options,
+        "vllm", weights="fp8", kv_cache="fp8", prompt_tokens=4000, new_tokens=96, max_model_len=4096, engine_options=options,
         parallel={"tensor": 4, "pipeline": 2, "expert": 4},
     )  # fmt: skip
     assert words(command)[:3] == ["vllm", "serve", "org/model"]
