@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.architecture.counts import parameter_count
+from planner.architecture.counts import layer_groups, parameter_count
 from planner.architecture.implementation import implementation_of
-from planner.architecture.layers import Architecture
+from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known
@@ -28,6 +28,10 @@ RESERVED_BAND = 10
 """One part in so many is the half-width of the error of ``reserved``: nine in ten replays of traced models lie within it
 (planner/reserve.py)."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+WITHOUT_KERNELS = (
+    "recurrent mixers run the PyTorch code of transformers, as where mamba-ssm, causal-conv1d and flash-linear-attention are not "
+    "installed; with them prefill and training hold less"
+)
 
 
 def transformers_answer(
@@ -65,10 +69,12 @@ def transformers_answer(
 
 
 def _assumed(architecture: Architecture) -> tuple[str, ...]:
-    """What the reader should know about a family whose order of operators nobody has read."""
+    """What the reader should know: packages taken as absent, a family whose order of operators nobody has read."""
+    mixers = (mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence)
+    notes = (WITHOUT_KERNELS,) if any(isinstance(mixer, Recurrent) for mixer in mixers) else ()
     if architecture.kind != "decoder" or implementation_of(architecture.model_type) is not None:
-        return ()
-    return (f"activations are those of Llama's blocks: how transformers writes {architecture.model_class} was not compared",)
+        return notes
+    return (*notes, f"activations are those of Llama's blocks: how transformers writes {architecture.model_class} was not compared")
 
 
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, *, cuda: bool) -> list[Step]:

@@ -179,6 +179,13 @@ def test_training_step_equals_the_trace(trace, model: str, work: str) -> None:
         assert abs(phase.allocated - allocated) <= 0.03 * added + SMALL_TENSORS_BYTES, name
 
 
+def test_absent_kernels_are_said() -> None:
+    """The closed form is of the PyTorch code, which runs where the kernels' packages are missing."""
+    request = {"version": 1, "model": {"config": MODELS["mamba2"]}, "task": "inference", "inference": WORK["short"]}
+    notes = make_plan(parse_scenario(request), network=False).footprint.notes
+    assert any("mamba-ssm" in note for note in notes)
+
+
 def test_mixers_without_a_backward_are_unknown_in_training() -> None:
     request = {"version": 1, "model": {"config": MODELS["minimax"]}, "task": "training", "training": TRAINING["full"]}
     footprint = make_plan(parse_scenario(request), network=False).footprint

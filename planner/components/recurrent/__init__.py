@@ -31,6 +31,8 @@ def unmodelled_recurrent(mixer: Recurrent, *, training: bool) -> str:
     """Why a mixer has no closed form, in words; empty when it has."""
     if mixer.kind not in FORWARDS:
         return f"{mixer.kind} mixers"
+    if mixer.kind == "gated_delta_net" and not any("in_proj_qkv" in weight.name for weight in mixer.weights):
+        return "delta nets with projections of their own"
     return f"{mixer.kind} mixers in training" if training and mixer.kind not in TRAINED else ""
 
 

@@ -13,7 +13,7 @@ from planner.components.recurrent import recurrent_forward
 
 def is_side_by_side(layer: Layer) -> bool:
     """Whether attention and a recurrence read the same input and are added."""
-    return [type(mixer) for mixer in layer.sequence] == [Attention, Recurrent]
+    return layer.parallel and [type(mixer) for mixer in layer.sequence] == [Attention, Recurrent]
 
 
 def side_by_side(g: Graph, layer: Layer) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.architecture.layers import Recurrent
+from planner.architecture.layers import Recurrent, Weight
 from planner.components.graph import Graph
 from planner.components.recurrent import FORWARDS, TRAINED, recurrent_forward, unmodelled_recurrent
 from planner.components.recurrent.states import state_tensors
@@ -16,10 +16,11 @@ from planner.components.run import Run
 from planner.components.tape import Held, Span
 
 HEADS = {"num_heads": 4, "head_dim": 32, "state_dim": 16, "num_groups": 2, "inner_dim": 128}
+IN_PROJECTION = Weight("linear_attn.in_proj_qkvz.weight", (320, 64), "linear")
 MIXERS = {
     "mamba": Recurrent("mamba", (), 128, 4, 128 * 16, state_dim=16, inner_dim=128, step_rank=8),
     "mamba2": Recurrent("mamba2", (), 192, 4, 4 * 32 * 16, chunk_tokens=64, **HEADS),
-    "gated_delta_net": Recurrent("gated_delta_net", (), 192, 4, 4 * 32 * 16, fused_gate=True, **HEADS),
+    "gated_delta_net": Recurrent("gated_delta_net", (IN_PROJECTION,), 192, 4, 4 * 32 * 16, fused_gate=True, **HEADS),
     "lightning": Recurrent("lightning", (), 0, 0, 4 * 32 * 32, state_dtype=None, chunk_tokens=64, **HEADS),
     "short_conv": Recurrent("short_conv", (), 64, 3, inner_dim=64),
 }
@@ -76,6 +77,10 @@ def test_the_peak_grows_with_batch_and_sequence(kind: str, batch: int, sequence:
 def test_training_is_said_to_be_unknown(kind: str) -> None:
     assert unmodelled_recurrent(MIXERS[kind], training=False) == ""
     assert bool(unmodelled_recurrent(MIXERS[kind], training=True)) is (kind not in TRAINED)
+
+
+def test_delta_nets_with_other_projections_are_unknown() -> None:
+    assert unmodelled_recurrent(replace(MIXERS["gated_delta_net"], weights=()), training=False)
 
 
 def test_an_unknown_kind_is_named() -> None:
