@@ -27,7 +27,7 @@ from gui.theme import theme
 from gui.warm_up import WarmUp
 from gui.window import DEFAULT_SIZE, MainWindow
 from planner.scenario import Scenario
-from probes.recording import highwater_home
+from resources.home import highwater_home
 
 logger = logging.getLogger(__name__)
 _NORMAL_ZOOM = 100

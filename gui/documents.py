@@ -77,7 +77,9 @@ class Documents(QObject):
     @Slot()
     def ask_recording(self) -> None:
         """Ask for a recording."""
-        self._ask(tr("Open recording"), "Recordings (*.jsonl);;All files (*)", str(files.recordings_folder()))
+        from probes.recording import recordings_folder  # noqa: PLC0415  NumPy is not needed for the first paint
+
+        self._ask(tr("Open recording"), "Recordings (*.jsonl);;All files (*)", str(recordings_folder()))
 
     @Slot()
     def ask_model_file(self) -> None:

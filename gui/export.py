@@ -15,8 +15,6 @@ from PySide6.QtWidgets import QFileDialog, QTableView, QWidget
 from gui.cells import CellModel
 from gui.theme import theme
 from gui.translate import tr
-from planner.report.content import Table
-from planner.report.write import markdown_table
 
 _SCALE = 2
 """A picture is drawn at twice the size, to stay sharp on a page."""
@@ -64,6 +62,9 @@ def csv_of(model: CellModel) -> str:
 
 def markdown_of(model: CellModel) -> str:
     """The table as it is shown."""
+    from planner.report.content import Table  # noqa: PLC0415  not needed for the first paint
+    from planner.report.write import markdown_table  # noqa: PLC0415
+
     rows = tuple(
         tuple(model.cell(row, column).text for column in range(model.columnCount())) for row in range(model.rowCount())
     )  # fmt: skip

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from planner.faults import Faults
 from planner.scenario import ModelPath, Scenario, parse_scenario, to_json
-from probes.recording import SUFFIX, recordings_folder
 
-__all__ = ["RecordingFile", "Unreadable", "read_any", "recordings_folder", "save_scenario"]
+_RECORDING_SUFFIX = ".jsonl"
 _MODEL_SUFFIXES = (".gguf", ".safetensors")
 _MAX_SCENARIO_BYTES = 16 * 2**20
 
@@ -30,7 +29,7 @@ def read_any(path: Path) -> Scenario | RecordingFile | ModelPath:
     """What ``path`` holds. Raises :class:`Unreadable`."""
     if path.is_dir() or path.suffix in _MODEL_SUFFIXES:
         return ModelPath(str(path))
-    if path.suffix == SUFFIX:
+    if path.suffix == _RECORDING_SUFFIX:
         return RecordingFile(path)
     document = _read_json(path)
     if isinstance(document, dict) and "model_type" in document:

@@ -9,12 +9,12 @@ from PySide6.QtGui import QAction, QKeySequence
 from PySide6.QtWidgets import QMenu, QMessageBox
 
 from gui.actions import Act
-from gui.help import HelpWindow
-from gui.palette import Command, Palette
 from gui.tabs import TABS
 from gui.translate import tr
 
 if TYPE_CHECKING:
+    from gui.help import HelpWindow
+    from gui.palette import Command, Palette
     from gui.window import MainWindow
 
 ABOUT = """<b>Highwater</b><p>How much GPU memory a model takes, before it takes it: predicted from its config, measured
@@ -37,6 +37,8 @@ class Guide(QObject):
     @Slot()
     def open_palette(self) -> Palette:
         """Offer every command, field and example by its name."""
+        from gui.palette import Palette  # noqa: PLC0415  not needed for the first paint
+
         palette = Palette([*self.commands(), *self._fields()], self._window)
         palette.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         left = (self._window.width() - palette.width()) // 2
@@ -66,6 +68,8 @@ class Guide(QObject):
 
     def commands(self) -> list[Command]:
         """Every action that can be run now, with the menu and the key it is found under."""
+        from gui.palette import Command  # noqa: PLC0415  as above
+
         enabled = ((path, action) for path, action in self._actions() if action.isEnabled())
         return [
             Command(action.text().replace("&", ""), " · ".join(filter(None, (path, _keys(action)))), action.trigger)
@@ -73,6 +77,8 @@ class Guide(QObject):
         ]  # fmt: skip
 
     def _fields(self) -> list[Command]:
+        from gui.palette import Command  # noqa: PLC0415  as above
+
         form = self._window.form
         reachable = (field for field in form.fields.values() if field.parentWidget().isVisibleTo(form))
         return [Command(tr(field.spec.label).replace("&", ""), tr("field"), field.focus_editor) for field in reachable]
@@ -87,6 +93,8 @@ class Guide(QObject):
 
     def _window_of_help(self) -> HelpWindow:
         if self._help is None:
+            from gui.help import HelpWindow  # noqa: PLC0415  as above
+
             self._help = HelpWindow(self._window)
         return self._help
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from PySide6.QtCore import QByteArray, QSettings
 
-from probes.recording import highwater_home
+from resources.home import highwater_home
 
 logger = logging.getLogger(__name__)
 _HEAD = 4096

@@ -14,14 +14,11 @@ from gui.actions import Act
 from gui.export import ChartMenu, TableMenu
 from gui.translate import tr
 from planner.faults import Faults
-from planner.link import link_of, scenario_of
-from planner.report.content import Part, report_of
-from planner.report.write import markdown
 from planner.scenario import ModelPath
-from resources.report_files import write_report
 
 if TYPE_CHECKING:
     from gui.window import MainWindow
+    from planner.report.content import Part
     from resources.plan import Plan
 
 _REPORTS = "HTML (*.html);;Markdown (*.md)"
@@ -42,6 +39,8 @@ class Sharing(QObject):
     @Slot()
     def copy_link(self) -> None:
         """The scenario as a line of text."""
+        from planner.link import link_of  # noqa: PLC0415  not needed for the first paint, like the others below
+
         scenario, plan = self._state.scenario, self._state.plan
         config = (
             plan.source.config if plan and isinstance(scenario.model, ModelPath) and plan.scenario.model == scenario.model else None
@@ -54,6 +53,8 @@ class Sharing(QObject):
     @Slot()
     def open_link(self) -> None:
         """The scenario of the link on the clipboard."""
+        from planner.link import scenario_of  # noqa: PLC0415
+
         try:
             self._state.open(scenario_of(QGuiApplication.clipboard().text()), tr("open link"))
         except Faults as faults:
@@ -69,6 +70,8 @@ class Sharing(QObject):
     @Slot()
     def copy_markdown(self) -> None:
         """The report without its chart."""
+        from planner.report.write import markdown  # noqa: PLC0415
+
         plan = self._state.plan
         if plan is not None:
             self._put(markdown(self._report(plan)), tr("The plan is on the clipboard as Markdown"))
@@ -76,6 +79,8 @@ class Sharing(QObject):
     @Slot()
     def export_report(self) -> None:
         """Ask where to, and write the report."""
+        from resources.report_files import write_report  # noqa: PLC0415
+
         plan = self._state.plan
         path, kind = QFileDialog.getSaveFileName(self._window, tr("Save report"), "report.html", _REPORTS)
         if not path or plan is None:
@@ -118,6 +123,8 @@ class Sharing(QObject):
             self._window.say(otherwise)
 
     def _report(self, plan: Plan) -> tuple[Part, ...]:
+        from planner.report.content import report_of  # noqa: PLC0415
+
         measured = self._window.measured_of(plan)
         return report_of(plan.footprint, self._title(plan), measured)
 
