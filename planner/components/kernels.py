@@ -146,7 +146,8 @@ def math(g: Graph, ops: Operands) -> None:
     scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
     wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
     few = {"batch": run.batch, "keys": ops.keys, "heads": ops.kv_heads, "fp32_bytes": 4}
-    every = {**few, "heads": ops.heads}
+    # One sequence's only key head is every query head's by a view.
+    every = {**few, "heads": ops.heads, "copies": 1 if ops.kv_heads > 1 else min(run.batch - 1, 1)}
     if ops.masked:
         g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
     if run.dtype_bytes != FP32_BYTES:
