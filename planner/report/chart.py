@@ -33,9 +33,9 @@ def footprint_chart(footprint: Footprint) -> str:
     present = [name for name in COMPONENTS if any(phase.components.get(name) for _, phase in rows)]
     bottom = _TOP + _ROW * len(rows)
     height = bottom + 34 + _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS)
-    parts = [_pattern(name) for name in present]
+    parts = [*(_pattern(name) for name in present), _axis(limit, scale, bottom)]
     parts += [_row(label, phase, scale, _TOP + _ROW * index) for index, (label, phase) in enumerate(rows)]
-    parts += [_axis(limit, scale, bottom), _capacity(capacity, scale, bottom) if capacity else "", _legend(present, bottom + 30)]
+    parts += [_capacity(capacity, scale, bottom) if capacity else "", _legend(present, bottom + 30)]
     style = "font-family:Inter,system-ui,sans-serif;font-size:12px;fill:#161b22"
     title = f"Memory by {'phase' if len(footprint.gpus) == 1 else 'GPU'} and component"
     return (
@@ -87,7 +87,7 @@ def _axis(limit: float, scale: float, bottom: float) -> str:
         parts.append(f'<path d="M{x:.1f} {_TOP - 4}V{bottom}" stroke="#e4e7ec"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" fill="#555f6d">{index * step}</text>')
     unit = f'<text x="{_WIDTH - 8}" y="{bottom + 14}" text-anchor="end">GiB</text>'
-    return f'<g style="mix-blend-mode:multiply">{"".join(parts)}</g>{unit}'
+    return "".join(parts) + unit
 
 
 def _capacity(capacity: int, scale: float, bottom: float) -> str:
