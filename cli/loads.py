@@ -17,6 +17,7 @@ from probes.measurement import Measurement
 from probes.orders import load_order
 from probes.outcome import Outcome
 from probes.preflight import why_not
+from probes.remote import place_of
 from probes.session import Limits, ProbeSession
 
 _STOPPED_BY = {
@@ -31,16 +32,23 @@ def run(options: argparse.Namespace) -> int:
     problem = _bad(options)
     if problem:
         return exits.fail(exits.BAD_INPUT, problem)
-    problem = why_not()
+    try:
+        remote, device = place_of(options.device or default_device(), options.python)
+    except ValueError as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    if remote and options.script is not None:
+        return exits.fail(exits.BAD_INPUT, "--script: a script is run on this machine only; copy it and run it there")
+    problem = "" if remote else why_not()
     if problem:
         return exits.fail(exits.NOT_DONE_HERE, problem)
     try:
         budget = None if options.budget is None else int(options.budget * MIB)
-        order = load_order("ramp" if options.load else "script", options.device or default_device(), budget, **_more(options))
+        order = load_order("ramp" if options.load else "script", device, budget, **_more(options))
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
     measurement, outcome = Measurement({"model": _title(options), "task": order["mode"]}), None
-    with ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record) as session:
+    session = ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record, remote=remote)
+    with session:
         outcome = _wait(session)
     trouble = keep(measurement, session.recording)
     _show(measurement, outcome, options, str(session.recording.path or ""))

@@ -22,6 +22,7 @@ from probes.history import keep
 from probes.measurement import Measurement
 from probes.outcome import Outcome
 from probes.preflight import why_not
+from probes.remote import place_of
 from probes.request import request
 from probes.session import Limits, ProbeSession
 
@@ -32,7 +33,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Scenario, device, limits, recording; or whom to watch."""
     parser.usage = "main.py measure [options] SCENARIO | --load ramp | --script FILE | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
-    parser.add_argument("--device", help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
+    parser.add_argument(
+        "--device", metavar="WHERE",
+        help="cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu); ssh:HOST[:cuda:N|:cpu] measures on another machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--python", default="python3", metavar="PROGRAM", help="with ssh:HOST: the Python that has torch there (default: python3)"
+    )
     parser.add_argument(
         "--layers", metavar="N|A,B|auto",
         help="build only N layers; or measure with A and with B (auto: chosen) and tell the whole model from both",
@@ -69,18 +76,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    problem = why_not()
+    try:
+        remote, device = place_of(options.device or default_device(), options.python)
+    except ValueError as error:
+        return exits.fail(exits.BAD_INPUT, str(error))
+    problem = "" if remote else why_not()
     if problem:
         return exits.fail(exits.NOT_DONE_HERE, problem)
     try:
         plan = plan_of(read_scenario(options.scenario))
         budget = None if options.budget is None else int(options.budget * MIB)
-        device = options.device or default_device()
         if options.layers is not None and not options.layers.isdecimal():
             from cli import scaled  # noqa: PLC0415  only for those who scale
 
-            return scaled.run(options, plan, device, budget)
-        asked = request(plan, device, None if options.layers is None else int(options.layers), None, budget)
+            return scaled.run(options, plan, device, budget, remote)
+        layers = None if options.layers is None else int(options.layers)
+        asked = request(plan, device, layers, None, budget, elsewhere=remote is not None)
     except ERRORS as error:
         return refuse(error)
     except ValueError as error:
@@ -88,7 +99,10 @@ def _measure(options: argparse.Namespace) -> int:
     prediction = asked.prediction.to_json()
     measurement = Measurement(asked.order["scenario"], prediction)
     limits = Limits(time_s=options.time_limit)
-    with ProbeSession(asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record) as session:
+    session = ProbeSession(
+        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record, remote=remote
+    )
+    with session:
         outcome = _wait(session)
         recording = session.recording
     trouble = keep(measurement, recording)

@@ -16,6 +16,7 @@ from planner.units import format_bytes
 from probes.history import keep
 from probes.measurement import Measurement
 from probes.outcome import Outcome
+from probes.remote import Remote
 from probes.request import predict_run, request
 from probes.scaled import NotLinear, Scale, extrapolate, find_scale, scale_of
 from probes.session import Limits, ProbeSession
@@ -38,16 +39,19 @@ def scale_asked(plan: Plan, layers: str, device: str) -> Scale:
     return scale_of(config, small, large, predict)
 
 
-def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int | None) -> int:
+def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int | None, remote: Remote | None = None) -> int:
     """Measure both sizes and print the whole."""
     scale = scale_asked(plan, options.layers, device)
     measured: list[Measurement] = []
     for size in (scale.small, scale.large):
-        asked = request(plan, device, size, None, budget_bytes)
+        asked = request(plan, device, size, None, budget_bytes, elsewhere=remote is not None)
         prediction = asked.prediction.to_json()
         measurement = Measurement(asked.order["scenario"], prediction)
         limits, path = Limits(time_s=options.time_limit), _path(options.record, size)
-        with ProbeSession(asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=path) as session:
+        session = ProbeSession(
+            asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=path, remote=remote
+        )
+        with session:
             outcome = _wait(session)
         trouble = keep(measurement, session.recording)
         exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))

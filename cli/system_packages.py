@@ -1,4 +1,4 @@
-"""The system libraries Qt needs, and the Debian packages that bring them.
+"""The system libraries Qt needs and the programs some tests need, and the Debian packages that bring them.
 
 Run as a module it installs what is missing where root and apt are at hand, and otherwise names it.
 """
@@ -30,6 +30,9 @@ WINDOW = {
 }
 """The same for a window on X11 (Qt's own message names only the first)."""
 
+TESTS = {"sshd": "openssh-server"}
+"""Program → package, for tests alone: measuring over SSH is tried against a real server. Without it they are skipped."""
+
 
 def missing_packages(*, offscreen: bool = False) -> tuple[str, ...]:
     """Debian packages whose library can't be loaded; nothing where Qt brings its own (Windows, macOS)."""
@@ -46,15 +49,22 @@ def remedy(packages: tuple[str, ...]) -> str:
 
 def main() -> int:
     """Install what is missing as root with apt; else name it. Never fails: the tests that need it say so themselves."""
-    missing = missing_packages()
+    missing = (*missing_packages(), *_missing_for_tests())
     if not missing:
         return 0
     apt = shutil.which("apt-get")
     if apt is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        sys.stderr.write(f"Qt needs libraries that are not here. {remedy(missing)}\n")
+        sys.stderr.write(f"Qt or the tests need what is not here. {remedy(missing)}\n")
         return 0
     subprocess.run([apt, "update", "-qq"], check=False)  # noqa: S603  apt's own path, no input
     return subprocess.run([apt, "install", "-y", "-qq", *missing], check=False).returncode  # noqa: S603
+
+
+def _missing_for_tests() -> tuple[str, ...]:
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
+    if not sys.platform.startswith("linux"):
+        return ()
+    return tuple(package for program, package in TESTS.items() if shutil.which(program, path=path) is None)
 
 
 def _loads(library: str) -> bool:

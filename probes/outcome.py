@@ -19,6 +19,7 @@ Kind = Literal[
     "crashed",
     "failed",
     "could_not_start",
+    "disconnected",
 ]
 
 _TITLES: dict[Kind, str] = {
@@ -31,6 +32,7 @@ _TITLES: dict[Kind, str] = {
     "crashed": "Crashed",
     "failed": "Could not be done",
     "could_not_start": "Could not start",
+    "disconnected": "Connection lost",
 }
 _OWN_DOING = frozenset({4, 6, 7, 8, 11})
 """SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: signals that a program brings upon itself."""
@@ -97,6 +99,8 @@ class Outcome:
                 return self._killed()
             case "crashed":
                 return f"The probe crashed {self._where()} ({self._status()})."
+            case "disconnected":
+                return f"The SSH connection was lost {self._where()}. What had arrived by then is kept."
             case "failed" | "could_not_start":
                 return self.message or "The probe could not do it and did not say why."
 
@@ -109,6 +113,7 @@ class Outcome:
             "timed_out": f"Raise the time limit, or {verb} fewer layers or tokens.",
             "hung": "If the machine is only slow, raise the silence limit; else look at the system's log.",
             "killed": f"Leave more memory free, or {verb} fewer layers." if self._maybe_oom_killer() else "",
+            "disconnected": "The probe there ends with its connection; once the host answers again, repeat the run.",
             "crashed": "The last lines of its error output say more; report them if they name no cause.",
         }.get(self.kind, "")
 

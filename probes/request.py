@@ -32,15 +32,18 @@ def request(
     layers: int | None = None,
     new_tokens: int | None = None,
     budget_bytes: int | None = None,
+    *,
+    elsewhere: bool = False,
 ) -> Request:
     """Ask for ``plan`` on ``device`` (``cpu`` or ``cuda:N``), with fewer layers or new tokens if given.
 
     On the CPU a run without a budget gets nine tenths of the free memory, so that the system's out-of-memory killer
-    stays asleep. Raises what :func:`resources.plan.make_plan` and :func:`probes.orders.measure_order` raise.
+    stays asleep; ``elsewhere``, on another machine, the worker sees to it. Raises what :func:`resources.plan.make_plan` and
+    :func:`probes.orders.measure_order` raise.
     """
     scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
     prediction = predict_run(plan, device, layers, new_tokens)
-    if device == "cpu" and budget_bytes is None:
+    if device == "cpu" and budget_bytes is None and not elsewhere:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
     return Request(measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes), prediction)
 

@@ -5,8 +5,9 @@ Events
 ``on_event`` gets every event as a dictionary with ``event`` and ``t`` (seconds since the session began), from one of the
 session's threads and one at a time. They are the worker's (:mod:`probes.worker`) with ``t`` put on this clock, and
 
-``environment``  the first event: system, memory, driver, GPUs (:func:`environment`)
-``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`
+``environment``  the first event: system, memory, driver, GPUs (:func:`environment`); of a run elsewhere only that it is
+             one, until the worker has said the rest
+``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`; a worker elsewhere sends its own
 ``note``     ``message``: something the user should know, such as a full disk or garbage on the wire
 ``outcome``  the last event: :meth:`probes.outcome.Outcome.to_json`
 """
@@ -38,6 +39,7 @@ from probes.outcome import Facts, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
 from probes.recording import Event, Recording, RecordingState
+from probes.remote import HEARTBEAT_S, Remote
 from probes.sampler import PROBE_INTERVAL_S, Sampler
 from probes.wire import LINE_LIMIT_BYTES, Line, bounded_lines, decode_event, shown
 
@@ -85,15 +87,22 @@ class ProbeSession:
         recording_path: Path | None = None,
         command: Sequence[str] | None = None,
         nvml: Nvml | None = None,
+        remote: Remote | None = None,
     ) -> None:
-        """``prediction`` (a footprint) goes into the recording's header; ``command`` replaces :func:`worker_command`."""
-        self.order = dict(order)
+        """``prediction`` (a footprint) goes into the recording's header; ``command`` replaces :func:`worker_command`.
+
+        ``remote`` runs the worker on another machine, whose meters it reads itself.
+        """
+        self.order = {**order, "meters": True} if remote else dict(order)
         self.outcome: Outcome | None = None
         self._prediction = prediction
         self._on_event = on_event
         self._limits = limits or Limits()
         self._recording_path = recording_path
-        self._command = command
+        self._command = command or (remote.command() if remote else None)
+        self._remote = remote
+        self._heard = False
+        self._over = threading.Event()
         self._nvml = nvml or Nvml()
         self._recording: Recording | None = None
         self._group: ProcessGroup | None = None
@@ -168,7 +177,7 @@ class ProbeSession:
         self._finish(outcome)
 
     def _conduct(self, kills_before: int | None) -> Outcome:
-        before = self._nvml.readings()
+        before = () if self._remote else self._nvml.readings()
         self._open_recording(before)
         command = self._command or worker_command()
         reason = "" if self._command else why_not()
@@ -180,17 +189,20 @@ class ProbeSession:
             return Outcome("could_not_start", self._now(), message=f"{command[0]} could not be started: {error}")
         self._group, self._meters = group, ProbeMeters(group.pid, self._nvml, before)
         readers = self._listen(group)
-        with Sampler(self._sample, PROBE_INTERVAL_S, "probe-sampler"):
+        sampling = contextlib.nullcontext() if self._remote else Sampler(self._sample, PROBE_INTERVAL_S, "probe-sampler")
+        with sampling:
             forced = self._watch(group)
+        self._over.set()
         group.sweep()
         for reader in readers:
             reader.join(_DRAIN_S)
         group.close()
         limit_s = {"timed_out": self._limits.time_s, "hung": self._limits.silence_s}.get(forced or "")
-        return judge(self._verdict, forced, self._facts(group.status(), kills_before), limit_s)
+        outcome = judge(self._verdict, forced, self._facts(group.status(), kills_before), limit_s)
+        return self._remote.judge(outcome, heard=self._heard) if self._remote else outcome
 
     def _open_recording(self, readings: Sequence[GpuReading]) -> None:
-        told = environment(self._nvml, readings)
+        told = {"remote": True} if self._remote else environment(self._nvml, readings)
         order = {key: value for key, value in self.order.items() if key not in ("scenario", "config")}
         header = {
             "scenario": self.order.get("scenario"),
@@ -251,7 +263,7 @@ class ProbeSession:
             after_s=self._now(),
             phase=self._phase,
             exit_status=status,
-            oom_kills=(kernel_oom_kills() or 0) - (kills_before or 0),
+            oom_kills=0 if self._remote else (kernel_oom_kills() or 0) - (kills_before or 0),
             stderr_tail=self._stderr.decode("utf-8", "replace"),
             rehearsed=self.order.get("mode") == "rehearse",
         )
@@ -271,7 +283,12 @@ class ProbeSession:
     def _feed(self, stream: IO[bytes]) -> None:
         """Give the order. A worker that died already is noticed elsewhere."""
         with contextlib.suppress(OSError, ValueError):
+            stream.write(self._remote.preamble() if self._remote else b"")
             stream.write(json.dumps(self.order, separators=(",", ":")).encode() + b"\n")
+            stream.flush()
+            while self._remote and not self._over.wait(HEARTBEAT_S):
+                stream.write(b"\n")
+                stream.flush()
             stream.close()
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
@@ -294,6 +311,7 @@ class ProbeSession:
 
     def _take(self, event: Event) -> None:
         event["t"] = self._on_our_clock(event.get("t"))
+        self._heard = True
         if event["event"] == "phase" and event.get("state") == "begin":
             self._phase = str(event.get("name", ""))
         if event["event"] in ("result", "error"):

@@ -21,6 +21,8 @@ Order
 ``device``             ``"cpu"`` or ``"cuda:N"``
 ``layers``             ``null``, or keep only this many decoder (and encoder) layers
 ``budget_bytes``       ``null``, or the most this run may allocate. Beyond it the run ends as out-of-memory
+``meters``             true: send ``environment`` and ``sample`` too (:mod:`probes.worker.outside`), because nobody on this
+                       machine reads them; default false. Then a CPU run without a budget leaves a tenth of what is free
 ``sample_interval_s``  seconds between ``memory`` events, default 0.05
 ``personality``        rehearse only: ``"cuda"`` (default) traces what a CUDA device allocates, ``"cpu"`` what the CPU
                        does. With ``"cpu"`` the trace equals a measurement on CPU to the byte
@@ -42,8 +44,9 @@ Events
 Every event has ``event`` (its name) and ``t``.
 
 ``hello``     ``protocol`` 1, ``pid``, ``rank``, ``world``, ``versions`` {python, torch, transformers, peft|null,
-              cuda|null}, ``device`` {type, name, index|null, total_bytes, capability|null}. The first event, except that
-              ``progress`` ("importing") may come before it.
+              cuda|null}, ``device`` {type, name, index|null, total_bytes, capability|null}, on a CUDA device also
+              ``uuid`` and ``pci_bus_id`` (null when torch does not tell), by which the driver's figures are its.
+              The first event, except that ``progress`` ("importing") may come before it.
 ``progress``  ``what``, ``done``, ``total`` (``total`` may be null). ``what``: importing, building, prefill, decode, step.
 ``phase``     ``name`` (load, prefill, decode, forward, backward, optimizer), ``state`` (begin, end), ``step`` (0 for load
               and prefill; decode 0; training 1 or 2), ``micro`` (0 … gradient_accumulation − 1).
@@ -78,4 +81,7 @@ Life and death
 --------------
 SIGINT and SIGTERM end the run with an ``error`` of kind ``interrupted``. If the parent goes away (its process id changes, or
 the pipe is closed) the worker ends at once. Standard input is read for one line only and may be closed after it.
+
+Where the package is not installed, ``python3 -c`` with :data:`probes.worker.landing.START` reads it from standard input
+(:mod:`probes.worker.parcel`), then the order. Such a worker ends when its standard input does, or says nothing for 30 s.
 """

@@ -147,7 +147,20 @@ def describe(device: str) -> dict[str, Any]:
         "index": int(index or 0),
         "total_bytes": properties.total_memory,
         "capability": [properties.major, properties.minor],
+        "uuid": _text_or_none(getattr(properties, "uuid", None)),
+        "pci_bus_id": _pci_bus_id(properties),
     }
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _pci_bus_id(properties: Any) -> str | None:
+    """``domain:bus:device.0`` as NVML writes it; None before torch 2.7, which does not tell."""
+    parts = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    known = [part for part in parts if isinstance(part, int)]
+    return "{:08X}:{:02X}:{:02X}.0".format(*known) if len(known) == len(parts) else None
 
 
 def open_cuda(device: str, budget_bytes: int | None) -> torch.device:

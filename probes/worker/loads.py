@@ -43,8 +43,10 @@ def run(order: Mapping[str, Any], wire: Wire) -> None:
     except ImportError as error:
         raise WorkerError("missing_package", "torch is not installed here: python -m pip install torch") from error
     from . import device as devices
+    from . import outside
 
     wire.send("progress", what="importing", done=1, total=1)
+    outside.start(order, wire)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     wire.send("hello", protocol=1, pid=os.getpid(), rank=0, world=1, versions=versions, device=devices.describe(str(device)))
     Load(order, wire).run({"ramp": _ramp, "calibrate": _calibrate, "script": _script}[mode])

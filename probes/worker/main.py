@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import EXIT_INTERRUPTED, EXIT_RESULT, WorkerError
 from .wire import Wire, claim_stdout
 
+if TYPE_CHECKING:
+    from .order import Order
+
 _PARENT_CHECK_S = 0.5
+_INPUT_SILENCE_S = 30.0
+"""The sender of a landed worker writes an empty line every few seconds; a connection that died says nothing more."""
 _logger = logging.getLogger("probes.worker")
 
 
-def main() -> NoReturn:
-    """Run one order from standard input to the end of the process."""
+def main(*, landed: bool = False) -> NoReturn:
+    """Run one order from standard input to the end of the process.
+
+    ``landed``: the package was sent here over standard input, and whoever sent it holds that open as long as it listens.
+    """
     wire = Wire(claim_stdout())
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     answer_signals(wire)
     watch_parent()
-    status = serve(sys.stdin.buffer.readline(), wire)
+    line = sys.stdin.buffer.readline()
+    if landed:
+        faulthandler.enable()
+        watch_input()
+    status = serve(line, wire)
     sys.stderr.flush()
     # Interpreters that loaded torch may hang or abort in their finalizers; everything has been said by now.
     os._exit(status)
@@ -56,7 +71,7 @@ def _mode(order_json: Any) -> Any:
 
 
 def _run(order_json: Any, wire: Wire) -> None:
-    from . import loads
+    from . import loads, outside
     from .order import parse_order
 
     if _mode(order_json) in loads.MODES:
@@ -72,8 +87,18 @@ def _run(order_json: Any, wire: Wire) -> None:
     from . import run
 
     wire.send("progress", what="importing", done=1, total=1)
+    outside.start(order_json, wire)
     run.hello(wire, order)
-    run.run(order, wire)
+    run.run(_bounded(order) if order_json.get("meters") is True else order, wire)
+
+
+def _bounded(order: Order) -> Order:
+    """On a CPU elsewhere a tenth of the free memory is left, so that the system's out-of-memory killer stays asleep."""
+    from .device import machine_memory
+
+    if order.fake or order.device != "cpu" or order.budget_bytes is not None:
+        return order
+    return replace(order, budget_bytes=int(machine_memory()[0] * 0.9) or None)
 
 
 def _decode(line: bytes) -> Any:
@@ -113,6 +138,22 @@ def answer_signals(wire: Wire) -> None:
         os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def watch_input() -> None:
+    """End with standard input, or when nobody has written to it for long."""
+
+    def watch() -> None:
+        while _has_input() and os.read(0, 2**16):
+            pass
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, name="input", daemon=True).start()
+
+
+def _has_input() -> bool:
+    """Wait for something to read. Windows cannot wait for a pipe: reading it does."""
+    return sys.platform == "win32" or bool(select.select([0], [], [], _INPUT_SILENCE_S)[0])
 
 
 def watch_parent() -> None:

@@ -69,3 +69,8 @@ def test_layers_that_tell_nothing_are_refused(
     errors = capsys.readouterr().err
     assert words in errors
     assert errors.count("\n") == 1
+
+
+def test_a_place_that_names_no_host_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.run(["measure", str(tmp_path / "none.json"), "--device", "ssh:-oProxyCommand=x"]) == 2
+    assert "must be ssh:HOST" in capsys.readouterr().err

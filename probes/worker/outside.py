@@ -1,0 +1,169 @@
+"""What a parent on the same machine reads from outside, sent by the worker itself where the parent is on another one.
+
+``environment`` says what machine this is; ``sample`` has the process's resident memory and what the driver says of each
+GPU. The driver is asked through its own library: no package, and no ``nvidia-smi``, has to be installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .wire import Wire
+
+INTERVAL_S = 0.05
+PROCESSES_EVERY = 10
+"""The driver lists processes slowly: once in so many samples."""
+_TEXT_BYTES = 96
+_MOST_PROCESSES = 256
+
+
+class _MemoryV2(ctypes.Structure):
+    """``nvmlMemory_v2_t`` of nvml.h."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint), ("total", ctypes.c_ulonglong), ("reserved", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong),
+    )  # fmt: skip
+
+
+class _Memory(ctypes.Structure):
+    """``nvmlMemory_t``."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Process(ctypes.Structure):
+    """``nvmlProcessInfo_v2_t``, which v3 of the call fills."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint), ("used", ctypes.c_ulonglong),
+        ("instance", ctypes.c_uint), ("compute_instance", ctypes.c_uint),
+    )  # fmt: skip
+
+
+class Driver:
+    """The few questions to libnvidia-ml that a sample needs. Without a driver it has no GPUs."""
+
+    def __init__(self) -> None:
+        self._library = _load()
+        self.handles: list[ctypes.c_void_p] = []
+        count = ctypes.c_uint()
+        if self._asks("nvmlInitWithFlags", 0) and self._asks("nvmlDeviceGetCount_v2", ctypes.byref(count)):
+            for index in range(count.value):
+                handle = ctypes.c_void_p()
+                if self._asks("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle)):
+                    self.handles.append(handle)
+
+    def version(self) -> str | None:
+        """The driver's."""
+        return self._text("nvmlSystemGetDriverVersion")
+
+    def cuda_version(self) -> str | None:
+        """The CUDA version the driver brings."""
+        number = ctypes.c_int()
+        found = self._asks("nvmlSystemGetCudaDriverVersion", ctypes.byref(number))
+        return f"{number.value // 1000}.{number.value % 1000 // 10}" if found and number.value else None
+
+    def identity(self, handle: ctypes.c_void_p) -> dict[str, str | None]:
+        """UUID and name."""
+        return {"uuid": self._text("nvmlDeviceGetUUID", handle), "name": self._text("nvmlDeviceGetName", handle)}
+
+    def memory(self, handle: ctypes.c_void_p) -> tuple[int, int, int] | None:
+        """Bytes (total, used, free) without the driver's own where it tells them apart; None when it does not say."""
+        newer = _MemoryV2(version=ctypes.sizeof(_MemoryV2) | 2 << 24)
+        if self._asks("nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(newer)) and newer.used <= newer.total:
+            return newer.total, newer.used, newer.free
+        older = _Memory()
+        if self._asks("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(older)) and older.used <= older.total:
+            return older.total, older.used, older.free
+        return None
+
+    def process_bytes(self, handle: ctypes.c_void_p, pid: int) -> int | None:
+        """What the driver lists for a process; None where it lists none."""
+        listed, count = (_Process * _MOST_PROCESSES)(), ctypes.c_uint(_MOST_PROCESSES)
+        if not self._asks("nvmlDeviceGetComputeRunningProcesses_v3", handle, ctypes.byref(count), listed):
+            return None
+        sizes = [process.used for process in listed[: count.value] if process.pid == pid and process.used < 2**63]
+        return sum(sizes) or None
+
+    def _text(self, name: str, *before: Any) -> str | None:
+        held = ctypes.create_string_buffer(_TEXT_BYTES)
+        return held.value.decode("utf-8", "replace") if self._asks(name, *before, held, _TEXT_BYTES) else None
+
+    def _asks(self, name: str, *arguments: Any) -> bool:
+        function = getattr(self._library, name, None)
+        return function is not None and function(*arguments) == 0
+
+
+class Outside(threading.Thread):
+    """Sends one ``environment`` and then ``sample`` twenty times a second, until the process ends."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(name="outside", daemon=True)
+        self._wire = wire
+        self._driver = Driver()
+        self._before: dict[int, int] = {}
+        wire.send("environment", **self.environment())
+
+    def run(self) -> None:
+        """The thread's loop, on a clock that does not drift."""
+        due, count = time.monotonic(), 0
+        while True:
+            self._wire.send("sample", **self.sample(with_processes=count % PROCESSES_EVERY == 0))
+            count += 1
+            due = max(due + INTERVAL_S, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def environment(self) -> dict[str, Any]:
+        """System, memory, driver, GPUs. No name of the machine, and none of the user."""
+        from .device import machine_memory
+
+        return {
+            "remote": True, "system": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
+            "cpus": os.cpu_count(), "memory_bytes": machine_memory()[1], "driver": self._driver.version(),
+            "cuda_driver": self._driver.cuda_version(), "gpus": [self._gpu(index) for index in range(len(self._driver.handles))],
+        }  # fmt: skip
+
+    def sample(self, *, with_processes: bool) -> dict[str, Any]:
+        """``rss`` and ``gpus``, as :meth:`probes.meters.ProbeMeters.read` has them."""
+        from .device import resident_bytes
+
+        gpus = [self._reading(index, with_processes) for index in range(len(self._driver.handles))]
+        return {"rss": resident_bytes(), **({"gpus": gpus} if gpus else {})}
+
+    def _gpu(self, index: int) -> dict[str, Any]:
+        handle = self._driver.handles[index]
+        total, used, free = self._driver.memory(handle) or (None, None, None)
+        if used is not None:
+            self._before[index] = used
+        sizes: Mapping[str, Any] = {"total_bytes": total, "used_bytes": used, "free_bytes": free}
+        return {"index": index, "mig_index": None, **self._driver.identity(handle), **sizes}
+
+    def _reading(self, index: int, with_processes: bool) -> dict[str, Any]:
+        handle = self._driver.handles[index]
+        _total, used, free = self._driver.memory(handle) or (None, None, None)
+        before = self._before.get(index)
+        delta = None if used is None or before is None else used - before
+        told = {"process": self._driver.process_bytes(handle, os.getpid())} if with_processes else {}
+        return {"index": index, "mig_index": None, "used": used, "free": free, "delta": delta, **told}
+
+
+def start(order: Mapping[str, Any], wire: Wire) -> None:
+    """Begin, if the order asks for it: before the run takes anything, and once torch is imported."""
+    if order.get("meters") is True:
+        Outside(wire).start()
+
+
+def _load() -> Any:
+    for name in ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1", "nvml.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

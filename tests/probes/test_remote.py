@@ -1,0 +1,205 @@
+"""Measuring over SSH, against a real OpenSSH server on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from probes.measurement import Measurement
+from probes.orders import load_order, measure_order
+from probes.outcome import Outcome
+from probes.recording import read_recording
+from probes.remote import CONFIG_VARIABLE, Remote, place_of
+from probes.session import Limits, ProbeSession
+from tests.probes.sshd import HOST, Sshd
+from tests.probes.test_worker_session import CONFIG, PARAMETERS, scenario
+
+needs_libraries = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
+    reason="needs torch and transformers, which the extra `probe` installs",
+)
+LIMITS = Limits(time_s=120, grace_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    server = Sshd(tmp_path_factory.mktemp("sshd"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CONFIG_VARIABLE, str(server.config))
+        yield server
+    server.close()
+
+
+class Run:
+    """A session on the host, with its events."""
+
+    def __init__(self, folder: Path, order: dict[str, Any], remote: Remote) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.path = folder / "r.jsonl"
+        self.session = ProbeSession(order, self.events.append, recording_path=self.path, remote=remote, limits=LIMITS)
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for event in tuple(self.events):
+                if condition(event):
+                    return event
+            if self.session.outcome is not None:
+                break
+            time.sleep(0.01)
+        pytest.fail(f"no such event in {self.events[-5:]}")
+
+    def finish(self) -> Outcome:
+        outcome = self.session.wait(120)
+        assert outcome is not None
+        self.session.close()
+        assert read_recording(self.path).events == self.events
+        return outcome
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == name]
+
+
+def ramp(**more: object) -> dict[str, Any]:
+    return load_order("ramp", "cpu", 2**40, block_bytes=2 * 2**20, **more)
+
+
+def is_gone(pid: int, timeout_s: float = 10) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@needs_libraries
+def test_a_model_is_measured_where_nothing_is_installed(tmp_path: Path, sshd: Sshd) -> None:
+    """The same answer as here, with the meters of the other machine, and no name of it."""
+    run = Run(tmp_path, measure_order(scenario("inference"), CONFIG), Remote(HOST, sys.executable))
+    with run.session:
+        outcome = run.finish()
+    assert outcome.kind == "completed", outcome.text + outcome.stderr_tail
+    measurement = Measurement.of_recording(read_recording(run.path))
+    answer = measurement.footprint()
+    assert answer.parameters == PARAMETERS
+    assert [phase.name for phase in answer.gpus[0].phases] == ["load", "prefill", "decode"]
+    assert all(phase.allocated >= PARAMETERS * 4 for phase in answer.gpus[0].phases)
+    samples = run.named("sample")
+    assert samples and all(event["rss"] > 10 * 2**20 for event in samples)
+    assert measurement.environment["memory_bytes"] == psutil.virtual_memory().total
+    assert HOST not in json.dumps(answer.to_json())
+    assert HOST not in run.path.read_text()
+    assert is_gone(run.named("hello")[0]["pid"])
+
+
+@needs_libraries
+def test_a_dropped_connection_keeps_what_had_arrived_and_the_next_probe_works(tmp_path: Path, sshd: Sshd) -> None:
+    asked = scenario("inference", new_tokens=4000)
+    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    with run.session:
+        pid = run.until(lambda event: event["event"] == "hello")["pid"]
+        run.until(lambda event: event["event"] == "phase" and event["name"] == "decode")
+        sshd.drop()
+        outcome = run.finish()
+    assert (outcome.kind, outcome.phase, outcome.exit_code) == ("disconnected", "decode", 3), outcome
+    assert "connection was lost in decode" in outcome.text
+    assert [step.name for step in Measurement.of_recording(read_recording(run.path)).phases] == ["load", "prefill", "decode"]
+    assert is_gone(pid)
+    (tmp_path / "next").mkdir()
+    following = Run(tmp_path / "next", load_order("ramp", "cpu", 4 * 2**20), Remote(HOST, sys.executable))
+    with following.session:
+        assert following.finish().kind == "completed"
+
+
+@needs_libraries
+def test_stopping_ends_the_probe_there(tmp_path: Path, sshd: Sshd) -> None:
+    asked = scenario("inference", new_tokens=4000)
+    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    with run.session:
+        pid = run.until(lambda event: event["event"] == "hello")["pid"]
+        run.session.stop()
+        assert run.finish().kind == "stopped"
+    assert is_gone(pid)
+
+
+@needs_libraries
+def test_a_probe_killed_there_is_not_a_lost_connection(tmp_path: Path, sshd: Sshd) -> None:
+    asked = scenario("inference", new_tokens=4000)
+    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    with run.session:
+        pid = run.until(lambda event: event["event"] == "hello")["pid"]
+        psutil.Process(pid).kill()
+        outcome = run.finish()
+    assert (outcome.kind, outcome.signal) == ("killed", 9), outcome
+
+
+@pytest.mark.parametrize(
+    ("remote", "words"),
+    [
+        (Remote("unknown"), "~/.ssh/config"),
+        (Remote("stranger"), "accept it"),
+        (Remote(HOST, "/no/such/python"), "--python"),
+    ],
+    ids=["unknown host", "unknown key", "no Python"],
+)
+def test_what_keeps_it_from_starting_is_said_with_its_remedy(remote: Remote, words: str, tmp_path: Path, sshd: Sshd) -> None:
+    run = Run(tmp_path, ramp(), remote)
+    with run.session:
+        outcome = run.finish()
+    assert (outcome.kind, outcome.exit_code) == ("could_not_start", 3), outcome
+    assert words in outcome.text
+
+
+def test_a_key_that_is_refused_asks_for_no_password(tmp_path: Path, sshd: Sshd) -> None:
+    keys = sshd.folder / "authorized_keys"
+    kept = keys.read_text()
+    keys.write_text("")
+    try:
+        run = Run(tmp_path, ramp(), Remote(HOST))
+        with run.session:
+            outcome = run.finish()
+    finally:
+        keys.write_text(kept)
+    assert outcome.kind == "could_not_start"
+    assert "asks for no password" in outcome.text
+
+
+def test_without_torch_there_its_name_is_said(tmp_path: Path, sshd: Sshd) -> None:
+    """``-S`` leaves out every installed package."""
+    wrapper = tmp_path / "bare python"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    wrapper.chmod(0o755)
+    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(HOST, str(wrapper)))
+    with run.session:
+        outcome = run.finish()
+    assert (outcome.kind, outcome.error_kind) == ("failed", "missing_package"), outcome
+    assert "torch" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("device", "place"),
+    [
+        ("cpu", (None, "cpu")),
+        ("cuda:1", (None, "cuda:1")),
+        ("ssh:box", (Remote("box"), "cuda:0")),
+        ("ssh:me@box:cuda:3", (Remote("me@box"), "cuda:3")),
+        ("ssh:box:cpu", (Remote("box"), "cpu")),
+    ],
+)
+def test_places(device: str, place: tuple[Remote | None, str]) -> None:
+    assert place_of(device) == place
+
+
+@pytest.mark.parametrize("device", ["ssh:", "ssh:-oProxyCommand=x", "ssh:a b", "ssh:box:gpu", "ssh:box:cuda"])
+def test_places_that_name_no_host(device: str) -> None:
+    with pytest.raises(ValueError, match="ssh:HOST"):
+        place_of(device)
