@@ -212,8 +212,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, data: bytes) -> None:
-        self.wfile.write(data)
+        # counted before: who has read it all may look before this thread goes on
         self.hub.sent[urlsplit(self.path).path] += len(data)
+        self.wfile.write(data)
 
 
 class QuietServer(ThreadingHTTPServer):
