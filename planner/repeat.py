@@ -106,7 +106,7 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
 
 
 def _is_time(asked: int) -> bool:
-    """Whether an answer that no program gives is worth a trace, which takes as long as a few answers: the 2nd, 4th, 8th …"""
+    """Whether an answer that no program gives is worth a trace (it takes as long as a few answers): the 2nd, 4th, 8th are."""
     return asked > 1 and asked & (asked - 1) == 0
 
 

@@ -357,7 +357,12 @@ def _phase(name: str, components: Mapping[str, int], context_bytes: int) -> Phas
 
 def _context_term(machine: Overheads) -> Term:
     return Term(
-        "cuda_context", "CUDA context", {"context_bytes": machine.context_bytes}, machine.context_bytes, machine.certainty, machine.source
+        "cuda_context",
+        "CUDA context",
+        {"context_bytes": machine.context_bytes},
+        machine.context_bytes,
+        machine.certainty,
+        machine.source,
     )
 
 

@@ -14,7 +14,8 @@ from resources.plan import make_plan
 from tests.resources.checkpoints import LLAMA, gguf_header, llama_tensors, safetensors_header
 
 METADATA = {
-    "general.architecture": "llama", "llama.block_count": LLAMA["num_hidden_layers"], "llama.embedding_length": LLAMA["hidden_size"],
+    "general.architecture": "llama", "llama.block_count": LLAMA["num_hidden_layers"],
+    "llama.embedding_length": LLAMA["hidden_size"],
     "llama.feed_forward_length": LLAMA["intermediate_size"], "llama.attention.head_count": LLAMA["num_attention_heads"],
     "llama.attention.head_count_kv": LLAMA["num_key_value_heads"], "llama.context_length": 512,
 }  # fmt: skip

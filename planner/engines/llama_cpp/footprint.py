@@ -75,8 +75,8 @@ def llama_cpp_footprint(
     """Every buffer llama.cpp allocates for an inference scenario.
 
     ``device_count``: GPUs (default: the scenario's; 0 runs on the host alone). ``checkpoint``: the tensors of a file at
-    hand; without it the file's header, or the converter's and quantiser's rules say them. Raises :class:`planner.faults.Faults` for what llama.cpp refuses and
-    :class:`NotModelled` for a graph that is not derived.
+    hand; without it the file's header, or the converter's and quantiser's rules say them. Raises
+    :class:`planner.faults.Faults` for what llama.cpp refuses and :class:`NotModelled` for a graph that is not derived.
     """
     notes: list[str] = []
     family = _family(architecture)
