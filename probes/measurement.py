@@ -110,8 +110,9 @@ class Measurement:
         self._takers = {
             "environment": self._take_environment, "hello": self._take_environment, "phase": self._take_phase,
             "memory": self._take_memory, "sample": self._take_sample, "result": self._take_result,
-            "note": self._take_note, "outcome": self._take_outcome,
+            "note": self._take_note, "outcome": self._take_outcome, "rank": self._take_rank,
         }  # fmt: skip
+        self.ranks: dict[int, Measurement] = {}
 
     @classmethod
     def of_recording(cls, recorded: Recorded) -> Measurement:
@@ -201,6 +202,7 @@ class Measurement:
         """The answer so far, in the shape of a prediction's."""
         phases = tuple(step.phase() for step in self.phases)
         gpu = GpuFootprint(self._device.get("index") or 0, self._capacity_bytes, phases)
+        others = tuple(gpu for _, other in sorted(self.ranks.items()) for gpu in other.footprint().gpus)
         headroom = None if self._capacity_bytes is None or gpu.peak is None else self._capacity_bytes - gpu.peak.device
         return Footprint(
             scenario=self.scenario,
@@ -208,7 +210,7 @@ class Measurement:
             parameters=_size(self._result.get("parameters")),
             trainable_parameters=_size(self._result.get("trainable_parameters")) or 0,
             weight_bytes=_size(self._result.get("weight_bytes")),
-            gpus=(gpu,) if phases else (),
+            gpus=(gpu, *others) if phases else (),
             verdict=self._verdict(phases),
             headroom_bytes=headroom,
             notes=tuple(self._all_notes()),
@@ -260,7 +262,8 @@ class Measurement:
             return "does_not_fit"
         if kind != "completed" or not phases:
             return "unknown"
-        return judge(max(phase.device for phase in phases), self._capacity_bytes, 0)
+        others = [step.phase().device for rank in self.ranks.values() for step in rank.phases]
+        return judge(max([*others, *(phase.device for phase in phases)]), self._capacity_bytes, 0)
 
     def _all_notes(self) -> list[str]:
         unfinished = [
@@ -316,6 +319,12 @@ class Measurement:
         self._result = event
         told = event.get("notes")
         self._notes += [str(note) for note in told] if isinstance(told, list) else []
+
+    def _take_rank(self, event: Event) -> None:
+        """What another rank said, folded by itself."""
+        rank, told = _size(event.get("rank")), event.get("of")
+        if rank and isinstance(told, Mapping):
+            self.ranks.setdefault(rank, Measurement(self.scenario)).add({**told, "t": event.get("t")})
 
     def _take_note(self, event: Event) -> None:
         self._notes.append(str(event.get("message", "")))

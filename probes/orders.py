@@ -14,8 +14,9 @@ def measure_order(
     device: str = "cpu",
     layers: int | None = None,
     budget_bytes: int | None = None,
+    ranks: int = 1,
 ) -> dict[str, object]:
-    """The order to measure a scenario on ``cpu`` or ``cuda:N``.
+    """The order to measure a scenario on ``cpu`` or ``cuda:N``, with several ``ranks`` on that card and the next ones.
 
     ``layers`` keeps only so many layers; ``budget_bytes`` is the most the run may allocate. Raises ValueError for a device
     or a number that no worker takes.
@@ -33,6 +34,7 @@ def measure_order(
         "device": device,
         "layers": layers,
         "budget_bytes": budget_bytes,
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 

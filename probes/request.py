@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,7 +46,13 @@ def request(
     prediction = predict_run(plan, device, layers, new_tokens)
     if device == "cpu" and budget_bytes is None and not elsewhere:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
-    return Request(measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes), prediction)
+    order = measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes, ranks_of(scenario))
+    return Request(order, prediction)
+
+
+def ranks_of(scenario: Scenario) -> int:
+    """How many processes the plan's parallel dimensions make."""
+    return math.prod(getattr(scenario.parallel, name) for name in ("tensor", "pipeline", "data", "context"))
 
 
 def predict_run(plan: Plan, device: str, layers: int | None = None, new_tokens: int | None = None) -> Footprint:

@@ -23,6 +23,8 @@ Order
 ``budget_bytes``       ``null``, or the most this run may allocate. Beyond it the run ends as out-of-memory
 ``meters``             true: send ``environment`` and ``sample`` too (:mod:`probes.worker.outside`), because nobody on this
                        machine reads them; default false. Then a CPU run without a budget leaves a tenth of what is free
+``ranks``              measure only: so many processes under ``torchrun``, default 1; rank r takes the device ``cuda:N+r``.
+                       ``scenario.parallel`` says how they share the work (:mod:`probes.worker.distributed`)
 ``sample_interval_s``  seconds between ``memory`` events, default 0.05
 ``personality``        rehearse only: ``"cuda"`` (default) traces what a CUDA device allocates, ``"cpu"`` what the CPU
                        does. With ``"cpu"`` the trace equals a measurement on CPU to the byte
@@ -72,6 +74,8 @@ Every event has ``event`` (its name) and ``t``.
               (decoder layers built), ``phases`` [{name, step, allocated, reserved, device, components}] (the maximum
               over micro-batches), ``notes`` [text]. With out_of_memory also ``requested_bytes``, ``free_bytes`` (each may
               be null), ``message`` and ``phase``. ``model_class``, ``attention`` (the implementation used).
+``rank``      ``rank`` (1 and more) and ``of``: what another rank said, an event as above. What rank 0 says comes bare. The
+              ``result`` then has ``ranks`` [{rank, phases}], and ``rank``: whose it is.
 ``error``     ``kind``, ``message`` (with the remedy), ``field`` (path of the faulty value, or null). Kinds: bad_order,
               bad_config (exit 2); missing_package, unsupported, no_device, internal (exit 3); interrupted (exit 130).
 

@@ -28,6 +28,7 @@ RECURRENT_STATE = COMPONENT_INDEX["recurrent_state"]
 ADAPTERS = COMPONENT_INDEX["adapters"]
 QUANTIZATION_STATE = COMPONENT_INDEX["quantization_state"]
 MASTER_WEIGHTS = COMPONENT_INDEX["master_weights"]
+COMMUNICATION = COMPONENT_INDEX["communication"]
 
 
 _MODULE = "module"
@@ -50,14 +51,15 @@ class Attribution:
         self._block: int | None = None
         self._block_born: list[tuple[int, int]] = []
         self._master_shapes: set[tuple[int, ...]] = set()
+        self._communicates = False
 
     def component_of(self, func: Any, tensor: torch.Tensor, key: int) -> int:
         """See :class:`probes.worker.tracker.Labeller`."""
         phase = self.phase
         if func is _TO_COPY and phase == "forward" and tuple(tensor.shape) in self._master_shapes:
             return WEIGHTS
-        if phase == "load":
-            return WEIGHTS
+        if phase == "load" or self._communicates:
+            return COMMUNICATION if self._communicates else WEIGHTS
         if phase == "optimizer":
             return WORKSPACE
         if self._block is None and self._is_logits(tensor.shape):
@@ -81,6 +83,15 @@ class Attribution:
         self.module = ""
         self._stack.clear()
         self._block = None
+
+    @contextmanager
+    def communicating(self) -> Iterator[None]:
+        """What is made inside is for other ranks."""
+        self._communicates = True
+        try:
+            yield
+        finally:
+            self._communicates = False
 
     def enter_module(self, path: str) -> None:
         """What is made from now on belongs to the module at ``path``."""

@@ -205,6 +205,12 @@ def make_real(device: torch.device) -> Maker:
     return make
 
 
+def make_filler() -> Callable[[torch.Tensor], None]:
+    """What fills a tensor with generated values, as :func:`make_real` does."""
+    pool = torch.randn(_POOL_ELEMENTS, generator=torch.Generator().manual_seed(0)).mul_(0.02)
+    return lambda tensor: _fill(tensor, pool)
+
+
 def make_fake(tensor: torch.Tensor) -> torch.Tensor:
     """A fake tensor of the same shape on the CPU; call inside the fake mode."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")

@@ -84,12 +84,20 @@ def _run(order_json: Any, wire: Wire) -> None:
     except ImportError as error:
         name = error.name or "torch"
         raise WorkerError("missing_package", f"{name} is not installed here: python -m pip install {name}") from error
-    from . import run
+    from . import distributed, ranks, run
 
+    if order.ranks > 1:
+        layout = distributed.layout_of(order.parallel, order.task, order.ranks)
+        if distributed.world() == 1:
+            ranks.launch(order_json, order.ranks, wire)
+            return
+        order = replace(order, device=distributed.join(order.device))
+    else:
+        layout = None
     wire.send("progress", what="importing", done=1, total=1)
     outside.start(order_json, wire)
     run.hello(wire, order)
-    run.run(_bounded(order) if order_json.get("meters") is True else order, wire)
+    run.run(_bounded(order) if order_json.get("meters") is True else order, wire, layout)
 
 
 def _bounded(order: Order) -> Order:

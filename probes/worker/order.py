@@ -78,6 +78,8 @@ class Order:
     compute_capability: tuple[int, int]
     decode_steps: str
     traced_layers: str
+    ranks: int = 1
+    parallel: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fake(self) -> bool:
@@ -114,6 +116,8 @@ def parse_order(document: object) -> Order:
         compute_capability=_capability(order),
         decode_steps=order.choice("decode_steps", DECODE_STEPS, "auto"),
         traced_layers=order.choice("traced_layers", TRACED_LAYERS, "auto"),
+        ranks=1 if mode == "rehearse" else order.count("ranks", 1),
+        parallel=scenario.mapping("parallel"),
     )
 
 

@@ -13,7 +13,8 @@ import torch
 
 from . import device as devices
 from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
-from .build import Built, Maker, attention_of, build, make_fake, make_real, materialise
+from .build import Built, Maker, attention_of, build, make_fake, make_filler, make_real, materialise
+from .distributed import Layout, following_shards, place, split
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
 from .flash import NOTE as FLASH_NOTE
@@ -57,16 +58,18 @@ def hello(wire: Wire, order: Order) -> None:
     )  # fmt: skip
 
 
-def run(order: Order, wire: Wire) -> None:
+def run(order: Order, wire: Wire, layout: Layout | None = None) -> None:
     """Run the order and send its result. Raises :class:`WorkerError`; running out of memory is a result."""
-    Run(order, wire).run()
+    Run(order, wire, layout).run()
 
 
 class Run:
     """The state of one run."""
 
-    def __init__(self, order: Order, wire: Wire) -> None:
+    def __init__(self, order: Order, wire: Wire, layout: Layout | None = None) -> None:
         self._order = order
+        self._layout = layout
+        self._fill = make_filler() if layout is not None else None
         self._wire = wire
         self._notes: list[str] = []
         self._built: Built | None = None
@@ -123,7 +126,7 @@ class Run:
         attribution.tracker = tracker
         self._phases = Phases(self._wire, devices.CpuMeter(tracker), on_begin=attribution.enter_phase)
         make = make_real(torch.device("cpu"))
-        with tracker, self._sampling():
+        with tracker, self._sampling(), following_shards(tracker):
             self._load(torch.device("cpu"), make, attribution)
 
     def _rehearse_folded(self) -> None:
@@ -218,19 +221,24 @@ class Run:
         assert self._built is not None
         assert self._phases is not None
         model = self._built.model
+        if self._layout is not None:
+            split(model, self._layout, device, self._order.training.precision)
         with self._phases.phase("load"):
-            if attribution is None:
+            if self._fill is not None:
+                place(model, device, self._fill)
+            elif attribution is None:
                 materialise(model, make)
             else:
                 materialise(model, make, attribution.enter_module)
                 attribution.enter_module("")
+            if attribution is not None:
                 self._label_weights(attribution)
         with self._watching(attribution):
             load: InferenceLoad | TrainingLoad
             if self._order.task == "inference":
                 load = InferenceLoad(self._built, self._order.inference, attribution, self._unroll, fake=self._order.fake)
             else:
-                load = TrainingLoad(self._built, self._order.training, attribution, self._order.fake)
+                load = TrainingLoad(self._built, self._order.training, attribution, self._order.fake, self._layout)
             if self._walk is not None:
                 self._walk.watch(load)
             load.run(self._phases, device)

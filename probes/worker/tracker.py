@@ -23,7 +23,7 @@ GRANULE_BYTES = 512
 
 COMPONENTS = (
     "weights", "adapters", "quantization_state", "kv_cache", "recurrent_state", "activations", "logits", "workspace",
-    "gradients", "optimizer_state", "master_weights",
+    "gradients", "optimizer_state", "master_weights", "communication",
 )  # fmt: skip
 """The components of the design that live in the allocator of one device."""
 
@@ -33,6 +33,18 @@ COMPONENT_INDEX = {name: index for index, name in enumerate(COMPONENTS)}
 def rounded(nbytes: int) -> int:
     """``nbytes`` as the allocator counts it."""
     return (nbytes + GRANULE_BYTES - 1) // GRANULE_BYTES * GRANULE_BYTES
+
+
+_WRAPPERS = {"DTensor": "_local_tensor", "AsyncCollectiveTensor": "elem"}
+"""Tensors of several ranks, and where they keep what this rank holds."""
+
+
+def held_by(tensor: torch.Tensor) -> torch.Tensor:
+    """What is in this device's memory: of a distributed tensor this rank's part, any other as it is."""
+    while (name := _WRAPPERS.get(type(tensor).__name__)) is not None:
+        tensor = getattr(tensor, name)
+    inner = getattr(tensor, "_local_tensor", None)  # a Parameter of one
+    return tensor if inner is None else held_by(inner)
 
 
 class Sink(Protocol):
@@ -160,9 +172,13 @@ class StorageTracker(TorchDispatchMode):
 
     def label(self, tensor: torch.Tensor, component: int) -> None:
         """The tensor's storage is of this component."""
-        storage = self._live.get(tensor.untyped_storage()._cdata)
+        storage = self._live.get(held_by(tensor).untyped_storage()._cdata)
         if storage is not None:
             self._move(storage, component)
+
+    def look(self, tensor: torch.Tensor, why: str) -> None:
+        """The tensor's storage may have been born, resized or emptied without an operator."""
+        self._see(why, tensor)
 
     def relabel(self, key: int, ident: int, old: int, new: int) -> None:
         """The storage (key, ident), if it still lives and is ``old``, becomes ``new``."""
@@ -246,6 +262,8 @@ class StorageTracker(TorchDispatchMode):
             self._subtract(storage)
 
     def _see(self, func: Any, tensor: torch.Tensor) -> None:
+        if type(tensor) is not torch.Tensor and type(tensor).__name__ in _WRAPPERS:
+            tensor = held_by(tensor)
         # Not asked for its device: a fake tensor's is answered by a dispatch of its own, the costliest thing here.
         storage = tensor.untyped_storage()
         key = storage._cdata

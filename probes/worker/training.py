@@ -10,6 +10,7 @@ import torch
 
 from .attribution import ACTIVATIONS, Attribution
 from .build import Built, random_ids
+from .distributed import Layout, replicate
 from .errors import WorkerError
 from .losses import make_loss
 from .low_rank import DEFAULT_RANK
@@ -36,9 +37,13 @@ class Batch:
 class TrainingLoad:
     """Two steps of one workload. The second is the steady one: optimizer states exist."""
 
-    def __init__(self, built: Built, workload: Training, attribution: Attribution | None, fake: bool = False) -> None:
+    def __init__(
+        self, built: Built, workload: Training, attribution: Attribution | None, fake: bool = False, layout: Layout | None = None
+    ) -> None:
         self._built = built
+        self._layout = layout
         self._model = built.model
+        self._called: Any = built.model
         self._workload = workload
         self._attribution = attribution
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -48,6 +53,7 @@ class TrainingLoad:
     def run(self, phases: Phases, device: torch.device) -> None:
         """Run both steps."""
         self._prepare()
+        self._called = replicate(self._model, self._layout, self._attribution)
         for step in range(1, STEPS + 1):
             phases.wire.send("progress", what="step", done=step - 1, total=STEPS)
             self._step(phases, step, device)
@@ -118,7 +124,7 @@ class TrainingLoad:
 
     def _forward(self, input_ids: torch.Tensor) -> Any:
         with self._autocast(input_ids.device):
-            loss = self._loss(self._model, input_ids)
+            loss = self._loss(self._called, input_ids)
         return loss / self._workload.gradient_accumulation if self._workload.gradient_accumulation > 1 else loss
 
     def _autocast(self, device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from .attribution import tensors_of
-from .tracker import rounded
+from .tracker import held_by, rounded
 
 Holdings = Mapping[str, Any]
 _REST = {"forward": "activations", "backward": "activations"}
@@ -94,5 +94,6 @@ class Walk:
 
 def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the tensors' storages as the allocator counts them, each storage once."""
-    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = [held_by(tensor).untyped_storage() for tensor in tensors]
+    sizes = {storage._cdata: storage.nbytes() for storage in storages}
     return sum(map(rounded, sizes.values()))

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any, Protocol
 
+_RANK = int(os.environ.get("RANK", "0")) if "HIGHWATER_RANKS" in os.environ else 0
+
 
 def claim_stdout() -> int:
     """Take standard output away from everybody: returns its descriptor; ``print`` goes to standard error from now on."""
@@ -79,5 +81,8 @@ class HeldWire:
 
 
 def _line(event: str, fields: dict[str, Any]) -> bytes:
-    text = json.dumps({"event": event, "t": time.monotonic(), **fields}, separators=(",", ":"), ensure_ascii=False)
+    told = {"event": event, "t": time.monotonic(), **fields}
+    if _RANK:
+        told = {"event": "rank", "t": told["t"], "rank": _RANK, "of": told}
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "replace") + b"\n"
