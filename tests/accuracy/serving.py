@@ -193,13 +193,19 @@ def accelerate(plan: dict) -> Estimate | None:
     found = _accelerate_bytes(json.dumps(config_of(plan), sort_keys=True))
     if found is None:
         return None
-    factor = {"fp32": 2.0, "fp8": 0.5, "nvfp4": 0.25}.get(plan["weights"], 1.0)
-    return Estimate(found * factor / _ranks(plan), None, 0)
+    return Estimate(found * nominal_bytes(plan["weights"]) / 2 / _ranks(plan), None, 0)
+
+
+def nominal_bytes(fmt: str) -> float:
+    """Bytes of a parameter as calculators count them, by the format's name alone."""
+    if fmt in ("nvfp4", "mxfp4") or "int4" in fmt:
+        return 0.5
+    return 4 if fmt == "fp32" else 1 if fmt.startswith("fp8") or "int8" in fmt else 2
 
 
 def _parameter_bytes(plan: dict) -> float:
     fmt = native_format(config_of(plan)).name if plan["weights"] == "native" else plan["weights"]
-    return parameter_count(architecture_of(plan)) * {"fp32": 4, "fp8": 1, "nvfp4": 0.5, "mxfp4": 0.5}.get(fmt, 2)
+    return parameter_count(architecture_of(plan)) * nominal_bytes(fmt)
 
 
 def twenty_percent(plan: dict) -> Estimate:
