@@ -146,7 +146,7 @@ class Measurement:
             columns = _sample_columns(samples)
             self.samples.extend(samples.column("t"), columns, [label], np.zeros(len(samples), np.int64))
             if memory is not None and not self.on_cpu:
-                name = _gpu_name(self._device.get("index") or 0, None)
+                name = _gpu_name(*self._driver_index)
                 held = columns.get(f"{name}.process", np.full(len(samples), np.nan))
                 held = held if np.isfinite(held).any() else columns.get(f"{name}.delta", held)
                 self._outside.take_columns(memory.column("t"), memory.column("reserved"), samples.column("t"), held)
@@ -252,6 +252,15 @@ class Measurement:
         return device if isinstance(device, Mapping) else {}
 
     @property
+    def _driver_index(self) -> tuple[object, object]:
+        """The driver's index (and MIG instance) of the device, by its UUID: CUDA_VISIBLE_DEVICES gives CUDA numbers of its own."""
+        uuid, gpus = _bare(self._device.get("uuid")), self.environment.get("gpus")
+        for gpu in gpus if uuid and isinstance(gpus, list) else ():
+            if isinstance(gpu, Mapping) and _bare(gpu.get("uuid")) == uuid:
+                return gpu.get("index"), gpu.get("mig_index")
+        return self._device.get("index") or 0, None
+
+    @property
     def _capacity_bytes(self) -> int | None:
         """The card's, as torch sees it; a CPU run says nothing about a card."""
         return None if self.on_cpu else _size(self._device.get("total_bytes"))
@@ -311,7 +320,7 @@ class Measurement:
         for gpu in gpus if isinstance(gpus, list) else ():
             name = _gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
-            if gpu.get("index") == (self._device.get("index") or 0) and gpu.get("mig_index") is None:
+            if (gpu.get("index"), gpu.get("mig_index")) == self._driver_index:
                 self._outside.take_device(_size(gpu.get("process")), _size(gpu.get("delta")))
         self.samples.append(float(event.get("t") or 0.0), values, self._current.name if self._current else "")
 
@@ -331,6 +340,11 @@ class Measurement:
 
     def _take_outcome(self, event: Event) -> None:
         self.outcome = event
+
+
+def _bare(uuid: object) -> str:
+    """A UUID without the kind that NVML puts before it and torch does not."""
+    return str(uuid or "").removeprefix("GPU-").removeprefix("MIG-").lower()
 
 
 def _gpu_name(index: object, mig_index: object) -> str:

@@ -250,3 +250,31 @@ def test_the_device_holds_what_the_driver_sees_beside_what_torch_reserves(tmp_pa
             recording.append(event)
     assert Measurement.of_recording(read_recording(tmp_path / "r.jsonl")).steps == live.steps
     assert measured(*events, device=CPU).phases[0].meters["device"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("uuid", "outside"),
+    [("6d1f8f0e-0000-4000-8000-00000000000b", 500), ("GPU-6d1f8f0e-0000-4000-8000-00000000000B", 500), (None, 70)],
+    ids=["torch's", "the driver's", "not told"],
+)
+def test_a_renumbered_gpu_is_found_by_its_uuid(tmp_path: Path, uuid: str | None, outside: int) -> None:
+    """Under CUDA_VISIBLE_DEVICES=1 torch's cuda:0 is the driver's GPU 1."""
+    gpus = [{"index": n, "mig_index": None, "uuid": f"GPU-6d1f8f0e-0000-4000-8000-00000000000{'ab'[n]}"} for n in (0, 1)]
+    device = {"type": "cuda", "index": 0, "total_bytes": 10**6, "uuid": uuid}
+    events: list[dict[str, Any]] = [
+        {"event": "environment", "t": 0.0, "gpus": gpus},
+        {"event": "hello", "t": 0.0, "device": device},
+        {"event": "memory", "t": 1.0, "allocated": 900, "reserved": 1000, "device": 1000, "phase": "load"},
+        {"event": "sample", "t": 1.1, "rss": 5, "gpus": [
+            {"index": 0, "mig_index": None, "used": 2000, "free": 1, "delta": 1070},
+            {"index": 1, "mig_index": None, "used": 2000, "free": 1, "delta": 1500},
+        ]},
+        {"event": "memory", "t": 1.2, "allocated": 900, "reserved": 1000, "device": 1000, "phase": "load"},
+    ]  # fmt: skip
+    measurement = Measurement({})
+    with Recording({}, tmp_path / "r.jsonl") as recording:
+        for event in events:
+            measurement.add(event)
+            recording.append(event)
+    assert measurement.outside_bytes == outside
+    assert Measurement.of_recording(read_recording(tmp_path / "r.jsonl")).outside_bytes == outside
