@@ -1,0 +1,69 @@
+"""The worker's own look at the driver, where its parent is on another machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.probes.fake_nvml import H200, FakeNvml
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch, which the extra `probe` installs")
+SCRIPT = """
+import json, os
+from probes.worker.outside import Outside
+class Wire:
+    def send(self, event, **fields):
+        self.told = fields
+wire = Wire()
+outside = Outside(wire)
+with open(os.environ["FAKE_NVML"], "a") as answers:
+    answers.write("0.processes=%d:900 1:5\\n" % os.getpid())
+print(json.dumps([wire.told, outside.sample(with_processes=True), outside.sample(with_processes=False)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNvml]:
+    library = FakeNvml(tmp_path_factory.mktemp("nvml"))
+    yield library
+    library.close()
+
+
+def test_the_driver_is_asked_without_any_package(fake: FakeNvml) -> None:
+    fake.say({key: value for key, value in H200.items() if key != "0.processes"})
+    told, slow, quick = json.loads(fake.run(SCRIPT))
+    assert (told["remote"], told["driver"], told["cuda_driver"]) == (True, "580.65.06", "13.0")
+    assert told["gpus"] == [{
+        "index": 0, "mig_index": None, "uuid": H200["0.uuid"], "name": "NVIDIA H200", "total_bytes": 150754820096,
+        "used_bytes": 4653056, "free_bytes": 150116040704,
+    }]  # fmt: skip
+    assert slow["rss"] > 2**20
+    assert slow["gpus"] == [{"index": 0, "mig_index": None, "used": 4653056, "free": 150116040704, "delta": 0, "process": 900}]
+    assert "process" not in quick["gpus"][0]
+    assert os.uname().nodename not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        ({"0.memory_v2.code": 3}, 638779392),
+        ({"0.memory_v2.code": 15, "0.memory_v1.code": 15}, None),
+        ({"0.memory_v2.used": 2**60, "0.memory_v1.used": 2**60}, None),
+    ],
+    ids=["only the older structure", "lost", "a sentinel"],
+)
+def test_a_driver_that_says_less(fake: FakeNvml, change: dict[str, int], used: int | None) -> None:
+    fake.say({key: value for key, value in H200.items() if key != "0.processes"} | change)
+    _told, slow, _quick = json.loads(fake.run(SCRIPT))
+    assert slow["gpus"][0]["used"] == used
+
+
+def test_a_driver_that_does_not_start_has_no_gpus(fake: FakeNvml) -> None:
+    fake.say({"init": 9})
+    told, slow, _quick = json.loads(fake.run(SCRIPT))
+    assert told["gpus"] == []
+    assert "gpus" not in slow
