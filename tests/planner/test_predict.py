@@ -194,10 +194,17 @@ def test_one_layer_less_is_one_layers_weights_less() -> None:
     assert replace(whole, gpus=()) != replace(cut, gpus=())
 
 
+SEGMENTS_BYTES = 4 * 20 * 2**20
+"""The last segment of weights, gradients and both moments (kLargeBuffer of the allocator)."""
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(MODELS), works, st.integers(1, 5), st.integers(1, 5))
 def test_more_layers_never_take_less(model: str, work: dict[str, object], layers: int, more: int) -> None:
-    """Every phase of a model with more of the same layers holds at least as much."""
+    """Every phase of a model with more of the same layers holds at least as much.
+
+    What the allocator reserves may fall a little: one layer more can fill the segments of weights and states better.
+    """
     config = dict(catalog_model(model).config)
     card, task = gpu(A100), work.pop("task")
     scenario = parse_scenario({"version": 1, "model": model, "task": task, task: work})
@@ -207,7 +214,7 @@ def test_more_layers_never_take_less(model: str, work: dict[str, object], layers
     )
     for less, rest in zip(small.gpus[0].phases, large.gpus[0].phases, strict=True):
         assert less.allocated <= rest.allocated
-        assert less.device <= rest.device
+        assert less.device <= rest.device + SEGMENTS_BYTES
     assert small.parameters < large.parameters
 
 
