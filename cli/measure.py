@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attach", type=int, metavar="PID", help="watch a process that runs; it is never ended")
     parser.add_argument("--log", type=Path, metavar="FILE", help="with --attach: the file its output goes to")
+    parser.add_argument("--snapshot", action="store_true", help="record the CUDA allocator's segments after the run")
     parser.add_argument("--record", type=Path, metavar="FILE", help="where to record (default: the recordings folder)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
@@ -91,7 +92,7 @@ def _measure(options: argparse.Namespace) -> int:
 
             return scaled.run(options, plan, device, budget, remote)
         layers = None if options.layers is None else int(options.layers)
-        asked = request(plan, device, layers, None, budget, elsewhere=remote is not None)
+        asked = request(plan, device, layers, None, budget, elsewhere=remote is not None, snapshot=options.snapshot)
     except ERRORS as error:
         return refuse(error)
     except ValueError as error:

@@ -164,7 +164,7 @@ class Measurement:
     @property
     def on_cpu(self) -> bool:
         """Whether the load ran on the CPU (or never said where)."""
-        return self._device.get("type") != "cuda"
+        return self._device.get("type") not in ("cuda", "xpu", "mps")
 
     @property
     def phases(self) -> tuple[StepPhase, ...]:

@@ -15,11 +15,13 @@ def measure_order(
     layers: int | None = None,
     budget_bytes: int | None = None,
     ranks: int = 1,
+    *,
+    snapshot: bool = False,
 ) -> dict[str, object]:
     """The order to measure a scenario on ``cpu`` or ``cuda:N``, with several ``ranks`` on that card and the next ones.
 
-    ``layers`` keeps only so many layers; ``budget_bytes`` is the most the run may allocate. Raises ValueError for a device
-    or a number that no worker takes.
+    ``snapshot`` asks for the allocator's segments after the run. ``layers`` keeps only so many layers; ``budget_bytes`` is the
+    most the run may allocate. Raises ValueError for a device or a number that no worker takes.
     """
     _check_device(device)
     for name, value in (("layers", layers), ("budget_bytes", budget_bytes)):
@@ -35,6 +37,7 @@ def measure_order(
         "layers": layers,
         "budget_bytes": budget_bytes,
         **({"ranks": ranks} if ranks > 1 else {}),
+        **({"snapshot": True} if snapshot else {}),
     }
 
 
@@ -51,6 +54,6 @@ def load_order(mode: str, device: str, budget_bytes: int | None = None, **more: 
 
 
 def _check_device(device: str) -> None:
-    if not re.fullmatch(r"cpu|cuda:\d+", device):
-        message = f"device: must be cpu or cuda:N, got {device!r}"
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu):\d+", device):
+        message = f"device: must be cpu or cuda:N (mps, xpu:N), got {device!r}"
         raise ValueError(message)

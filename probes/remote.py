@@ -27,7 +27,7 @@ _SSH_FAILED = 255
 """ssh's own exit status, also when a signal ended the program there."""
 _NO_SUCH_PROGRAM = (126, 127)
 _KILLED = 137
-_PLACE = re.compile(r"ssh:(?P<host>[^\s:-][^\s:]*)(?::(?P<device>cpu|cuda:\d+))?")
+_PLACE = re.compile(r"ssh:(?P<host>[^\s:-][^\s:]*)(?::(?P<device>cpu|mps|(?:cuda|xpu):\d+))?")
 _LOST = ("closed by remote host", "connection reset", "broken pipe", "not responding", "disconnect", "timed out", "connection to")
 _REMEDIES = {
     "host key verification failed": "Connect once by hand, `ssh {host}`, to look at its key and accept it.",

@@ -35,6 +35,7 @@ def request(
     budget_bytes: int | None = None,
     *,
     elsewhere: bool = False,
+    snapshot: bool = False,
 ) -> Request:
     """Ask for ``plan`` on ``device`` (``cpu`` or ``cuda:N``), with fewer layers or new tokens if given.
 
@@ -46,7 +47,8 @@ def request(
     prediction = predict_run(plan, device, layers, new_tokens)
     if device == "cpu" and budget_bytes is None and not elsewhere:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
-    order = measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes, ranks_of(scenario))
+    ranks = ranks_of(scenario)
+    order = measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes, ranks, snapshot=snapshot)
     return Request(order, prediction)
 
 

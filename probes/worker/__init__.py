@@ -18,7 +18,8 @@ Order
 ``scenario``           the scenario; ``task``, ``weights``, ``inference`` or ``training`` are read, ``hardware.gpu`` and
                        ``parallel`` only to say what is not covered. Missing keys take the defaults of the design.
 ``config``             the model's ``config.json`` as an object
-``device``             ``"cpu"`` or ``"cuda:N"``
+``device``             ``"cpu"`` or ``"cuda:N"`` (ROCm's torch calls AMD's cards so too), ``"xpu:N"`` or ``"mps"``
+``snapshot``           measure only: true sends the allocator's segments after the run, default false
 ``layers``             ``null``, or keep only this many decoder (and encoder) layers
 ``budget_bytes``       ``null``, or the most this run may allocate. Beyond it the run ends as out-of-memory
 ``meters``             true: send ``environment`` and ``sample`` too (:mod:`probes.worker.outside`), because nobody on this
@@ -74,6 +75,7 @@ Every event has ``event`` (its name) and ``t``.
               (decoder layers built), ``phases`` [{name, step, allocated, reserved, device, components}] (the maximum
               over micro-batches), ``notes`` [text]. With out_of_memory also ``requested_bytes``, ``free_bytes`` (each may
               be null), ``message`` and ``phase``. ``model_class``, ``attention`` (the implementation used).
+``snapshot``  ``segments`` [{total, allocated, kind (small, large), blocks [[size, state]]}], on CUDA, before the result.
 ``rank``      ``rank`` (1 and more) and ``of``: what another rank said, an event as above. What rank 0 says comes bare. The
               ``result`` then has ``ranks`` [{rank, phases}], and ``rank``: whose it is.
 ``error``     ``kind``, ``message`` (with the remedy), ``field`` (path of the faulty value, or null). Kinds: bad_order,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,6 +137,10 @@ def describe(device: str) -> dict[str, Any]:
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return {"type": "cpu", "name": cpu_name(), "index": None, "total_bytes": machine_memory()[1], "capability": None}
+    if kind != "cuda":
+        from . import vendors
+
+        return vendors.describe(device)
     if not torch.cuda.is_available():
         raise WorkerError("no_device", 'no CUDA device can be used by this torch; measure on "cpu" or rehearse', "device")
     if int(index or 0) >= torch.cuda.device_count():
@@ -161,6 +166,17 @@ def _pci_bus_id(properties: Any) -> str | None:
     parts = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     known = [part for part in parts if isinstance(part, int)]
     return "{:08X}:{:02X}:{:02X}.0".format(*known) if len(known) == len(parts) else None
+
+
+def segments(snapshot: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The allocator's segments without addresses and stacks: ``total``, ``allocated``, ``kind`` and ``blocks`` [[size, state]]."""
+    return [
+        {
+            "total": segment["total_size"], "allocated": segment["allocated_size"], "kind": segment["segment_type"],
+            "blocks": [[block["size"], block["state"]] for block in segment["blocks"]],
+        }
+        for segment in snapshot
+    ]  # fmt: skip
 
 
 def open_cuda(device: str, budget_bytes: int | None) -> torch.device:

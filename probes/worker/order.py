@@ -79,6 +79,7 @@ class Order:
     decode_steps: str
     traced_layers: str
     ranks: int = 1
+    snapshot: bool = False
     parallel: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -118,6 +119,7 @@ def parse_order(document: object) -> Order:
         traced_layers=order.choice("traced_layers", TRACED_LAYERS, "auto"),
         ranks=1 if mode == "rehearse" else order.count("ranks", 1),
         parallel=scenario.mapping("parallel"),
+        snapshot=mode == "measure" and order.raw("snapshot", False) is True,
     )
 
 
@@ -157,8 +159,8 @@ def _lora(reader: _Reader) -> Lora:
 def _device(order: _Reader, mode: str) -> str:
     device = order.text("device", "cpu")
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise order.fault("device", f'must be "cpu" or "cuda:N", got {device!r}')
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (index and not index.isdigit()) or (kind in ("cpu", "mps") and index):
+        raise order.fault("device", f'must be "cpu", "cuda:N", "xpu:N" or "mps", got {device!r}')
     return "cpu" if mode == "rehearse" else device
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import device as devices
+from . import vendors
 from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_filler, make_real, materialise
 from .distributed import Layout, following_shards, place, split
@@ -205,13 +206,20 @@ class Run:
         return CudaPersonality(self._order.compute_capability, attribution)
 
     def _on_cuda(self) -> None:
-        device = devices.open_cuda(self._order.device, self._order.budget_bytes)
-        meter = devices.CudaMeter(device)
+        device, meter = self._open_card()
         assert self._built is not None
         self._walk = Walk(self._built.model, meter, masters=self._amp)
         self._phases = Phases(self._wire, meter, on_begin=self._walk.begin, walk_components=self._walk.components)
         with self._sampling():
             self._load(device, make_real(device), None)
+
+    def _open_card(self) -> tuple[torch.device, devices.CudaMeter | vendors.MpsMeter | vendors.XpuMeter]:
+        name, budget_bytes = self._order.device, self._order.budget_bytes
+        if name.partition(":")[0] in vendors.KINDS:
+            self._notes += [vendors.MPS_NOTE] if name == "mps" else []
+            return vendors.open_device(name, budget_bytes)
+        device = devices.open_cuda(name, budget_bytes)
+        return device, devices.CudaMeter(device)
 
     @property
     def _amp(self) -> bool:
@@ -274,6 +282,8 @@ class Run:
             sampler.stop()
 
     def _send_result(self, outcome: str, memory: OutOfMemory | None = None) -> None:
+        if self._order.snapshot:
+            self._send_snapshot()
         fields: dict[str, Any] = {"outcome": outcome, **self._model_fields(), "notes": self._notes}
         fields["phases"] = self._phases.results() if self._phases else []
         if memory is not None:
@@ -284,6 +294,13 @@ class Run:
                 "phase": self._phases.current if self._phases else "load",
             }
         self._wire.close("result", **fields)
+
+    def _send_snapshot(self) -> None:
+        """After the run and out of the sampler's way: it takes long."""
+        if not self._order.device.startswith("cuda"):
+            self._notes.append("an allocator snapshot needs a CUDA device: nothing else has torch's caching allocator")
+            return
+        self._wire.send("snapshot", segments=devices.segments(torch.cuda.memory_snapshot()))
 
     def _model_fields(self) -> dict[str, Any]:
         if self._built is None:
