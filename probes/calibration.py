@@ -102,7 +102,7 @@ class Evidence:
 
 
 def gather(recordings: Iterable[tuple[str, Recorded]]) -> dict[str, Evidence]:
-    """Evidence by card, from recordings with their names. What is not a run on a card of the catalog is passed over."""
+    """Evidence by card, from recordings with their names: what this machine ran on a card of the catalog."""
     found: dict[str, Evidence] = {}
     for name, recorded in recordings:
         order = recorded.header.get("order") or {}
@@ -110,7 +110,8 @@ def gather(recordings: Iterable[tuple[str, Recorded]]) -> dict[str, Evidence]:
             continue
         run = Measurement.of_recording(recorded)
         card = _card(run)
-        if card is None or run.outcome.get("kind") != "completed":
+        elsewhere = run.environment.get("remote")
+        if card is None or elsewhere or run.outcome.get("kind") != "completed":
             continue
         evidence = found.setdefault(card.name, Evidence(card))
         if order["mode"] == "calibrate":
