@@ -17,11 +17,13 @@ def measure_order(
     ranks: int = 1,
     *,
     snapshot: bool = False,
+    stored_as: str | None = None,
 ) -> dict[str, object]:
     """The order to measure a scenario on ``cpu`` or ``cuda:N``, with several ``ranks`` on that card and the next ones.
 
-    ``snapshot`` asks for the allocator's segments after the run. ``layers`` keeps only so many layers; ``budget_bytes`` is the
-    most the run may allocate. Raises ValueError for a device or a number that no worker takes.
+    ``snapshot`` asks for the allocator's segments after the run; ``stored_as`` names the format of ``native`` weights.
+    ``layers`` keeps only so many layers; ``budget_bytes`` is the most the run may allocate. Raises ValueError for a device
+    or a number that no worker takes.
     """
     _check_device(device)
     for name, value in (("layers", layers), ("budget_bytes", budget_bytes)):
@@ -38,6 +40,7 @@ def measure_order(
         "budget_bytes": budget_bytes,
         **({"ranks": ranks} if ranks > 1 else {}),
         **({"snapshot": True} if snapshot else {}),
+        **({"stored_as": stored_as} if stored_as else {}),
     }
 
 

@@ -16,7 +16,7 @@ from planner.gpu import Gpu
 from planner.machine import overheads
 from planner.scenario import Offload, Parallel, Scenario, parse_scenario, to_json
 from probes.orders import VERSION
-from probes.request import Request, predict_run
+from probes.request import Request, predict_run, stored_as
 from resources.plan import Plan
 
 Personality = Literal["cuda", "cpu"]
@@ -46,6 +46,7 @@ def rehearse_request(plan: Plan, layers: int | None = None, *, conf: str = "", p
         "compute_capability": list(plan.gpu.compute_capability or DEFAULT_CAPABILITY),
         "layers": layers,
         "card": card,
+        **({"stored_as": name} if (name := stored_as(plan)) else {}),
     }
     return Request(order, predict_run(plan, "cpu" if personality == "cpu" else "cuda:0", layers))
 

@@ -48,8 +48,17 @@ def request(
     if device == "cpu" and budget_bytes is None and not elsewhere:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
     ranks = ranks_of(scenario)
-    order = measure_order(to_json(scenario), plan.source.config, device, layers, budget_bytes, ranks, snapshot=snapshot)
+    order = measure_order(
+        to_json(scenario), plan.source.config, device, layers, budget_bytes, ranks,
+        snapshot=snapshot, stored_as=stored_as(plan),
+    )  # fmt: skip
     return Request(order, prediction)
+
+
+def stored_as(plan: Plan) -> str | None:
+    """The name of a quantised checkpoint's format, None for a plain one."""
+    native = plan.model.native
+    return native.name if native.is_quantized else None
 
 
 def ranks_of(scenario: Scenario) -> int:

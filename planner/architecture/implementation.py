@@ -39,6 +39,7 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
+    ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     """
 
     norm: NormVariant = "cast"
@@ -64,6 +65,7 @@ class Implementation:
     keeps_probabilities: bool = False
     keeps_positions: bool = False
     wide_logits: bool = False
+    own_linears: bool = False
 
 
 LLAMA = Implementation()
@@ -91,7 +93,7 @@ WRITTEN: dict[str, Implementation] = {
     "glm": Implementation(rotary="pairs"),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
-    "falcon": Implementation(masked=True, repeats_keys=False, norms_first=True, sums_in_place=True),
+    "falcon": Implementation(masked=True, repeats_keys=False, norms_first=True, sums_in_place=True, own_linears=True),
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
     "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.architecture.counts import layer_groups, parameter_count
+from planner.architecture.counts import iter_weights, layer_groups, parameter_count
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
@@ -16,7 +16,7 @@ from planner.engines.transformers import Generation, Step, TrainingStep, generat
 from planner.explain import terms_of
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
-from planner.formats.format import Format
+from planner.formats.format import EXPERTS, Format
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
@@ -107,7 +107,14 @@ def _quantised(scenario: Scenario, architecture: Architecture, fmt: Format) -> Q
         return None
     if scenario.task == "training" or architecture.kind != "decoder" or not is_known(fmt):
         raise NotModelled(f"weights: products with {scenario.weights} weights have no closed form yet")
-    return QuantisedWeights(resolve_format(fmt, architecture))
+    code = implementation_of(architecture.model_type)
+    if code is not None and code.own_linears:
+        raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
+    resolved = resolve_format(fmt, architecture)
+    experts = any(weight.role == "expert" for _, weight, _ in iter_weights(architecture))
+    if experts and resolved.quantizes & EXPERTS:
+        raise NotModelled(f"weights: products with experts held in {fmt.name} have no closed form yet")
+    return QuantisedWeights(resolved)
 
 
 def _generation(

@@ -32,6 +32,7 @@ Order
 ``compute_capability`` rehearse only: ``[major, minor]`` of the card that is played, default ``[8, 0]``
 ``decode_steps``       rehearse only: ``"auto"`` (default: equal steps are traced once, proved periodic and unrolled) or
                        ``"all"`` (every step is traced)
+``stored_as``          what ``native`` weights are stored in (``"fp8-block"``), when the checkpoint is quantised
 ``traced_layers``      rehearse only: ``"auto"`` (default: of repeated layers a few are traced, the others written from them
                        and confirmed) or ``"all"`` (every layer is traced)
 

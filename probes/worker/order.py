@@ -105,7 +105,7 @@ def parse_order(document: object) -> Order:
     return Order(
         mode=mode,
         task=scenario.choice("task", TASKS),
-        weights=scenario.text("weights", "native"),
+        weights=_weights(scenario, order),
         config=config,
         inference=_inference(scenario.child("inference")),
         training=_training(scenario.child("training")),
@@ -121,6 +121,12 @@ def parse_order(document: object) -> Order:
         parallel=scenario.mapping("parallel"),
         snapshot=mode == "measure" and order.raw("snapshot", False) is True,
     )
+
+
+def _weights(scenario: _Reader, order: _Reader) -> str:
+    """The format asked for; ``native`` is what the checkpoint is stored in, where the one who orders has read it."""
+    asked = scenario.text("weights", "native")
+    return order.text("stored_as", "native") if asked == "native" else asked
 
 
 def _inference(reader: _Reader) -> Inference:

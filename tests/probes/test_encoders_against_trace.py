@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import pytest
 
 from planner.scenario import parse_scenario
@@ -48,36 +45,6 @@ WORK = {
 SMALL_TENSORS_BYTES = 128 * 1024
 """Token ids, tensors of one token: a few KiB each that the closed form leaves out."""
 CUBLAS_WORKSPACE_BYTES = 32 << 20
-
-
-@pytest.fixture(scope="module")
-def trace():
-    """Runs an order of the worker in this process, on fake tensors, as a CUDA device would allocate."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    pytest.importorskip("transformers", reason="tracing needs transformers")
-    from probes.worker.order import parse_order
-    from probes.worker.run import run
-
-    class Heard:
-        def __init__(self) -> None:
-            self.result: dict[str, object] = {}
-
-        def send(self, event: str, **fields: object) -> None:
-            if event == "result":
-                self.result = fields
-
-        close = send
-
-    def traced(scenario: dict[str, object], config: dict[str, object]) -> dict[str, dict[str, int]]:
-        heard = Heard()
-        order = {
-            "version": 1, "mode": "rehearse", "scenario": scenario, "config": config, "device": "cpu", "layers": None,
-            "budget_bytes": None, "personality": "cuda", "compute_capability": [9, 0],
-        }  # fmt: skip
-        run(parse_order(json.loads(json.dumps(order))), heard)
-        return {phase["name"]: phase for phase in heard.result["phases"]}
-
-    return traced
 
 
 @pytest.mark.parametrize("work", WORK)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import pytest
 
 from planner.scenario import parse_scenario
+from probes.rehearsal_order import rehearse_request
 from resources.plan import make_plan
 
 SMALL = {
@@ -22,36 +20,6 @@ FORMATS = ("nf4", "nf4-dq", "int8", "fp8", "fp8-block", "gptq-int4-g128", "awq-i
 SMALL_TENSORS_BYTES = 16 * 1024
 
 
-@pytest.fixture(scope="module")
-def trace():
-    """Runs an order of the worker in this process, on fake tensors."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    pytest.importorskip("transformers", reason="tracing needs transformers")
-    from probes.worker.order import parse_order
-    from probes.worker.run import run
-
-    class Heard:
-        def __init__(self) -> None:
-            self.result: dict[str, object] = {}
-
-        def send(self, event: str, **fields: object) -> None:
-            if event == "result":
-                self.result = fields
-
-        close = send
-
-    def traced(scenario: dict[str, object], config: dict[str, object]) -> dict[str, int]:
-        heard = Heard()
-        order = {
-            "version": 1, "mode": "rehearse", "scenario": scenario, "config": config, "device": "cpu", "layers": None,
-            "budget_bytes": None, "personality": "cpu",
-        }  # fmt: skip
-        run(parse_order(json.loads(json.dumps(order))), heard)
-        return {phase["name"]: phase["allocated"] for phase in heard.result["phases"]}
-
-    return traced
-
-
 @pytest.mark.parametrize("prompt_tokens", [300, 3])
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
@@ -60,11 +28,60 @@ def test_allocated_of_every_phase_equals_the_trace(trace, model: str, weights: s
     work = {"batch": 1, "prompt_tokens": prompt_tokens, "new_tokens": 4}
     document = {"version": 1, "model": {"config": MODELS[model]}, "task": "inference", "weights": weights, "inference": work}
     footprint = make_plan(parse_scenario(document), network=False, device="cpu").footprint
-    traced = trace(dict(footprint.scenario), MODELS[model])
+    traced = trace(footprint.scenario, MODELS[model], "cpu")
     predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
     assert predicted.keys() == traced.keys()
     for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]) <= SMALL_TENSORS_BYTES, name
+        assert abs(allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
+
+
+EXPERTS = SMALL | {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256, "head_dim": 64,
+}  # fmt: skip
+FALCON = {
+    "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 512, "num_hidden_layers": 3,
+    "num_attention_heads": 8, "vocab_size": 1200, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["nf4", "int8"])
+def test_linears_beside_experts_that_stay_as_they_are(trace, weights: str) -> None:
+    """bitsandbytes leaves stacked experts alone: quantising takes from the trace what it takes from the prediction."""
+    work = {"batch": 2, "prompt_tokens": 300, "new_tokens": 4}
+    predicted, traced = [], []
+    for name in ("bf16", weights):
+        document = {"version": 1, "model": {"config": EXPERTS}, "task": "inference", "weights": name, "inference": work}
+        footprint = make_plan(parse_scenario(document), network=False, device="cpu").footprint
+        predicted.append({phase.name: phase.allocated for phase in footprint.gpus[0].phases})
+        traced.append(trace(footprint.scenario, EXPERTS, "cpu"))
+    for phase, plain in predicted[0].items():
+        saved = traced[0][phase]["allocated"] - traced[1][phase]["allocated"]
+        assert abs(plain - predicted[1][phase] - saved) <= SMALL_TENSORS_BYTES, phase
+
+
+@pytest.mark.parametrize(("config", "weights"), [(EXPERTS, "fp8-block"), (EXPERTS, "gptq-int4-g128"), (FALCON, "nf4")])
+def test_what_is_not_derived_for_a_model_is_unknown(config: dict[str, object], weights: str) -> None:
+    """Experts in a packed format; linears of a class of the model's own, which quantisers pass over."""
+    document = {"version": 1, "model": {"config": config}, "task": "inference", "weights": weights}
+    footprint = make_plan(parse_scenario(document), network=False).footprint
+    assert footprint.verdict == "unknown"
+    assert any(note.startswith("unknown: weights: ") for note in footprint.notes)
+
+
+def test_native_weights_are_rehearsed_as_the_checkpoint_stores_them(trace) -> None:
+    """The order says what ``native`` is; without it a quantised checkpoint would be rehearsed in 16 bit."""
+    quantised = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    config = MODELS["llama"] | quantised
+    work = {"batch": 1, "prompt_tokens": 300, "new_tokens": 4}
+    document = {"version": 1, "model": {"config": config}, "task": "inference", "inference": work}
+    plan = make_plan(parse_scenario(document), network=False)
+    order = rehearse_request(plan).order
+    assert order["scenario"]["weights"] == "native"
+    traced = trace(order["scenario"], config, "cpu", stored_as=order["stored_as"])
+    predicted = make_plan(parse_scenario(document), network=False, device="cpu").footprint.gpus[0].phases
+    for phase in predicted:
+        assert abs(phase.allocated - traced[phase.name]["allocated"]) <= SMALL_TENSORS_BYTES, phase.name
 
 
 def test_a_format_whose_products_are_not_derived_is_unknown() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import pytest
 
 from planner.scenario import parse_scenario
@@ -97,37 +94,6 @@ CUBLAS_WORKSPACE_BYTES = 32 << 20
 TOKEN_BY_TOKEN = ("mamba", "mamba, residual in its own dtype", "falcon-mamba", "jamba")
 """Selective scans run some ten operators a token: a short prompt says as much as a long one."""
 PAIRS = [(model, work) for model in MODELS for work in WORK if work == "short" or model not in TOKEN_BY_TOKEN]
-
-
-@pytest.fixture(scope="module")
-def trace():
-    """Runs an order of the worker in this process, on fake tensors, as a CUDA device would allocate."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    pytest.importorskip("transformers", reason="tracing needs transformers")
-    from probes.worker.order import parse_order
-    from probes.worker.run import run
-
-    class Heard:
-        def __init__(self) -> None:
-            self.result: dict[str, object] = {}
-
-        def send(self, event: str, **fields: object) -> None:
-            if event == "result":
-                self.result = fields
-
-        close = send
-
-    def traced(scenario: dict[str, object], config: dict[str, object]) -> dict[str, dict[str, int]]:
-        heard = Heard()
-        scenario = json.loads(json.dumps(scenario))
-        order = {
-            "version": 1, "mode": "rehearse", "scenario": scenario, "config": config, "device": "cpu", "layers": None,
-            "budget_bytes": None, "personality": "cuda", "compute_capability": [9, 0],
-        }  # fmt: skip
-        run(parse_order(order), heard)
-        return {phase["name"]: phase for phase in heard.result["phases"]}
-
-    return traced
 
 
 @pytest.mark.parametrize(("model", "work"), PAIRS)
