@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command, model_name, model_notes, shell_line
+from planner.engines import sglang as sglang_engine
+from planner.engines import tensorrt_llm as tensorrt_llm_engine
+from planner.engines import tgi as tgi_engine
+from planner.engines.vllm import versions as vllm_versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +20,9 @@ if TYPE_CHECKING:
     from planner.scenario import Scenario
 
 Options = list[tuple[str, object]]
-VERSIONS = {"vllm": "0.11", "sglang": "0.5", "tensorrt-llm": "1.1", "tgi": "3.3"}
-"""Releases the options were read from; ``engine_options.version`` of the plan goes before."""
+VERSIONS = {"vllm": vllm_versions.DEFAULT_VERSION, "sglang": sglang_engine.VERSION, "tensorrt-llm": tensorrt_llm_engine.VERSION,
+            "tgi": tgi_engine.VERSION}  # fmt: skip
+"""Releases that predictions are made for; ``engine_options.version`` of the plan goes before."""
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 VLLM_QUANTIZATION = {"fp8": "fp8", "nf4": "bitsandbytes", "nf4-dq": "bitsandbytes"}
