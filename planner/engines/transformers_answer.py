@@ -10,9 +10,10 @@ from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known
-from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient, plain_weights
+from planner.components.states import plain_weights
 from planner.components.tape import Level
-from planner.engines.transformers import Generation, Step, TrainingStep, generation_phases, training_phases
+from planner.engines.training import require_choices, require_modelled_training, require_one_gpu, training_steps
+from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
 from planner.footprint import Footprint, GpuFootprint, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
@@ -79,7 +80,7 @@ def _assumed(architecture: Architecture) -> tuple[str, ...]:
 
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, *, cuda: bool) -> list[Step]:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
-    _require_modelled_options(scenario)
+    require_modelled_training(scenario) if scenario.task == "training" else _require_modelled_generation(scenario)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
     static = scenario.task == "inference" and _static_cache(scenario)
     if architecture.kind == "decoder" or scenario.task == "training" or static:
@@ -88,7 +89,7 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)
     if scenario.task == "training":
-        steps = _training(scenario, architecture, weights, dtype_bytes, cuda=cuda)
+        steps = training_steps(scenario, architecture, weights, dtype_bytes, cuda=cuda)
     else:
         steps = _generation(scenario, architecture, weights, dtype_bytes, quantised, cuda=cuda)
     if machine.cublas_workspace_bytes:
@@ -133,47 +134,17 @@ def _generation(
     return generation_phases(architecture, weights, work)
 
 
-def _training(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, *, cuda: bool) -> list[Step]:
-    ask = scenario.training
-    states = optimizer_states(architecture, ask.optimizer, dtype_bytes, cuda=cuda)
-    work = TrainingStep(
-        ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
-        eager=ask.attention == "eager",
-    )  # fmt: skip
-    transient = optimizer_transient(architecture, ask.optimizer, dtype_bytes)
-    return training_phases(architecture, weights, states, work, transient)
-
-
-def _require_modelled_options(scenario: Scenario) -> None:
+def _require_modelled_generation(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
-    inference, training = scenario.inference, scenario.training
-    asked: dict[str, tuple[str, tuple[str, ...]]] = {
+    inference = scenario.inference
+    cache = str(inference.engine_options.get("cache_implementation", "dynamic"))
+    require_choices({
         "engine": (scenario.engine, ("transformers",)),
-    }
-    if scenario.task == "inference":
-        asked |= {
-            "inference.attention": (inference.attention, ("sdpa", "flash", "eager")),
-            "inference.kv_cache": (inference.kv_cache, ("auto",)),
-            "inference.engine_options": (
-                str(inference.engine_options.get("cache_implementation", "dynamic")),
-                ("dynamic", "static"),
-            ),
-        }
-    else:
-        asked |= {
-            "training.method": (training.method, ("full",)),
-            "training.precision": (training.precision, ("bf16", "fp32")),
-            "training.optimizer": (training.optimizer, tuple(STATE_TENSORS)),
-            "training.checkpointing": (training.checkpointing, ("none", "full")),
-            "training.loss": (training.loss, ("default",)),
-            "training.attention": (training.attention, ("sdpa", "flash", "eager")),
-        }
-    for field, (value, modelled) in asked.items():
-        if value not in modelled:
-            raise NotModelled(f"{field}: {value} has no closed form yet")
-    spread = scenario.parallel, scenario.offload, scenario.hardware.gpus, scenario.hardware.nodes
-    if spread != (type(scenario.parallel)(), type(scenario.offload)(), 1, 1):
-        raise NotModelled("several GPUs and offloading have no closed form yet")
+        "inference.attention": (inference.attention, ("sdpa", "flash", "eager")),
+        "inference.kv_cache": (inference.kv_cache, ("auto",)),
+        "inference.engine_options": (cache, ("dynamic", "static")),
+    })  # fmt: skip
+    require_one_gpu(scenario)
 
 
 def _meters(
