@@ -20,7 +20,7 @@ TASKS = ("inference", "training")
 INFERENCE_ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp")
 TRAINING_ENGINES = ("transformers", "deepspeed", "fsdp", "megatron")
 ATTENTIONS = ("auto", "sdpa", "flash", "eager", "paged")
-METHODS = ("full", "lora", "qlora", "dora", "freeze")
+METHODS = ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
 OPTIMIZERS = (
     "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",
@@ -120,13 +120,16 @@ class Inference:
 class Lora:
     """Low-rank adapters (Hu et al. 2021): ``rank`` · (in + out) parameters for every module named in ``targets``.
 
-    ``alpha`` scales them (None: twice the rank) and sizes nothing; ``dropout`` is the share of their inputs that is dropped.
+    ``targets``: names as PEFT matches them, or ``all-linear``, every linear layer but the head; IA³ scales the same modules.
+    ``alpha`` scales them (None: twice the rank) and ``rslora`` divides by √rank instead of the rank: both size nothing.
+    ``dropout`` is the share of their inputs that is dropped.
     """
 
     rank: int = 8
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     alpha: int | None = None
     dropout: float = 0.0
+    rslora: bool = False
 
 
 @record
@@ -145,6 +148,10 @@ class Training:
     loss: str = "default"
     attention: str = "auto"
     engine_options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    trainable: tuple[str, ...] = ()
+    """What trains under method ``freeze``: modules by their names or paths (``lm_head``, ``layers.31``); none: the head."""
+    virtual_tokens: int = 20
+    """Trained vectors before the input (method ``prompt``), or before every layer's keys and values (``prefix``)."""
 
 
 @record
@@ -342,6 +349,8 @@ def _training(reader: Reader) -> Training:
         loss=reader.choice("loss", "default", LOSSES),
         attention=reader.choice("attention", "auto", ATTENTIONS),
         engine_options=read_engine_options(engine, "training", reader.child("engine_options")),
+        trainable=reader.strings("trainable", ()),
+        virtual_tokens=reader.integer("virtual_tokens", 20, minimum=1, maximum=1_000_000),
     )
     lora.refuse_unknown()
     reader.refuse_unknown()
@@ -354,6 +363,7 @@ def _lora(reader: Reader) -> Lora:
         targets=reader.strings("targets", Lora().targets),
         alpha=reader.optional_integer("alpha", minimum=1, maximum=2**31),
         dropout=reader.number("dropout", 0.0, minimum=0.0, maximum=1.0),
+        rslora=reader.boolean("rslora", default=False),
     )
 
 
@@ -411,7 +421,8 @@ def _inference_json(inference: Inference) -> dict[str, object]:
 
 def _training_json(training: Training) -> dict[str, object]:
     lora = _fields(training.lora) | {"targets": list(training.lora.targets)}
-    return _fields(training) | {"lora": lora, "engine_options": dict(training.engine_options)}
+    more = {"engine_options": dict(training.engine_options), "trainable": list(training.trainable) or None}
+    return _fields(training) | {"lora": lora} | more
 
 
 def _fields(value: object) -> dict[str, object]:

@@ -1,0 +1,192 @@
+"""What a training changes: the parameters that get a gradient and optimizer states, by method.
+
+Sources: PEFT 0.21 (``tuners/tuners_utils.py`` for how targets are matched and adapters cast, ``tuners/lora``, ``tuners/ia3``,
+``tuners/prompt_tuning``, ``tuners/prefix_tuning``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+from planner.architecture.counts import decoder_weights, iter_weights, layer_weights, parameter_count
+from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
+from planner.memo import remember_by_identity
+from planner.modelled import NotModelled
+from planner.scenario import Lora, Training
+
+FP32_BYTES = 4
+LOW_RANK = ("lora", "dora", "qlora")
+"""Methods that put a low-rank adapter beside a linear layer."""
+ADAPTED = (*LOW_RANK, "ia3")
+"""Methods that change linear layers by name."""
+VIRTUAL = ("prompt", "prefix")
+ALL_LINEAR = "all-linear"
+
+
+class Trainable(NamedTuple):
+    """``times`` parameters of one shape that a training changes."""
+
+    shape: tuple[int, ...]
+    dtype_bytes: int
+    times: int
+    name: str
+
+    @property
+    def numel(self) -> int:
+        """Elements of one."""
+        return prod(self.shape)
+
+
+def trainable_tensors(architecture: Architecture, training: Training, dtype_bytes: int) -> tuple[Trainable, ...]:
+    """Every parameter that gets a gradient from text. ``dtype_bytes``: of a plain parameter of the base.
+
+    Raises :class:`NotModelled` for targets that no linear layer of the decoder bears.
+    """
+    adapter_bytes = adapter_dtype_bytes(training, dtype_bytes)
+    return _tensors(
+        architecture, training.method, training.lora, training.trainable, training.virtual_tokens, dtype_bytes, adapter_bytes
+    )
+
+
+def trainable_parameters(architecture: Architecture, training: Training) -> int:
+    """How many parameters the method trains; those of towers, which text does not reach, are among them."""
+    if training.method == "full":
+        return parameter_count(architecture)
+    found = sum(tensor.times * tensor.numel for tensor in trainable_tensors(architecture, training, 2))
+    if training.method in ADAPTED:
+        found += sum(tensor.times * tensor.numel for tensor in tower_adapters(architecture, training, 2))
+    return found
+
+
+def tower_adapters(architecture: Architecture, training: Training, dtype_bytes: int) -> tuple[Trainable, ...]:
+    """Adapters of towers, whose modules bear the targets' names too: they are held and get no gradient from text."""
+    if training.method not in ADAPTED:
+        return ()
+    own = len(list(decoder_weights(architecture)))
+    width = adapter_dtype_bytes(training, dtype_bytes)
+    rest = list(iter_weights(architecture))[own:]
+    return tuple(
+        tensor
+        for path, weight, times in rest
+        if is_target(weight, path, training.lora.targets)
+        for tensor in adapters_of(path, weight, times, training.method, training.lora, width, feeds_forward=False)
+    )
+
+
+def adapter_dtype_bytes(training: Training, dtype_bytes: int) -> int:
+    """PEFT makes adapters in the base's dtype, fp32 over a quantised one, and casts 16 bit to fp32 unless told not to."""
+    casts = training.engine_options.get("autocast_adapter_dtype", True)
+    return FP32_BYTES if casts or training.method in ("qlora", *VIRTUAL) else dtype_bytes
+
+
+def is_target(weight: Weight, path: str, targets: Sequence[str]) -> bool:
+    """Whether PEFT changes a weight's linear layer: its path is a target or ends in one (``check_target_module_exists``)."""
+    if weight.role != "linear":
+        return False
+    module = f"{path}{weight.name}".rpartition(".")[0]
+    return targets == (ALL_LINEAR,) or any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def is_named(weight: Weight, path: str, names: Sequence[str]) -> bool:
+    """Whether a weight lies in one of the modules ``names``: a run of parts of its path, as ``layers.3`` or ``lm_head``."""
+    whole = f".{path}{weight.name}."
+    return any(f".{name}." in whole for name in names)
+
+
+def adapters_of(
+    path: str, weight: Weight, times: int, method: str, lora: Lora, dtype_bytes: int, *, feeds_forward: bool
+) -> Iterator[Trainable]:
+    """The adapter's parameters beside one linear layer (out_features, in_features).
+
+    IA³ scales what a feed-forward block's layer reads (``feeds_forward``) and what another's makes.
+    """
+    outputs, inputs = weight.shape
+    module, count = f"{path}{weight.name}".rpartition(".")[0], times * weight.count
+    if method == "ia3":
+        yield Trainable((1, inputs) if feeds_forward else (outputs, 1), dtype_bytes, count, f"{module}.ia3_l")
+        return
+    yield Trainable((lora.rank, inputs), dtype_bytes, count, f"{module}.lora_A")
+    yield Trainable((outputs, lora.rank), dtype_bytes, count, f"{module}.lora_B")
+    if method == "dora":
+        yield Trainable((outputs,), dtype_bytes, count, f"{module}.lora_magnitude_vector")
+
+
+@remember_by_identity(64)
+def _tensors(
+    architecture: Architecture, method: str, lora: Lora, names: tuple[str, ...], virtual_tokens: int, dtype_bytes: int,
+    adapter_bytes: int,
+) -> tuple[Trainable, ...]:  # fmt: skip
+    if method == "full":
+        return tuple(_plain(path, weight, times, dtype_bytes) for path, weight, times in _parameters(architecture))
+    if method == "freeze":
+        return _unfrozen(architecture, names, dtype_bytes)
+    if method in VIRTUAL:
+        return (_virtual(architecture, method, virtual_tokens),)
+    feed_forward = {id(weight) for weight in feed_forward_weights(architecture)}
+    found = tuple(
+        tensor
+        for path, weight, times in _parameters(architecture)
+        if is_target(weight, path, lora.targets)
+        for tensor in adapters_of(path, weight, times, method, lora, adapter_bytes, feeds_forward=id(weight) in feed_forward)
+    )
+    if not found:
+        raise NotModelled(
+            f"training.lora.targets: no linear layer of {architecture.model_class} is named {', '.join(lora.targets)}"
+        )
+    return found
+
+
+def feed_forward_weights(architecture: Architecture) -> Iterator[Weight]:
+    """Weights of the last linear of each dense feed-forward block, which IA³ scales at its input (PEFT's own mapping)."""
+    for layer in architecture.decoder.layers:
+        for channel in layer.channel:
+            linears = [weight for weight in channel.weights if weight.role == "linear"]
+            if isinstance(channel, DenseMLP) and linears:
+                yield linears[-1]
+
+
+def _parameters(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
+    return (found for found in decoder_weights(architecture) if not found[1].is_buffer)
+
+
+def _plain(path: str, weight: Weight, times: int, dtype_bytes: int) -> Trainable:
+    return Trainable(weight.shape, dtype_bytes, times * weight.count, f"{path}{weight.name}")
+
+
+def head_names(architecture: Architecture) -> tuple[str, ...]:
+    """The modules that a head-only training changes; a tied head is the embedding's table."""
+    weights = architecture.head or architecture.embeddings[:1]
+    return tuple(dict.fromkeys(weight.name.rpartition(".")[0] for weight in weights))
+
+
+def _unfrozen(architecture: Architecture, names: tuple[str, ...], dtype_bytes: int) -> tuple[Trainable, ...]:
+    """The parameters of the named modules, layer by layer where a name says which."""
+    wanted = names or head_names(architecture)
+    found: list[Trainable] = []
+    for path, weight, times in _parameters(architecture):
+        if "*" not in path:
+            found += [_plain(path, weight, times, dtype_bytes)] * is_named(weight, path, wanted)
+    for index, layer in enumerate(architecture.decoder.layers):
+        path = f"{architecture.decoder.name}.{index}."
+        found += [_plain(path, weight, 1, dtype_bytes) for weight in _of_layer(layer) if is_named(weight, path, wanted)]
+    if not found:
+        raise NotModelled(f"training.trainable: no module of {architecture.model_class} is named {', '.join(wanted)}")
+    return tuple(found)
+
+
+def _of_layer(layer: Layer) -> Iterator[Weight]:
+    return (weight for weight in layer_weights(layer) if not weight.is_buffer)
+
+
+def _virtual(architecture: Architecture, method: str, tokens: int) -> Trainable:
+    """The table of virtual tokens: hidden states, or keys and values of every layer (``PrefixEncoder``)."""
+    if method == "prompt":
+        return Trainable((tokens, architecture.hidden_size), FP32_BYTES, 1, "prompt_encoder.embedding")
+    layers = architecture.decoder.layers
+    mixers = [mixer for layer in layers for mixer in layer.sequence if isinstance(mixer, Attention) and mixer.kv == "own"]
+    if len(mixers) != len(layers):
+        raise NotModelled(f"{architecture.model_class}: prefixes need keys and values of their own in every layer")
+    width = 2 * len(layers) * mixers[0].num_kv_heads * mixers[0].head_dim
+    return Trainable((tokens, width), FP32_BYTES, 1, "prompt_encoder.embedding")
