@@ -13,6 +13,7 @@ from planner.components.inputs import hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
+from planner.engines.around import ALONE, Around
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
@@ -36,11 +37,17 @@ class TrainingStep:
 
 
 def training_phases(
-    architecture: Architecture, weights: Level, optimizer: Level, work: TrainingStep, transient: Size | None
+    architecture: Architecture,
+    weights: Level,
+    optimizer: Level,
+    work: TrainingStep,
+    transient: Size | None,
+    around: Around = ALONE,
 ) -> list[Step]:
     """Load, forward, backward and optimizer of the steady step, without a cache (``TrainingArguments.use_cache``).
 
-    ``optimizer``: the states that stay; ``transient``: what the optimizer's step holds for a moment.
+    ``optimizer``: the states that stay; ``transient``: what the optimizer's step holds for a moment; ``around``: what a
+    sharding does in between.
     """
     course = Course()
     course.level = weights.fork()
@@ -48,43 +55,48 @@ def training_phases(
     steps = [Step("load", course.peak)]
     for component, name, size, count in optimizer.items():
         course.level.change(component, name, size, count)
-    accumulating = work.accumulation > 1
+    accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
     )  # fmt: skip
-    if accumulating:
+    if accumulating and not around.holds_gradients:
         _hold_gradients(course, architecture, run)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
     course.hold("workspace", "input ids", tokens)
     course.begin_phase()
-    saved = _training_forward(course, architecture, run, checkpointing=work.checkpointing)
+    saved = _training_forward(course, architecture, run, around, checkpointing=work.checkpointing)
     steps.append(Step("forward", course.peak))
     course.begin_phase()
-    _training_backward(course, architecture, run, saved, checkpointing=work.checkpointing)
+    _training_backward(course, architecture, run, saved, around, checkpointing=work.checkpointing)
     steps.append(Step("backward", course.peak))
     course.begin_phase()
+    around.at("optimizer", course)
     if transient is not None:
         course.hold("workspace", "optimizer transient", transient)
     steps.append(Step("optimizer", course.peak))
     return steps
 
 
-def _training_forward(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool) -> list[Laid]:
+def _training_forward(course: Course, architecture: Architecture, run: Run, around: Around, *, checkpointing: bool) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
+    around.at("forward", course)
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
     for name, size, count in _kept_of_embeddings(architecture, run):
         course.hold("activations", name, size, count)
     kinds = layer_indices(architecture.decoder)
     laid = [layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing) for layer, _ in kinds]
     blocks = [(forward.span, places) for forward, (_, places) in zip(laid, kinds, strict=True)]
-    course.run_stack(blocks, "forward of the layers")
+    around.at("layers", course)
+    course.run_stack(around.forward(blocks), "forward of the layers")
+    around.at("head", course)
     norm = final_norm(architecture, run, saving=True)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
     drop(course, "embeddings", "position embeddings", *(() if checkpointing else ("mask",)))
     _loss_forward(course, architecture, run)
+    around.at("loss", course)
     return laid
 
 
@@ -98,7 +110,10 @@ def _kept_of_embeddings(architecture: Architecture, run: Run) -> list[tuple[str,
     ]
 
 
-def _training_backward(course: Course, architecture: Architecture, run: Run, laid: list[Laid], *, checkpointing: bool) -> None:
+def _training_backward(
+    course: Course, architecture: Architecture, run: Run, laid: list[Laid], around: Around, *, checkpointing: bool
+) -> None:
+    around.at("backward", course)
     _loss_backward(course, architecture, run)
     if architecture.final_norm is not None:
         course.run(_final_norm_backward(run, laid[-1]), 1, "backward of the final norm")
@@ -106,11 +121,14 @@ def _training_backward(course: Course, architecture: Architecture, run: Run, lai
         (layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward), places)
         for (layer, places), forward in zip(layer_indices(architecture.decoder), laid, strict=False)
     ]
-    course.run_stack(blocks, "backward of the layers", backwards=True)
+    around.at("layers backward", course)
+    course.run_stack(around.backward(blocks), "backward of the layers", backwards=True)
+    around.at("embeddings backward", course)
     for name, size, count in _kept_of_embeddings(architecture, run):
         course.level.change("activations", name, size, -count)
     _embedding_backward(course, architecture, run)
     drop(course, "cosines and sines", "mask")
+    around.at("end", course)
 
 
 def _final_norm_backward(run: Run, laid: Laid) -> Span:
