@@ -6,6 +6,7 @@ from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, LatentAttention, SequenceMixer
 from planner.components.attention import mask_sizes
 from planner.components.beside import OWN_INPUTS, own_inputs
+from planner.components.layer import outliving
 from planner.components.rotary import rotary_embedding
 from planner.components.run import Run
 from planner.components.tape import Course, Size, Tape
@@ -33,6 +34,9 @@ def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpo
         course.run(tape.span(), 1, "rotary embedding")
     if not checkpointing:
         course.level.change("workspace", EMBEDDINGS, run.hidden(), 1)
+    if checkpointing or run.cached:
+        for name, size in outliving(architecture.decoder.layers[0], run).items():
+            course.level.change("workspace", name, size, 1)
 
 
 SHARED = (EMBEDDINGS, "x", MASK, TABLES, "earlier probabilities", "position embeddings", *OWN_INPUTS)

@@ -13,7 +13,7 @@ from planner.architecture.layers import Architecture, Attention, Layer
 from planner.components.cache import cache_component, held_tensors
 from planner.components.graph import Graph
 from planner.components.inputs import SHARED, hold_inputs
-from planner.components.layer import Laid, layer_forward, outliving
+from planner.components.layer import Laid, layer_forward
 from planner.components.norms import norm_forward
 from planner.components.quantised import QuantisedWeights
 from planner.components.run import Run
@@ -97,8 +97,6 @@ def _inference_run(architecture: Architecture, work: Generation, sequence: int, 
 def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     """One forward without autograd: embeddings, layers, final norm, logits of the last position."""
     hold_inputs(course, architecture, run)
-    for name, size in outliving(architecture.decoder.layers[0], run).items():
-        course.level.change("workspace", name, size, 1)
     kinds = layer_indices(architecture.decoder)
     spans = [layer_forward(layer, _queries_left(layer, run), saving=False).span for layer, _ in kinds]
     course.run_stack([(span, places) for span, (_, places) in zip(spans, kinds, strict=True)], "layers")

@@ -94,7 +94,7 @@ def _training_forward(course: Course, architecture: Architecture, run: Run, arou
     norm = final_norm(architecture, run, saving=True)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
-    drop(course, "embeddings", "position embeddings", *(() if checkpointing else ("mask",)))
+    drop(course, "embeddings", "position embeddings", "earlier probabilities", *(() if checkpointing else ("mask",)))
     _loss_forward(course, architecture, run)
     around.at("loss", course)
     return laid
