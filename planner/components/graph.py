@@ -8,7 +8,7 @@ gradient for the same tensor is added to the first in a tensor of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -41,7 +41,8 @@ class Storage:
 class Node:
     """One operator's backward: ``rule(graph, node, gradient)`` makes the gradients of ``inputs``.
 
-    ``moment``: what the rule holds for a moment, where it has to be told.
+    ``moment``: what the rule holds for a moment, where it has to be told. ``constants``: inputs that get none; a kernel that
+    makes it all the same has it dropped. ``trains``: whether ``weights`` get gradients.
     """
 
     out: str
@@ -50,6 +51,13 @@ class Node:
     rule: Rule = field(default_factory=lambda: elementwise)
     weights: Sequence[Weight] = ()
     moment: Size | None = None
+    constants: Sequence[str] = ()
+    trains: bool = True
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        """The inputs that get a gradient."""
+        return [tensor for tensor in self.inputs if tensor not in self.constants] if self.constants else self.inputs
 
 
 @dataclass(slots=True)
@@ -62,11 +70,16 @@ class Record:
 
 
 class Graph(Tape):
-    """A tape on which operators are laid. ``stop_after``: raise :class:`Stopped` at this many saved tensors."""
+    """A tape on which operators are laid.
+
+    ``stop_after``: raise :class:`Stopped` at this many saved tensors. ``constants``: tensors that require no gradient; what
+    is made of them alone, with frozen weights, requires none either, and autograd neither records nor saves anything for it.
+    """
 
     def __init__(
-        self, run: Run, *, saving: bool = False, start: Mapping[str, Held] | None = None, stop_after: int | None = None
-    ) -> None:
+        self, run: Run, *, saving: bool = False, start: Mapping[str, Held] | None = None, stop_after: int | None = None,
+        constants: Collection[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__(saving=saving, start=start)
         self.run = run
         self.record = Record(sizes={name: held.size for name, held in (start or {}).items()})
@@ -74,6 +87,7 @@ class Graph(Tape):
         self._shares: dict[str, int] = {}
         self._stop_after = stop_after
         self.gradients: dict[str, str] = {}
+        self.constants = set(constants)
 
     def make(
         self,
@@ -86,36 +100,64 @@ class Graph(Tape):
         component: str = "workspace",
         weights: Sequence[Weight] = (),
         moment: Size | None = None,
+        for_weights: Sequence[str] = (),
+        whole: bool = False,
+        trains: bool | None = None,
     ) -> None:
-        """An operator makes a tensor. Without a rule it is elementwise: each input gets a gradient of its own size."""
+        """An operator makes a tensor. Without a rule it is elementwise: each input gets a gradient of its own size.
+
+        ``for_weights``: saved only where ``weights`` get gradients (``trains``: whether they do, where the run can't say).
+        Of several inputs an operator saves what the others' gradients need; ``whole``: a kernel that saves all for any.
+        """
         if not self.saving:
             self.hold(name, size, component)
             return
-        kept = [self.save(saved) for saved in saves if saved != name]
+        trains = self.run.trains(weights) if trains is None else trains
+        constant = [source for source in inputs if source in self.constants]
+        if inputs and len(constant) == len(inputs) and not (trains and (weights or for_weights)):
+            self._give_up(name)
+            self.hold(name, size, component)
+            self.constants.add(name)
+            return
+        kept = [self.save(saved) for saved in saves if saved != name and (whole or self._is_needed(saved, inputs))]
+        kept += [self.save(saved) for saved in for_weights if trains and saved not in saves]
+        if weights and not trains:
+            self._count_save()
         self._give_up(name)
         self.hold(name, size, component)
+        self.constants.discard(name)
         self.record.sizes[name] = size
         if name in saves:
             kept.append(self.save(name))
-        self.record.nodes.append(Node(name, inputs, kept, rule or elementwise, weights, moment))
+        self.record.nodes.append(Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains))
+
+    def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
+        """Whether a gradient is computed from a saved tensor: an only input's own, or another input's than its own."""
+        if saved not in inputs or not self.constants or len(inputs) == 1:
+            return True
+        return any(source != saved and source not in self.constants for source in inputs)
 
     def view(self, name: str, source: str, rule: Rule | None = None, size: Size | None = None) -> None:
         """Another name for (a part of) a live tensor; the storage goes with its last name."""
         storage = self._storage(source)
         storage.references += 1
         self._storages[name] = storage
-        if self.saving:
+        if source in self.constants:
+            self.constants.add(name)
+        elif self.saving:
+            self.constants.discard(name)
             self.record.sizes[name] = size or self.record.sizes[source]
             self.record.nodes.append(Node(name, (source,), (), rule or passed_on))
 
     def parts(self, source: str, sizes: Mapping[str, Size]) -> None:
         """Views of a tensor's parts (``chunk``, ``split``): once all gradients are there they are laid together in one tensor."""
         keys = [f"{source} as {name}" for name in sizes]
-        if self.saving:
+        grows = self.saving and source not in self.constants
+        if grows:
             self.record.nodes.append(Node(keys[0], (source,), (), partial(joined, others=keys[1:])))
         for (name, size), key in zip(sizes.items(), keys, strict=True):
             self.view(name, source, None, size)
-            if self.saving:
+            if grows:
                 self.record.nodes[-1].inputs = (key,)
 
     def save(self, name: str) -> Storage:
@@ -124,15 +166,19 @@ class Graph(Tape):
         if not storage.saves:
             self.relabel(storage.name, "activations")
         storage.saves += 1
+        self._count_save()
+        return storage
+
+    def _count_save(self) -> None:
+        """One saved tensor more; a frozen weight is saved too, for the gradient of what it is multiplied with."""
         self.record.saves += 1
         if self.record.saves == self._stop_after:
             raise Stopped
-        return storage
 
     def save_for_last(self, name: str) -> None:
         """The last operator also keeps a live tensor that it made beside its result."""
-        if self.saving:
-            node = self.record.nodes[-1]
+        node = self.record.nodes[-1] if self.saving and self.record.nodes else None
+        if node is not None and node.out not in self.constants:
             node.saves = (*node.saves, self.save(name))
 
     def is_saved(self, name: str) -> bool:
@@ -163,7 +209,10 @@ class Graph(Tape):
         if storage is not None:
             self._storages[new] = storage
             storage.name = new if storage.name == old else storage.name
-        if self.saving:
+        if old in self.constants:
+            self.constants.add(new)
+        elif self.saving:
+            self.constants.discard(new)
             self.record.sizes[new] = self.record.sizes[old]
             self.record.nodes.append(Node(new, (old,), (), passed_on))
 
@@ -205,7 +254,10 @@ class Graph(Tape):
             if gradient is not None:
                 self.drop(gradient)
             for tensor, made in produced:
-                self._accumulate(gradients, tensor, made)
+                if tensor in node.constants:
+                    self.drop(made)
+                else:
+                    self._accumulate(gradients, tensor, made)
         return gradients
 
     def gradient(self, tensor: str, node: Node) -> str:
@@ -233,13 +285,13 @@ class Graph(Tape):
 
     def weight_gradients(self, node: Node) -> None:
         """Gradients of the weights of a linear or a norm."""
-        for weight in node.weights if self.run.trainable else ():
+        for weight in node.weights if node.trains else ():
             count = {"count": weight.count} if weight.count > 1 else {}
             self.hold(f"grad {weight.name}", Size(**count, **factors_of(weight), bytes=self.run.dtype_bytes), "gradients")
 
     def settle_weight_gradients(self, node: Node) -> None:
         """Where gradients exist already, the new ones are added to them and go."""
-        if self.run.accumulating:
+        if self.run.accumulating and node.trains:
             self.consume(*(f"grad {weight.name}" for weight in node.weights))
 
     def _accumulate(self, gradients: dict[str, str], tensor: str, made: str) -> None:
@@ -258,12 +310,12 @@ class Graph(Tape):
 
 def elementwise(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001  every rule's
     """A gradient for each input, the last input's first (derivatives.yaml's order in generated code)."""
-    return [(tensor, graph.gradient(tensor, node)) for tensor in reversed(node.inputs)]
+    return [(tensor, graph.gradient(tensor, node)) for tensor in reversed(node.wanted)]
 
 
 def passed_on(graph: Graph, node: Node, gradient: str) -> Gradients:
     """Sums and views: the gradient itself is every input's."""
-    return [(tensor, graph.share(gradient)) for tensor in node.inputs]
+    return [(tensor, graph.share(gradient)) for tensor in node.wanted]
 
 
 def joined(graph: Graph, node: Node, gradient: str, others: Sequence[str]) -> Gradients:  # noqa: ARG001
@@ -314,7 +366,7 @@ def weighted(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG
     """A product with a weight: the weight's gradient is as large as the result until it is summed."""
     (tensor,) = node.inputs
     made = graph.gradient(tensor, node)
-    if graph.run.trainable:
+    if node.trains:
         rows = graph.held(f"{node.out} d_weight rows", node, graph.record.sizes[node.out])
         graph.weight_gradients(node)
         graph.consume(rows)
@@ -326,7 +378,7 @@ def linear_rule(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: 
     """Gradients of weight and bias, then of the input. ``node.moment``: a copy of the gradient, token by token."""
     copied = graph.held(f"d {node.out} by token", node, node.moment) if node.moment is not None else None
     graph.weight_gradients(node)
-    made = [(tensor, graph.gradient(tensor, node)) for tensor in node.inputs]
+    made = [(tensor, graph.gradient(tensor, node)) for tensor in node.wanted]
     if copied is not None:
         graph.consume(copied)
     graph.settle_weight_gradients(node)
@@ -337,13 +389,28 @@ def linear(
     graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
     copies: bool = False,
 ) -> None:  # fmt: skip
-    """``source`` times a weight (and a bias). ``copies``: the gradient arrives head by head and is laid out token by token."""
+    """``source`` times a weight (and a bias), with the adapter that trains beside it.
+
+    ``copies``: the gradient arrives head by head and is laid out token by token.
+    """
+    adapters = graph.run.adapters
+    if adapters is not None and adapters.beside(weights):
+        adapters.lay(graph, name, source, size, weights, component, copies=copies)
+    else:
+        product(graph, name, source, size, weights, component=component, copies=copies)
+
+
+def product(
+    graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
+    copies: bool = False,
+) -> None:  # fmt: skip
+    """A linear without an adapter, its weight plain or quantised."""
     scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
     if scheme is not None:
         hold_product(graph, scheme, weights, name, size, component)
         return
-    saves = (source,) if graph.run.trainable else ()
-    graph.make(name, size, (source,), saves, linear_rule, component=component, weights=weights, moment=size if copies else None)
+    moment = size if copies else None
+    graph.make(name, size, (source,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(source,))
 
 
 def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:

@@ -87,7 +87,7 @@ def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
         if kernel == "efficient":
             _aligned_mask(g, ops)
     rule = _flash_rule if kernel == "flash" and run.cuda else _fused_rule
-    g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule)
+    g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule, whole=True)
     g.free("log_sum_exp", "mask", "mask padded")
 
 

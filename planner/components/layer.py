@@ -130,7 +130,7 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
         start[name] = Held(size, cache_component(name))
     if not saving:
         start |= {name: Held(size, "workspace") for name, size in outliving(layer, run).items()}
-    g = Graph(run, saving=saving, start=start)
+    g = Graph(run, saving=saving, start=start, constants=run.constants)
     if waits_for_images(layer):
         span = g.span()
         return Laid(span, g.record, span.live)
@@ -168,10 +168,10 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
     ``torch.utils.checkpoint`` (non-reentrant) stops the second forward as soon as everything saved is back.
     """
     run = replace(run, cached=False)
-    first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")})
+    first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")}, constants=run.constants)
     _forward(first, layer)
     again = {"x": Held(run.stream(), "activations"), "d": Held(run.stream(), "workspace")}
-    g = Graph(run, saving=True, start=again, stop_after=first.record.saves)
+    g = Graph(run, saving=True, start=again, stop_after=first.record.saves, constants=run.constants)
     try:
         _forward(g, layer)
     except Stopped:
@@ -184,7 +184,8 @@ def _finish(g: Graph, record: Record, *, checkpoint: bool = False) -> Span:
     gradients = g.backward(record, {"y": "d"})
     if checkpoint:
         g.consume("x")
-    g.rename(gradients["x"], "d")
+    if "x" in gradients:
+        g.rename(gradients["x"], "d")
     return g.span()
 
 

@@ -70,14 +70,14 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
         if variant == "none":
             g.rename(cast, name)
         else:
-            g.make(name, narrow, (cast,), (cast,), weighted, weights=norm.weights)
+            g.make(name, narrow, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
             g.free(cast)
     g.free(scaled, f"{name} variance")
 
 
 def _weight_then_cast(g: Graph, norm: Norm, name: str, scaled: str, wide: Size, narrow: Size, *, early: bool) -> None:
     weighed = f"{name} weighed"
-    g.make(weighed, wide, (scaled,), (scaled,), weighted, weights=norm.weights)
+    g.make(weighed, wide, (scaled,), (), weighted, weights=norm.weights, for_weights=(scaled,))
     if early:
         g.free(scaled)
     g.rename(_cast(g, f"{name} cast", weighed, narrow), name)
@@ -108,7 +108,7 @@ def _centred(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
     g.make(root, row, (f"{name} variance",), (root,))
     g.make(scaled, wide, (centred, root), (centred, root), broadcast)
     g.free(centred, root, fp32)
-    g.make(f"{name} weighed", wide, (scaled,), (scaled,), weighted, weights=norm.weights)
+    g.make(f"{name} weighed", wide, (scaled,), (), weighted, weights=norm.weights, for_weights=(scaled,))
     g.free(scaled)
     g.make(name, narrow, (f"{name} weighed",))
     g.free(f"{name} weighed", mean, f"{name} variance")

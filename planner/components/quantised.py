@@ -51,6 +51,10 @@ class QuantisedWeights:
         found = scheme_of(self.fmt, weight, "model.layers.*.")
         return None if isinstance(found, Plain) else found
 
+    def is_four_bit(self, weights: Sequence[Weight]) -> bool:
+        """Whether a linear's weight is one of bitsandbytes' 4-bit kinds."""
+        return isinstance(self.scheme(weights), BitsAndBytes4Bit)
+
 
 def is_known(fmt: Format) -> bool:
     """Whether the products of a format are derived."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planner.architecture.implementation import LLAMA, Implementation
 from planner.architecture.layers import Attention, Weight
 from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Size, Tape
+from planner.components.trainable import is_named
+
+if TYPE_CHECKING:
+    from planner.components.adapters import Adapters
 
 FP32_BYTES = 4
 
@@ -18,8 +24,10 @@ class Run:
 
     ``cached``: keys and values go through a cache (they are copied into it by ``torch.cat``).
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
-    ``trainable``: weights get gradients; ``accumulating``: they exist already and are added to. ``code``: how the family
-    is written; ``eager``: attention as plain products was asked for.
+    ``trainable``: weights get gradients, of modules by ``names`` where there are some (``path``: where the layer stands);
+    ``adapters``: what trains beside frozen linears; ``constant_input``: nothing before the layer trains, so that its input
+    needs no gradient; ``accumulating``: gradients exist already and are added to.
+    ``code``: how the family is written; ``eager``: attention as plain products was asked for.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
     are held, where not in the activations' dtype.
     """
@@ -38,6 +46,19 @@ class Run:
     static_tokens: int = 0
     residual_in_fp32: bool = False
     quantised: QuantisedWeights | None = None
+    adapters: Adapters | None = None
+    names: tuple[str, ...] = ()
+    path: str = "layers.*."
+    constant_input: bool = False
+
+    def trains(self, weights: Sequence[Weight] = ()) -> bool:
+        """Whether weights get gradients (without any: those that are not told)."""
+        return self.trainable and (not self.names or any(is_named(weight, self.path, self.names) for weight in weights))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """What a layer's graph starts with that requires no gradient."""
+        return ("x",) if self.constant_input else ()
 
     def hidden(self, width: int | None = None) -> Size:
         """An activation of ``width`` features (the hidden size if not said) for every token."""

@@ -1,0 +1,251 @@
+"""Adapters beside frozen linears as PEFT 0.21 computes them, each tensor in the order of its code.
+
+Sources: PEFT ``tuners/lora/layer.py`` (``Linear.forward``), ``tuners/lora/bnb.py`` (over bitsandbytes), ``tuners/lora/dora.py``,
+``tuners/ia3/layer.py``. A frozen weight saves no input; the adapter's own product does, in the adapter's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from planner.architecture.layers import Architecture, Weight
+from planner.components.graph import Gradients, Graph, Node, passed_on, product
+from planner.components.run import FP32_BYTES
+from planner.components.tape import Level, Size
+from planner.components.trainable import (
+    ADAPTED,
+    adapter_dtype_bytes,
+    feed_forward_weights,
+    is_target,
+    tower_adapters,
+    trainable_tensors,
+)
+from planner.record import record
+from planner.scenario import Lora, Training
+
+
+@record
+class Adapters:
+    """What trains beside the linears that ``lora`` names, and the bytes of one of its values.
+
+    ``feed_forward``: identities of the weights whose input IA³ scales, instead of their result.
+    """
+
+    method: str
+    lora: Lora
+    dtype_bytes: int
+    feed_forward: frozenset[int] = frozenset()
+
+    def beside(self, weights: Sequence[Weight]) -> bool:
+        """Whether a linear gets an adapter."""
+        return any(is_target(weight, "layers.*.", self.lora.targets) for weight in weights)
+
+    def lay(self, g: Graph, name: str, source: str, size: Size, weights: Sequence[Weight], component: str, *, copies: bool) -> None:
+        """The linear ``name`` of ``source`` with its adapter, in place of the plain one."""
+        if copies and g.saving:
+            inner = f"{name} head by head"
+            self._lay(g, inner, source, size, weights, component)
+            g.rename(inner, name)
+            g.record.nodes[-1].rule = _by_token
+        else:
+            self._lay(g, name, source, size, weights, component)
+
+    def _lay(self, g: Graph, name: str, source: str, size: Size, weights: Sequence[Weight], component: str) -> None:
+        if self.method == "ia3":
+            _scaled(g, self, name, source, size, weights, component)
+        elif self.method == "dora":
+            _decomposed(g, self, name, source, size, weights, component)
+        elif g.run.quantised is not None and g.run.quantised.scheme(weights) is not None:
+            _over_quantised(g, self, name, source, size, weights, component)
+        else:
+            _beside_plain(g, self, name, source, size, weights, component)
+
+
+def adapters_for(architecture: Architecture, training: Training, dtype_bytes: int) -> Adapters | None:
+    """The adapters of a training's method; None where it has none. ``dtype_bytes``: of a plain parameter."""
+    if training.method not in ADAPTED:
+        return None
+    scaled = frozenset(map(id, feed_forward_weights(architecture))) if training.method == "ia3" else frozenset()
+    return Adapters(training.method, training.lora, adapter_dtype_bytes(training, dtype_bytes), scaled)
+
+
+def hold_adapters(level: Level, architecture: Architecture, training: Training, dtype_bytes: int) -> None:
+    """The adapters' own parameters; those of towers too."""
+    if training.method in ("full", "freeze"):
+        return
+    own = trainable_tensors(architecture, training, dtype_bytes)
+    for tensor in (*own, *tower_adapters(architecture, training, dtype_bytes)):
+        factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
+        level.change("adapters", tensor.name.rpartition(".")[2], Size(**factors, bytes=tensor.dtype_bytes), tensor.times)
+
+
+def _beside_plain(
+    g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
+) -> None:
+    """``result + B(A(dropout(x))) · scaling``: the sum is in the wider dtype, then cast to the base's."""
+    base, wide = f"{name} base", _in_bytes(size, adapters.dtype_bytes)
+    product(g, base, source, size, weights, component=component)
+    x = _cast_input(g, adapters, name, source, weights)
+    _low_rank(g, adapters, name, x, wide, weights)
+    scaled, summed = f"{name} scaled", f"{name} sum"
+    if wide.bytes == size.bytes:
+        g.make(name, size, (base, scaled), (), passed_on, component=component)
+        g.free(scaled, base)
+    else:
+        g.make(summed, wide, (base, scaled), (), partial(_promoted, narrow=size), component=component)
+        g.free(scaled, base)
+        g.make(name, size, (summed,), component=component)
+        g.free(summed)
+    _free_input(g, source, x)
+
+
+def _over_quantised(
+    g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
+) -> None:
+    """Over bitsandbytes the adapter's result is cast before it is added; a 4-bit product is copied first."""
+    base, wide = f"{name} base", _in_bytes(size, adapters.dtype_bytes)
+    product(g, base, source, size, weights, component=component)
+    if g.run.quantised is not None and g.run.quantised.is_four_bit(weights):
+        g.make(f"{name} copied", size, (base,))
+        g.free(base)
+        base = f"{name} copied"
+    x = _cast_input(g, adapters, name, source, weights)
+    _low_rank(g, adapters, name, x, wide, weights)
+    output = f"{name} scaled"
+    if wide.bytes != size.bytes:
+        g.make(f"{name} output", size, (output,))
+        g.free(output)
+        output = f"{name} output"
+    g.make(name, size, (base, output), (), passed_on, component=component)
+    g.free(base, output)
+    _free_input(g, source, x)
+
+
+def _low_rank(g: Graph, adapters: Adapters, name: str, x: str, wide: Size, weights: Sequence[Weight]) -> None:
+    """``{name} scaled`` = B(A(dropout(x))) · scaling; ``x`` stays."""
+    run, lora, bytes_ = g.run, adapters.lora, adapters.dtype_bytes
+    outputs, inputs = weights[0].shape
+    dropped = _dropped(g, adapters, name, x, weights)
+    narrow = Size(batch=run.batch, sequence=run.sequence, rank=lora.rank, bytes=bytes_)
+    first = partial(_adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
+    second = partial(_adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
+    g.make(f"{name} A", narrow, (dropped,), (), first, for_weights=(dropped,), trains=True)
+    if dropped != x:
+        g.free(dropped)
+    g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
+    g.free(f"{name} A")
+    g.make(f"{name} scaled", wide, (f"{name} B",))
+    g.free(f"{name} B")
+
+
+def _dropped(g: Graph, adapters: Adapters, name: str, x: str, weights: Sequence[Weight]) -> str:
+    """The adapter's input after its dropout, whose mask of one byte a value autograd keeps."""
+    if not adapters.lora.dropout or not g.saving:
+        return x
+    run, inputs = g.run, weights[0].shape[1]
+    dropped, mask = f"{name} dropped", f"{name} dropout mask"
+    g.make(dropped, _in_bytes(run.hidden(inputs), adapters.dtype_bytes), (x,))
+    g.hold(mask, Size(batch=run.batch, sequence=run.sequence, in_features=inputs, bool_bytes=1))
+    if dropped not in g.constants:
+        g.save_for_last(mask)
+    g.free(mask)
+    return dropped
+
+
+def _scaled(g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str) -> None:
+    """IA³: what a feed-forward block's last linear reads, or what another makes, times a trained vector."""
+    run, (outputs, inputs) = g.run, weights[0].shape
+    if id(weights[0]) in adapters.feed_forward:
+        read = _cast_input(g, adapters, name, source, weights)
+        narrow = _in_bytes(run.hidden(inputs), run.dtype_bytes)
+        _times_vector(g, adapters, f"{name} read", read, narrow, inputs)
+        product(g, name, f"{name} read", size, weights, component=component)
+        g.free(f"{name} read")
+        _free_input(g, source, read)
+        return
+    product(g, f"{name} base", source, size, weights, component=component)
+    _times_vector(g, adapters, name, f"{name} base", size, outputs)
+    g.free(f"{name} base")
+
+
+def _times_vector(g: Graph, adapters: Adapters, name: str, source: str, size: Size, width: int) -> None:
+    """``(source · vector).to(dtype)``: the product is in the wider dtype."""
+    wide = _in_bytes(size, adapters.dtype_bytes)
+    vector = Size(features=width, bytes=adapters.dtype_bytes)
+    rule = partial(_vector_rule, gradient_of=name, vector=vector)
+    if wide.bytes == size.bytes:
+        g.make(name, size, (source,), (), rule, for_weights=(source,), trains=True)
+        return
+    g.make(f"{name} wide", wide, (source,), (), rule, for_weights=(source,), trains=True)
+    g.make(name, size, (f"{name} wide",))
+    g.free(f"{name} wide")
+
+
+def _decomposed(
+    g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
+) -> None:
+    raise NotImplementedError
+
+
+def _cast_input(g: Graph, adapters: Adapters, name: str, source: str, weights: Sequence[Weight]) -> str:
+    """The linear's input in the adapter's dtype; the input itself where it has that already."""
+    if g.run.dtype_bytes == adapters.dtype_bytes:
+        return source
+    cast = f"{name} x cast"
+    g.make(cast, _in_bytes(g.run.hidden(weights[0].shape[1]), adapters.dtype_bytes), (source,))
+    return cast
+
+
+def _free_input(g: Graph, source: str, x: str) -> None:
+    if x != source:
+        g.free(x)
+
+
+def _in_bytes(size: Size, bytes_: int) -> Size:
+    """The same number of values, each of ``bytes_``."""
+    values = {key: value for key, value in size.values.items() if key not in ("bytes", "fp32_bytes")}
+    return Size(**values, **{"fp32_bytes" if bytes_ == FP32_BYTES else "bytes": bytes_})  # type: ignore[arg-type]
+
+
+def _by_token(g: Graph, node: Node, gradient: str) -> Gradients:
+    """A gradient that arrives head by head is laid out token by token."""
+    return [(tensor, g.gradient(tensor, node)) for tensor in node.wanted] if gradient else []
+
+
+def _promoted(g: Graph, node: Node, gradient: str, narrow: Size) -> Gradients:
+    """A sum of two dtypes: the narrow input's gradient is cast, the wide one's is the sum's own."""
+    base, wide = node.inputs
+    made: Gradients = []
+    if base not in node.constants:
+        made.append((base, g.held(f"d {base}", node, narrow)))
+    return [*made, (wide, g.share(gradient))]
+
+
+def _hold_gradient(g: Graph, gradient_of: str, size: Size) -> None:
+    name = f"grad {gradient_of}"
+    g.hold(name, size, "gradients")
+    if g.run.accumulating:
+        g.consume(name)
+
+
+def _adapter_rule(g: Graph, node: Node, gradient: str, gradient_of: str, size: Size) -> Gradients:  # noqa: ARG001
+    """Gradients of the adapter's matrix, then of what it read."""
+    _hold_gradient(g, gradient_of, size)
+    return [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
+
+
+def _vector_rule(g: Graph, node: Node, gradient: str, gradient_of: str, vector: Size) -> Gradients:  # noqa: ARG001
+    """The input's gradient in the product's dtype, then cast; the vector's is as large as the result until it is summed."""
+    size = g.record.sizes[node.out]
+    made: Gradients = []
+    for tensor in node.wanted:
+        made.append((tensor, g.held(f"d {tensor} wide", node, size)))
+    rows = g.held(f"{node.out} d_vector rows", node, size)
+    _hold_gradient(g, gradient_of, vector)
+    g.consume(rows)
+    for index, (tensor, wide) in enumerate(made):
+        if g.record.sizes[tensor].bytes != size.bytes:
+            made[index] = (tensor, g.gradient(tensor, node))
+            g.consume(wide)
+    return made
