@@ -1,0 +1,384 @@
+"""How far predictions are from published measurements of training, and public estimators beside them.
+
+``python tests/accuracy/training.py`` prints it. The rows are those of :mod:`tests.accuracy.published_training` and of
+``tests/data/published_frameworks.json``; each is predicted or has its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from planner.architecture.counts import iter_weights, parameter_count  # noqa: E402
+from planner.architecture.layers import Attention, DenseMLP, LatentAttention, MixtureOfExperts  # noqa: E402
+from planner.faults import Faults  # noqa: E402
+from planner.footprint import Footprint  # noqa: E402
+from planner.scenario import parse_scenario  # noqa: E402
+from resources.plan import Plan, make_plan  # noqa: E402
+from tests.accuracy import published_training as published  # noqa: E402
+
+FRAMEWORKS = ROOT / "tests" / "data" / "published_frameworks.json"
+OURS = "highwater"
+GIB = 2**30
+UNITS = {"bytes": 1, "MiB": 2**20, "GiB": GIB, "GB": 1e9, "GB (1e9 bytes)": 1e9, "GB (GiB in the code)": GIB}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A published figure with the scenario of its run (or why there is none), and the release it was made with."""
+
+    id: str
+    source: str
+    group: str
+    what: str
+    measured_bytes: float
+    scenario: dict[str, Any] | None
+    reason: str = ""
+    note: str = ""
+
+
+# -- rows of transformers' Trainer and of PEFT
+
+
+def trainer_cases() -> list[Case]:
+    return [_trainer_case(row) for row in published.rows()]
+
+
+def _trainer_case(row: published.Row) -> Case:
+    group = f"{row.setup['engine']} {row.method}"
+    known = {"source": published.data()["sources"][row.source], "what": row.what, "measured_bytes": row.measured_bytes}
+    reason = published.reason(row)
+    if reason is None and row.what == "reserved_p99_of_train_steps":
+        reason = "padded lengths are not published"
+    if reason is not None:
+        return Case(row.id, group=group, scenario=None, reason=reason, **known)
+    scenario = published.scenario_of(row)
+    release = published.release_of(row)
+    version = next((part.split()[1] for part in release.split(", ") if part.startswith("transformers ")), None)
+    if version is not None:
+        options = scenario["training"].get("engine_options", {})
+        scenario["training"]["engine_options"] = {**options, "version": version}
+    return Case(row.id, group=group, scenario=scenario, note=f"{row.run} {row.model.rpartition('/')[2]}", **known)
+
+
+# -- rows of other frameworks
+
+
+def framework_cases() -> list[Case]:
+    data = json.loads(FRAMEWORKS.read_bytes())
+    cases = []
+    for values in data["rows"]:
+        row = dict(zip(data["columns"], values, strict=True))
+        scenario, reason = scenario_of(row)
+        config = data["models"].get(row["model"])
+        if scenario is not None and config is not None:
+            scenario["model"] = {"config": {key: value for key, value in config.items() if key != "_source"}}
+        note = f"{row['model'].rpartition('/')[2]} {row['notes'].rpartition(': ')[2]}"
+        group = f"{row['engine']} {row['method']}"
+        measured = row["value"] * UNITS[row["unit"]]
+        cases.append(Case(row["id"], data["sources"][row["source"]], group, row["what"], measured, scenario, reason, note))
+    return cases
+
+
+def scenario_of(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """A scenario for a row of another framework, or the reason against one."""
+    maker = FRAMEWORK.get(row["engine"])
+    if maker is None:
+        return None, f"{row['engine']}: kernels of its own replace the blocks; no scenario names them"
+    return maker(row)
+
+
+def _plain(row: dict[str, Any], **training: Any) -> dict[str, Any]:
+    return {
+        "model": row["model"],
+        "task": "training",
+        "weights": "bf16",
+        "training": {"batch": row["batch"], "sequence": row["sequence"], "method": row["method"]} | training,
+        "hardware": {"gpu": "A100 SXM4 80GB"},
+    }
+
+
+# torchtune, README "Optimization flags": each step adds one to those before.
+TORCHTUNE_STEPS = (
+    ("baseline: unpacked", None),
+    ("packed dataset", {}),
+    ("compile", None),
+    ("chunked cross entropy", {"loss": "chunked"}),
+    ("activation checkpointing", {"loss": "chunked", "checkpointing": "full"}),
+    ("optimizer in backward", None),
+    ("activation offloading", None),
+    ("8-bit AdamW", None),
+    ("QLoRA", None),
+)
+
+
+def _torchtune(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    if row["sequence"] is None:
+        return None, "padded lengths are not published"
+    if row["model"].endswith("Llama-3.1-8B"):
+        return None, "the optimizer and checkpointing of the recipe at that commit are not stated beside the figure"
+    step = next((choices for name, choices in TORCHTUNE_STEPS if name in row["notes"]), None)
+    if step is None:
+        return None, "torch.compile, unpacked lengths, an optimizer in the backward or offloaded activations: no scenario says it"
+    return _plain(row, optimizer="adamw_fused", **step), ""
+
+
+def _torchtitan(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    if "compile" in row["notes"]:
+        return None, "compiled (and float8): what the compiler keeps for the backward has no closed form"
+    if row["sequence"] is None:
+        return None, "the sequence length is not published"
+    ways = int(row["parallel"].rpartition("x")[2])
+    scenario = _plain(row, engine="fsdp", optimizer="adamw_fused", checkpointing="selective", precision="amp-bf16")
+    scenario["hardware"] = {"gpu": "H100 SXM5 80GB", "gpus": 8, "nodes": ways // 8, "capacity_bytes": 96 * GIB}
+    scenario["parallel"] = {"data": ways, "sharding": "full"}
+    return scenario, ""
+
+
+def _litgpt(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    scenario = _plain(row, optimizer="adamw_foreach", lora={"rank": 8, "targets": ["q_proj", "v_proj"], "dropout": 0.05})
+    scenario["weights"] = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq"}.get(row["quantisation"] or "", "bf16")
+    return scenario, ""
+
+
+FRAMEWORK: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any] | None, str]]] = {
+    "torchtune": _torchtune,
+    "torchtitan": _torchtitan,
+    "litgpt": _litgpt,
+}
+
+
+# -- what we say
+
+
+@cache
+def _plan(scenario: str) -> Plan:
+    return make_plan(parse_scenario(json.loads(scenario)), network=False, calibrated=False)
+
+
+def answer(case: Case) -> tuple[Plan, Footprint] | str:
+    """The prediction of a case's scenario, or why there is none."""
+    try:
+        plan = _plan(json.dumps(case.scenario))
+        found = plan.footprint
+    except Faults as faults:
+        return str(faults)
+    if not found.gpus or not found.gpus[0].phases:
+        return next((note for note in found.notes if note.startswith("unknown")), "unknown")
+    return plan, found
+
+
+def ours(found: Footprint, what: str) -> int:
+    """The figure of a meter: the highest of all phases and GPUs."""
+    phases = [phase for gpu in found.gpus for phase in gpu.phases]
+    if what == "allocated_after_train":
+        last = found.gpus[0].phases[-1].components
+        kept = ("weights", "quantization_state", "optimizer_state", "gradients")
+        return sum(last.get(name, 0) for name in kept)
+    meter = "device" if what == "nvidia_smi_total" else "reserved" if "reserved" in what else "allocated"
+    return max(int(getattr(phase, meter)) for phase in phases)
+
+
+# -- what public estimators say of the same run
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What calculators ask for: parameters, those trained, the blocks' sizes, one micro-batch, GPUs that share states."""
+
+    parameters: int
+    trained: int
+    weight_bytes: float
+    largest: int
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    batch: int
+    sequence: int
+    checkpointing: bool
+    gpus: int
+
+
+def facts(plan: Plan, found: Footprint) -> Facts:
+    architecture, training = plan.architecture, plan.scenario.training
+    layer = architecture.decoder.layers[0]
+    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention | LatentAttention)]
+    widths = [mixer.intermediate_size for mixer in layer.channel if isinstance(mixer, DenseMLP)]
+    widths += [mixer.intermediate_size * mixer.experts_per_token for mixer in layer.channel if isinstance(mixer, MixtureOfExperts)]
+    return Facts(
+        parameters=parameter_count(architecture),
+        trained=found.trainable_parameters or parameter_count(architecture),
+        weight_bytes=float(found.weight_bytes or 2 * parameter_count(architecture)),
+        largest=max(prod(weight.shape) for _, weight, _ in iter_weights(architecture)),
+        layers=len(architecture.decoder.layers),
+        hidden=architecture.hidden_size,
+        heads=mixers[0].num_heads if mixers else 1,
+        intermediate=widths[0] if widths else 4 * architecture.hidden_size,
+        vocabulary=architecture.vocab_size,
+        batch=training.batch,
+        sequence=training.sequence or 1,
+        checkpointing=training.checkpointing != "none",
+        gpus=plan.scenario.hardware.gpus * plan.scenario.hardware.nodes,
+    )
+
+
+def deepspeed(run: Facts) -> float:
+    """DeepSpeed ``estimate_zero2_model_states_mem_needs``: 4 B a parameter, 16 B shared among GPUs; no activations."""
+    return run.weight_bytes - 2 * run.trained + 4 * run.trained + 16 * run.trained / run.gpus
+
+
+def deepspeed_three(run: Facts) -> float:
+    """DeepSpeed ``estimate_zero3_model_states_mem_needs``: 18 B a parameter among GPUs, 4 B of the largest layer."""
+    return (run.weight_bytes - 2 * run.trained) / run.gpus + 18 * run.trained / run.gpus + 4 * run.largest
+
+
+def megatron(run: Facts) -> float:
+    """Megatron-LM ``report_theoretical_memory``: 18 B a parameter, 1.05 · (s·b·h·34 a layer, logits and last norm in 16 bit)."""
+    tokens = run.sequence * run.batch
+    layers = tokens * run.hidden * 34 * run.layers + 8 * tokens + tokens * run.hidden
+    if run.checkpointing:
+        layers = 2 * tokens * run.hidden * run.layers + 34 * tokens * run.hidden
+    states = run.weight_bytes - 2 * run.trained + (6 + 12 / run.gpus) * run.trained
+    return states + 1.05 * (layers + 2 * tokens * (run.vocabulary + run.hidden))
+
+
+def llm_analysis(run: Facts) -> float:
+    """llm-analysis ``training``: fp32 gradients, 12 B of states; by layer 13·s·b·h + 4·a·s·b + 4·s·b·f and two fp32 norms."""
+    tokens = run.sequence * run.batch
+    attention = (5 * 2 + 1) * tokens * run.hidden + 2 * (2 * tokens * run.hidden + 4 * run.heads * tokens)
+    mlp = 2 * tokens * run.hidden + 4 * tokens * run.intermediate
+    layer = 2 * tokens * run.hidden if run.checkpointing else attention + mlp + 2 * 4 * tokens * run.hidden
+    ends = 2 * tokens * run.hidden + 4 * tokens * run.hidden + 2 * tokens * run.vocabulary
+    states = run.weight_bytes + 16 * run.trained / run.gpus
+    return states + layer * run.layers + ends + 2 * tokens * run.vocabulary
+
+
+def accelerate(run: Facts) -> float:
+    """accelerate 1.15 ``estimate-memory``: training with Adam in bf16 at batch 1, twice the model's fp32 bytes."""
+    return run.weight_bytes - 2 * run.trained + 2 * 4 * run.trained
+
+
+def cookbook(run: Facts) -> float:
+    """EleutherAI cookbook ``calc_transformer_mem``: 2 + 4 + 12 B a parameter, s·b·h·L·(34 + 5·a·s/h), 34 when checkpointed."""
+    tokens = run.sequence * run.batch
+    inner = 34 if run.checkpointing else 34 + 5 * run.heads * run.sequence / run.hidden
+    return run.weight_bytes + 4 * run.trained + 12 * run.trained / run.gpus + tokens * run.hidden * run.layers * inner
+
+
+ESTIMATORS: dict[str, Callable[[Facts], float]] = {
+    "DeepSpeed ZeRO-2": deepspeed,
+    "DeepSpeed ZeRO-3": deepspeed_three,
+    "Megatron-LM": megatron,
+    "llm-analysis": llm_analysis,
+    "accelerate": accelerate,
+    "EleutherAI": cookbook,
+}
+
+
+# -- the report
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case with everybody's figure, bytes."""
+
+    case: Case
+    predicted: dict[str, float]
+
+    def error(self, who: str) -> float:
+        return self.predicted[who] / self.case.measured_bytes - 1
+
+
+def compare(case: Case) -> Comparison | str:
+    if case.scenario is None:
+        return case.reason
+    found = answer(case)
+    if isinstance(found, str):
+        return found
+    plan, footprint = found
+    known = facts(plan, footprint)
+    predicted = {OURS: float(ours(footprint, case.what))}
+    if case.what != "allocated_after_train":
+        predicted |= {name: estimator(known) for name, estimator in ESTIMATORS.items()}
+    return Comparison(case, predicted)
+
+
+HEADS = ("rows", "median", "mean", "p95", "max", "bias", "under")
+
+
+def summary(comparisons: list[Comparison]) -> str:
+    """By kind of run and meter, ours and each estimator's."""
+    lines = [f"{'run':<24}{'meter':<24}{'estimator':<18}{''.join(f'{head:>9}' for head in HEADS)}"]
+    groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for found in comparisons:
+        groups[found.case.group, found.case.what].append(found)
+    for (group, what), members in sorted(groups.items()):
+        for who in (OURS, *ESTIMATORS):
+            errors = [found.error(who) for found in members if who in found.predicted]
+            if errors:
+                lines.append(f"{group:<24}{what:<24}{who:<18}{_figures(errors)}")
+    return "\n".join(lines)
+
+
+def _figures(errors: list[float]) -> str:
+    absolute = sorted(abs(error) for error in errors)
+    shares = (median(absolute), mean(absolute), absolute[int(0.95 * (len(absolute) - 1))], absolute[-1])
+    return (
+        f"{len(errors):>9}{''.join(f'{share:>9.2%}' for share in shares)}{mean(errors):>+9.2%}{mean(e < 0 for e in errors):>9.0%}"
+    )
+
+
+def listing(comparisons: list[Comparison]) -> str:
+    lines = [f"{'row':<7}{'run':<24}{'':<42}{'meter':<24}{'measured':>16}{'predicted':>16}{'error':>9}"]
+    for found in comparisons:
+        case, mine = found.case, found.predicted[OURS]
+        lines.append(
+            f"{case.id:<7}{case.group:<24}{case.note[:40]:<42}{case.what:<24}{case.measured_bytes:>16,.0f}{mine:>16,.0f}"
+            f"{found.error(OURS):>+9.2%}"
+        )
+    return "\n".join(lines)
+
+
+def left_out(answers: list[tuple[Case, Comparison | str]]) -> str:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for case, found in answers:
+        if isinstance(found, str):
+            reasons[found].append(case.id)
+    return "Not predicted\n" + "\n".join(
+        f"{len(ids)} rows: {text}\n" + textwrap.fill(" ".join(ids), 130, initial_indent="    ", subsequent_indent="    ")
+        for text, ids in sorted(reasons.items(), key=lambda item: -len(item[1]))
+    )
+
+
+def report() -> str:
+    """The whole report, as it is committed."""
+    answers = [(case, compare(case)) for case in (*trainer_cases(), *framework_cases())]
+    kept = [found for _, found in answers if isinstance(found, Comparison)]
+    estimators = "\n".join(f"  {name}: {(estimator.__doc__ or '').strip()}" for name, estimator in ESTIMATORS.items())
+    return "\n\n".join([
+        f"Training, closed forms against published measurements: {len(answers)} rows, {len(kept)} predicted.\n"
+        "Relative errors; under: share of predictions below the measured value. Estimators count weights that are frozen as stored.",
+        summary(kept),
+        f"Estimators\n{estimators}",
+        listing(kept),
+        left_out(answers),
+        "Sources\n" + "\n".join(f"    {source}" for source in dict.fromkeys(case.source for case, _ in answers)),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(report())
