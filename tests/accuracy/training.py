@@ -317,6 +317,8 @@ def compare(case: Case) -> Comparison | str:
     return Comparison(case, predicted)
 
 
+HOW = """\
+Relative errors; under: share of predictions below the measured value. Estimators count frozen weights as they are stored."""
 HEADS = ("rows", "median", "mean", "p95", "max", "bias", "under")
 
 
@@ -369,9 +371,9 @@ def report() -> str:
     answers = [(case, compare(case)) for case in (*trainer_cases(), *framework_cases())]
     kept = [found for _, found in answers if isinstance(found, Comparison)]
     estimators = "\n".join(f"  {name}: {(estimator.__doc__ or '').strip()}" for name, estimator in ESTIMATORS.items())
+    title = f"Training, closed forms against published measurements: {len(answers)} rows, {len(kept)} predicted."
     return "\n\n".join([
-        f"Training, closed forms against published measurements: {len(answers)} rows, {len(kept)} predicted.\n"
-        "Relative errors; under: share of predictions below the measured value. Estimators count weights that are frozen as stored.",
+        f"{title}\n{HOW}",
         summary(kept),
         f"Estimators\n{estimators}",
         listing(kept),
