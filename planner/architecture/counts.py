@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 
 from planner.architecture.layers import (
     Architecture,
+    Attention,
     Layer,
     MixtureOfExperts,
     Stack,
@@ -38,13 +39,22 @@ def layer_weights(layer: Layer) -> Iterator[Weight]:
     yield from layer.weights
 
 
+def waits_for_images(layer: Layer) -> bool:
+    """Whether a decoder's layer reads an image's encodings alone: without an image it is passed over (``MllamaTextModel``)."""
+    return any(isinstance(mixer, Attention) and mixer.kv == "cross" for mixer in layer.sequence) and len(layer.sequence) == 1
+
+
 def stack_weights(stack: Stack) -> Iterator[tuple[str, Weight, int]]:
     """Every weight of a stack: path of its owner with the closing dot, weight, how often it occurs."""
-    for layer, count in layer_groups(stack):
-        for weight in layer_weights(layer):
-            yield f"{stack.name}.*.", weight, count
+    yield from _layers_weights(stack, layer_groups(stack))
     for weight in stack.weights:
         yield "", weight, 1
+
+
+def _layers_weights(stack: Stack, groups: Iterable[tuple[Layer, int]]) -> Iterator[tuple[str, Weight, int]]:
+    for layer, count in groups:
+        for weight in layer_weights(layer):
+            yield f"{stack.name}.*.", weight, count
 
 
 def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
@@ -54,18 +64,28 @@ def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]
     prefix + name; elements = product of the shape × ``weight.count`` × how often. Buffers are included, marked so.
     """
     yield from decoder_weights(architecture)
+    yield from _layers_weights(architecture.decoder, _waiting(architecture.decoder))
     for tower in architecture.towers:
         yield from stack_weights(tower)
 
 
 def decoder_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
-    """Of :func:`iter_weights`, those that a text without images and sounds passes: a tower's get no gradients from it."""
+    """Of :func:`iter_weights` the first, those that a text without images and sounds passes: the others get no gradients from it."""
     for weight in (*architecture.embeddings, *architecture.head):
         yield "", weight, 1
     if architecture.final_norm is not None:
         for weight in architecture.final_norm.weights:
             yield "", weight, 1
-    yield from stack_weights(architecture.decoder)
+    stack = architecture.decoder
+    waiting = {id(layer) for layer, _ in _waiting(stack)}
+    yield from _layers_weights(stack, (found for found in layer_groups(stack) if id(found[0]) not in waiting))
+    for weight in stack.weights:
+        yield "", weight, 1
+
+
+def _waiting(stack: Stack) -> list[tuple[Layer, int]]:
+    """A decoder's layers that a text alone does not pass."""
+    return [found for found in layer_groups(stack) if stack.kind == "decoder" and waits_for_images(found[0])]
 
 
 def is_routed(weight: Weight) -> bool:

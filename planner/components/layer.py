@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from planner.architecture.counts import layer_groups
+from planner.architecture.counts import layer_groups, waits_for_images
 from planner.architecture.implementation import LLAMA, Implementation, implementation_of
 from planner.architecture.layers import (
     Architecture,
@@ -36,6 +36,10 @@ from planner.modelled import NotModelled
 from planner.record import record
 
 
+SHARED = ("k rotated", "v")
+"""What a layer without keys and values of its own reads of another."""
+
+
 @record
 class Laid:
     """A layer's forward: what it does to memory, and what its backward needs."""
@@ -60,8 +64,6 @@ def require_modelled(
         reason = _unmodelled(layer, code, training=training, eager=eager)
         if reason:
             raise NotModelled(f"{architecture.model_class}: activations of {reason} are not modelled")
-    if training and any(waits_for_images(layer) for layer in architecture.decoder.layers):
-        raise NotModelled(f"{architecture.model_class}: training of layers that read images alone is not modelled")
     mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
     if static and not all(isinstance(mixer, Attention) and mixer.kv == "own" for mixer in mixers):
         raise NotModelled(f"{architecture.model_class}: a static cache is modelled for keys and values of every head alone")
@@ -102,7 +104,6 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training
     else:
         reasons = {
             "attention that reads other sequences or compressed entries": not mixer.causal or mixer.compression is not None,
-            "shared keys and values in training": training and mixer.kv == "shared",
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")
@@ -112,11 +113,6 @@ def _expected_norms(layer: Layer, code: Implementation) -> int:
     if is_dense_beside_experts(layer):
         return 7
     return (len(layer.sequence) + len(layer.channel)) * (2 if code.placement == "sandwich" else 1)
-
-
-def waits_for_images(layer: Layer) -> bool:
-    """Whether a decoder's layer reads an image's encodings alone: without an image it is passed over (``MllamaTextModel``)."""
-    return any(isinstance(mixer, Attention) and mixer.kv == "cross" for mixer in layer.sequence)
 
 
 def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = False) -> Laid:
@@ -159,7 +155,7 @@ def layer_backward(run: Run, laid: Laid) -> Span:
     """From the gradient of the output, ``d``, to that of the input, with everything the forward saved used up."""
     start = {name: held for name, held in laid.live.items() if held.component == "activations"}
     g = Graph(run, start=start | {"d": Held(run.stream(), "workspace")})
-    return _finish(g, laid.record)
+    return _finish(g, laid.record) if laid.record.nodes else g.span()
 
 
 def layer_recomputed(layer: Layer, run: Run) -> Span:
@@ -167,6 +163,8 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
 
     ``torch.utils.checkpoint`` (non-reentrant) stops the second forward as soon as everything saved is back.
     """
+    if waits_for_images(layer):
+        return Graph(run).span()
     run = replace(run, cached=False)
     first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")}, constants=run.constants)
     _forward(first, layer)
@@ -184,9 +182,17 @@ def _finish(g: Graph, record: Record, *, checkpoint: bool = False) -> Span:
     gradients = g.backward(record, {"y": "d"})
     if checkpoint:
         g.consume("x")
+    g.consume(*(gradient for leaf, gradient in gradients.items() if leaf in SHARED))
     if "x" in gradients:
         g.rename(gradients["x"], "d")
     return g.span()
+
+
+def _name_shared(g: Graph, layer: Layer) -> None:
+    """Keys and values of another layer, which holds them: this layer's part of their gradients goes into one sum for all."""
+    for mixer in layer.sequence:
+        if g.saving and isinstance(mixer, Attention) and mixer.kv == "shared":
+            g.record.sizes.update({name: g.run.cache(mixer, name[0], g.run.sequence) for name in SHARED})
 
 
 def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:
@@ -211,6 +217,7 @@ def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> 
 
 def _forward(g: Graph, layer: Layer) -> None:
     """``x`` to ``y``; ``x`` stays, its owner frees it."""
+    _name_shared(g, layer)
     if is_side_by_side(layer):
         side_by_side(g, layer)
     elif layer.parallel:

@@ -272,8 +272,8 @@ def _instantiate(model_class: Any, config: Any, dtype: torch.dtype, attention: s
         raise WorkerError("unsupported", f"attention {attention!r} is not one transformers has", "scenario.inference.attention")
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
     kwargs: dict[str, Any] = {}
-    # "sdpa" is what no choice settles to; classes without it (Mamba) are left to their own.
-    if _ATTENTIONS[attention] is not None and (attention != "sdpa" or getattr(model_class, "_supports_sdpa", True)):
+    # "sdpa" is what no choice settles to: the library's own default where a class, or a tower inside it, has it.
+    if _ATTENTIONS[attention] is not None and attention != "sdpa":
         kwargs["attn_implementation"] = _ATTENTIONS[attention]
     return model_class._from_config(config, **kwargs)
 
