@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -25,15 +26,18 @@ def remember_by_identity(
 
     def decorate(function: Callable[Concatenate[Owner, Parameters], Result]) -> Callable[Concatenate[Owner, Parameters], Result]:
         remembered: OrderedDict[object, tuple[Owner, Result]] = OrderedDict()
+        lock = Lock()
 
         @functools.wraps(function)
         def call(owner: Owner, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             key = (id(owner), args, tuple(sorted(kwargs.items())))
             found = remembered.get(key)
             if found is None:
-                found = remembered[key] = (owner, function(owner, *args, **kwargs))
-                if len(remembered) > maximum:
-                    remembered.popitem(last=False)
+                found = (owner, function(owner, *args, **kwargs))
+                with lock:
+                    found = remembered.setdefault(key, found)
+                    if len(remembered) > maximum:
+                        remembered.popitem(last=False)
             return found[1]
 
         return call

@@ -1,7 +1,7 @@
 """Predictions again and again: the same question with other counts is answered by a program of the first answers.
 
-A window asks anew at every keystroke, a search for a limit dozens of times, a sweep ten thousand times, and mostly a few
-counts alone have changed. Per model, engine and options, the second question is answered under a trace
+A window asks anew at every keystroke, a search for a limit dozens of times, a sweep ten thousand times, from several threads,
+and mostly a few counts alone have changed. Per model, engine and options, the second question is answered under a trace
 (:mod:`planner.symbolic`); from then on a program does what depends on the counts.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 from planner.footprint import Footprint
@@ -24,14 +25,29 @@ PATHS = 24
 """Programs of one question: so many ways through the arithmetic are told apart before it is run as it stands."""
 
 
+_lock = Lock()
+"""Held where what is shared between threads changes, never while something is worked out."""
+
+
 class Question:
     """One scenario up to its counts, and what has been learnt about answering it. ``parts`` keeps identities alive."""
 
     def __init__(self, parts: object) -> None:
         self.parts = parts
         self.asked = 0
-        self.programs: list[Any] = []
+        self.programs: tuple[Any, ...] = ()
+        """Replaced, never changed: another thread may be going through them."""
         self.hopeless = False
+
+    def prefer(self, program: Any) -> None:
+        """Try a program first, known or new."""
+        with _lock:
+            self.programs = (program, *(other for other in self.programs if other is not program))
+
+    def add(self, program: Any) -> None:
+        """Try a program after those that are known."""
+        with _lock:
+            self.programs = (*self.programs, program)
 
 
 _questions: OrderedDict[object, Question] = OrderedDict()
@@ -74,9 +90,10 @@ def question_of(scenario: Scenario, names: tuple[str, ...], *parts: object) -> Q
     except TypeError:
         return Question(parts)
     if found is None:
-        found = _questions[key] = Question(parts)
-        if len(_questions) > REMEMBERED:
-            _questions.popitem(last=False)
+        with _lock:
+            found = _questions.setdefault(key, Question(parts))
+            if len(_questions) > REMEMBERED:
+                _questions.popitem(last=False)
     return found
 
 
@@ -86,7 +103,7 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
         found: dict[str, Any] | None = program.at(values)
         if found is not None:
             if position:
-                question.programs.insert(0, question.programs.pop(position))
+                question.prefer(program)
             return found
     question.asked += 1
     if question.hopeless or not _is_time(question.asked) or len(question.programs) >= PATHS:
@@ -100,7 +117,7 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
     if program is None:
         question.hopeless = True
         return function(*values)
-    question.programs.insert(0, program)
+    question.prefer(program)
     found = program.at(values)
     return function(*values) if found is None else found
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.architecture.layers import Architecture
+from planner.engines.served import SERVED, told_apart
 from planner.faults import Faults
 from planner.footprint import Footprint, Verdict
 from planner.formats.format import Format
@@ -133,10 +134,11 @@ _cards: dict[object, Gpu] = {}
 
 
 def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
-    """What the memory of a run depends on beside the capacity. Serving engines tell cards apart by name."""
-    if scenario.task == "inference" and scenario.engine != "transformers":
+    """What the memory of a run depends on beside the capacity; some engines tell cards apart by name."""
+    kind = (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor, gpu.unified, gpu.calibration)
+    if scenario.task == "inference" and scenario.engine not in ("transformers", *SERVED):
         return (gpu.name,)
-    return gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor, gpu.unified
+    return (*kind, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind
 
 
 def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
@@ -196,7 +198,7 @@ def _point(
     if program is None:
         question.hopeless = True
         return one(*values)
-    question.programs.append((program, program.arrays()))
+    question.add((program, program.arrays()))
     return tuple(plain(figure) for figure in result)
 
 
@@ -212,7 +214,7 @@ def _run(
         if program is None:
             question.hopeless = True
             return None
-        question.programs.append((program, program.arrays()))
+        question.add((program, program.arrays()))
     run: Callable[..., tuple[Any, Any]] = question.programs[tried][1]
     return run if _exact(run, columns) else None
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from planner.modelled import NotModelled
 from planner.record import record
+from planner.symbolic.amount import largest
 
 PAD_ABOVE = 1.5
 """Kinds whose layer counts differ by less are padded to the larger count rather than cut to the smaller."""
@@ -89,6 +90,23 @@ class Pool:
         """The longest single sequence of at most ``limit_tokens`` tokens that the pool holds; 0 when not even one token."""
         if self.sequence_blocks(1, scheduled_tokens) > self.blocks:
             return 0
+        if self.sequence_blocks(limit_tokens, scheduled_tokens) <= self.blocks:
+            return limit_tokens
+        growing = [group for group in self.groups if group.kind == "full"]
+        widths = {group.block_tokens for group in growing}
+        if len(widths) == 1:
+            # Windows and states take what they take of a sequence that long; the rest of the pool is the growing groups'.
+            settled = sum(group.pages(limit_tokens, scheduled_tokens) for group in self.groups if group.kind != "full")
+            tokens = (self.blocks - settled) // len(growing) * growing[0].block_tokens
+            if tokens > 0 and self._is_longest(tokens, limit_tokens, scheduled_tokens):
+                return tokens
+        return self._searched(limit_tokens, scheduled_tokens)
+
+    def _is_longest(self, tokens: int, limit_tokens: int, scheduled_tokens: int) -> bool:
+        held = self.sequence_blocks(tokens, scheduled_tokens)
+        return tokens < limit_tokens and held <= self.blocks < self.sequence_blocks(tokens + 1, scheduled_tokens)
+
+    def _searched(self, limit_tokens: int, scheduled_tokens: int) -> int:
         low, high = 1, limit_tokens
         while low < high:
             middle = (low + high + 1) // 2
@@ -114,7 +132,7 @@ class Layout:
 
     def pool(self, available_bytes: int) -> Pool:
         """The pool that ``available_bytes`` hold."""
-        blocks = max(0, available_bytes) // self.block_bytes if self.block_bytes else 0
+        blocks = largest(0, available_bytes) // self.block_bytes if self.block_bytes else 0
         return Pool(self.groups, self.block_bytes, blocks, self.padding_layers)
 
 
@@ -146,13 +164,13 @@ def _uniform(layers: Counter[PageSpec]) -> bool:
 
 def _unified(layers: Counter[PageSpec]) -> Counter[PageSpec]:
     """Pages made equal by giving layers with small ones more tokens a block (``unify_kv_cache_spec_page_size``)."""
-    largest = max(spec.page_bytes for spec in layers)
+    widest = max(spec.page_bytes for spec in layers)
     unified: Counter[PageSpec] = Counter()
     for spec, count in layers.items():
-        ratio, rest = divmod(largest, spec.page_bytes)
+        ratio, rest = divmod(widest, spec.page_bytes)
         if rest:
-            raise NotModelled(f"pages of {spec.page_bytes} and {largest} bytes can't share one pool")
-        unified[replace(spec, page_bytes=largest, block_tokens=spec.block_tokens * ratio)] += count
+            raise NotModelled(f"pages of {spec.page_bytes} and {widest} bytes can't share one pool")
+        unified[replace(spec, page_bytes=widest, block_tokens=spec.block_tokens * ratio)] += count
     return unified
 
 

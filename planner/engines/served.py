@@ -22,3 +22,10 @@ def serving_answer(engine: str) -> Answer:
     module, name = SERVED[engine]
     answer: Answer = getattr(importlib.import_module(module), name)
     return answer
+
+
+def told_apart(gpu_name: str) -> tuple[object, ...]:
+    """What vLLM's memory depends on of a card's name."""
+    from planner.engines.vllm.answer import multiprocessors  # noqa: PLC0415  loaded for those who ask
+
+    return multiprocessors(gpu_name), "a100" in gpu_name.lower()

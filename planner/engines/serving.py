@@ -6,8 +6,10 @@ the rest. It fits when the pool holds a sequence of the greatest length it accep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from functools import cache
 
 from planner.architecture.counts import parameter_count as counted_parameters
 from planner.architecture.layers import Architecture, LatentAttention
@@ -24,6 +26,7 @@ from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Inference, Scenario, to_json
 from planner.sharding import StageWeights
+from planner.symbolic.amount import largest
 
 GIB = 2**30
 parameter_count = remember_by_identity(64)(counted_parameters)
@@ -59,9 +62,10 @@ class Server:
     terms: Sequence[Term]
     notes: tuple[str, ...]
     version: str
-    kv_tokens: int
-    concurrency: float
-    log: tuple[str, ...]
+    log: Callable[[], tuple[str, ...]]
+    """The lines of the engine's own log, made for those who look."""
+    tokens_by_concurrency: bool = False
+    """Whether the engine counts its tokens as maximum concurrency · ``max_model_len``."""
     max_requests: int | None = None
     prefix_caching: bool = True
     refused: tuple[str, ...] = ()
@@ -71,6 +75,31 @@ class Server:
     def pool(self) -> Pool:
         """The pool that bounds the others: every stage uses as many blocks as the poorest has."""
         return min(self.pools, key=lambda pool: pool.blocks)
+
+    @property
+    def concurrency(self) -> float:
+        """Sequences of the greatest length that the pool holds at once."""
+        return self.pool.concurrency(self.max_model_len, self.scheduled_tokens)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of cache, as the engine counts them."""
+        return int(self.concurrency * self.max_model_len) if self.tokens_by_concurrency else self.pool.tokens
+
+
+@cache
+def parts_of(fraction: float) -> tuple[int, int]:
+    """A fraction as it is written: 0.92 is (23, 25)."""
+    return Fraction(str(fraction)).as_integer_ratio()
+
+
+def share_of(size_bytes: int, fraction: float) -> int:
+    """⌊size · fraction⌋ in whole numbers, the fraction as it is written: 0.92 is 92 of 100 parts.
+
+    The engines multiply floats, which differs by a byte at most.
+    """
+    parts, whole = parts_of(fraction)
+    return size_bytes * parts // whole
 
 
 def refuse_context(ask: Inference, limit: int | None, max_model_len: int, engine: str) -> list[Fault]:
@@ -214,7 +243,7 @@ def request_blocks(pool: Pool, scenario: Scenario, server: Server) -> tuple[int,
     first = alone + (ask.samples - 1) * sample
     if not server.prefix_caching or not ask.shared_prefix:
         return first, first
-    shared = int(prompt * ask.shared_prefix)
+    shared = share_of(prompt, ask.shared_prefix)
     further = pool.sequence_blocks(tokens, server.scheduled_tokens, shared)
     return first, further + (ask.samples - 1) * sample
 
@@ -271,7 +300,7 @@ def _engine_figures(server: Server) -> dict[str, object]:
         "blocks": pool.blocks,
         "block_tokens": pool.block_tokens,
         "groups": len(pool.groups),
-        "log": list(server.log),
+        "log": list(server.log()),
     }
 
 
@@ -295,7 +324,7 @@ def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
     if reasons:
         return "does_not_fit", reasons
     pool = server.pool
-    poorer = max(0, pool.blocks - -(-server.uncertainty_bytes // max(1, pool.block_bytes)))
+    poorer = largest(0, pool.blocks - -(-server.uncertainty_bytes // max(1, pool.block_bytes)))
     return ("tight" if _shortfalls(scenario, server, Pool(pool.groups, pool.block_bytes, poorer)) else "fits"), _waiting(
         scenario, server
     )

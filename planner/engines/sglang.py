@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.architecture.layers import Architecture, Recurrent
+from planner.calibration import PERMILLE
 from planner.engines.paged import Pool
-from planner.engines.serving import GIB, RankMemory, running, serving_footprint
+from planner.engines.serving import GIB, RankMemory, parts_of, running, serving_footprint
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.footprint import Footprint
 from planner.formats import Format
@@ -18,6 +19,7 @@ from planner.gpu import Gpu
 from planner.machine import Overheads
 from planner.record import record
 from planner.scenario import Scenario
+from planner.symbolic.amount import largest
 from planner.units import MIB
 
 VERSION = "0.5.3"
@@ -32,7 +34,7 @@ RULES = Rules(
 )
 BEFORE_HEURISTIC = (0, 5, 0)
 """Older releases give fixed fractions by the number of GPUs (0.4.6 ``server_args.py``)."""
-FIXED_FRACTIONS = ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87), (1, 0.88))
+FIXED_PERMILLE = ((16, 790), (8, 810), (4, 850), (2, 870), (1, 880))
 TIERS = (
     (20, 2048, 8, 8), (35, 2048, 16, 80), (60, 4096, 32, 160), (90, 8192, 256, 512), (160, 8192, 256, 512),
     (1 << 20, 16384, 512, 512),
@@ -48,7 +50,8 @@ STATES = 512
 class Settings:
     """What the pool depends on."""
 
-    fraction: float
+    parts: tuple[int, int]
+    """``mem_fraction_static``: so many parts of so many."""
     chunk_tokens: int
     graph_batch: int
     page_tokens: int
@@ -73,7 +76,7 @@ def sglang_answer(
         graph_sizes=4 + captured // 8 if captured else 0,
     )
     before = capacity - machine.context_bytes
-    reserved = before - int(before * settings.fraction)
+    reserved = before - before * settings.parts[0] // settings.parts[1]
 
     def room(rank: RankMemory) -> int:
         return before - rank.libraries_bytes - rank.weights_bytes - rank.adapters_bytes - reserved
@@ -99,28 +102,33 @@ def _log(rank: RankMemory, pool: Pool) -> tuple[str, ...]:
 
 def _settings(scenario: Scenario, capacity: int) -> tuple[Settings, list[str]]:
     options, spread = scenario.inference.engine_options, scenario.parallel
-    gib = capacity / GIB
-    _, chunk, small, wide = next(tier for tier in TIERS if gib < tier[0])
+    _, chunk, small, wide = next(tier for tier in TIERS if capacity < tier[0] * GIB)
     chunk = _integer(options, "chunked_prefill_size", chunk)
     batch = _integer(options, "cuda_graph_max_bs", small if spread.tensor < 4 else wide)
     given = options.get("mem_fraction_static")
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return Settings(float(given), chunk, batch, _integer(options, "page_size", 1)), []
-    fraction = default_fraction(str(options.get("version") or VERSION), capacity, spread.tensor * spread.pipeline, chunk, batch)
-    note = f"inference.engine_options.mem_fraction_static: {fraction}, SGLang's own estimate for this card"
-    return Settings(fraction, chunk, batch, _integer(options, "page_size", 1)), [note]
+        return Settings(parts_of(float(given)), chunk, batch, _integer(options, "page_size", 1)), []
+    permille = default_permille(str(options.get("version") or VERSION), capacity, spread.tensor * spread.pipeline, chunk, batch)
+    note = f"inference.engine_options.mem_fraction_static: {permille / PERMILLE}, SGLang's own estimate for this card"
+    return Settings((permille, PERMILLE), chunk, batch, _integer(options, "page_size", 1)), [note]
 
 
-def default_fraction(version: str, capacity: int, ranks: int, chunk_tokens: int, graph_batch: int) -> float:
-    """``mem_fraction_static`` where it is not given: what activations and graphs are thought to need stays free."""
+def default_permille(version: str, capacity: int, ranks: int, chunk_tokens: int, graph_batch: int) -> int:
+    """``mem_fraction_static`` in thousandths where it is not given: what activations and graphs are thought to need stays free.
+
+    SGLang rounds to three digits, half to even.
+    """
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     if numbers < BEFORE_HEURISTIC:
-        return next(fraction for least, fraction in FIXED_FRACTIONS if ranks >= least)
-    total = capacity / MIB
-    kept = 512 + max(chunk_tokens, 2048) * 1.5 + graph_batch * 2 + ranks / 8 * 1024
-    if total > LARGE_GIB * 1024:
-        kept = max(kept, 10 * 1024)
-    return round((total - kept) / total, 3)
+        return next(permille for least, permille in FIXED_PERMILLE if ranks >= least)
+    kept = (512 + graph_batch * 2 + ranks * 128) * MIB + max(chunk_tokens, 2048) * 3 * MIB // 2
+    if capacity > LARGE_GIB * GIB:
+        kept = max(kept, 10 * GIB)
+    doubled = largest(0, 2 * PERMILLE * (capacity - kept) + capacity)
+    permille = doubled // (2 * capacity)
+    if doubled % (2 * capacity) == 0 and permille % 2 == 1:
+        return permille - 1
+    return permille
 
 
 def _integer(options: Mapping[str, object], name: str, default: int) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from planner.architecture.layers import Architecture
 from planner.engines.paged import Pool
-from planner.engines.serving import GIB, RankMemory, running, serving_footprint
+from planner.engines.serving import GIB, RankMemory, running, serving_footprint, share_of
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.footprint import Footprint
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.machine import Overheads
 from planner.scenario import Scenario
+from planner.symbolic.amount import largest
 
 VERSION = "1.2.1"
 RULES = Rules(
@@ -49,7 +50,7 @@ def tensorrt_llm_answer(
     setup = set_up(scenario, architecture, fmt, gpu, machine, RULES, step_tokens=tokens, graph_sizes=GRAPH_SIZES)
 
     def room(rank: RankMemory) -> int:
-        return int((capacity - machine.context_bytes - rank.fixed_bytes) * fraction)
+        return share_of(largest(0, capacity - machine.context_bytes - rank.fixed_bytes), fraction)
 
     server = flat_server(
         setup, room=room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS),

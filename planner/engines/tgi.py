@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from planner.architecture.layers import Architecture, Attention, Recurrent
 from planner.engines.paged import Pool
-from planner.engines.serving import RankMemory, has_latent, running, serving_footprint
+from planner.engines.serving import RankMemory, has_latent, running, serving_footprint, share_of
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint
@@ -58,7 +58,7 @@ def tgi_answer(
 
     def room(rank: RankMemory) -> int:
         taken = machine.context_bytes + rank.libraries_bytes + rank.weights_bytes + rank.adapters_bytes + rank.activations_bytes
-        return int(capacity * fraction * WIGGLE_ROOM) - taken
+        return share_of(share_of(capacity, fraction), WIGGLE_ROOM) - taken
 
     heads = {mixer.head_dim for mixer in mixers if isinstance(mixer, Attention)}
     page = FLASHINFER_BLOCK if heads <= set(FLASHINFER_HEADS) else FLASH_DECODING_BLOCK

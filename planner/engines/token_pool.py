@@ -21,6 +21,7 @@ from planner.engines.serving import (
     refuse_format,
     refuse_layout,
     require_decoder,
+    share_of,
     value_bytes,
     weight_terms,
 )
@@ -35,6 +36,7 @@ from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
+from planner.symbolic.amount import largest, smallest
 
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""
@@ -173,7 +175,7 @@ def _rank(
     loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes)
     if last:
         loaded += draft_bytes(architecture, scenario, _draft(scenario), dtype_bytes, split.tensor)[0]
-    host = int(loaded * scenario.offload.weights)
+    host = share_of(loaded, scenario.offload.weights)
     step = step_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes)
     return RankMemory(
         stage=stage.stage,
@@ -205,11 +207,11 @@ def flat_server(
         if not token:
             raise NotModelled(f"{setup.rules.engine}: a model without attention keeps no pool of tokens")
         spec = PageSpec("full", page_tokens, page_tokens * token)
-        left = max(0, room(rank) - states * state)
-        blocks = left // spec.page_bytes if most_tokens is None else min(left // spec.page_bytes, most_tokens // page_tokens)
+        blocks = largest(0, room(rank) - states * state) // spec.page_bytes
+        if most_tokens is not None:
+            blocks = smallest(blocks, most_tokens // page_tokens)
         layouts.append(Layout((spec,), spec.page_bytes))
         pools.append(Pool((spec,), spec.page_bytes, blocks))
-    poorest = min(pools, key=lambda pool: pool.blocks)
     first = setup.ranks[0]
     version = f"{setup.rules.engine} {setup.rules.version}"
     terms = [
@@ -220,8 +222,7 @@ def flat_server(
     return Server(
         ranks=setup.ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
         uncertainty_bytes=BAND_BYTES + int(ACTIVATION_BAND * first.activations_bytes), terms=tuple(terms), notes=setup.notes,
-        version=version, kv_tokens=poorest.tokens, concurrency=poorest.concurrency(setup.max_model_len, step_tokens),
-        log=log(first, poorest), max_requests=max_requests,
+        version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ ONE: tuple[int, ...] = ()
 class Atom(NamedTuple):
     """An ``input``, a rounded quotient, or one of several forms.
 
-    ``floor`` or ``ceil`` of a form over a divisor; the ``largest`` of forms; or ``chosen``: of the first half of the forms
-    the largest says which of the second half it is.
+    ``floor`` or ``ceil`` of a form over a divisor; the ``ratio`` of two forms, rounded down; the ``largest`` of forms; or
+    ``chosen``: of the first half of the forms the largest says which of the second half it is.
     """
 
     kind: str
@@ -64,6 +64,12 @@ class Trace:
         least = None if least is None else least // divisor if kind == "floor" else -(-least // divisor)
         key = (kind, divisor, tuple(sorted(rest.items())))
         return add(whole, self._atom(Atom(kind, (rest,), divisor), key, least), 1)
+
+    def ratio(self, above: Form, below: Form) -> Form:
+        """``above // below`` of two forms, the second more than 0."""
+        key = ("ratio", tuple(sorted(above.items())), tuple(sorted(below.items())))
+        least = self.bound(above)
+        return self._atom(Atom("ratio", (above, below)), key, None if least is None or least < 0 else 0)
 
     def largest(self, values: Sequence[Any]) -> Any:
         """The largest of amounts and ints, without a condition."""
@@ -238,6 +244,8 @@ class Amount:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
+        if type(other) is Amount and other.trace is self.trace and (self.trace.bound(other.form) or 0) > 0:
+            return self._made(self.value // other.value, self.trace.ratio(self.form, other.form))
         if type(other) is Amount or not isinstance(other, int) or other <= 0:
             return self._pin() // (other._pin() if type(other) is Amount else other)
         if any(factor < 0 for factor in self.form.values()) and not any(factor > 0 for factor in self.form.values()):
@@ -248,11 +256,13 @@ class Amount:
         return self._made(self.value // other, form)
 
     def __rfloordiv__(self, other: Any) -> Any:
+        if type(other) is int and (self.trace.bound(self.form) or 0) > 0:
+            return self._made(other // self.value, self.trace.ratio({ONE: other}, self.form))
         return other // self._pin()
 
     def __mod__(self, other: Any) -> Any:
-        if type(other) is Amount or not isinstance(other, int) or other <= 0:
-            return self._pin() % (other._pin() if type(other) is Amount else other)
+        if type(other) is not Amount and (not isinstance(other, int) or other <= 0):
+            return self._pin() % other
         return self - (self // other) * other
 
     def __rmod__(self, other: Any) -> Any:

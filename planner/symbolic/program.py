@@ -110,6 +110,7 @@ class _Writer:
         written = {
             "floor": f"({inside[0]}) // {divisor}",
             "ceil": f"-(-({inside[0]}) // {divisor})",
+            "ratio": f"({inside[0]}) // ({inside[-1]})",
             "largest": f"largest({', '.join(inside)})",
             "chosen": f"chosen(({', '.join(inside[:half])},), ({', '.join(inside[half:])},))",
         }

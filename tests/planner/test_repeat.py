@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,3 +88,16 @@ def test_questions_are_forgotten_in_the_order_they_came() -> None:
         del work["prompt_tokens"]
         predict(scenario_of(MODELS[0], "training", work, None), found.architecture, gpu, found.native)
     assert len(planner.repeat._questions) == planner.repeat.REMEMBERED
+
+
+def test_threads_ask_side_by_side() -> None:
+    """Whatever is learnt meanwhile by others, each thread gets the arithmetic's own answers."""
+    found, gpu = find_model(MODELS[1], network=False), find_gpu("A100 SXM4 80GB")
+    loads = [(batch, prompt) for batch in range(1, 40, 3) for prompt in range(1, 3000, 97)]
+    asked = [scenario_of(MODELS[1], "inference", {"batch": batch, "prompt_tokens": prompt}, None) for batch, prompt in loads]
+    rest = (found.architecture, gpu, found.native)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda scenario: predict(scenario, *rest), [*asked, *reversed(asked)]))
+    for scenario, answer in zip(asked[::37], answers[: len(asked) : 37], strict=True):
+        assert fields_of(answer) == fields_of(planner.predict.answer_alone(scenario, *rest, "cuda"))
+    assert [one.gpus for one in answers[: len(asked)]] == [one.gpus for one in reversed(answers[len(asked) :])]

@@ -23,6 +23,7 @@ from planner.engines.serving import (
     require_decoder,
     running,
     serving_footprint,
+    share_of,
     value_bytes,
     weight_terms,
 )
@@ -39,6 +40,7 @@ from planner.machine import Overheads
 from planner.record import record
 from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
+from planner.symbolic.amount import largest
 
 MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 0), "mxfp4": (8, 0), "nvfp4": (8, 0), "nf4": (7, 0)}
 """``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""
@@ -86,7 +88,7 @@ def vllm_server(
     """vLLM's memory for a scenario, and the defaults taken."""
     require_decoder(architecture, "vLLM")
     architecture = running(architecture)
-    settings, notes = settings_of(scenario, architecture, gpu.name, capacity, _multiprocessors(gpu.name))
+    settings, notes = settings_of(scenario, architecture, gpu.name, capacity, multiprocessors(gpu.name))
     plan = _plan(scenario, architecture, fmt, gpu, settings)
     stages = plan.stages
     runs = tuple(
@@ -105,14 +107,18 @@ def vllm_server(
 
 def _unstartable(settings: Settings, capacity: int, machine: Overheads) -> tuple[str, ...]:
     """vLLM asks at its start whether its share of the card is free (``worker/utils.py`` ``request_memory``)."""
-    requested, free = int(capacity * settings.utilization), capacity - machine.context_bytes
+    requested, free = share_of(capacity, settings.utilization), capacity - machine.context_bytes
     if settings.kv_bytes is not None or requested <= free:
         return ()
     message = (
         f"gpu_memory_utilization {settings.utilization} asks for {requested / GIB:.2f} GiB, {free / GIB:.2f} GiB are free beside "
-        f"the CUDA context: the server refuses to start; use at most {int(100 * free / capacity) / 100}"
+        f"the CUDA context: the server refuses to start; use at most {_percent_free(free, capacity) / 100}"
     )
     return (message,)
+
+
+def _percent_free(free: int, capacity: int) -> int:
+    return largest(0, 100 * free) // capacity
 
 
 def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, settings: Settings) -> Plan:
@@ -144,7 +150,8 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert)
 
 
-def _multiprocessors(name: str) -> int:
+def multiprocessors(name: str) -> int:
+    """Multiprocessors of a card, by its catalog name."""
     return next((count for part, count in MULTIPROCESSORS if part in name), OTHER_MULTIPROCESSORS)
 
 
@@ -159,7 +166,7 @@ def _rank(
     )
     if stage.stage == len(plan.stages) - 1:
         loaded += draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, tensor)[0]
-    host = int(loaded * scenario.offload.weights)
+    host = share_of(loaded, scenario.offload.weights)
     return RankMemory(
         stage=stage.stage,
         weights_bytes=loaded - host,
@@ -205,7 +212,7 @@ def _layout(architecture: Architecture, plan: Plan, stage: StageWeights) -> Layo
 
 
 def _pools(settings: Settings, capacity: int, ranks: tuple[RankMemory, ...], layouts: tuple[Layout, ...]) -> tuple[Pool, ...]:
-    requested = int(capacity * settings.utilization)
+    requested = share_of(capacity, settings.utilization)
     found: list[Pool] = []
     for rank, layout in zip(ranks, layouts, strict=True):
         graphs = rank.graphs_bytes if settings.release.subtracts_graphs else 0
@@ -225,16 +232,7 @@ def _server(
     pools: tuple[Pool, ...],
 ) -> Server:
     version = ".".join(map(str, settings.version))
-    pool = min(pools, key=lambda one: one.blocks)
-    concurrency = pool.concurrency(settings.max_model_len, settings.batched_tokens)
-    tokens = int(concurrency * settings.max_model_len) if settings.release.tokens_by_concurrency else pool.tokens
     first = ranks[0]
-    log = (
-        f"Model loading took {first.weights_bytes / GIB:.2f} GiB",
-        f"Available KV cache memory: {pools[0].size_bytes / GIB:.2f} GiB",
-        f"GPU KV cache size: {tokens:,} tokens",
-        f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {concurrency:.2f}x",
-    )
     band = NON_TORCH_BAND_BYTES + (COLLECTIVE_BAND_BYTES if plan.split.tensor > 1 else 0)
     band += int(ACTIVATION_BAND * first.activations_bytes)
     band += int(GRAPH_BAND * first.graphs_bytes) if settings.release.subtracts_graphs else 0
@@ -248,12 +246,22 @@ def _server(
             *pool_terms(pools, layouts[0], because),
         ]
 
-    return Server(
+    def log() -> tuple[str, ...]:
+        return (
+            f"Model loading took {first.weights_bytes / GIB:.2f} GiB",
+            f"Available KV cache memory: {pools[0].size_bytes / GIB:.2f} GiB",
+            f"GPU KV cache size: {server.kv_tokens:,} tokens",
+            f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {server.concurrency:.2f}x",
+        )
+
+    server = Server(
         ranks=ranks, pools=pools, max_model_len=settings.max_model_len, scheduled_tokens=settings.batched_tokens,
         uncertainty_bytes=band, terms=LaterSequence(terms), notes=tuple(_notes(scenario, architecture, plan)),
         version=f"vLLM {version}",
-        kv_tokens=tokens, concurrency=concurrency, log=log, max_requests=settings.sequences, prefix_caching=settings.prefix_caching,
+        log=log, tokens_by_concurrency=settings.release.tokens_by_concurrency, max_requests=settings.sequences,
+        prefix_caching=settings.prefix_caching,
     )  # fmt: skip
+    return server
 
 
 def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[str]:

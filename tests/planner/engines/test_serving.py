@@ -14,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.architecture import read_config
+from planner.engines.paged import PageSpec, Pool
+from planner.engines.serving import share_of
+from planner.engines.sglang import default_permille
 from planner.faults import Faults
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint
 from planner.formats import native_format
@@ -338,8 +341,42 @@ def test_bad_serving_concepts_are_named():
 
 
 def test_sglangs_fraction_is_its_own_estimate():
-    from planner.engines.sglang import default_fraction
+    assert default_permille("0.4.6", 48 * 2**30, 1, 8192, 160) == 880
+    assert default_permille("0.4.6", 48 * 2**30, 8, 8192, 160) == 810
+    kept = 512 + 3072 + 32 + 128
+    assert default_permille("0.5.3", 24 * 2**30, 1, 2048, 16) == round(1000 * round((24576 - kept) / 24576, 3))
 
-    assert default_fraction("0.4.6", 48 * 2**30, 1, 8192, 160) == 0.88
-    assert default_fraction("0.4.6", 48 * 2**30, 8, 8192, 160) == 0.81
-    assert default_fraction("0.5.3", 24 * 2**30, 1, 2048, 16) == round((24576 - 512 - 3072 - 32 - 128) / 24576, 3)
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(2**20, 2**40), st.integers(1, 1000).map(lambda permille: permille / 1000))
+def test_a_share_is_the_engines_own_to_a_byte(size, fraction) -> None:
+    """⌊size · fraction⌋ of the fraction as written; int(size · fraction) in floats is at most a byte away."""
+    found = share_of(size, fraction)
+    assert found == size * round(1000 * fraction) // 1000
+    assert abs(found - int(size * fraction)) <= 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(8 * 2**30, 400 * 2**30), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([2048, 4096, 8192, 16384]))
+def test_sglangs_default_share_is_rounded_as_it_rounds(capacity, ranks, chunk) -> None:
+    """``mem_fraction_static``: (total - kept) / total in MiB, to three digits."""
+    total = capacity / 2**20
+    kept = 512 + chunk * 1.5 + 160 * 2 + ranks / 8 * 1024
+    kept = max(kept, 10 * 1024) if total > 60 * 1024 else kept
+    assert default_permille("0.5.3", capacity, ranks, chunk, 160) == round(1000 * round(max(0, total - kept) / total, 3))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(["full", "window", "state"]), min_size=1, max_size=4),
+    st.sampled_from([16, 32]),
+    st.integers(1, 4000),
+    st.integers(0, 5000),
+    st.integers(1, 60_000),
+)
+def test_the_longest_sequence_fits_and_the_next_does_not(kinds, tokens, window, blocks, limit) -> None:
+    groups = tuple(PageSpec(kind, tokens, 1, window) for kind in kinds)
+    pool = Pool(groups, 1, blocks)
+    longest = pool.longest(limit, 2048)
+    assert longest == limit or pool.sequence_blocks(longest + 1, 2048) > blocks
+    assert longest == 0 or pool.sequence_blocks(longest, 2048) <= blocks

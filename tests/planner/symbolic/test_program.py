@@ -36,6 +36,7 @@ def branches(batch: int, tokens: int, window: int) -> dict[str, object]:
         "peak": peak,
         "where": where,
         "held": sum(held.values()),
+        "shares": (tokens * 1000 // window, 10**9 // batch % 7, sizes[0] % tokens),
         "note": f"{tokens:,} tokens of {batch}, {tokens / 1024:.2f} Ki, {abs(batch - 200)} apart",
         "parts": (sizes, None),
     }
@@ -95,7 +96,7 @@ def test_arrays_take_the_same_code() -> None:
         int,
         lambda x: x / 2 + 1,
         lambda x: 0.5 * x,
-        lambda x: 7 // x,
+        lambda x: 7 // (x - 5),
         lambda x: 2**x,
         lambda x: (x / 1) > 0.3,
         lambda x: sum(range(x)),
