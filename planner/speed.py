@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from planner.architecture.counts import is_routed, layer_groups
 from planner.architecture.layers import Architecture, LatentAttention, MixtureOfExperts, Recurrent, SequenceMixer, Weight
 from planner.components.cache import cache_bytes
-from planner.components.states import STATE_TENSORS
+from planner.components.optimizers import OPTIMIZERS
 from planner.formats.checkpoint import resolve_format
 from planner.formats.format import Format, weight_bytes
 from planner.gpu import Gpu
@@ -220,7 +220,7 @@ def _training_speed(scenario: Scenario, architecture: Architecture, fmt: Format,
     forward = pace_of((part for part in parts if part.name != "cache"), rates)
     by = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
     weights = 0.0 if frozen else sum(part.bytes for part in parts_of(architecture, fmt, 1, 1, 0) if part.name != "cache")
-    by["bandwidth"] += weights * (3 + 2 * STATE_TENSORS.get(ask.optimizer, 2)) / rates.bytes
+    by["bandwidth"] += weights * (3 + 2 * OPTIMIZERS[ask.optimizer].moments) / rates.bytes
     if scenario.parallel.data > 1 and rates.link_bytes:
         by["link"] = all_reduce_s(1, weights, scenario.parallel.data, rates.link_bytes)
     pace = Pace(sum(by.values()), by)

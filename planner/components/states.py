@@ -1,13 +1,13 @@
-"""What stays on the device for the whole run: weights, buffers, optimizer states."""
+"""What stays on the device for the whole run: weights and buffers."""
 
 from __future__ import annotations
 
 from math import prod
 
-from planner.architecture.counts import decoder_weights, iter_weights, layer_groups
+from planner.architecture.counts import iter_weights, layer_groups
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Attention
-from planner.components.tape import BLOCK_BYTES, Level, Size
+from planner.components.tape import Level, Size, rounded
 from planner.formats import Format, placed_weights, weight_bytes
 from planner.formats.checkpoint import names_single_layers
 from planner.formats.storage import Stored
@@ -16,26 +16,24 @@ from planner.memo import remember_by_identity
 FP32_BYTES = 4
 SHARED_CODES = ("nested_quant_map",)
 """A file holds it for every weight, the device once (bitsandbytes ``functional.py``, ``name2qmap``)."""
-STATE_TENSORS = {"adamw": 2, "adamw_foreach": 2, "adamw_fused": 2}
-"""Tensors like the parameter that an optimizer keeps for each (torch.optim.AdamW: exp_avg and exp_avg_sq)."""
 
 
 @remember_by_identity(64)
 def plain_weights(architecture: Architecture, dtype_bytes: int) -> Level:
     """Weights in one 16- or 32-bit dtype, with the allocator's rounding and the rotary frequencies as workspace."""
     level = Level()
-    payload = rounded = tensors = 0
+    payload = held = tensors = 0
     for _, weight, times in iter_weights(architecture):
         if not weight.is_buffer:
             count = times * weight.count
             each = prod(weight.shape) * dtype_bytes
             tensors += count
             payload += count * each
-            rounded += count * _rounded(each)
+            held += count * rounded(each)
     values = {"parameters": payload // dtype_bytes, "bytes": dtype_bytes}
     level.change("weights", "weights", Size.stated(payload, "parameters · bytes", **values), 1)
-    if rounded > payload:
-        size = Size.stated(rounded - payload, "each tensor rounded up to 512 bytes", tensors=tensors)
+    if held > payload:
+        size = Size.stated(held - payload, "each tensor rounded up to 512 bytes", tensors=tensors)
         level.change("workspace", "rounding of the weights", size, 1)
     _rotary_buffers(level, architecture)
     _listed_buffers(level, architecture, dtype_bytes)
@@ -58,11 +56,11 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
                 shared.add(stored)
                 continue
             totals["weights" if stored.is_payload else "quantization_state"] += count * stored.size_bytes
-            rounding += count * (_rounded(stored.size_bytes) - stored.size_bytes)
+            rounding += count * (rounded(stored.size_bytes) - stored.size_bytes)
             tensors += count
     for stored in shared:
         totals["quantization_state"] += stored.size_bytes
-        rounding += _rounded(stored.size_bytes) - stored.size_bytes
+        rounding += rounded(stored.size_bytes) - stored.size_bytes
     for component, total in totals.items():
         if total:
             size = Size.stated(total, f"Σ of every weight as {fmt.label} stores it", bytes=total)
@@ -73,44 +71,6 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
     _rotary_buffers(level, architecture)
     _listed_buffers(level, architecture, dtype_bytes)
     return level
-
-
-@remember_by_identity(64)
-def optimizer_states(architecture: Architecture, optimizer: str, dtype_bytes: int, *, cuda: bool) -> Level:
-    """AdamW's two moments in the parameters' dtype, and its step counters where they live on the device."""
-    level = Level()
-    states, tensors = STATE_TENSORS[optimizer], 0
-    total = parameters = 0
-    for _, weight, times in decoder_weights(architecture):
-        if not weight.is_buffer:
-            count = times * weight.count
-            tensors += count
-            parameters += count * prod(weight.shape)
-            total += states * count * _rounded(prod(weight.shape) * dtype_bytes)
-    values = {"states": states, "parameters": parameters, "bytes": dtype_bytes}
-    level.change("optimizer_state", "moments", Size.stated(total, "states · parameters · bytes", **values), 1)
-    if optimizer == "adamw_fused" or not cuda:
-        steps = Size.stated(tensors * BLOCK_BYTES, "tensors · 512 bytes of a step counter", tensors=tensors)
-        level.change("optimizer_state", "step counters", steps, 1)
-    return level
-
-
-@remember_by_identity(64)
-def optimizer_transient(architecture: Architecture, optimizer: str, dtype_bytes: int) -> Size | None:
-    """What a step holds for a moment.
-
-    ``torch.optim.AdamW``: foreach takes the square root of every second moment at once (as large as the parameters,
-    ``_multi_tensor_adam``); the loop holds two tensors of the parameter at hand (``_single_tensor_adam``); fused none.
-    """
-    weights = [(weight, times) for _, weight, times in decoder_weights(architecture) if not weight.is_buffer]
-    if optimizer == "adamw_foreach":
-        total = sum(times * weight.count * _rounded(prod(weight.shape) * dtype_bytes) for weight, times in weights)
-        parameters = sum(times * weight.count * prod(weight.shape) for weight, times in weights)
-        return Size.stated(total, "parameters · bytes", parameters=parameters, bytes=dtype_bytes)
-    if optimizer == "adamw":
-        largest = max(prod(weight.shape) for weight, _ in weights)
-        return Size(two=2, largest_parameter=largest, bytes=dtype_bytes)
-    return None
 
 
 def _rotary_buffers(level: Level, architecture: Architecture) -> None:
@@ -132,7 +92,3 @@ def _listed_buffers(level: Level, architecture: Architecture, dtype_bytes: int) 
             factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
             size = Size(**factors, bytes=FP32_BYTES if weight.dtype == "fp32" else dtype_bytes)
             level.change("workspace", f"buffer {weight.name.rpartition('.')[2]}", size, times * weight.count)
-
-
-def _rounded(size_bytes: int) -> int:
-    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES

@@ -20,6 +20,11 @@ BLOCK_BYTES = 512
 """The caching allocator rounds every request up to this (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
 
 
+def rounded(size_bytes: int) -> int:
+    """Bytes of a tensor's block in the allocator."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
 OPEN_AT_MOST = 8
 """Moments of which a trace leaves open which is the highest; of more it is decided, for the inputs of the trace."""
 
@@ -31,7 +36,7 @@ class Size:
 
     def __init__(self, **values: int) -> None:
         self.values: Mapping[str, int | float | str] = values
-        self.bytes = -(-prod(values.values()) // BLOCK_BYTES) * BLOCK_BYTES
+        self.bytes = rounded(prod(values.values()))
         self.formula = ""
 
     @classmethod

@@ -12,10 +12,11 @@ from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known
 from planner.components.states import plain_weights
 from planner.components.tape import Level
-from planner.engines.training import require_choices, require_modelled_training, require_one_gpu, training_steps
+from planner.components.trainable import trainable_parameters
+from planner.engines.training import require_choices, require_modelled_training, require_one_gpu, training_host, training_steps
 from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
-from planner.footprint import Footprint, GpuFootprint, Phase, judge
+from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
 from planner.formats.format import EXPERTS, Format
 from planner.later import LaterSequence
@@ -48,7 +49,6 @@ def transformers_answer(
     """The footprint of a settled scenario. Raises :class:`~planner.modelled.NotModelled` for what no derivation covers."""
     steps = _phases(settled, architecture, fmt, machine, cuda=cuda)
     phases = _meters(settled, architecture, fmt, steps, machine, capacity)
-    parameters = parameter_count(architecture)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = largest(*(phase.device for phase in phases))
     uncertainty = (
@@ -57,16 +57,25 @@ def transformers_answer(
     return Footprint(
         scenario=to_json(settled),
         level="predict",
-        parameters=parameters,
-        trainable_parameters=parameters if settled.task == "training" else 0,
+        parameters=parameter_count(architecture),
+        trainable_parameters=trainable_parameters(architecture, settled.training) if settled.task == "training" else 0,
         weight_bytes=known_bytes(architecture, fmt),
         gpus=(footprint,),
+        host=_host(settled, architecture),
         verdict=judge(device_bytes, capacity, uncertainty),
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine, settled.task)),
         notes=(*notes, *_assumed(architecture)),
     )
+
+
+def _host(scenario: Scenario, architecture: Architecture) -> Host:
+    """What the engine keeps in system memory."""
+    if scenario.task != "training":
+        return Host()
+    components = training_host(scenario, architecture, PLAIN_BYTES.get(scenario.weights, 2))
+    return Host(sum(components.values()), components)
 
 
 def _assumed(architecture: Architecture) -> tuple[str, ...]:
@@ -89,7 +98,7 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)
     if scenario.task == "training":
-        steps = training_steps(scenario, architecture, weights, dtype_bytes, cuda=cuda)
+        steps = training_steps(scenario, architecture, weights, dtype_bytes, cuda=cuda, quantised=quantised)
     else:
         steps = _generation(scenario, architecture, weights, dtype_bytes, quantised, cuda=cuda)
     if machine.cublas_workspace_bytes:

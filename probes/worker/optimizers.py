@@ -47,15 +47,17 @@ class Lion(torch.optim.Optimizer):
                 average.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
 
 
-class Adam8bitLayout(torch.optim.Optimizer):
-    """The states of bitsandbytes' 8-bit AdamW (0.45, optim/optimizer.py, Optimizer2State), for rehearsals.
+class BitsandbytesLayout(torch.optim.Optimizer):
+    """The states of bitsandbytes' AdamW (two) and Lion (one), for rehearsals (0.45, optim/optimizer.py).
 
-    Two bytes a value, two fp32 scales a block of 256, one shared map of 256 fp32 values each; tensors below 4,096 values
-    keep fp32 states. Paged states of 100,000 values and more live in managed memory, outside the allocator.
+    In 8 bit one byte a value, an fp32 scale a block of 256, one shared map of 256 fp32 values for each state; tensors below
+    4,096 values keep fp32 states. Paged states of 100,000 values and more live in managed memory, outside the allocator.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], paged: bool) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], states: int, bits: int, paged: bool) -> None:
         super().__init__(params, {})
+        self._names = range(1, states + 1)
+        self._bits = bits
         self._paged = paged
         self._maps: list[torch.Tensor] = []
 
@@ -63,20 +65,23 @@ class Adam8bitLayout(torch.optim.Optimizer):
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         for parameter in params:
             if not self.state[parameter]:
-                self.state[parameter].update(self._states(parameter))
+                self.state[parameter].update(self._states(parameter) or {"step": 0})
         return params
 
     def _states(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         count = parameter.numel()
         device = parameter.device
-        if count < BLOCKWISE_MIN_VALUES:
-            return {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("state1", "state2")}
-        if not self._maps:
-            self._maps = [torch.empty(256, dtype=torch.float32, device=device) for _ in range(2)]
-        blocks = -(-count // STATE_BLOCK)
-        states = {name: torch.zeros(blocks, dtype=torch.float32, device=device) for name in ("absmax1", "absmax2")}
+        quantised = self._bits == 8 and count >= BLOCKWISE_MIN_VALUES
+        states = {}
+        if quantised:
+            if not self._maps:
+                self._maps = [torch.empty(256, dtype=torch.float32, device=device) for _ in self._names]
+            blocks = -(-count // STATE_BLOCK)
+            states = {f"absmax{i}": torch.zeros(blocks, dtype=torch.float32, device=device) for i in self._names}
+            states |= {f"qmap{i}": values for i, values in zip(self._names, self._maps, strict=True)}
         if not (self._paged and count >= PAGED_MIN_VALUES):
-            states |= {name: torch.zeros_like(parameter, dtype=torch.uint8) for name in ("state1", "state2")}
+            dtype = torch.uint8 if quantised else torch.float32
+            states |= {f"state{i}": torch.zeros_like(parameter, dtype=dtype) for i in self._names}
         return states
 
     @torch.no_grad()
@@ -101,8 +106,9 @@ def make_optimizers(
     params = list(named.values())
     if name in _LOW_RANK:
         return [_low_rank(name, named, fake, rank)]
-    if fake and name in ("adamw_8bit", "paged_adamw_8bit"):
-        return [Adam8bitLayout(params, paged=name.startswith("paged"))]
+    if fake and name in _BITSANDBYTES:
+        states = 2 if "adamw" in name else 1
+        return [BitsandbytesLayout(params, states, 8 if name.endswith("_8bit") else 32, paged=name.startswith("paged_"))]
     make = _MAKERS.get(name)
     if make is None:
         known = ", ".join(sorted([*_MAKERS, *_LOW_RANK]))
@@ -149,7 +155,7 @@ def _bitsandbytes(class_name: str) -> Callable[[Parameters], list[torch.optim.Op
         try:
             import bitsandbytes
         except ImportError as error:
-            message = f"{_FIELD}: 8-bit optimizers need bitsandbytes: python -m pip install bitsandbytes, or rehearse"
+            message = f"{_FIELD}: this optimizer needs bitsandbytes: python -m pip install bitsandbytes, or rehearse"
             raise WorkerError("missing_package", message, _FIELD) from error
         return [getattr(bitsandbytes.optim, class_name)(params, lr=_LEARNING_RATE)]
 
@@ -157,6 +163,10 @@ def _bitsandbytes(class_name: str) -> Callable[[Parameters], list[torch.optim.Op
 
 
 _LOW_RANK = ("galore", "apollo")
+_BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit",
+    "lion_8bit": "Lion8bit", "paged_lion_8bit": "PagedLion8bit",
+}  # fmt: skip
 _MAKERS: dict[str, Callable[[Parameters], list[torch.optim.Optimizer]]] = {
     "adamw_fused": _adamw(fused=True),
     "adamw_foreach": _adamw(foreach=True),
@@ -166,6 +176,5 @@ _MAKERS: dict[str, Callable[[Parameters], list[torch.optim.Optimizer]]] = {
     "sgd": _sgd(0.0),
     "sgd_momentum": _sgd(0.9),
     "muon": _muon,
-    "adamw_8bit": _bitsandbytes("AdamW8bit"),
-    "paged_adamw_8bit": _bitsandbytes("PagedAdamW8bit"),
+    **{name: _bitsandbytes(class_name) for name, class_name in _BITSANDBYTES.items()},
 }

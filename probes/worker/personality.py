@@ -32,6 +32,8 @@ EFFICIENT_MASK_ALIGNMENT = 16
 EMBEDDING_SMALL_INDICES = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
 WARP = 32
+FOREACH_CHUNK = 65536
+"""kChunkSize of native/cuda/MultiTensorApply.cuh."""
 
 
 class CudaPersonality:
@@ -54,6 +56,7 @@ class CudaPersonality:
                 aten._scaled_dot_product_flash_attention_backward.default: flash_backward_scratch_bytes,
                 aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward_scratch_bytes,
                 aten.embedding_dense_backward.default: embedding_backward_scratch_bytes,
+                aten._foreach_norm.Scalar: foreach_norm_scratch_bytes,
             },
         )
 
@@ -242,6 +245,12 @@ def embedding_backward_scratch_bytes(args: Any, kwargs: Any, out: Any) -> int:
     segments = min(count, int(rows))
     partial = count // EMBEDDING_ROWS_PER_THREAD + segments
     return 2 * count * indices.element_size() + partial * _up(grad.size(-1), WARP) * 4
+
+
+def foreach_norm_scratch_bytes(args: Any, kwargs: Any, out: Any) -> int:
+    """One fp32 norm a chunk, as many for each tensor as the largest has (native/cuda/ForeachReduceOp.cu)."""
+    tensors = args[0]
+    return len(tensors) * -(-max(tensor.numel() for tensor in tensors) // FOREACH_CHUNK) * 4
 
 
 def _layer_norm(func: Any, args: Any, kwargs: Any) -> Any:

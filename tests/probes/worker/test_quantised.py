@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from probes.worker.errors import WorkerError
-from probes.worker.optimizers import Adam8bitLayout, make_optimizers
+from probes.worker.optimizers import BitsandbytesLayout, make_optimizers
 from probes.worker.quantised import parameters_of, quantise
 
 
@@ -69,11 +69,11 @@ def test_unknown_format_names_the_field():
         quantise(torch.nn.Sequential(), "gguf:Q4_K_M", ())
 
 
-@pytest.mark.parametrize(("paged", "expected"), [(False, 2 * 2**20 + 2 * 4096 * 4), (True, 2 * 4096 * 4)])
+@pytest.mark.parametrize(("paged", "expected"), [(False, 2 * 2**20 + 2 * 4096 * 4 + 2 * 1024), (True, 2 * 4096 * 4 + 2 * 1024)])
 def test_eight_bit_states(paged, expected):
-    """Two bytes a value and two fp32 scales each 256; paged values are outside the allocator; small tensors stay fp32."""
+    """Two bytes a value, two fp32 scales each 256, two maps; paged values are outside the allocator; small tensors stay fp32."""
     large, small = torch.nn.Parameter(torch.zeros(1024, 1024)), torch.nn.Parameter(torch.zeros(64))
-    optimizer = Adam8bitLayout([large, small], paged=paged)
+    optimizer = BitsandbytesLayout([large, small], 2, 8, paged=paged)
     large.grad, small.grad = torch.zeros_like(large), torch.zeros_like(small)
     optimizer.step()
     size = lambda states: sum(t.numel() * t.element_size() for t in states.values())  # noqa: E731
