@@ -74,6 +74,9 @@ GEMMA4 = Implementation(
     norm="added", placement="sandwich", routing="fp32", rotates_each=True, norms_values=True, skips_shared=True,
     table_for_windows=True,
 )  # fmt: skip
+LLAMA4 = Implementation(
+    norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense", keeps_attention=True
+)
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
 LIKE_LLAMA = (
@@ -114,9 +117,7 @@ WRITTEN: dict[str, Implementation] = {
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
-    "llama4": Implementation(
-        norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense", keeps_attention=True
-    ),
+    **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
 }
 
 

@@ -86,8 +86,6 @@ def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bo
     if (len(layer.sequence) > 1 and not is_side_by_side(layer)) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
     reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
-    if training and any(isinstance(channel, MixtureOfExperts) for channel in layer.channel) and code.experts == "dense":
-        reasons.append("experts that all compute every token, in training")
     if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel:
         reasons.append("this arrangement of norms")
     return next((reason for reason in reasons if reason), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
 from planner.components.activations import activate
-from planner.components.graph import Gradients, Graph, Node, add, gathered, linear, multiply, passed_on, sliced
+from planner.components.graph import Gradients, Graph, Node, add, broadcast, gathered, linear, multiply, passed_on, sliced
 from planner.components.mlp import mlp_forward
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -55,8 +55,8 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     ups, downs = _expert_weights(mixer)
     g.make("selected", narrow, (source,), (), gathered)
     (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
-    linear(g, "expert output", "product", narrow, downs)
-    g.free("product")
+    linear(g, "expert output", "expert product", narrow, downs)
+    g.free("expert product")
     g.make("weighed", weighed, ("expert output", "router scores"), ("expert output",), _weighed_rule, moment=weighed)
     g.make("weighed in order", weighed, ("weighed",), (), gathered)
     g.free("weighed")
@@ -86,15 +86,15 @@ def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
 def _gated(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
     size = _routed(g, mixer, mixer.intermediate_size)
     rows = 2 if mixer.gated else 1
-    linear(g, "gate and up", "selected", _routed(g, mixer, rows * mixer.intermediate_size), ups)
+    linear(g, "expert gate and up", "selected", _routed(g, mixer, rows * mixer.intermediate_size), ups)
     if not mixer.gated:
-        activate(g, mixer.activation, "gate and up", "product", size)
-        g.free("gate and up")
+        activate(g, mixer.activation, "expert gate and up", "expert product", size)
+        g.free("expert gate and up")
         return
-    g.parts("gate and up", {"gate": size, "up": size})
-    activate(g, mixer.activation, "gate", "activated", size)
-    multiply(g, "product", size, "activated", "up")
-    g.free("activated", "gate", "up", "gate and up")
+    g.parts("expert gate and up", {"expert gate": size, "expert up": size})
+    activate(g, mixer.activation, "expert gate", "expert activated", size)
+    multiply(g, "expert product", size, "expert activated", "expert up")
+    g.free("expert activated", "expert gate", "expert up", "expert gate and up")
 
 
 def _expert_weights(mixer: MixtureOfExperts) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
@@ -108,40 +108,38 @@ def _clamped(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None
     """gpt-oss: biases gathered for every row, gate and up clamped, gate · sigmoid(α · gate) · (up + 1)."""
     size, both = _routed(g, mixer, mixer.intermediate_size), _routed(g, mixer, 2 * mixer.intermediate_size)
     g.hold("up bias", both)
-    linear(g, "gate and up", "selected", both, ups)
-    for name in ("gate", "up"):
-        g.view(f"{name} part", "gate and up", sliced, size)
+    linear(g, "expert gate and up", "selected", both, ups)
+    for name in ("expert gate", "expert up"):
+        g.view(f"{name} part", "expert gate and up", sliced, size)
         g.make(name, size, (f"{name} part",), (f"{name} part",))
-    multiply(g, "scaled", size, "gate")
-    g.make("open", size, ("scaled",), ("open",))
-    g.free("scaled")
-    multiply(g, "glu", size, "gate", "open")
-    g.free("open")
-    g.make("up and one", size, ("up",), (), passed_on)
-    multiply(g, "product", size, "up and one", "glu")
-    g.free("up and one", "gate", "up", "glu", "gate part", "up part", "gate and up")
+    multiply(g, "expert scaled", size, "expert gate")
+    g.make("expert open", size, ("expert scaled",), ("expert open",))
+    g.free("expert scaled")
+    multiply(g, "expert glu", size, "expert gate", "expert open")
+    g.free("expert open")
+    g.make("expert up and one", size, ("expert up",), (), passed_on)
+    multiply(g, "expert product", size, "expert up and one", "expert glu")
+    g.free("expert up and one", "expert gate", "expert up", "expert glu", "expert gate part", "expert up part", "expert gate and up")
     g.hold("down bias", _routed(g, mixer, g.run.hidden_size))
     g.free("up bias")
 
 
 def _dense_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> None:
     """Llama 4: every expert computes every token, weighed beforehand, zero where it was not chosen."""
-    narrow = _every(g, mixer, g.run.hidden_size)
+    narrow, (ups, downs) = _every(g, mixer, g.run.hidden_size), _expert_weights(mixer)
     g.make("repeated", narrow, (source,))
-    g.make("selected", narrow, ("repeated",))
+    inputs = ("repeated", "router scores")
+    g.make("selected", narrow, inputs, inputs, broadcast)
     g.free("repeated")
-    _dense(g, mixer)
-    g.make("expert output", narrow, ("product",))
-    g.free("product", "gate and up")
-    g.rename("expert output", target)
-
-
-def _dense(g: Graph, mixer: MixtureOfExperts) -> None:
     size = _every(g, mixer, mixer.intermediate_size)
-    g.make("gate and up", _every(g, mixer, 2 * mixer.intermediate_size), ("selected",))
-    g.make("activated", size, ("gate and up",))
-    multiply(g, "product", size, "activated", "gate and up")
-    g.free("activated")
+    linear(g, "expert gate and up", "selected", _every(g, mixer, 2 * mixer.intermediate_size), ups)
+    g.parts("expert gate and up", {"expert gate": size, "expert up": size})
+    activate(g, mixer.activation, "expert gate", "expert activated", size)
+    multiply(g, "expert product", size, "expert up", "expert activated")
+    g.free("expert activated")
+    linear(g, "expert output", "expert product", narrow, downs, copies=True)
+    g.free("expert product", "expert gate", "expert up", "expert gate and up")
+    g.rename("expert output", target)
 
 
 def _routed(g: Graph, mixer: MixtureOfExperts, width: int, bytes_: int = 0) -> Size:
