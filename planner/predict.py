@@ -23,7 +23,7 @@ from planner.later import LaterMapping, LaterSequence
 from planner.machine import overheads
 from planner.modelled import NotModelled
 from planner.repeat import answer, counts_of, fields_of, question_of, with_counts
-from planner.scenario import Scenario, to_json
+from planner.scenario import Offload, Parallel, Scenario, to_json
 
 Device = Literal["cuda", "cpu"]
 
@@ -91,11 +91,21 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
             return llama_cpp_answer(settled, architecture, fmt, machine, capacity, notes)
         if settled.task == "inference" and settled.engine in SERVED:
             return serving_answer(settled.engine)(settled, architecture, fmt, gpu, machine, capacity, notes)
+        if settled.task == "training" and _is_spread(settled):
+            from planner.engines.sharded.answer import sharded_answer  # noqa: PLC0415  loaded for those who ask
+
+            return sharded_answer(settled, architecture, fmt, machine, capacity, notes, cuda=device == "cuda")
         from planner.engines.transformers_answer import transformers_answer  # noqa: PLC0415  loaded for those who ask
 
         return transformers_answer(settled, architecture, fmt, machine, capacity, notes, cuda=device == "cuda")
     except (NotModelled, BytesUnknown) as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
+
+
+def _is_spread(scenario: Scenario) -> bool:
+    """Whether a training takes more than the plain step of one GPU."""
+    cards = scenario.hardware.gpus * scenario.hardware.nodes
+    return (scenario.engine, cards, scenario.parallel, scenario.offload) != ("transformers", 1, Parallel(), Offload())
 
 
 def _format(name: str) -> Format:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from planner.components.tape import Course, Span
+from planner.components.trainable import Trainable
 
 Moment = Literal[
     "forward", "layers", "head", "loss", "backward", "layers backward", "embeddings backward", "end", "optimizer"
@@ -23,6 +24,10 @@ class Around:
     def adds_gradients(self, *, accumulating: bool) -> bool:
         """Whether autograd's gradients are added (or copied) one by one to tensors that are there already."""
         return accumulating
+
+    def owned(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
+        """The trained parameters as this rank's optimizer meets them."""
+        return tensors
 
     def at(self, moment: Moment, course: Course) -> None:
         """What happens before a part of the step."""

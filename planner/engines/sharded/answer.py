@@ -1,0 +1,149 @@
+"""A training over several GPUs answered: the footprint of each distinct rank, and of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.architecture.counts import parameter_count
+from planner.architecture.layers import Architecture
+from planner.calibration import PERMILLE
+from planner.components.layer import require_modelled
+from planner.components.trainable import trainable_parameters
+from planner.engines.sharded.layout import Ways, refuse, ways_of
+from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
+from planner.engines.training import require_modelled_training, training_steps
+from planner.engines.transformers import Step
+from planner.explain import terms_of
+from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, judge
+from planner.formats.checkpoint import known_bytes
+from planner.formats.format import Format
+from planner.later import LaterSequence
+from planner.machine import CUBLAS_HANDLES, Overheads
+from planner.modelled import NotModelled
+from planner.reserve import reserved_for_weights, settle_reserved, training_reserved
+from planner.scenario import Hardware, Offload, Parallel, Scenario, to_json
+from planner.symbolic.amount import largest
+from planner.units import GIB
+
+COLLECTIVE_BYTES = int(0.6 * GIB)
+"""NCCL's buffers on each GPU of a communicator: 544 to 688 MB on A100 with NVLink, as published."""
+COLLECTIVE_BAND_BYTES = int(0.3 * GIB)
+RESERVED_BAND = 10
+"""As of one GPU (planner/engines/transformers_answer.py)."""
+
+
+def sharded_answer(
+    settled: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, capacity: int, notes: tuple[str, ...],
+    *, cuda: bool,
+) -> Footprint:  # fmt: skip
+    """The footprint of a settled training with one GPU entry for each distinct rank.
+
+    Raises :class:`~planner.modelled.NotModelled` for what no derivation covers, :class:`~planner.faults.Faults` for what
+    the frameworks refuse.
+    """
+    ways = ways_of(settled)
+    refuse(settled, architecture, ways)
+    require_choices(settled, architecture)
+    plans = rank_plans(settled, architecture, ways)
+    answers = [_rank_answer(settled, plan, machine, capacity, cuda=cuda) for plan in plans]
+    gpus = tuple(GpuFootprint(plan.index, capacity, phases) for plan, (_, phases) in zip(plans, answers, strict=True))
+    device_bytes = largest(*(phase.device for gpu in gpus for phase in gpu.phases))
+    held = largest(*(p.reserved - p.components.get("weights", 0) for gpu in gpus for p in gpu.phases))
+    uncertainty = machine.context_band_bytes + COLLECTIVE_BAND_BYTES * plans[0].collectives * cuda + held // RESERVED_BAND
+    return Footprint(
+        scenario=to_json(settled),
+        level="predict",
+        parameters=parameter_count(architecture),
+        trainable_parameters=trainable_parameters(architecture, settled.training),
+        weight_bytes=known_bytes(architecture, fmt),
+        gpus=gpus,
+        host=_host(plans, ways),
+        verdict=judge(device_bytes, capacity, uncertainty),
+        headroom_bytes=capacity - device_bytes,
+        uncertainty_bytes=uncertainty,
+        terms=LaterSequence(lambda: _terms(plans, answers, machine, settled)),
+        notes=(*notes, *_notes(plans, ways)),
+    )
+
+
+def one_rank(scenario: Scenario) -> Scenario:
+    """The step of one rank as a scenario of one GPU: what it computes with, without what is around it."""
+    ask = scenario.training
+    dtype = "fp32" if COMPUTED_BYTES[ask.precision] == 4 else "bf16"
+    hardware = Hardware(**{**vars(scenario.hardware), "gpus": 1, "nodes": 1})
+    alone = {"weights": dtype, "hardware": hardware, "parallel": Parallel(), "offload": Offload()}
+    training = type(ask)(**{**vars(ask), "engine": "transformers", "precision": dtype})
+    return Scenario(**{**vars(scenario), **alone, "training": training})
+
+
+def require_choices(scenario: Scenario, architecture: Architecture) -> None:
+    """Raise :class:`NotModelled` for what no derivation covers."""
+    ask = scenario.training
+    if ask.precision not in COMPUTED_BYTES:
+        raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
+    if ask.method != "full":
+        raise NotModelled(f"training.method: {ask.method} over several GPUs has no closed form yet")
+    require_modelled_training(one_rank(scenario))
+    require_modelled(architecture, training=True, eager=ask.attention == "eager")
+
+
+def _rank_answer(
+    scenario: Scenario, plan: RankPlan, machine: Overheads, capacity: int, *, cuda: bool
+) -> tuple[list[Step], tuple[Phase, ...]]:
+    steps = training_steps(one_rank(scenario), plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda)
+    if machine.cublas_workspace_bytes:
+        for step in steps[1:]:
+            step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES["training"])
+    return steps, _meters(plan, steps, machine, capacity)
+
+
+def _meters(plan: RankPlan, steps: Sequence[Step], machine: Overheads, capacity: int) -> tuple[Phase, ...]:
+    """The three meters; outside the allocator the CUDA context and NCCL. On a CPU nothing is beyond what is allocated."""
+    levels = {step.name: step.peak.level for step in steps}
+    figures = [level.total for level in levels.values()]
+    outside = 0
+    if machine.context_bytes:
+        outside = machine.context_bytes + plan.collectives * COLLECTIVE_BYTES
+        reserved = training_reserved(levels, reserved_for_weights(plan.stored, plan.stored_bytes))
+        slack = machine.slack_permille("training")
+        if slack != PERMILLE:
+            reserved = {name: level.total + (reserved[name] - level.total) * slack // PERMILLE for name, level in levels.items()}
+        figures = settle_reserved(reserved, levels, capacity - outside)
+    phases = []
+    for (name, level), reserved_bytes in zip(levels.items(), figures, strict=True):
+        components = level.components()
+        if outside:
+            components |= {"allocator_slack": reserved_bytes - level.total, "cuda_context": outside}
+        phases.append(Phase(name, level.total, reserved_bytes, reserved_bytes + outside, components))
+    return tuple(phases)
+
+
+def _host(plans: Sequence[RankPlan], ways: Ways) -> Host:
+    """What all ranks keep in host memory, on all machines together."""
+    components = {name: size * ways.ranks for name, size in plans[0].host.items()}
+    return Host(sum(components.values()), components)
+
+
+def _notes(plans: Sequence[RankPlan], ways: Ways) -> tuple[str, ...]:
+    spread = {"tensor": ways.tensor, "pipeline": ways.pipeline, "context": ways.context, "data": ways.data}
+    told = " × ".join(f"{name} {count}" for name, count in spread.items() if count > 1)
+    ranks = ", ".join(str(plan.index) for plan in plans)
+    if ways.ranks == 1:
+        return ()
+    return (f"{ways.ranks} ranks ({told}; sharding {ways.sharding}); shown: rank {ranks}, the others hold no more",)
+
+
+def _terms(
+    plans: Sequence[RankPlan], answers: Sequence[tuple[list[Step], tuple[Phase, ...]]], machine: Overheads, scenario: Scenario
+) -> tuple[Term, ...]:
+    """The terms of the rank that holds most."""
+    fullest = max(range(len(plans)), key=lambda index: max(phase.device for phase in answers[index][1]))
+    plan, (steps, phases) = plans[fullest], answers[fullest]
+    found = terms_of(steps, phases, plan.computed, machine, scenario.task)
+    if not (machine.context_bytes and plan.collectives):
+        return found
+    size = plan.collectives * COLLECTIVE_BYTES
+    values = {"communicators": plan.collectives, "bytes": COLLECTIVE_BYTES}
+    because = "NCCL communicators as published, 544 to 688 MB on A100 with NVLink"
+    more = [Term("cuda_context", "NCCL: communicators · bytes", values, size, "modelled", because, phase.name) for phase in phases]
+    return (*found, *more)

@@ -1,0 +1,114 @@
+"""Each distinct rank of a training: the model it computes, the weights it stores, and what its sharding does around a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+
+from planner.architecture.layers import Architecture
+from planner.components.states import plain_weights
+from planner.components.tape import Level
+from planner.engines.around import ALONE, Around
+from planner.engines.sharded.ddp import Replicated
+from planner.engines.sharded.fsdp import FullyShard, Policy
+from planner.engines.sharded.layout import Ways
+from planner.engines.sharded.shards import padded_rows, rows_of_rank
+from planner.engines.training import trained_tensors
+from planner.record import record
+from planner.scenario import Scenario
+
+COMPUTED_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 2, "amp-fp16": 2}
+KEPT_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 4, "amp-fp16": 4}
+"""Bytes of a parameter as it is computed with, and as the rank keeps it."""
+
+
+@record
+class RankPlan:
+    """One rank, standing for all like it. ``stored``: weights as they are laid on the card, for its segments.
+
+    ``host``: bytes in this rank's host memory by component; ``collectives``: communicators it is part of.
+    """
+
+    index: int
+    computed: Architecture
+    stored: Architecture
+    weights: Level
+    around: Around
+    compute_bytes: int
+    stored_bytes: int
+    collectives: int
+    host: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+
+def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
+    """The distinct ranks of a settled training under DDP or FSDP2, rank 0 first."""
+    if ways.sharding == "fsdp":
+        return _fully_sharded(scenario, architecture, ways)
+    return [_replicated(scenario, architecture, ways)]
+
+
+def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways) -> RankPlan:
+    bytes_ = KEPT_BYTES[scenario.training.precision]
+    weights = plain_weights(architecture, bytes_).fork()
+    options = scenario.training.engine_options
+    around: Around = ALONE
+    if ways.data > 1:
+        view, cap = bool(options.get("gradient_as_bucket_view", False)), options.get("bucket_cap_mb")
+        around = replicated = Replicated(view=view)
+        tensors, _ = trained_tensors(scenario, architecture, bytes_)
+        replicated.hold(weights, tensors, None if cap is None else int(cap))
+    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, int(ways.data > 1))
+
+
+def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
+    """The policy that accelerate (engine transformers) or torchtitan (engine fsdp) sets up.
+
+    Accelerate reduces in the dtype it computes with (``set_mixed_precision``) and leaves gradients whole while it
+    accumulates (``no_sync``); torchtitan reduces in fp32 and keeps shards.
+    """
+    ask = scenario.training
+    options, plain = ask.engine_options, scenario.engine == "fsdp"
+    computed, kept = COMPUTED_BYTES[ask.precision], KEPT_BYTES[ask.precision]
+    reduced = {"fp32": 4, "bf16": 2}.get(str(options.get("reduce_dtype")), 4 if plain and computed != kept else computed)
+    accumulates = "" if ask.gradient_accumulation == 1 else "shards" if plain else "whole"
+    return Policy(
+        ranks, computed, kept, reduced,
+        reshard_after_forward=bool(options.get("reshard_after_forward", True)),
+        separate_ends=bool(options.get("separate_ends", True)),
+        accumulates=accumulates,
+        offloads=bool(scenario.offload.weights or scenario.offload.optimizer),
+    )  # fmt: skip
+
+
+def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
+    policy = fsdp_policy(scenario, ways.sharded_over)
+    stored = padded_rows(architecture, policy.ranks)
+    tensors, _ = trained_tensors(scenario, architecture, policy.shard_bytes)
+    shares = [
+        sum(t.numel * t.times for t in rows_of_rank(tensors, policy.ranks, rank, policy.shard_bytes))
+        for rank in (0, policy.ranks - 1)
+    ]
+    found = []
+    for index in (0,) if shares[0] == shares[1] else (0, policy.ranks - 1):
+        weights = plain_weights(stored, policy.shard_bytes)
+        plan = RankPlan(
+            index, architecture, stored, weights, FullyShard(architecture, policy, index), policy.compute_bytes,
+            policy.shard_bytes, int(policy.ranks > 1),
+        )  # fmt: skip
+        found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
+    return found
+
+
+def _offloaded(plan: RankPlan, elements: int) -> RankPlan:
+    """Shards, their gradients and the optimizer's states in pinned host memory (``CPUOffloadPolicy``)."""
+    weights = plan.weights.fork()
+    on_gpu = [
+        (component, name, size, count)
+        for component, name, size, count in weights.items()
+        if name in ("weights", "rounding of the weights")
+    ]
+    for component, name, size, count in on_gpu:
+        weights.change(component, name, size, -count)
+    shard = elements * plan.stored_bytes
+    host = {"weights": shard, "gradients": shard, "optimizer_state": 2 * shard}
+    return replace(plan, weights=weights, host=host)
