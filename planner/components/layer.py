@@ -93,7 +93,7 @@ def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bo
 
 def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
     if isinstance(mixer, Recurrent):
-        return unmodelled_recurrent(mixer, training=training)
+        return unmodelled_recurrent(mixer)
     if isinstance(mixer, LatentAttention):
         reasons = {
             "latent attention computed eagerly": eager,

@@ -12,33 +12,25 @@ from planner.components.recurrent.mamba import mamba_forward
 from planner.components.recurrent.mamba2 import mamba2_forward
 from planner.components.recurrent.short_conv import short_conv_forward
 
-TRAINED: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
+FORWARDS: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
     "gated_delta_net": delta_net_forward,
+    "lightning": lightning_forward,
     "mamba": mamba_forward,
     "mamba2": mamba2_forward,
     "short_conv": short_conv_forward,
 }
-"""Kinds laid as operators, from ``source`` to ``target``: their backward follows."""
-INFERRED: dict[str, Callable[[Graph, Recurrent, str], None]] = {
-    "lightning": lightning_forward,
-}
-"""Kinds laid without a backward; they read a tensor that stays and leave ``target``."""
-FORWARDS = (*TRAINED, *INFERRED)
-"""Kinds with a closed form."""
+"""Kinds with a closed form, laid as operators from ``source`` to ``target``: their backward follows."""
 
 
-def unmodelled_recurrent(mixer: Recurrent, *, training: bool) -> str:
+def unmodelled_recurrent(mixer: Recurrent) -> str:
     """Why a mixer has no closed form, in words; empty when it has."""
     if mixer.kind not in FORWARDS:
         return f"{mixer.kind} mixers"
     if mixer.kind == "gated_delta_net" and not any("in_proj_qkv" in weight.name for weight in mixer.weights):
         return "delta nets with projections of their own"
-    return f"{mixer.kind} mixers in training" if training and mixer.kind not in TRAINED else ""
+    return ""
 
 
 def recurrent_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """A recurrent mixer: reads ``source``, which stays, leaves ``target`` and, where there is a cache, its states."""
-    if mixer.kind in TRAINED:
-        TRAINED[mixer.kind](g, mixer, source, target)
-    else:
-        INFERRED[mixer.kind](g, mixer, target)
+    FORWARDS[mixer.kind](g, mixer, source, target)

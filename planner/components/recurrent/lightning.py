@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph
+from planner.architecture.layers import Norm, Recurrent
+from planner.components.graph import Gradients, Graph, Node, linear, multiply, passed_on
+from planner.components.norms import norm_forward
+from planner.components.recurrent.mamba2 import modules
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
-from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
+from planner.symbolic.amount import smallest
+
+OPERANDS = 6
+"""Of a block's products, laid out anew: queries, keys and values, decayed queries, decayed keys, and values once more."""
 
 
-def lightning_forward(g: Graph, mixer: Recurrent, target: str) -> None:
+def lightning_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """Projection, blocks (or one step), norm, output gate, output projection (``MiniMaxLightningAttention``)."""
-    run = g.run
+    run, weights = g.run, modules(mixer)
     width = mixer.num_heads * mixer.head_dim
-    steps = bool(run.past_tokens) and run.sequence == 1
-    g.hold("qkv", run.rows(3 * width))
-    g.hold("qkv open", run.rows(3 * width))
-    g.free("qkv")
-    (_step if steps else _blocks)(g, mixer)
     inner = run.rows(width)
-    g.hold("joined", inner)
-    g.free("outputs")
+    steps = bool(run.past_tokens) and run.sequence == 1
+    linear(g, "qkv", source, run.rows(3 * width), weights.get("qkv_proj", ()))
+    g.make("qkv open", run.rows(3 * width), ("qkv",), ("qkv",))
+    g.free("qkv")
+    g.parts("qkv open", dict.fromkeys("qkv", inner))
+    (_step if steps else _blocks)(g, mixer)
+    _join(g, mixer, inner)
     if not steps:
-        g.hold("attended", inner)
+        g.make("attended", inner, ("joined",), (), passed_on)
         g.free("joined")
     else:
         g.rename("joined", "attended")
-    _norm(g, inner, run.upcast(width))
-    g.hold("gate", inner)
-    g.hold("gate open", inner)
+    norm_forward(g, Norm("norm", width, "rms", weights.get("norm", ())), "normed", "attended")
+    g.free("attended")
+    linear(g, "gate", source, inner, weights.get("output_gate", ()))
+    g.make("gate open", inner, ("gate",), ("gate open",))
     g.free("gate")
-    g.hold("gated", inner)
+    multiply(g, "gated", inner, "gate open", "normed")
     g.free("gate open", "normed")
-    g.hold(target, run.hidden())
-    g.free("gated", "qkv open", "scores", "intra", "inter", "update", "last output")
+    linear(g, target, "gated", run.hidden(), weights.get("out_proj", ()))
+    g.free("gated", "q", "k", "v", "qkv open", "scores", "intra", "inter", "update", "last output")
     if run.cached:
         g.free(RECURRENT_STATE)
         g.rename("state new", RECURRENT_STATE)
@@ -41,12 +47,46 @@ def lightning_forward(g: Graph, mixer: Recurrent, target: str) -> None:
     g.free("state new")
 
 
+def _join(g: Graph, mixer: Recurrent, inner: Size) -> None:
+    """The blocks' outputs in one tensor. Autograd keeps each block's decayed scores, its operands laid out anew and its state."""
+    kept: list[str] = []
+    if g.saving:
+        run, tokens = g.run, smallest(g.run.sequence, mixer.chunk_tokens)
+        whole = run.sequence // tokens
+        rest = run.sequence - whole * tokens
+        values = {"batch": run.batch, "heads": mixer.num_heads, "sequence": run.sequence, "block_tokens": tokens}
+        pairs = run.batch * mixer.num_heads * (whole * tokens * tokens + rest * rest) * run.dtype_bytes
+        formula = "batch · heads · Σ block_tokens² · bytes"
+        g.hold("scores of the blocks", Size.stated(pairs, formula, **values, bytes=run.dtype_bytes))
+        operands = {"batch": run.batch, "heads": mixer.num_heads, "sequence": run.sequence, "head_dim": mixer.head_dim}
+        g.hold("operands of the blocks", Size(**operands, operands=OPERANDS, bytes=run.dtype_bytes))
+        g.hold("states of the blocks", Size(blocks=whole, batch=run.batch, state=mixer.state_numel, bytes=run.dtype_bytes))
+        kept = ["scores of the blocks", "operands of the blocks", "states of the blocks"]
+    g.make("joined", inner, ("q", "k", "v"), kept, _walk_back, moment=_pairs(g, mixer))
+    g.free("outputs", *kept)
+
+
+def _walk_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Block by block: scores' gradients, and gradients of the whole queries, keys and values, to which each block adds its part."""
+    assert node.moment is not None  # noqa: S101  _join has given it
+    moment = g.held("d scores", node, node.moment)
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.consume(moment)
+    return made
+
+
+def _pairs(g: Graph, mixer: Recurrent) -> Size:
+    """Scores of one block."""
+    tokens = smallest(g.run.sequence, mixer.chunk_tokens)
+    return Size(batch=g.run.batch, heads=mixer.num_heads, block_tokens=tokens, block_keys=tokens, bytes=g.run.dtype_bytes)
+
+
 def _blocks(g: Graph, mixer: Recurrent) -> None:
     """The last block: its scores, what it reads of the state so far, and the state after it. Earlier outputs wait in a list."""
-    run, tokens = g.run, min(g.run.sequence, mixer.chunk_tokens)
+    run, tokens = g.run, smallest(g.run.sequence, mixer.chunk_tokens)
     heads = {"batch": run.batch, "heads": mixer.num_heads}
     part = Size(**heads, block_tokens=tokens, head_dim=mixer.head_dim, bytes=run.dtype_bytes)
-    pairs = Size(**heads, block_tokens=tokens, block_keys=tokens, bytes=run.dtype_bytes)
+    pairs = _pairs(g, mixer)
     state = recurrent_state(mixer, run)
     g.hold("state old", state)
     if run.sequence > tokens:
@@ -78,21 +118,6 @@ def _step(g: Graph, mixer: Recurrent) -> None:
     g.hold("state new", state)
     g.free("decayed state")
     g.hold("last output", run.heads(mixer.num_heads, mixer.head_dim))
-
-
-def _norm(g: Graph, narrow: Size, wide: Size) -> None:
-    """RMSNorm over all heads; leaves ``normed``."""
-    upcast = g.run.dtype_bytes != FP32_BYTES
-    if upcast:
-        g.hold("attended wide", wide)
-    g.hold("square", wide)
-    g.free("square")
-    g.hold("scaled", wide)
-    g.free("attended wide")
-    if upcast:
-        g.hold("scaled cast", narrow)
-    g.hold("normed", narrow)
-    g.free("scaled cast", "scaled", "attended")
 
 
 def _product(g: Graph, name: str, size: Size, *operands: Size) -> None:
