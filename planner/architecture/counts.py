@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 
 from planner.architecture.layers import (
@@ -46,15 +46,19 @@ def waits_for_images(layer: Layer) -> bool:
 
 def stack_weights(stack: Stack) -> Iterator[tuple[str, Weight, int]]:
     """Every weight of a stack: path of its owner with the closing dot, weight, how often it occurs."""
-    yield from _layers_weights(stack, layer_groups(stack))
+    for layer, count in layer_groups(stack):
+        yield from _layer_weights(stack, layer, count)
     for weight in stack.weights:
         yield "", weight, 1
 
 
-def _layers_weights(stack: Stack, groups: Iterable[tuple[Layer, int]]) -> Iterator[tuple[str, Weight, int]]:
-    for layer, count in groups:
-        for weight in layer_weights(layer):
-            yield f"{stack.name}.*.", weight, count
+def _layer_weights(stack: Stack, layer: Layer, count: int) -> Iterator[tuple[str, Weight, int]]:
+    return ((f"{stack.name}.*.", weight, count) for weight in layer_weights(layer))
+
+
+def is_indexer(weight: Weight) -> bool:
+    """Whether a weight scores tokens for sparse attention: chosen without gradients (``DeepseekV32Indexer``), it gets none."""
+    return ".indexer." in weight.name
 
 
 def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
@@ -64,7 +68,11 @@ def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]
     prefix + name; elements = product of the shape × ``weight.count`` × how often. Buffers are included, marked so.
     """
     yield from decoder_weights(architecture)
-    yield from _layers_weights(architecture.decoder, _waiting(architecture.decoder))
+    for layer, count in _waiting(architecture.decoder):
+        yield from _layer_weights(architecture.decoder, layer, count)
+    for path, weight, times in stack_weights(architecture.decoder):
+        if is_indexer(weight):
+            yield path, weight, times
     for tower in architecture.towers:
         yield from stack_weights(tower)
 
@@ -78,7 +86,9 @@ def decoder_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, i
             yield "", weight, 1
     stack = architecture.decoder
     waiting = {id(layer) for layer, _ in _waiting(stack)}
-    yield from _layers_weights(stack, (found for found in layer_groups(stack) if id(found[0]) not in waiting))
+    for layer, count in layer_groups(stack):
+        if id(layer) not in waiting:
+            yield from (found for found in _layer_weights(stack, layer, count) if not is_indexer(found[1]))
     for weight in stack.weights:
         yield "", weight, 1
 

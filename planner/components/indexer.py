@@ -10,10 +10,11 @@ from planner.components.graph import Graph
 from planner.components.rotary import Rotated, rotate
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
+from planner.symbolic.amount import smallest
 
 
 def index_forward(g: Graph, mixer: LatentAttention, keys: int) -> None:
-    """From the compressed query to ``mask chosen``, the boolean mask of this layer."""
+    """From the compressed query to ``mask chosen``, the boolean mask of this layer. No gradient passes (``torch.no_grad``)."""
     indexer, run = mixer.indexer, g.run
     assert indexer is not None  # noqa: S101  the caller has looked
     heads, width = indexer.num_heads, indexer.head_dim
@@ -21,10 +22,11 @@ def index_forward(g: Graph, mixer: LatentAttention, keys: int) -> None:
     rotate(g, run.code.indexer_rotary, [Rotated("index q part", heads, mixer.qk_rope_head_dim, mixer.qk_rope_head_dim)])
     g.hold("index q joined", run.heads(heads, width))
     g.relabel("index past", "workspace")
-    g.hold("index cached", Size(batch=run.batch, tokens=keys, features=width, bytes=run.dtype_bytes), "kv_cache")
+    keeper = "kv_cache" if run.cached else "workspace"
+    g.hold("index cached", Size(batch=run.batch, tokens=keys, features=width, bytes=run.dtype_bytes), keeper)
     g.consume("index past")
     _scores(g, heads, width, keys)
-    _choose(g, min(indexer.top_k, keys), keys)
+    _choose(g, smallest(indexer.top_k, keys), keys)
 
 
 def _scores(g: Graph, heads: int, width: int, keys: int) -> None:
@@ -54,7 +56,7 @@ def _choose(g: Graph, top_k: int, keys: int) -> None:
     g.hold("index places", Size(**chosen, int64_bytes=8))
     g.free("index values")
     g.hold("index chosen", Size(**chosen, int32_bytes=4))
-    g.free("index places", "index q joined", "index q part rotated", "index q", "index positive", "index masked")
+    g.free("index places", *(() if run.cached else ("index cached",)), "index q joined", "index q part rotated", "index q", "index positive", "index masked")
     g.hold("mask ones", boolean)
     g.hold("index chosen int64", Size(**chosen, int64_bytes=8))
     g.hold("mask scattered", boolean)

@@ -97,7 +97,6 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training
     if isinstance(mixer, LatentAttention):
         reasons = {
             "latent attention computed eagerly": eager,
-            "sparse attention with an indexer in training": training and mixer.indexer is not None,
         }
     else:
         reasons = {
