@@ -117,6 +117,7 @@ class Graph(Tape):
         if inputs and len(constant) == len(inputs) and not (trains and (weights or for_weights)):
             self._give_up(name)
             self.hold(name, size, component)
+            self.record.sizes[name] = size
             self.constants.add(name)
             return
         kept = [self.save(saved) for saved in saves if saved != name and (whole or self._is_needed(saved, inputs))]
@@ -142,11 +143,12 @@ class Graph(Tape):
         storage = self._storage(source)
         storage.references += 1
         self._storages[name] = storage
+        if self.saving:
+            self.record.sizes[name] = size or self.record.sizes[source]
         if source in self.constants:
             self.constants.add(name)
         elif self.saving:
             self.constants.discard(name)
-            self.record.sizes[name] = size or self.record.sizes[source]
             self.record.nodes.append(Node(name, (source,), (), rule or passed_on))
 
     def parts(self, source: str, sizes: Mapping[str, Size]) -> None:
@@ -209,11 +211,12 @@ class Graph(Tape):
         if storage is not None:
             self._storages[new] = storage
             storage.name = new if storage.name == old else storage.name
+        if self.saving:
+            self.record.sizes[new] = self.record.sizes[old]
         if old in self.constants:
             self.constants.add(new)
         elif self.saving:
             self.constants.discard(new)
-            self.record.sizes[new] = self.record.sizes[old]
             self.record.nodes.append(Node(new, (old,), (), passed_on))
 
     def _give_up(self, name: str) -> None:

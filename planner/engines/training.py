@@ -5,24 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Architecture
-from planner.components.states import STATE_TENSORS, optimizer_states, optimizer_transient
+from planner.components.adapters import adapters_for, hold_adapters
+from planner.components.optimizers import (
+    DEFAULT_RANK,
+    OPTIMIZERS,
+    host_states,
+    in_module_order,
+    optimizer_states,
+    step_transient,
+)
+from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Level
+from planner.components.trainable import Trainable, head_names, trainable_tensors
+from planner.engines.around import ALONE, Around
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.modelled import NotModelled
 from planner.scenario import Scenario
 
 
-def training_steps(scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, *, cuda: bool) -> list[Step]:
-    """The phases of a training step. ``weights``: what stays from loading; ``dtype_bytes``: of a parameter."""
-    ask = scenario.training
-    states = optimizer_states(architecture, ask.optimizer, dtype_bytes, cuda=cuda)
+def training_steps(
+    scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, around: Around = ALONE, *, cuda: bool,
+    quantised: QuantisedWeights | None = None,
+) -> list[Step]:  # fmt: skip
+    """The phases of a training step. ``weights``: what stays from loading; ``dtype_bytes``: of a plain parameter."""
+    ask, weights = scenario.training, weights.fork()
+    trained, rank = trained_tensors(scenario, architecture, dtype_bytes)
+    tensors = around.owned(trained)
+    states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
         ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
-        eager=ask.attention == "eager",
+        eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
+        names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
     )  # fmt: skip
-    transient = optimizer_transient(architecture, ask.optimizer, dtype_bytes)
-    return training_phases(architecture, weights, states, work, transient)
+    hold_adapters(weights, architecture, ask, dtype_bytes)
+    clips = bool(ask.engine_options.get("max_grad_norm"))
+    transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
+    return training_phases(architecture, weights, states, work, transient, around)
+
+
+def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:
+    """What a training keeps in host memory, by component."""
+    tensors, rank = trained_tensors(scenario, architecture, dtype_bytes)
+    paged = host_states(tensors, scenario.training.optimizer, rank)
+    return {"optimizer_state": paged} if paged else {}
+
+
+def trained_tensors(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> tuple[tuple[Trainable, ...], int]:
+    """The trained parameters as the optimizer meets them, and the rank that it projects to."""
+    norm = architecture.final_norm.weights if architecture.final_norm is not None else ()
+    last = tuple(weight.name for weight in (*norm, *architecture.head))
+    tensors = in_module_order(trainable_tensors(architecture, scenario.training, dtype_bytes), last)
+    return tensors, int(scenario.training.engine_options.get("projection_rank", DEFAULT_RANK))
 
 
 def require_modelled_training(scenario: Scenario) -> None:
@@ -30,9 +64,9 @@ def require_modelled_training(scenario: Scenario) -> None:
     training = scenario.training
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
-        "training.method": (training.method, ("full",)),
+        "training.method": (training.method, ("full", "lora", "freeze")),
         "training.precision": (training.precision, ("bf16", "fp32")),
-        "training.optimizer": (training.optimizer, tuple(STATE_TENSORS)),
+        "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, ("none", "full")),
         "training.loss": (training.loss, ("default",)),
         "training.attention": (training.attention, ("sdpa", "flash", "eager")),

@@ -56,7 +56,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
-    _forward_pass(course, architecture, _inference_run(architecture, work, work.prompt_tokens))
+    _forward_pass(course, architecture, inference_run(architecture, work, work.prompt_tokens))
     steps.append(Step("prefill", course.peak))
     if not generates(architecture):
         return steps
@@ -70,7 +70,7 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
     """One decode step when the cache holds ``past`` tokens; before the first step windowed layers hold the whole prompt."""
     course = Course()
     course.level = weights.fork()
-    run = _inference_run(architecture, work, 1, past)
+    run = inference_run(architecture, work, 1, past)
     for layer, count in layer_groups(architecture.decoder):
         for name, size in held_tensors(layer, run, work.prompt_tokens).items():
             course.hold(cache_component(name), name, size, count)
@@ -84,7 +84,8 @@ def generates(architecture: Architecture) -> bool:
     return bool(architecture.head) or architecture.tied_head
 
 
-def _inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
+def inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
+    """A forward of ``sequence`` tokens behind ``past`` cached ones."""
     return Run(
         work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=generates(architecture), cuda=work.cuda,
         past_tokens=past,
@@ -126,12 +127,12 @@ def drop(course: Course, *names: str) -> None:
             course.level.change(component, name, size, -count)
 
 
-def final_norm(architecture: Architecture, run: Run, *, saving: bool) -> Laid:
-    """The norm behind the last layer, and what it saves."""
-    g = Graph(run, saving=saving, start={"x": Held(run.stream(), "workspace")})
+def final_norm(architecture: Architecture, run: Run, *, saving: bool, keeps: bool = True) -> Laid:
+    """The norm behind the last layer, and what it saves. ``keeps``: the head's weight trains, so that its input is kept."""
+    g = Graph(run, saving=saving, start={"x": Held(run.stream(), "workspace")}, constants=run.constants)
     if architecture.final_norm is not None:
         norm_forward(g, architecture.final_norm, "final norm", "x")
-        if saving:
+        if saving and keeps:
             g.save("final norm")
     if g.is_saved("x"):
         g.rename("x", "layer input")

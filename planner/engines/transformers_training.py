@@ -5,15 +5,22 @@ Forward, backward and optimizer of the steady step, when the optimizer's states 
 
 from __future__ import annotations
 
-from planner.architecture.counts import decoder_weights, layer_indices
+from collections.abc import Sequence
+from dataclasses import replace
+
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Weight
+from planner.components.adapters import Adapters
 from planner.components.graph import Graph
 from planner.components.inputs import hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
+from planner.components.optimizers import Moment
+from planner.components.quantised import QuantisedWeights
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
+from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
+from planner.engines.trained_layers import Reached, reached_by_gradients
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
@@ -34,6 +41,11 @@ class TrainingStep:
     accumulation: int
     cuda: bool = True
     eager: bool = False
+    adapters: Adapters | None = None
+    names: tuple[str, ...] = ()
+    """Modules that train where not all do; with ``adapters`` none of the model's own does."""
+    trained: tuple[Trainable, ...] = ()
+    quantised: QuantisedWeights | None = None
 
 
 def training_phases(
@@ -41,7 +53,7 @@ def training_phases(
     weights: Level,
     optimizer: Level,
     work: TrainingStep,
-    transient: Size | None,
+    transient: Moment = (),
     around: Around = ALONE,
 ) -> list[Step]:
     """Load, forward, backward and optimizer of the steady step, without a cache (``TrainingArguments.use_cache``).
@@ -60,42 +72,47 @@ def training_phases(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
+        trainable=work.adapters is None, adapters=work.adapters, names=work.names, quantised=work.quantised,
     )  # fmt: skip
+    reached = reached_by_gradients(architecture, run)
     if accumulating and not around.holds_gradients:
-        _hold_gradients(course, architecture, run)
+        _hold_gradients(course, work.trained)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
     course.hold("workspace", "input ids", tokens)
     course.begin_phase()
-    saved = _training_forward(course, architecture, run, around, checkpointing=work.checkpointing)
+    saved = _training_forward(course, architecture, run, reached, around, checkpointing=work.checkpointing)
     steps.append(Step("forward", course.peak))
     course.begin_phase()
-    _training_backward(course, architecture, run, saved, around, checkpointing=work.checkpointing)
+    _training_backward(course, architecture, run, reached, saved, around, checkpointing=work.checkpointing)
     steps.append(Step("backward", course.peak))
     course.begin_phase()
     around.at("optimizer", course)
-    if transient is not None:
-        course.hold("workspace", "optimizer transient", transient)
+    for name, size in transient:
+        course.hold("workspace", name, size, where="step of the optimizer")
     steps.append(Step("optimizer", course.peak))
     return steps
 
 
-def _training_forward(course: Course, architecture: Architecture, run: Run, around: Around, *, checkpointing: bool) -> list[Laid]:
+def _training_forward(
+    course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, *, checkpointing: bool
+) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     around.at("forward", course)
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
-    for name, size, count in _kept_of_embeddings(architecture, run):
+    for name, size, count in _kept_of_embeddings(architecture, run) if reached.embeddings else ():
         course.hold("activations", name, size, count)
-    kinds = layer_indices(architecture.decoder)
-    laid = [layer_forward(layer, run, saving=not checkpointing, keeps_input=checkpointing) for layer, _ in kinds]
-    blocks = [(forward.span, places) for forward, (_, places) in zip(laid, kinds, strict=True)]
+    laid = [layer_forward(each.layer, each.run, saving=not checkpointing, keeps_input=checkpointing) for each in reached.layers]
+    blocks = [(forward.span, each.places) for forward, each in zip(laid, reached.layers, strict=True)]
     around.at("layers", course)
     course.run_stack(around.forward(blocks), "forward of the layers")
     around.at("head", course)
-    norm = final_norm(architecture, run, saving=True)
+    outside = replace(run, path="", constant_input=not reached.before_norm)
+    norm = final_norm(architecture, outside, saving=True, keeps=reached.head)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
     drop(course, "embeddings", "position embeddings", "earlier probabilities", *(() if checkpointing else ("mask",)))
     _loss_forward(course, architecture, run)
+    drop(course, "final norm")
     around.at("loss", course)
     return laid
 
@@ -111,22 +128,24 @@ def _kept_of_embeddings(architecture: Architecture, run: Run) -> list[tuple[str,
 
 
 def _training_backward(
-    course: Course, architecture: Architecture, run: Run, laid: list[Laid], around: Around, *, checkpointing: bool
-) -> None:
+    course: Course, architecture: Architecture, run: Run, reached: Reached, laid: list[Laid], around: Around, *,
+    checkpointing: bool,
+) -> None:  # fmt: skip
     around.at("backward", course)
-    _loss_backward(course, architecture, run)
-    if architecture.final_norm is not None:
-        course.run(_final_norm_backward(run, laid[-1]), 1, "backward of the final norm")
+    _loss_backward(course, architecture, run, reached, around)
+    if architecture.final_norm is not None and reached.before_head:
+        course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")
     blocks = [
-        (layer_recomputed(layer, run) if checkpointing else layer_backward(run, forward), places)
-        for (layer, places), forward in zip(layer_indices(architecture.decoder), laid, strict=False)
+        (layer_recomputed(each.layer, each.run) if checkpointing else layer_backward(each.run, forward), each.places)
+        for each, forward in zip(reached.layers, laid, strict=False)
     ]
     around.at("layers backward", course)
     course.run_stack(around.backward(blocks), "backward of the layers", backwards=True)
     around.at("embeddings backward", course)
-    for name, size, count in _kept_of_embeddings(architecture, run):
-        course.level.change("activations", name, size, -count)
-    _embedding_backward(course, architecture, run)
+    if reached.embeddings:
+        for name, size, count in _kept_of_embeddings(architecture, run):
+            course.level.change("activations", name, size, -count)
+        _embedding_backward(course, architecture, run)
     drop(course, "cosines and sines", "mask")
     around.at("end", course)
 
@@ -135,7 +154,9 @@ def _final_norm_backward(run: Run, laid: Laid) -> Span:
     start = {name: held for name, held in laid.live.items() if held.component == "activations"}
     g = Graph(run, start={**start, "d": Held(run.hidden(), "workspace")})
     g.consume("final norm")
-    g.rename(g.backward(laid.record, {"final norm": "d"})["x"], "d")
+    found = g.backward(laid.record, {"final norm": "d"})
+    if "x" in found:
+        g.rename(found["x"], "d")
     return g.span()
 
 
@@ -159,7 +180,7 @@ def _loss_forward(course: Course, architecture: Architecture, run: Run) -> None:
     course.run(tape.span(), 1, "loss")
 
 
-def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None:
+def _loss_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around) -> None:
     vocab, narrow = architecture.vocab_size, run.hidden()
     logits = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
     wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
@@ -179,11 +200,15 @@ def _loss_backward(course: Course, architecture: Architecture, run: Run) -> None
             tape.hold(name, logits, "logits")
             tape.consume(before, "tanh" if name == "d divided" else "")
             before = name
-    if architecture.tied_head:
+    course.run(tape.span(), 1, "backward of the loss")
+    around.at("head backward", course)
+    tape = Tape(start=tape.span().live)
+    if architecture.tied_head and reached.head:
         tape.hold(TIED, _like_parameter(architecture.embeddings[0], run), "gradients")
-    for weight in architecture.head:
+    for weight in architecture.head if reached.head else ():
         gradient(tape, run, weight)
-    tape.hold("d", narrow)
+    if reached.before_head:
+        tape.hold("d", narrow)
     tape.consume("d logits", "d logits fp32", "d capped")
     course.run(tape.span(), 1, "backward of the head")
 
@@ -212,9 +237,8 @@ def _like_parameter(weight: Weight, run: Run) -> Size:
     return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes)
 
 
-def _hold_gradients(course: Course, architecture: Architecture, run: Run) -> None:
+def _hold_gradients(course: Course, trained: Sequence[Trainable]) -> None:
     """Gradients of every parameter that has some, left by the earlier micro-batches."""
-    for _, weight, times in decoder_weights(architecture):
-        if not weight.is_buffer:
-            factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
-            course.hold("gradients", f"grad {weight.name}", Size(**factors, bytes=run.dtype_bytes), times * weight.count)
+    for tensor in trained:
+        factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
+        course.hold("gradients", f"grad {tensor.name}", Size(**factors, bytes=tensor.dtype_bytes), tensor.times)
