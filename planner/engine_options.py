@@ -41,6 +41,31 @@ TRANSFORMERS_TRAINING = {
     "quant_skip_modules": Option("str", "modules left in 16 bit, by name, separated by commas"),
     "projection_rank": Option("int", "rank that GaLore and APOLLO project gradients to", 1, 1_000_000),
 }
+SPREAD_TRAINING = {
+    "bucket_cap_mb": Option("int", "MiB of a bucket of DDP's reducer", 1, 1_000_000),
+    "gradient_as_bucket_view": Option("bool", "gradients lie in DDP's buckets"),
+    "reshard_after_forward": Option("bool", "FSDP gives a layer's gathered parameters up after its forward"),
+    "reduce_dtype": Option("str", "dtype in which FSDP reduces gradients", choices=("fp32", "bf16")),
+    "separate_ends": Option("bool", "embedding and head are FSDP units of their own"),
+    "total_tokens": Option("int", "tokens of the whole training, for its hours", 1, 2**53),
+}
+ZERO = {
+    "reduce_bucket_size": Option("int", "elements of a bucket of gradients", 1, 2**40),
+    "allgather_bucket_size": Option("int", "elements of a bucket of updated parameters", 1, 2**40),
+    "overlap_comm": Option("bool", "a second bucket is filled while the first is reduced"),
+    "contiguous_gradients": Option("bool", "gradients are copied into a bucket as they come"),
+    "stage3_max_live_parameters": Option("int", "gathered parameters that may be alive at once", 0, 2**40),
+    "stage3_max_reuse_distance": Option("int", "parameters used again within so many elements stay gathered", 0, 2**40),
+    "stage3_prefetch_bucket_size": Option("int", "elements gathered ahead", 0, 2**40),
+    "stage3_param_persistence_threshold": Option("int", "smaller parameters stay gathered", 0, 2**40),
+    "sub_group_size": Option("int", "elements that the optimizer of stage 3 updates at once", 1, 2**40),
+}
+MEGATRON = {
+    "virtual_pipeline": Option("int", "model chunks of each stage (interleaved 1F1B)", 1, 1000),
+    "sequence_parallel": Option("bool", "norms and residuals are cut over the tensor-parallel ranks"),
+    "global_batch": Option("int", "sequences of one optimizer step", 1, 10_000_000),
+    "total_tokens": Option("int", "tokens of the whole training, for its hours", 1, 2**53),
+}
 VLLM = {
     "version": Option("str", "release whose constants are used"),
     "gpu_memory_utilization": Option("float", "share of the GPU's memory the engine may take", 0.01, 1.0),
@@ -92,11 +117,24 @@ LLAMA_CPP = {
     "n_gpu_layers": Option("int", "layers on the GPU, the output layer counted; -1 for all", -1, 100_000),
     "n_cpu_moe": Option("int", "layers whose experts stay on the host", 0, 100_000),
     "n_outputs_max": Option("int", "tokens whose logits are kept", 1, _TOKENS),
+    "cpu_moe": Option("bool", "the experts of every layer stay on the host"),
+    "split_mode": Option("str", "how several GPUs share the model", choices=("layer", "row", "none")),
+    "tensor_split": Option("str", "shares of the GPUs, separated by commas"),
+    "main_gpu": Option("int", "the GPU that is used alone with split_mode none", 0, 15),
+    "offload_kqv": Option("bool", "caches on the GPU; false keeps them on the host"),
+    "use_mmap": Option("bool", "map the file instead of reading it"),
+    "use_mlock": Option("bool", "keep the mapped file in memory"),
+    "n_gpu_layers_draft": Option("int", "layers of the draft model on the GPU; -1 for all", -1, 100_000),
+    "type_k_draft": Option("str", "type of the draft model's key cache", choices=_CACHE_TYPES),
+    "type_v_draft": Option("str", "type of the draft model's value cache", choices=_CACHE_TYPES),
 }
 
 ENGINE_OPTIONS: dict[tuple[str, str], dict[str, Option]] = {
     ("transformers", "inference"): TRANSFORMERS_INFERENCE,
-    ("transformers", "training"): TRANSFORMERS_TRAINING,
+    ("transformers", "training"): TRANSFORMERS_TRAINING | SPREAD_TRAINING | ZERO,
+    ("deepspeed", "training"): TRANSFORMERS_TRAINING | SPREAD_TRAINING | ZERO,
+    ("fsdp", "training"): TRANSFORMERS_TRAINING | SPREAD_TRAINING,
+    ("megatron", "training"): MEGATRON,
     ("vllm", "inference"): VLLM,
     ("sglang", "inference"): SGLANG,
     ("tensorrt-llm", "inference"): TENSORRT_LLM,

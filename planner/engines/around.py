@@ -9,7 +9,7 @@ from planner.components.tape import Course, Span
 from planner.components.trainable import Trainable
 
 Moment = Literal[
-    "forward", "layers", "head", "loss", "backward", "layers backward", "embeddings backward", "end", "optimizer"
+    "forward", "layers", "head", "loss", "backward", "head backward", "layers backward", "embeddings backward", "end", "optimizer"
 ]  # fmt: skip
 """Before which part something happens. ``loss``: behind the loss, when the model's forward returns; ``end``: of the backward."""
 Blocks = list[tuple[Span, Sequence[int]]]

@@ -174,7 +174,7 @@ class FullyShard(Around):
         """Units outside the layers, and what is prefetched."""
         steps = {
             "forward": self._open, "layers": self._after_embeddings, "head": self._before_head, "loss": self._behind_loss,
-            "backward": self._prefetch_last, "embeddings backward": self._before_embeddings,
+            "head backward" if self._last else "backward": self._prefetch_last, "embeddings backward": self._before_embeddings,
         }.get(moment)  # fmt: skip
         if steps is not None:
             course.run(moves(steps()), 1, "all-gather")
