@@ -39,6 +39,7 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
+    ``scales_embeddings``: the layers read a multiple of the embeddings.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     """
 
@@ -66,6 +67,7 @@ class Implementation:
     keeps_positions: bool = False
     wide_logits: bool = False
     own_linears: bool = False
+    scales_embeddings: bool = False
 
 
 LLAMA = Implementation()
@@ -80,13 +82,16 @@ LLAMA4 = Implementation(
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
 LIKE_LLAMA = (
-    "llama mistral ministral mistral3 ministral3 qwen2 qwen3 qwen2_5_vl granite llava arcee cwm ernie4_5 hunyuan_v1_dense smollm3 "
-    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe granitemoe granitemoeshared aria_text phimoe mllama falcon_h1 "
-    "jamba bamba granitemoehybrid lfm2"
+    "llama mistral ministral mistral3 ministral3 qwen2 qwen3 qwen2_5_vl llava arcee cwm ernie4_5 hunyuan_v1_dense smollm3 "
+    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama "
+    "jamba bamba lfm2"
 )
+MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid falcon_h1"
+"""As Llama, with the embeddings multiplied first."""
 
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
+    **dict.fromkeys(MULTIPLIED.split(), Implementation(scales_embeddings=True)),
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),

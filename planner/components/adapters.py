@@ -147,8 +147,7 @@ def _dropped(g: Graph, adapters: Adapters, name: str, x: str, weights: Sequence[
     dropped, mask = f"{name} dropped", f"{name} dropout mask"
     g.make(dropped, _in_bytes(run.hidden(inputs), adapters.dtype_bytes), (x,))
     g.hold(mask, Size(batch=run.batch, sequence=run.sequence, in_features=inputs, bool_bytes=1))
-    if dropped not in g.constants:
-        g.save_for_last(mask)
+    g.save_for_last(mask)
     g.free(mask)
     return dropped
 

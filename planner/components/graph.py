@@ -88,6 +88,7 @@ class Graph(Tape):
         self._stop_after = stop_after
         self.gradients: dict[str, str] = {}
         self.constants = set(constants)
+        self._last: Node | None = None
 
     def make(
         self,
@@ -119,6 +120,7 @@ class Graph(Tape):
             self.hold(name, size, component)
             self.record.sizes[name] = size
             self.constants.add(name)
+            self._last = None
             return
         kept = [self.save(saved) for saved in saves if saved != name and (whole or self._is_needed(saved, inputs))]
         kept += [self.save(saved) for saved in for_weights if trains and saved not in saves]
@@ -130,7 +132,8 @@ class Graph(Tape):
         self.record.sizes[name] = size
         if name in saves:
             kept.append(self.save(name))
-        self.record.nodes.append(Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains))
+        self._last = Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains)
+        self.record.nodes.append(self._last)
 
     def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
         """Whether a gradient is computed from a saved tensor: an only input's own, or another input's than its own."""
@@ -179,9 +182,8 @@ class Graph(Tape):
 
     def save_for_last(self, name: str) -> None:
         """The last operator also keeps a live tensor that it made beside its result."""
-        node = self.record.nodes[-1] if self.saving and self.record.nodes else None
-        if node is not None and node.out not in self.constants:
-            node.saves = (*node.saves, self.save(name))
+        if self._last is not None:
+            self._last.saves = (*self._last.saves, self.save(name))
 
     def is_saved(self, name: str) -> bool:
         """Whether a node keeps the tensor."""

@@ -56,7 +56,7 @@ def _expand(g: Graph, mixer: LatentAttention, keys: int) -> None:
     whole = Size(**rows, head_dim=nope + mixer.qk_rope_head_dim)
     g.make("k half joined", whole, ("k nope",), (), _copied)
     g.view("k joined", "k half joined", None, whole)
-    if g.saving:
+    if g.saving and "k half joined" not in g.constants:
         node = g.record.nodes[-1]
         node.inputs, node.rule = (
             ("k half joined", "k cached"),

@@ -282,7 +282,7 @@ def dropped(g: Graph, name: str) -> None:
     g.make("dropped", g.run.hidden(), (name,))
     g.hold(f"{name} mask", g.run.dropout_mask())
     g.save_for_last(f"{name} mask")
-    g.free(name)
+    g.free(f"{name} mask", name)
     g.rename("dropped", name)
 
 

@@ -28,22 +28,27 @@ class TrainedLayers:
 class Reached:
     """What gradients reach: the stack's layers, grouped, and whether the embeddings, the final norm and the head train.
 
-    ``before_norm``: the last layer's output requires a gradient; ``before_head``: the final norm's does.
+    ``input``: what the embeddings make requires a gradient; ``before_norm``: the last layer's output does; ``before_head``:
+    the final norm's does.
     """
 
     layers: tuple[TrainedLayers, ...]
     embeddings: bool
+    input: bool
     before_norm: bool
     before_head: bool
     head: bool
 
 
-def reached_by_gradients(architecture: Architecture, run: Run) -> Reached:
-    """Walk from the embeddings to the head, and note where the first trained parameter stands."""
+def reached_by_gradients(architecture: Architecture, run: Run, *, checkpointing: bool = False) -> Reached:
+    """Walk from the embeddings to the head, and note where the first trained parameter stands.
+
+    With ``checkpointing`` transformers makes the embeddings' output require a gradient (``enable_input_require_grads``).
+    """
     outside = replace(run, path="")
     stack = architecture.decoder
     embeddings = _trains(outside, (*architecture.embeddings, *stack.weights))
-    needs, groups = embeddings, dict[object, tuple[TrainedLayers, list[int]]]()
+    needs, groups = embeddings or checkpointing, dict[object, tuple[TrainedLayers, list[int]]]()
     for index, layer in enumerate(stack.layers):
         own = replace(run, path=f"{stack.name}.{index}.", constant_input=not needs) if run.names else run
         weights = list(layer_weights(layer)) if run.names or not needs else []
@@ -58,7 +63,7 @@ def reached_by_gradients(architecture: Architecture, run: Run) -> Reached:
     before_head = needs or _trains(outside, final)
     head = _trains(outside, architecture.head or (architecture.embeddings[:1] if architecture.tied_head else ()))
     layers = tuple(TrainedLayers(found.layer, found.run, tuple(places)) for found, places in groups.values())
-    return Reached(layers, embeddings, needs, before_head, head)
+    return Reached(layers, embeddings, embeddings or checkpointing, needs, before_head, head)
 
 
 def _trains(run: Run, weights: Iterable[Weight]) -> bool:

@@ -74,7 +74,7 @@ def training_phases(
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
         trainable=work.adapters is None, adapters=work.adapters, names=work.names, quantised=work.quantised,
     )  # fmt: skip
-    reached = reached_by_gradients(architecture, run)
+    reached = reached_by_gradients(architecture, run, checkpointing=work.checkpointing)
     if accumulating and not around.holds_gradients:
         _hold_gradients(course, work.trained)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
@@ -99,7 +99,7 @@ def _training_forward(
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     around.at("forward", course)
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
-    for name, size, count in _kept_of_embeddings(architecture, run) if reached.embeddings else ():
+    for name, size, count in _kept_of_embeddings(architecture, run, reached):
         course.hold("activations", name, size, count)
     laid = [layer_forward(each.layer, each.run, saving=not checkpointing, keeps_input=checkpointing) for each in reached.layers]
     blocks = [(forward.span, each.places) for forward, each in zip(laid, reached.layers, strict=True)]
@@ -117,13 +117,22 @@ def _training_forward(
     return laid
 
 
-def _kept_of_embeddings(architecture: Architecture, run: Run) -> list[tuple[str, Size, int]]:
-    """What autograd keeps before the layers: the mask of GPT-2's dropout, the input of BLOOM's norm; one or none of each."""
+def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached) -> list[tuple[str, Size, int]]:
+    """What autograd keeps before the layers; one or none of each.
+
+    The mask of GPT-2's dropout, the input of BLOOM's norm; and what frozen embeddings made, where that was told to require
+    a gradient (it is a leaf then) and the layers read something made of it.
+    """
+    if not reached.input:
+        return []
     dropped = run.code.keeps_positions and architecture.decoder.layers[0].dropout
     normed = any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
+    added = any("position" in weight.name or "wpe" in weight.name for weight in architecture.embeddings)
+    leaf = not reached.embeddings and (added or run.code.scales_embeddings)
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
+        ("embeddings that require a gradient", run.hidden(), int(leaf)),
     ]
 
 
@@ -135,6 +144,8 @@ def _training_backward(
     _loss_backward(course, architecture, run, reached, around)
     if architecture.final_norm is not None and reached.before_head:
         course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")
+    else:
+        _drop_saved(course, "final norm")
     blocks = [
         (layer_recomputed(each.layer, each.run) if checkpointing else layer_backward(each.run, forward), each.places)
         for each, forward in zip(reached.layers, laid, strict=False)
@@ -142,12 +153,21 @@ def _training_backward(
     around.at("layers backward", course)
     course.run_stack(around.backward(blocks), "backward of the layers", backwards=True)
     around.at("embeddings backward", course)
+    for name, size, count in _kept_of_embeddings(architecture, run, reached):
+        course.level.change("activations", name, size, -count)
     if reached.embeddings:
-        for name, size, count in _kept_of_embeddings(architecture, run):
-            course.level.change("activations", name, size, -count)
         _embedding_backward(course, architecture, run)
+    else:
+        drop(course, "d")
     drop(course, "cosines and sines", "mask")
     around.at("end", course)
+
+
+def _drop_saved(course: Course, name: str) -> None:
+    """The head's backward has used its input, and nothing before it trains."""
+    for component, held, size, count in list(course.level.items()):
+        if held == name:
+            course.level.change(component, held, size, -count)
 
 
 def _final_norm_backward(run: Run, laid: Laid) -> Span:
@@ -219,7 +239,10 @@ def _embedding_backward(course: Course, architecture: Architecture, run: Run) ->
     if architecture.tied_head:
         start[TIED] = Held(_like_parameter(architecture.embeddings[0], run), "gradients")
     tape = Tape(start=start)
+    outside = replace(run, path="")
     for index, weight in reversed(list(enumerate(architecture.embeddings))):
+        if not outside.trains((weight,)):
+            continue
         size, name = _like_parameter(weight, run), f"grad {weight.name}"
         tape.hold(name, size, "gradients")
         if index == 0:
