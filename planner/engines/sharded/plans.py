@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 
 from planner.architecture.layers import Architecture
+from planner.components.optimizers import OPTIMIZERS
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.engines.around import ALONE, Around
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
-from planner.engines.sharded.layout import Ways
-from planner.engines.sharded.shards import padded_rows, rows_of_rank
+from planner.engines.sharded.layout import ZERO_STAGES, Ways
+from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_rank
+from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
 from planner.engines.training import trained_tensors
 from planner.record import record
 from planner.scenario import Scenario
@@ -41,9 +43,11 @@ class RankPlan:
 
 
 def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
-    """The distinct ranks of a settled training under DDP or FSDP2, rank 0 first."""
+    """The distinct ranks of a settled training, rank 0 first."""
     if ways.sharding == "fsdp":
         return _fully_sharded(scenario, architecture, ways)
+    if ways.sharding in ZERO_STAGES:
+        return _partitioned(scenario, architecture, ways)
     return [_replicated(scenario, architecture, ways)]
 
 
@@ -96,6 +100,21 @@ def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -
             policy.shard_bytes, int(policy.ranks > 1),
         )  # fmt: skip
         found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
+    return found
+
+
+def _partitioned(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
+    """ZeRO: of stages 1 and 2 the last rank meets its own gradients first, rank 0 last."""
+    stage, bytes_ = ZERO_STAGES[ways.sharding], COMPUTED_BYTES[scenario.training.precision]
+    zero = zero_of(scenario, stage, ways.sharded_over, bytes_)
+    moments = OPTIMIZERS[scenario.training.optimizer].moments
+    host = host_bytes(architecture, zero, moments)
+    weights = zero_weights(architecture, zero)
+    found = []
+    for index in dict.fromkeys((0, zero.ranks - 1)) if stage < 3 else (0,):
+        around: Around = Partitioned(architecture, zero, index) if stage < 3 else FullyPartitioned(architecture, zero)
+        flat = partition_of(architecture, counts_of(architecture, zero).partition * (zero.ranks if stage < 3 else 1))
+        found.append(RankPlan(index, architecture, flat, weights, around, bytes_, bytes_, int(zero.ranks > 1), host))
     return found
 
 

@@ -36,6 +36,14 @@ def padded_rows(architecture: Architecture, ranks: int) -> Architecture:
     return with_weights(architecture, lambda weight: _with_rows(weight, chunk_rows(weight, ranks)))
 
 
+@remember_by_identity(64)
+def partition_of(architecture: Architecture, elements: int) -> Architecture:
+    """An architecture of one flat tensor: what lies on a rank's card where its parameters are laid together."""
+    bare = Stack(architecture.decoder.name, "decoder", architecture.hidden_size, ())
+    flat = Weight("flat parameters", (elements,), "other")
+    return replace(architecture, embeddings=(flat,), head=(), final_norm=None, decoder=bare, towers=(), tied_head=False)
+
+
 def rows_of_rank(tensors: tuple[Trainable, ...], ranks: int, rank: int, dtype_bytes: int) -> tuple[Trainable, ...]:
     """The rows of every parameter that a rank updates: chunks of the first dimension, the last short (``torch.chunk``)."""
 
