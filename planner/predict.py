@@ -65,8 +65,7 @@ def _limits(
 def _speed(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None) -> dict[str, float | str | None]:
     from planner.speed import speed  # noqa: PLC0415  for those who look
 
-    settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
-    fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
+    settled, fmt = settled_of(scenario, architecture, native)
     return speed(settled, architecture, fmt, gpu)
 
 
@@ -75,6 +74,12 @@ def _stored(scenario: Scenario, architecture: Architecture, native: Format | Non
     if native is not None and native.is_quantized:
         return "native"
     return "bf16" if scenario.engine in SERVED and architecture.dtype == "fp32" else architecture.dtype
+
+
+def settled_of(scenario: Scenario, architecture: Architecture, native: Format | None) -> tuple[Scenario, Format]:
+    """The scenario with every default filled in, and the format its weights are stored in."""
+    settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
+    return settled, native if native is not None and settled.weights == "native" else _format(settled.weights)
 
 
 def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.architecture.layers import Architecture
-from planner.engines.served import SERVED, told_apart
+from planner.engines.served import told_apart
 from planner.faults import Faults
-from planner.footprint import Footprint, Verdict
+from planner.footprint import FITS_PERCENT, TIGHT_PERCENT, Footprint, Verdict
+from planner.formats.checkpoint import BytesUnknown
 from planner.formats.format import Format
 from planner.gpu import Gpu
-from planner.predict import Device, answer_alone, predict
+from planner.machine import overheads
+from planner.modelled import NotModelled
+from planner.predict import Device, answer_alone, predict, settled_of
 from planner.record import record
 from planner.repeat import Question, counts_of, question_of, with_counts
 from planner.scenario import Scenario
@@ -79,6 +82,11 @@ def sweep(
         for name, value in zip(names, values, strict=True)
     ]
 
+    if first.task == "inference" and first.engine == "llama.cpp":
+        known = _of_buffers(first, architecture, gpu, native, dict(zip(names, columns, strict=True)), device)
+        if known is not None:
+            return Sweep(**{name: row.reshape(shape) for name, row in zip(METERS, known, strict=True)})
+
     def figures(*counts: int) -> tuple[Any, ...]:
         return _figures(lambda: answer_alone(with_counts(first, names, counts), architecture, gpu, native, device))
 
@@ -88,6 +96,41 @@ def sweep(
     question = question_of(first, names, architecture, gpu, native, device, METERS)
     found = _fill(question, figures, one, columns)
     return Sweep(**{name: row.reshape(shape) for name, row in zip(METERS, found, strict=True)})
+
+
+def _of_buffers(
+    first: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, columns: dict[str, Integers], device: Device
+) -> list[Integers] | None:
+    """Figures of llama.cpp, whose buffers are lines of their own; None where they are not known."""
+    import numpy as np  # noqa: PLC0415
+
+    from planner.engines.llama_cpp.grid import fullest  # noqa: PLC0415  loaded for those who ask
+
+    counts = [name for name in columns if name != "capacity_bytes"]
+    if not {"prompt_tokens", "new_tokens"} <= columns.keys() and any(np.ptp(columns[name]) for name in counts):
+        return None
+    settled, fmt = settled_of(first, architecture, native)
+    ask = settled.inference
+    size = columns["batch"].size
+    prompts, news = (np.broadcast_to(columns.get(name, getattr(ask, name)), size) for name in ("prompt_tokens", "new_tokens"))
+    if "max_model_len" in columns and np.ptp(columns["max_model_len"]):
+        return None
+
+    def scenario_of(batch: int) -> Scenario:
+        return with_counts(settled, ("batch",), (batch,))
+
+    try:
+        held = fullest(scenario_of, architecture, fmt, columns["batch"], prompts, news)
+    except (NotModelled, BytesUnknown):
+        return None
+    machine = overheads(gpu if device == "cuda" else None)
+    capacity = columns.get("capacity_bytes", np.full(size, settled.hardware.capacity_bytes or gpu.capacity_bytes))
+    taken, band = held + machine.context_bytes, machine.context_band_bytes
+    tight = (100 * taken > FITS_PERCENT * capacity) | (taken + band > capacity)
+    verdict = np.where(100 * taken > TIGHT_PERCENT * capacity, 2, np.where(tight, 1, 0))
+    figures = [held, held, taken, capacity - taken, np.full(size, band), verdict]
+    refused = held < 0
+    return [np.where(refused, 3 if row is verdict else UNKNOWN, row) for row in figures]
 
 
 def context_grid(
@@ -136,15 +179,14 @@ _cards: dict[object, Gpu] = {}
 def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
     """What the memory of a run depends on beside the capacity; some engines tell cards apart by name."""
     kind = (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor, gpu.unified, gpu.calibration)
-    if scenario.task == "inference" and scenario.engine not in ("transformers", *SERVED):
-        return (gpu.name,)
     return (*kind, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind
 
 
 def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
-    """The scenario on ``count`` of a GPU, its weights split over all of them."""
+    """The scenario on ``count`` of a GPU, its weights split over all of them (by transformers and llama.cpp by layers)."""
     hardware = type(scenario.hardware)(**{**vars(scenario.hardware), "gpu": gpu.name, "gpus": count, "capacity_bytes": None})
-    parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": count})
+    by_layers = scenario.task == "inference" and scenario.engine in ("transformers", "llama.cpp")
+    parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": 1 if by_layers else count})
     return Scenario(**{**vars(scenario), "hardware": hardware, "parallel": parallel})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from planner.engines.llama_cpp.graph import IN_PLACE, Tensor
 
@@ -24,15 +25,16 @@ class FreeList:
 
     def __init__(self, alignment: int) -> None:
         self.alignment = alignment
-        self.starts, self.sizes = [0], [ENDLESS]
-        self.peak = 0
+        self.starts: list[Any] = [0]
+        self.sizes: list[Any] = [ENDLESS]
+        self.peak: Any = 0
 
-    def take(self, size_bytes: int) -> int:
+    def take(self, size_bytes: Any) -> Any:
         """The address of a new block: in the smallest hole that fits (the later of equals), else at the end."""
         size = -(-size_bytes // self.alignment) * self.alignment
         sizes = self.sizes
         last = best = len(sizes) - 1
-        best_size = ENDLESS
+        best_size: Any = ENDLESS
         for index in range(last):
             if size <= sizes[index] <= best_size:
                 best, best_size = index, sizes[index]
@@ -44,7 +46,7 @@ class FreeList:
         self.peak = max(self.peak, start + size)
         return start
 
-    def give(self, start: int, size_bytes: int) -> None:
+    def give(self, start: Any, size_bytes: Any) -> None:
         """Return a block; it grows together with its neighbours."""
         size = -(-size_bytes // self.alignment) * self.alignment
         starts, sizes = self.starts, self.sizes
@@ -159,41 +161,43 @@ def _same_layout(first: Tensor, second: Tensor) -> bool:
     return first.ne == second.ne and first.element_bytes == second.element_bytes
 
 
-State = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+State = tuple[tuple[tuple[Any, ...], tuple[Any, ...]], ...]
 
 
-def played(tape: Tape, order: Sequence[int], alignments: Sequence[int]) -> tuple[int, ...]:
+def played(tape: Tape, order: Sequence[int], alignments: Sequence[int], sizes: Sequence[Any] | None = None) -> tuple[Any, ...]:
     """The size of each device's compute buffer after playing the tape's pieces in ``order``.
 
-    ``alignments``: bytes that addresses are a multiple of, one for each device. A piece that begins in a state it has begun
-    in before ends as it did then.
+    ``alignments``: bytes that addresses are a multiple of, one for each device. ``sizes``: those of the slots, where they are
+    :class:`~planner.engines.llama_cpp.course.Line` instead of the tape's own. A piece that begins in a state it has begun in
+    before ends as it did then.
     """
     lists = [FreeList(alignment) for alignment in alignments]
-    places: dict[int, int] = {}
-    passing: tuple[int, ...] = ()
-    known: dict[tuple[int, State, tuple[int, ...]], tuple[State, tuple[int, ...]]] = {}
+    places: dict[int, Any] = {}
+    passing: tuple[Any, ...] = ()
+    known: dict[object, tuple[State, tuple[Any, ...]]] = {}
     for number in order:
         piece = tape.pieces[number]
-        key = (number, _state(lists), passing)
+        state = _state(lists)
+        key = (number, state, passing) if sizes is None else (number, repr((state, passing)))
         found = known.get(key)
         if found is None:
             places.update(zip(piece.entry, passing, strict=True))
-            _play(piece.events, tape.sizes, places, lists)
+            _play(piece.events, tape.sizes if sizes is None else sizes, places, lists)
             passing = tuple(places[slot] for slot in piece.exit)
             known[key] = _state(lists), passing
         else:
             state, passing = found
-            for free, (starts, sizes) in zip(lists, state, strict=True):
-                free.starts, free.sizes = list(starts), list(sizes)
+            for free, (starts, holes) in zip(lists, state, strict=True):
+                free.starts, free.sizes = list(starts), list(holes)
     return tuple(free.peak for free in lists)
 
 
-def _play(events: Sequence[Event], sizes: Sequence[int], places: dict[int, int], lists: Sequence[FreeList]) -> None:
+def _play(events: Sequence[Event], sizes: Sequence[Any], places: dict[int, Any], lists: Sequence[FreeList]) -> None:
     for slot, size, device in events:
         if size == GIVE:
             lists[device].give(places[slot], sizes[slot])
         else:
-            places[slot] = lists[device].take(size)
+            places[slot] = lists[device].take(sizes[slot])
 
 
 def _state(lists: Sequence[FreeList]) -> State:

@@ -7,7 +7,9 @@ from planner.architecture.layers import Architecture
 from planner.engines.llama_cpp.footprint import PHASES, VERSION, Buffers, LlamaCppFootprint, llama_cpp_footprint
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats import Format
+from planner.later import LaterSequence
 from planner.machine import Overheads
+from planner.memo import remember_by_identity
 from planner.scenario import Scenario, to_json
 
 
@@ -28,25 +30,36 @@ def llama_cpp_answer(
     return Footprint(
         scenario=to_json(scenario),
         level="predict",
-        parameters=parameter_count(architecture),
+        parameters=_parameters(architecture),
         trainable_parameters=0,
         weight_bytes=found.host.weights + sum(device.weights for device in found.devices),
         gpus=gpus,
-        host=Host(found.host.total_bytes, found.host.components()),
+        host=Host(found.host.total_bytes, found.host.components(), _load_bytes(found, scenario)),
         verdict=judge(worst, capacity, machine.context_band_bytes) if gpus else "unknown",
         headroom_bytes=capacity - worst if gpus else None,
         uncertainty_bytes=machine.context_band_bytes,
-        terms=(*found.terms, *_context_terms(found, machine)),
+        terms=LaterSequence(lambda: (*found.terms, *_context_terms(found, machine))),
         notes=(*notes, *found.notes, f"as {VERSION} reserves its buffers"),
     )
+
+
+@remember_by_identity(64)
+def _parameters(architecture: Architecture) -> int:
+    return parameter_count(architecture)
+
+
+def _load_bytes(found: LlamaCppFootprint, scenario: Scenario) -> int:
+    """A mapped file passes through the page cache whole, from which the GPUs' part can go again; one that is read does not."""
+    if scenario.inference.engine_options.get("use_mmap", True):
+        return found.host.total_bytes + sum(device.weights for device in found.devices)
+    return found.host.total_bytes
 
 
 def _phase(name: str, device: Buffers, machine: Overheads) -> Phase:
     components = device.components(name)
     allocated = sum(components.values())
-    return Phase(
-        name, allocated, allocated, allocated + machine.context_bytes, components | {"cuda_context": machine.context_bytes}
-    )
+    components["cuda_context"] = machine.context_bytes
+    return Phase(name, allocated, allocated, allocated + machine.context_bytes, components)
 
 
 def _context_terms(found: LlamaCppFootprint, machine: Overheads) -> list[Term]:

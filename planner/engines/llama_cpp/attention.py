@@ -210,7 +210,7 @@ def _scores(
     if value_up is not None:
         out = product(value_up, out)
     out = permute(out, 0, 2, 1, 3)
-    return packed(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3])
+    return sketch.beside_cache(packed(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3]))
 
 
 def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ FP32_BYTES = 4
 INPUT_TENSORS = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 """Tensors of the input layer, which always stays on the host; beside them, norms of the embeddings."""
 EXPERTS = "_exps."
+NOT_PRODUCTS = ("norm", "conv", "ssm_a", "rope_f", "bias")
+"""Parts of names of matrices that are not multiplied with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,11 @@ def weights_by_device(checkpoint: Checkpoint, placement: Placement) -> tuple[int
     sizes = [0] * (host + 1)
 
     def add(tensor: GgufTensor, device: int) -> None:
-        sizes[device] += (placement.kind if device != host else HOST).weight_bytes(tensor)
+        if device != host and placement.row_shares and _is_split(tensor):
+            for other, size in enumerate(placement.kind.split_bytes(tensor, placement.row_shares)):
+                sizes[other] += size
+        else:
+            sizes[device] += (placement.kind if device != host else HOST).weight_bytes(tensor)
 
     is_tied = all(tensor.name != "output.weight" for tensor in checkpoint.tensors)
     for tensor in checkpoint.tensors:
@@ -86,35 +92,64 @@ def weights_by_device(checkpoint: Checkpoint, placement: Placement) -> tuple[int
     return tuple(sizes)
 
 
+def _is_split(tensor: GgufTensor) -> bool:
+    """Whether a split buffer takes it: matrices of plain products (``GGML_OP_MUL_MAT``)."""
+    return len(tensor.shape) == 2 and not any(part in tensor.name for part in NOT_PRODUCTS)
+
+
 def caches(architecture: Architecture, family: Family, context: Context, placement: Placement) -> tuple[CacheBytes, ...]:
     """The key-value caches: one for full attention, one for sliding windows, apart by device and width."""
+    counts: dict[tuple[int, int, int, int], int] = {}
+    kinds = _cache_kinds(architecture, family, placement, context.type_k, context.type_v, context.flash)
+    for (device, window, keys, values), layers in kinds.items():
+        key = (device, context.window_cells(window) if window else context.cells, keys, values)
+        counts[key] = counts.get(key, 0) + layers
+    return tuple(
+        CacheBytes(device, layers, cells, context.streams, keys, values) for (device, cells, keys, values), layers in counts.items()
+    )
+
+
+@remember_by_identity(256)
+def _cache_kinds(
+    architecture: Architecture,
+    family: Family,
+    placement: Placement,
+    type_k: str,
+    type_v: str,
+    flash: bool,  # noqa: FBT001
+) -> dict[tuple[int, int, int, int], int]:
+    """How many layers have a cache on a device, of a window, with keys and values of so many bytes a cell."""
     counts: dict[tuple[int, int, int, int], int] = {}
     mixers = _placed(architecture.decoder.layers, placement)
     widest = max((mixer.num_kv_heads * mixer.value_head_dim for _, mixer in mixers if isinstance(mixer, Attention)), default=0)
     for device, mixer in mixers:
         if isinstance(mixer, Attention) and mixer.kv == "own":
             window = window_of(mixer) if family.windows else 0
-            values = mixer.num_kv_heads * mixer.value_head_dim if context.flash else widest
-            widths = _row(context.type_k, mixer.num_kv_heads * mixer.head_dim), _row(context.type_v, values)
+            values = mixer.num_kv_heads * mixer.value_head_dim if flash else widest
+            widths = _row(type_k, mixer.num_kv_heads * mixer.head_dim), _row(type_v, values)
         elif isinstance(mixer, LatentAttention):
-            window, widths = 0, (_row(context.type_k, mixer.kv_lora_rank + mixer.qk_rope_head_dim), 0)
+            window, widths = 0, (_row(type_k, mixer.kv_lora_rank + mixer.qk_rope_head_dim), 0)
         else:
             continue
-        key = (device, context.window_cells(window) if window else context.cells, *widths)
+        key = (device, window, *widths)
         counts[key] = counts.get(key, 0) + 1
-    return tuple(
-        CacheBytes(device, layers, cells, context.streams, keys, values) for (device, cells, keys, values), layers in counts.items()
-    )
+    return counts
 
 
 def states(architecture: Architecture, context: Context, placement: Placement) -> tuple[StateBytes, ...]:
     """The recurrent states; the newest column of a convolution is not kept."""
+    kinds = _state_kinds(architecture, placement)
+    return tuple(StateBytes(device, layers, context.sequences, conv, values) for (device, conv, values), layers in kinds.items())
+
+
+@remember_by_identity(256)
+def _state_kinds(architecture: Architecture, placement: Placement) -> dict[tuple[int, int, int], int]:
     counts: dict[tuple[int, int, int], int] = {}
     for device, mixer in _placed(architecture.decoder.layers, placement):
         if isinstance(mixer, Recurrent):
             key = (device, (mixer.conv_kernel - 1) * mixer.conv_channels if mixer.conv_kernel else 0, mixer.state_numel)
             counts[key] = counts.get(key, 0) + 1
-    return tuple(StateBytes(device, layers, context.sequences, conv, values) for (device, conv, values), layers in counts.items())
+    return counts
 
 
 def output_bytes(architecture: Architecture, context: Context) -> int:
@@ -123,7 +158,11 @@ def output_bytes(architecture: Architecture, context: Context) -> int:
 
 
 def _placed(layers: Sequence[Layer], placement: Placement) -> list[tuple[int, SequenceMixer]]:
-    return [(device, mixer) for layer, device in zip(layers, placement.layers, strict=True) for mixer in layer.sequence]
+    return [
+        (placement.cache_device(device), mixer)
+        for layer, device in zip(layers, placement.layers, strict=True)
+        for mixer in layer.sequence
+    ]
 
 
 def _row(type_name: str, values: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.architecture.counts import layer_indices
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer
-from planner.engines.llama_cpp.allocator import Tape, played
-from planner.engines.llama_cpp.context import Context
+from planner.engines.llama_cpp.allocator import Tape
+from planner.engines.llama_cpp.context import CELL_BLOCK, Context
+from planner.engines.llama_cpp.course import Course, Written
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.model_graph import model_graph
 from planner.engines.llama_cpp.placement import Checkpoint, Placement
@@ -19,7 +21,6 @@ Itself = tuple[object, ...]
 Surroundings = tuple[Itself, Itself, Itself, bool]
 
 
-@remember_by_identity(512)
 def compute_buffers(
     architecture: Architecture, family: Family, context: Context, placement: Placement, checkpoint: Checkpoint | None = None
 ) -> tuple[int, ...]:
@@ -27,23 +28,41 @@ def compute_buffers(
 
     ``checkpoint``: asked for only where a device computes with the host's weights, of which it gets copies.
     """
+    return course_of(architecture, family, replace(context, cells=0), placement, checkpoint).at(context.cells // CELL_BLOCK)
+
+
+@remember_by_identity(2048)
+def course_of(
+    architecture: Architecture, family: Family, context: Context, placement: Placement, checkpoint: Checkpoint | None = None
+) -> Course:
+    """The same over any number of cells: those of ``context`` are not looked at."""
     layers = architecture.decoder.layers
     around = _surroundings(layers, placement, family)
     first: dict[Surroundings, int] = {}
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
     drawn = _with_neighbours(sorted(first.values()), around, layers)
-    copied = copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
-    placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
-    graph = model_graph(architecture, family, context, placed, placement, copied)
-    if placement.host:
-        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined, offloads=copied is not None)
-        tape = Tape(schedule.nodes, schedule.leaves, schedule.marks)
-    else:
-        tape = Tape(graph.nodes, graph.leaves, graph.marks)
     pieces = {index: number for number, index in enumerate(drawn, 1)}
     order = [0, *(pieces[first[surroundings]] for surroundings in around), len(drawn) + 1]
-    return played(tape, order, placement.alignments)
+    copied = copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
+    placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
+
+    def write(blocks: int) -> Written:
+        asked = replace(context, cells=blocks * CELL_BLOCK)
+        graph = model_graph(architecture, family, asked, placed, placement, copied)
+        if not placement.host:
+            return Tape(graph.nodes, graph.leaves, graph.marks), order
+        schedule = scheduled(graph, placement.host, pipelined=placement.pipelined, offloads=copied is not None)
+        return Tape(schedule.nodes, schedule.leaves, schedule.marks), order
+
+    return Course(write, placement.alignments, bends(layers, context))
+
+
+def bends(layers: Sequence[Layer], context: Context) -> list[int]:
+    """Blocks of cells at which the cache of a window is full."""
+    unbounded = replace(context, cells=1 << 60)
+    windows = {window_of(mixer) for layer in layers for mixer in layer.sequence} - {0}
+    return [] if context.full_window_cache else [unbounded.window_cells(window) // CELL_BLOCK for window in windows]
 
 
 def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family) -> list[Surroundings]:
@@ -61,13 +80,14 @@ def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family)
         selves.append(itself if layer.sequence else (*itself, selves[-1]))
     ends = len(layers) - 1
     after: list[Itself] = [(device,) for device in devices[1:]]
-    if _experts_apart(placement):
+    if _layers_divided(placement):
         after = [(*itself, index == ends) for index, itself in enumerate(selves[2:], 1)] + [(placement.output,)]
     return [(selves[index], selves[index + 1], after[index], index == ends) for index in range(len(layers))]
 
 
-def _experts_apart(placement: Placement) -> bool:
-    return placement.experts != placement.layers
+def _layers_divided(placement: Placement) -> bool:
+    """Whether a layer's nodes are on more than one device: its experts, or the attention over caches on the host."""
+    return placement.experts != placement.layers or placement.caches_on_host
 
 
 def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dict[int, list[object]]:
@@ -81,7 +101,7 @@ def _turns(layers: Sequence[Layer], placement: Placement, family: Family) -> dic
             first.setdefault((placement.layers[index], used), index)
             last[placement.layers[index], used] = index
     turns: dict[int, list[object]] = {}
-    outlive = placement.pipelined or placement.offloads or _experts_apart(placement)
+    outlive = placement.pipelined or placement.offloads or _layers_divided(placement)
     for when in (first, last) if outlive else (last,):
         for (_, used), index in when.items():
             turns.setdefault(index, []).append((when is first, used))

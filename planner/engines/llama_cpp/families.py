@@ -144,3 +144,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 """Every family whose graph is derived, by ``model_type``."""
+
+UNCOMPARED: frozenset[str] = frozenset()
+"""Families derived from the source alone: no run of theirs was compared."""

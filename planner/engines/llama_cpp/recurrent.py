@@ -45,7 +45,7 @@ def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
 def _states(sketch: Sketch, size: int) -> tuple[Tensor, Tensor]:
     """``build_rs``, first half: all states of a layer, and the graph's clearing of a fresh one."""
     sequences = sketch.context.sequences
-    held = stored((size, sequences, 1, 1), sketch.device)
+    held = stored((size, sequences, 1, 1), sketch.cache_device)
     states = reshape(held, size, sequences)
     cleared = view(states, (size,))
     sketch.graph.expand(Tensor("scale", cleared.ne, F32, (cleared,), cleared.nb, held))

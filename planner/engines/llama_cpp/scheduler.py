@@ -77,6 +77,8 @@ def _assign(graph: Graph, host: int, *, offloads: bool) -> None:
 
 
 def _own_device(node: Tensor, host: int, *, offloads: bool) -> int | None:
+    if node.device is not None:
+        return node.device
     if node.root is not None and node.root.external:
         return node.root.device
     if node.op in ("rope", "flash_attn"):

@@ -112,6 +112,12 @@ class Sketch:
         held = {id(tensor.root or tensor): values_in(tensor) for tensor, kind in kinds if kind != "F16"}
         return sum(F16 * values for values in held.values())
 
+    def beside_cache(self, attended: Tensor) -> Tensor:
+        """Where caches stay on the host, attention that is not fused is computed there (``offload_kqv``)."""
+        if self._placement.caches_on_host:
+            attended.device = self._placement.host
+        return attended
+
     def rms_norm(self, x: Tensor) -> Tensor:
         """A root-mean-square norm and its weight."""
         return like("mul", like("rms_norm", x), self.parameter(values=x.ne[0]))
@@ -126,8 +132,13 @@ class Sketch:
         found = self._caches.get(window)
         if found is None:
             found = self._caches[window] = self._new_cache(mixer, window)
-        found.device = self.device
+        found.device = self.cache_device
         return found
+
+    @property
+    def cache_device(self) -> int:
+        """Where the caches and states of the layer at hand are."""
+        return self._placement.cache_device(self.device)
 
     def _new_cache(self, mixer: Attention | LatentAttention, window: int) -> Cache:
         context = self.context
@@ -137,7 +148,7 @@ class Sketch:
         return Cache(
             cells=cells,
             streams=context.streams,
-            device=self.device,
+            device=self.cache_device,
             type_k=GGML_TYPES[context.type_k],
             type_v=GGML_TYPES[context.type_v],
             mask=given(cells, context.tokens // context.streams, 1, context.streams, element_bytes=F16 if context.flash else F32),

@@ -122,9 +122,10 @@ WINDOWED = {
     type_v=st.sampled_from(["f16", "q8_0"]),
     cpu_experts=st.integers(0, 4),
     kind=st.sampled_from([LOOPBACK, CUDA]),
+    caches_on_host=st.booleans(),
 )
 def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
-    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v, cpu_experts, kind
+    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v, cpu_experts, kind, caches_on_host
 ) -> None:
     """Rule: a piece of the tape depends on its layer, the one before, the devices around and the inputs used up there."""
     names = ("full_attention", "linear_attention" if hybrid else "sliding_attention")
@@ -132,7 +133,7 @@ def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
     architecture = read_config(config)
     options = {"n_ctx": 1024, "n_seq_max": sequences, "flash_attn": flash, "type_k": type_v if flash else "f16"}
     context = context_of(options | {"type_v": type_v if flash else "f16", "n_ubatch": 96}, 4096)
-    placement = placement_of(len(kinds), devices, gpu_layers, cpu_experts, kind)
+    placement = placement_of(len(kinds), devices, gpu_layers, cpu_experts, kind, caches_on_host=caches_on_host)
     file = Checkpoint(gguf_tensors(architecture, "F16"))
     drawn_once = compute_buffers(architecture, FAMILIES[architecture.model_type], context, placement, file)
     assert drawn_once == whole(architecture, context, placement, file)
@@ -334,3 +335,97 @@ def test_a_graph_that_is_not_derived_is_said_so() -> None:
     document = {"version": 1, "model": "m", "task": "inference", "inference": {"engine": "llama.cpp"}}
     with pytest.raises(NotModelled, match="rwkv"):
         llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format("bf16"))
+
+
+def placed(name: str, devices: int, **options):
+    return footprint(name, devices, options=options, kind=CUDA).placement
+
+
+def test_layers_are_split_by_shares() -> None:
+    """``std::upper_bound`` over the accumulated shares: of 33 places the first 24 (3/4) and one more begin below 3/4."""
+    split = placed("llama3.1-8b-L32", 2, tensor_split="3,1")
+    assert split.layers.count(0) == 25
+    assert split.output == 1
+    assert placed("llama3.1-8b-L32", 2, tensor_split="1/1").layers == placed("llama3.1-8b-L32", 2).layers
+    assert set(placed("llama3.1-8b-L32", 3, tensor_split="1,0,1").layers) == {0, 2}
+
+
+def test_one_device_alone_holds_everything() -> None:
+    alone = footprint("llama3.1-8b-L32", 1, kind=CUDA)
+    found = footprint("llama3.1-8b-L32", 3, kind=CUDA, options={"split_mode": "none", "main_gpu": 1})
+    assert [device.weights for device in found.devices] == [0, alone.devices[0].weights, 0]
+    assert found.devices[1].kv_cache == alone.devices[0].kv_cache
+    assert found.devices[1].workspace == alone.devices[0].workspace
+    assert found.devices[0].total_bytes == found.devices[2].total_bytes == 0
+
+
+def test_matrices_spread_by_rows_leave_the_caches_with_their_layers() -> None:
+    layers = footprint("llama3.1-8b-L32", 2, kind=CUDA)
+    rows = footprint("llama3.1-8b-L32", 2, kind=CUDA, options={"split_mode": "row"})
+    assert sum(device.weights for device in rows.devices) == sum(device.weights for device in layers.devices)
+    assert [device.kv_cache for device in rows.devices] == [device.kv_cache for device in layers.devices]
+    assert abs(rows.devices[0].weights - rows.devices[1].weights) < 0.01 * rows.devices[0].weights
+    assert not rows.placement.pipelined
+    assert layers.placement.pipelined
+
+
+def test_caches_kept_on_the_host_leave_the_device() -> None:
+    here = footprint("jamba-1.5-mini-L32", 1, kind=CUDA)
+    away = footprint("jamba-1.5-mini-L32", 1, kind=CUDA, options={"offload_kqv": False})
+    assert (away.devices[0].kv_cache, away.devices[0].recurrent_state) == (0, 0)
+    assert away.host.kv_cache == here.devices[0].kv_cache
+    assert away.host.recurrent_state == here.devices[0].recurrent_state
+    assert not footprint("llama3.1-8b-L32", 2, kind=CUDA, options={"offload_kqv": False}).placement.pipelined
+
+
+def test_every_layers_experts_on_the_host() -> None:
+    every = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"cpu_moe": True})
+    assert every.devices == footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"n_cpu_moe": 48}).devices
+
+
+def drafting(method: str = "draft", tokens: int = 4, **options):
+    draft = report().runs()["models"]["qwen2.5-0.5b-L24"] if method == "draft" else None
+    speculation = {"method": method, "tokens": tokens, "draft": draft}
+    return footprint("qwen2.5-7b-L28", kind=CUDA, speculation=speculation, batch=4, options=options)
+
+
+def test_a_draft_model_has_buffers_of_its_own() -> None:
+    """llama-server: as many cells and slots as the target's, one output a slot; the target's outputs take in the proposals."""
+    found = drafting()
+    target = footprint("qwen2.5-7b-L28", kind=CUDA, batch=4, options={"n_outputs_max": 20})
+    alone = footprint("qwen2.5-0.5b-L24", kind=CUDA, batch=4)
+    assert [device.total_bytes for device in found.devices] == [target.devices[0].total_bytes + alone.devices[0].total_bytes]
+    assert found.host.total_bytes == target.host.total_bytes + alone.host.total_bytes
+    assert sum(term.bytes for term in found.terms) == found.host.total_bytes + found.devices[0].total_bytes
+    assert {term.values.get("model") for term in found.terms} == {None, "draft"}
+
+
+def test_a_draft_model_on_the_host_with_a_cache_of_its_own_type() -> None:
+    found = drafting(n_gpu_layers_draft=0, type_k_draft="q8_0", type_v_draft="q8_0")
+    target = footprint("qwen2.5-7b-L28", kind=CUDA, batch=4, options={"n_outputs_max": 20})
+    assert found.devices[0].weights == target.devices[0].weights
+    assert found.host.kv_cache == footprint("qwen2.5-0.5b-L24", 0, batch=4, options={"type_k": "q8_0", "type_v": "q8_0"}).host.kv_cache
+
+
+def test_looking_up_ngrams_takes_outputs_alone() -> None:
+    plain = footprint("qwen2.5-7b-L28", kind=CUDA, batch=4)
+    found = drafting("ngram", 31)
+    assert found.context.outputs == 128
+    assert found.devices[0].kv_cache == plain.devices[0].kv_cache
+
+
+@pytest.mark.parametrize("method", ["mtp", "eagle"])
+def test_speculation_that_is_not_derived_is_said_so(method: str) -> None:
+    with pytest.raises(NotModelled, match="not derived"):
+        drafting(method)
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [({"tensor_split": "a,b"}, "tensor_split"), ({"tensor_split": "0,0,1"}, "tensor_split"), ({"tensor_split": "-1,2"}, "tensor_split"),
+     ({"split_mode": "none", "main_gpu": 5}, "main_gpu")],
+)  # fmt: skip
+def test_splits_that_leave_no_device_are_refused(options: dict, path: str) -> None:
+    with pytest.raises(Faults) as caught:
+        footprint("llama3.1-8b-L32", 2, kind=CUDA, options=options)
+    assert [fault.path for fault in caught.value.faults] == [f"inference.engine_options.{path}"]

@@ -1,0 +1,101 @@
+"""Whole grids under llama.cpp: cells that differ by their counts alone lie on a few straight lines.
+
+Slots decide the shape of a graph, so each number of them is one plan; between two bends its buffers rise evenly with the cells
+of the cache (:mod:`planner.engines.llama_cpp.course`), so an array of contexts is filled at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from planner.architecture.layers import Architecture
+from planner.engines.llama_cpp.context import BATCH_TOKENS, CELL_BLOCK, Context
+from planner.engines.llama_cpp.footprint import Plan, plan_of
+from planner.engines.llama_cpp.options import integer
+from planner.faults import Faults
+from planner.formats import Format
+from planner.scenario import Inference, Scenario
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+
+REFUSED = -1
+
+
+def fullest(
+    scenario_of: Callable[[int], Scenario],
+    architecture: Architecture,
+    fmt: Format,
+    batches: Integers,
+    prompts: Integers,
+    news: Integers,
+) -> Integers:
+    """Bytes that llama.cpp's buffers take on the fullest GPU, for each cell; −1 where llama.cpp refuses.
+
+    ``scenario_of``: the settled scenario of a batch, whatever its tokens. The arrays are of one length. Raises
+    :class:`~planner.modelled.NotModelled` for a graph that is not derived.
+    """
+    import numpy as np  # noqa: PLC0415  a point does without
+
+    found = np.empty(batches.size, dtype=np.int64)
+    for batch in np.unique(batches):
+        cells = np.flatnonzero(batches == batch)
+        scenario = scenario_of(int(batch))
+        try:
+            plan = plan_of(architecture, scenario, fmt)
+        except Faults:
+            found[cells] = REFUSED
+            continue
+        found[cells] = _over(plan, _n_ctx(scenario.inference, plan, prompts[cells] + news[cells]))
+    return found
+
+
+def _n_ctx(ask: Inference, plan: Plan, each: Integers) -> Integers:
+    """``n_ctx`` of requests of ``each`` tokens (of :func:`~planner.engines.llama_cpp.options.options_of`, for arrays)."""
+    import numpy as np  # noqa: PLC0415
+
+    if "n_ctx" in ask.engine_options or ask.max_model_len:
+        return np.full(each.size, integer(plan.options[0], "n_ctx", 0) or plan.models[0].architecture.max_context_tokens or 0)
+    talk = ask.conversation
+    if talk.history == "keep":
+        each = each * talk.turns
+    elif talk.turns > 1:
+        each = each + talk.kept_tokens
+    return each * plan.models[0].context.sequences
+
+
+def _over(plan: Plan, n_ctx: Integers) -> Integers:
+    import numpy as np  # noqa: PLC0415
+
+    asked, back = np.unique(n_ctx, return_inverse=True)
+    totals = np.zeros((plan.models[0].placement.device_count, asked.size), dtype=np.int64)
+    for mine, contexts in _shapes(plan, asked):
+        first = contexts[0]
+        each = asked[mine]
+        total = -(-each // CELL_BLOCK) * CELL_BLOCK
+        blocks = total // CELL_BLOCK if first.unified else -(-(total // first.sequences) // CELL_BLOCK)
+        for laid, context in zip(plan.models, contexts, strict=True):
+            totals[:, mine] += replace(laid, context=context).totals_over(blocks)
+    highest: Integers = totals.max(axis=0)[back.reshape(-1)]
+    return highest
+
+
+def _shapes(plan: Plan, asked: Integers) -> Iterator[tuple[Integers, tuple[Context, ...]]]:
+    """Places among ``asked`` whose contexts differ by their cells alone: from a whole batch on all, below it few."""
+    import numpy as np  # noqa: PLC0415
+
+    whole = np.flatnonzero(asked >= integer(plan.options[0], "n_batch", BATCH_TOKENS))
+    if whole.size:
+        yield whole, plan.contexts(int(asked[whole[-1]]))
+    small: dict[tuple[Context, ...], list[int]] = {}
+    for place in range(asked.size - whole.size):
+        contexts = tuple(replace(context, cells=0) for context in plan.contexts(int(asked[place])))
+        small.setdefault(contexts, []).append(place)
+    for contexts, places in small.items():
+        yield np.array(places), contexts
