@@ -47,7 +47,8 @@ class Outcome:
 
     ``after_s`` counts from the start of the run, ``limit_s`` is the limit that was met (time or silence), ``signal`` and
     ``exit_status`` are those of the process, ``oom_kills`` how many processes the kernel's out-of-memory killer ended
-    meanwhile, ``message`` and ``error_kind`` the worker's own. ``rehearsed``: on a simulated card.
+    meanwhile, ``message`` and ``error_kind`` the worker's own. ``rehearsed``: on a simulated card. ``rank``: of several, the one
+    whose end it was; None for the worker itself.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Outcome:
     oom_kills: int = 0
     stderr_tail: str = ""
     rehearsed: bool = False
+    rank: int | None = None
 
     @property
     def title(self) -> str:
@@ -132,6 +134,7 @@ class Outcome:
 
     def _out_of_memory(self) -> str:
         place = f" in {self.phase}" if self.phase else ""
+        place += "" if self.rank is None else f" on rank {self.rank}"
         asked = "" if self.requested_bytes is None else f"{format_bytes(self.requested_bytes)} was asked for"
         free = "" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} was free"
         sizes = ", ".join(filter(None, (asked, free))) or self.message
@@ -141,7 +144,8 @@ class Outcome:
         return self.signal == getattr(signal, "SIGKILL", 9)
 
     def _killed(self) -> str:
-        told = f"The probe was killed by {signal_name(self.signal)} {self._where()}"
+        who = "The probe" if self.rank is None else f"Rank {self.rank} of the probe"
+        told = f"{who} was killed by {signal_name(self.signal)} {self._where()}"
         if not self._maybe_oom_killer():
             return f"{told}."
         if self.oom_kills:
@@ -193,14 +197,17 @@ def _with_result(base: Outcome, told: Mapping[str, object]) -> Outcome:
         return replace(base, kind="completed")
     return replace(
         base, kind="out_of_memory", phase=str(told.get("phase") or base.phase), message=str(told.get("message") or ""),
-        requested_bytes=_size(told.get("requested_bytes")), free_bytes=_size(told.get("free_bytes")),
+        requested_bytes=_size(told.get("requested_bytes")), free_bytes=_size(told.get("free_bytes")), rank=_size(told.get("rank")),
     )  # fmt: skip
 
 
 def _with_error(base: Outcome, told: Mapping[str, object]) -> Outcome:
     error_kind, message = str(told.get("kind") or ""), str(told.get("message") or "")
-    kind: Kind = "stopped" if error_kind == "interrupted" else "failed"
-    return replace(base, kind=kind, message=message, error_kind=error_kind)
+    rank, number = _size(told.get("rank")), _size(told.get("signal"))
+    base = replace(base, message=message, error_kind=error_kind, rank=rank)
+    if error_kind == "rank_ended" and number:
+        return replace(base, kind="killed", signal=number, exit_status=None)
+    return replace(base, kind="stopped" if error_kind == "interrupted" else "failed")
 
 
 def _size(value: object) -> int | None:

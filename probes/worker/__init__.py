@@ -80,7 +80,8 @@ Every event has ``event`` (its name) and ``t``.
 ``rank``      ``rank`` (1 and more) and ``of``: what another rank said, an event as above. What rank 0 says comes bare. The
               ``result`` then has ``ranks`` [{rank, phases}], and ``rank``: whose it is.
 ``error``     ``kind``, ``message`` (with the remedy), ``field`` (path of the faulty value, or null). Kinds: bad_order,
-              bad_config (exit 2); missing_package, unsupported, no_device, internal (exit 3); interrupted (exit 130).
+              bad_config (exit 2); missing_package, unsupported, no_device, internal (exit 3); interrupted (exit 130);
+              of several ranks also rank_ended (exit 3): one ended without a word, ``rank`` and, if known, ``signal``.
 
 Exit status: 0 a result was sent (out of memory included), 2 bad input, 3 cannot be done here, 130 interrupted.
 

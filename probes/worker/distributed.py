@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,41 +17,8 @@ from torch import nn
 
 from .attribution import WEIGHTS, Attribution
 from .errors import WorkerError
+from .parallel import Layout, unsupported, world
 from .tracker import StorageTracker, held_by
-
-_FIELD = "scenario.parallel"
-_ALONE = ("pipeline", "expert", "context")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the ranks share the work: ``ddp``, ``fsdp`` or ``tensor``."""
-
-    kind: str
-    ranks: int
-
-
-def world() -> int:
-    """How many ranks there are; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def layout_of(parallel: Mapping[str, Any], task: str, ranks: int) -> Layout:
-    """What ``scenario.parallel`` asks of ``ranks`` processes. Raises :class:`WorkerError` (unsupported)."""
-    for name in _ALONE:
-        if int(parallel.get(name) or 1) > 1:
-            raise _unsupported(name, "cannot be measured; measure data or tensor parallel, or predict it")
-    tensor, data = int(parallel.get("tensor") or 1), int(parallel.get("data") or 1)
-    sharding = str(parallel.get("sharding") or "none")
-    if tensor > 1 and (data > 1 or sharding != "none"):
-        raise _unsupported("tensor", "is measured alone: set data to 1 and sharding to none")
-    if tensor > 1:
-        return Layout("tensor", ranks)
-    if sharding not in ("none", "fsdp"):
-        raise _unsupported("sharding", f"{sharding} is DeepSpeed's and cannot be measured; fsdp can")
-    if task == "inference":
-        raise _unsupported("data", "replicas of an inference do as one does: measure one, or tensor parallel")
-    return Layout("fsdp" if sharding == "fsdp" else "ddp", ranks)
 
 
 def join(device: str) -> str:
@@ -154,7 +120,7 @@ def _split_tensors(model: Any, mesh: Any) -> None:
 
     told = plan_of(model)
     if not told:
-        raise _unsupported("tensor", f"transformers has no tensor-parallel plan for {type(model).__name__}")
+        raise unsupported("tensor", f"transformers has no tensor-parallel plan for {type(model).__name__}")
     for name, module in list(model.named_modules()):
         style = next((told[pattern] for pattern in told if fnmatch.fnmatchcase(name, pattern)), None)
         if style is not None:
@@ -180,8 +146,4 @@ def _style(name: str) -> Any:
         return RowwiseParallel()
     if name in ("colwise_rep", "colwise_gather_output"):
         return ColwiseParallel(output_layouts=Replicate())
-    raise _unsupported("tensor", f"the model's plan splits a part {name!r}, which DTensor's own styles do not have")
-
-
-def _unsupported(key: str, message: str) -> WorkerError:
-    return WorkerError("unsupported", f"{_FIELD}.{key}: {message}", f"{_FIELD}.{key}")
+    raise unsupported("tensor", f"the model's plan splits a part {name!r}, which DTensor's own styles do not have")

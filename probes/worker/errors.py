@@ -11,18 +11,27 @@ _EXIT_STATUS = {"bad_order": EXIT_BAD_INPUT, "bad_config": EXIT_BAD_INPUT, "inte
 
 
 class WorkerError(Exception):
-    """A run that cannot go on. ``kind`` is a wire error kind, ``message`` says the remedy, ``field`` the faulty path."""
+    """A run that cannot go on. ``kind`` is a wire error kind, ``message`` says the remedy, ``field`` the faulty path.
 
-    def __init__(self, kind: str, message: str, field: str | None = None) -> None:
+    ``told``: what else the error event says.
+    """
+
+    def __init__(self, kind: str, message: str, field: str | None = None, **told: object) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.field = field
+        self.told = told
 
     @property
     def exit_status(self) -> int:
         """The process's exit status for this error."""
         return _EXIT_STATUS.get(self.kind, EXIT_NOT_HERE)
+
+
+def missing_package(name: str) -> WorkerError:
+    """The error for a package that has to be installed first."""
+    return WorkerError("missing_package", f"{name} is not installed here: python -m pip install {name}")
 
 
 class OutOfMemory(Exception):

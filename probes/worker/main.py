@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import EXIT_INTERRUPTED, EXIT_RESULT, WorkerError
+from .errors import EXIT_INTERRUPTED, EXIT_RESULT, WorkerError, missing_package
 from .wire import Wire, claim_stdout
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def serve(line: bytes, wire: Wire) -> int:
     except WorkerError as error:
         if error.__cause__ is not None:
             _logger.info("the cause of the error that follows", exc_info=error.__cause__)
-        wire.close("error", kind=error.kind, message=error.message, field=error.field)
+        wire.close("error", kind=error.kind, message=error.message, field=error.field, **error.told)
         return error.exit_status
     except Exception as error:
         _logger.exception("the run failed")
@@ -71,29 +71,27 @@ def _mode(order_json: Any) -> Any:
 
 
 def _run(order_json: Any, wire: Wire) -> None:
-    from . import loads, outside
+    from . import loads, outside, ranks
     from .order import parse_order
+    from .parallel import layout_of, world
 
     if _mode(order_json) in loads.MODES:
         loads.run(order_json, wire)
         return
     order = parse_order(order_json)
+    layout = layout_of(order.parallel, order.task, order.ranks) if order.ranks > 1 else None
+    if layout is not None and world() == 1:
+        ranks.launch(order_json, order.ranks, wire)
+        return
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        name = error.name or "torch"
-        raise WorkerError("missing_package", f"{name} is not installed here: python -m pip install {name}") from error
-    from . import distributed, ranks, run
+        raise missing_package(error.name or "torch") from error
+    from . import distributed, run
 
-    if order.ranks > 1:
-        layout = distributed.layout_of(order.parallel, order.task, order.ranks)
-        if distributed.world() == 1:
-            ranks.launch(order_json, order.ranks, wire)
-            return
+    if layout is not None:
         order = replace(order, device=distributed.join(order.device))
-    else:
-        layout = None
     wire.send("progress", what="importing", done=1, total=1)
     outside.start(order_json, wire)
     run.hello(wire, order)

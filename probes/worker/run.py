@@ -15,7 +15,7 @@ from . import device as devices
 from . import vendors
 from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_filler, make_real, materialise
-from .distributed import Layout, following_shards, place, split
+from .distributed import following_shards, place, split
 from .errors import OutOfMemory, WorkerError
 from .fake import Answers, fake_tensors
 from .flash import NOTE as FLASH_NOTE
@@ -24,6 +24,7 @@ from .inference import InferenceLoad, MakeUnroller
 from .kernels import missing_kernels
 from .memo import Memo
 from .order import Order
+from .parallel import Layout
 from .personality import CudaPersonality
 from .phases import PhaseListener, Phases, Sampler
 from .quantised import parameters_of, quantisation_state

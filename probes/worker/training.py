@@ -10,12 +10,13 @@ import torch
 
 from .attribution import ACTIVATIONS, Attribution
 from .build import Built, random_ids
-from .distributed import Layout, replicate
+from .distributed import replicate
 from .errors import WorkerError
 from .losses import make_loss
 from .low_rank import DEFAULT_RANK
 from .optimizers import make_optimizers
 from .order import Training
+from .parallel import Layout
 from .phases import Phases
 
 STEPS = 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from probes.measurement import Measurement
 from probes.orders import measure_order
+from probes.outcome import Outcome
 from probes.recording import read_recording
 from probes.session import Limits, ProbeSession
 from tests.probes.test_worker_session import CONFIG, PARAMETERS, scenario
@@ -25,20 +28,49 @@ NORMS = 5 * 64 * 4
 EMBEDDING = 256 * 64 * 4
 
 
+class Run:
+    """Two ranks of a task, with every process that said its id."""
+
+    def __init__(self, folder: Path, task: str, parallel: Mapping[str, int | str]) -> None:
+        asked = scenario(task) | {"parallel": parallel}
+        self.measurement, self.path = Measurement(asked), folder / "r.jsonl"
+        self.pids: dict[int, int] = {}
+        order = measure_order(asked, CONFIG, ranks=2)
+        self.session = ProbeSession(order, self._take, recording_path=self.path, limits=Limits(time_s=180))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        told = event["of"] if event["event"] == "rank" else event
+        if told["event"] == "hello":
+            self.pids[told["rank"]] = told["pid"]
+        self.measurement.add(event)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, self.measurement.outcome
+            assert self.session.outcome is None, self.session.outcome
+            time.sleep(0.01)
+
+    def finish(self) -> Outcome:
+        """The outcome; the recording tells the same answer, and no rank is left."""
+        outcome = self.session.wait(200)
+        assert outcome is not None
+        recorded = Measurement.of_recording(read_recording(self.path))
+        assert recorded.footprint().to_json() == self.measurement.footprint().to_json()
+        assert sorted(self.pids) == [0, 1]
+        assert not [pid for pid in self.pids.values() if psutil.pid_exists(pid)]
+        return outcome
+
+
 def measure(folder: Path, task: str, **parallel: Any) -> tuple[Measurement, list[dict[str, int]]]:
     """The measurement, and by rank the allocated peak of each phase."""
-    asked = scenario(task) | {"parallel": parallel}
-    measurement, path = Measurement(asked), folder / "r.jsonl"
-    order = measure_order(asked, CONFIG, ranks=2)
-    with ProbeSession(order, measurement.add, recording_path=path, limits=Limits(time_s=180)) as session:
-        outcome = session.wait(200)
-    assert outcome is not None
+    run = Run(folder, task, parallel)
+    with run.session:
+        outcome = run.finish()
     assert outcome.kind == "completed", outcome.text + outcome.stderr_tail
-    answer = measurement.footprint()
-    assert Measurement.of_recording(read_recording(path)).footprint().to_json() == answer.to_json()
-    assert not [process for process in psutil.process_iter(["cmdline"]) if "HIGHWATER_RANKS" in str(process.info["cmdline"])]
-    assert [told["rank"] for told in measurement.result["ranks"]] == [0, 1]
-    return measurement, [{phase.name: phase.allocated for phase in gpu.phases} for gpu in answer.gpus]
+    assert [told["rank"] for told in run.measurement.result["ranks"]] == [0, 1]
+    answer = run.measurement.footprint()
+    return run.measurement, [{phase.name: phase.allocated for phase in gpu.phases} for gpu in answer.gpus]
 
 
 def test_ddp_holds_everything_on_every_rank(tmp_path: Path) -> None:
@@ -69,3 +101,14 @@ def test_tensor_parallel_splits_the_projections(tmp_path: Path) -> None:
     for gpu in measurement.footprint().gpus:
         decode = next(phase for phase in gpu.phases if phase.name == "decode")
         assert decode.components["weights"] == pytest.approx(whole + (WEIGHT_BYTES - whole) / 2, rel=0.02)
+
+
+def test_a_rank_that_is_killed_ends_all_of_them(tmp_path: Path) -> None:
+    """It is told with its number and its signal, and what was measured until then is kept."""
+    run = Run(tmp_path, "training", {"data": 2})
+    with run.session:
+        run.until(lambda: len(run.pids) == 2 and 1 in run.measurement.ranks)
+        psutil.Process(run.pids[1]).kill()
+        outcome = run.finish()
+    assert (outcome.kind, outcome.rank, outcome.signal, outcome.exit_code) == ("killed", 1, 9, 3), outcome
+    assert outcome.text.startswith("Rank 1 of the probe was killed by SIGKILL")

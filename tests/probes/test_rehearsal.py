@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -229,14 +228,17 @@ def _recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIGHWATER_HOME", str(tmp_path))
 
 
-@cache
-def tiny_training() -> Rehearsal:
-    return by_worker(plan_for({"config": TINY}, "training", batch=2, sequence=64))
+@pytest.fixture(scope="module")
+def tiny_training(run_here: Any) -> Rehearsal:
+    asked = rehearse_request(plan_for({"config": TINY}, "training", batch=2, sequence=64))
+    rehearsal = Rehearsal(asked.order, asked.prediction.to_json())
+    run_here(asked.order, rehearsal.add)
+    return rehearsal
 
 
 @needs_libraries
-def test_training_of_a_tiny_model() -> None:
-    rehearsal = tiny_training()
+def test_training_of_a_tiny_model(tiny_training: Rehearsal) -> None:
+    rehearsal = tiny_training
     answer = rehearsal.footprint()
     phases = answer.gpus[0].phases
     assert [found.name for found in phases] == ["load", "forward", "backward", "optimizer"]
@@ -253,8 +255,8 @@ def test_training_of_a_tiny_model() -> None:
 
 
 @needs_libraries
-def test_the_opened_peaks_add_up_and_name_the_layers() -> None:
-    peaks = {peak.phase: peak for peak in tiny_training().peaks()}
+def test_the_opened_peaks_add_up_and_name_the_layers(tiny_training: Rehearsal) -> None:
+    peaks = {peak.phase: peak for peak in tiny_training.peaks()}
     for peak in peaks.values():
         assert sum(group.bytes for group in peak.groups) == peak.allocated_bytes
     modules = {group.module for group in peaks["forward"].groups if group.component == "activations"}
@@ -275,7 +277,7 @@ def test_small_model_within_the_prediction() -> None:
 
 
 @needs_libraries
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("model", "batch", "measured_bytes"),
     [
@@ -284,11 +286,14 @@ def test_small_model_within_the_prediction() -> None:
         ("meta-llama/Meta-Llama-3-8B", 4, 80_318_097_408),
     ],
 )
-def test_published_a100_runs(model: str, batch: int, measured_bytes: int) -> None:
+def test_published_a100_runs(run_here: Any, model: str, batch: int, measured_bytes: int) -> None:
     """Peak allocated of full fine-tuning in bf16 with checkpointing, as fms-acceleration published it (refs/a100_80gb.csv).
 
     HF Trainer, adamw_torch (foreach), packed sequences of 4096; it ran flash attention 2, here SDPA chooses the same kernel.
     """
-    rehearsal = by_worker(plan_for(model, "training", batch=batch, sequence=4096, optimizer="adamw_foreach", checkpointing="full"))
+    plan = plan_for(model, "training", batch=batch, sequence=4096, optimizer="adamw_foreach", checkpointing="full")
+    asked = rehearse_request(plan)
+    rehearsal = Rehearsal(asked.order, asked.prediction.to_json())
+    run_here(asked.order, rehearsal.add)
     peak = max(step.meters["allocated"] for step in rehearsal.phases)
     assert peak == pytest.approx(measured_bytes, rel=0.0005)

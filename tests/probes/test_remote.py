@@ -72,6 +72,13 @@ def ramp(**more: object) -> dict[str, Any]:
     return load_order("ramp", "cpu", 2**40, block_bytes=2 * 2**20, **more)
 
 
+def long_load(folder: Path) -> dict[str, Any]:
+    """A load that does nothing for long: it needs torch alone, which is loaded sooner than transformers."""
+    script = folder / "long.py"
+    script.write_text("import time\ntime.sleep(100)\n")
+    return load_order("script", "cpu", script=str(script))
+
+
 def is_gone(pid: int, timeout_s: float = 10) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -103,16 +110,15 @@ def test_a_model_is_measured_where_nothing_is_installed(tmp_path: Path, sshd: Ss
 
 @needs_libraries
 def test_a_dropped_connection_keeps_what_had_arrived_and_the_next_probe_works(tmp_path: Path, sshd: Sshd) -> None:
-    asked = scenario("inference", new_tokens=4000)
-    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    run = Run(tmp_path, long_load(tmp_path), Remote(HOST, sys.executable))
     with run.session:
         pid = run.until(lambda event: event["event"] == "hello")["pid"]
-        run.until(lambda event: event["event"] == "phase" and event["name"] == "decode")
+        run.until(lambda event: event["event"] == "memory" and event["phase"] == "script")
         sshd.drop()
         outcome = run.finish()
-    assert (outcome.kind, outcome.phase, outcome.exit_code) == ("disconnected", "decode", 3), outcome
-    assert "connection was lost in decode" in outcome.text
-    assert [step.name for step in Measurement.of_recording(read_recording(run.path)).phases] == ["load", "prefill", "decode"]
+    assert (outcome.kind, outcome.phase, outcome.exit_code) == ("disconnected", "script", 3), outcome
+    assert "connection was lost in script" in outcome.text
+    assert [step.name for step in Measurement.of_recording(read_recording(run.path)).phases] == ["script"]
     assert is_gone(pid)
     (tmp_path / "next").mkdir()
     following = Run(tmp_path / "next", load_order("ramp", "cpu", 4 * 2**20), Remote(HOST, sys.executable))
@@ -122,8 +128,7 @@ def test_a_dropped_connection_keeps_what_had_arrived_and_the_next_probe_works(tm
 
 @needs_libraries
 def test_stopping_ends_the_probe_there(tmp_path: Path, sshd: Sshd) -> None:
-    asked = scenario("inference", new_tokens=4000)
-    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    run = Run(tmp_path, long_load(tmp_path), Remote(HOST, sys.executable))
     with run.session:
         pid = run.until(lambda event: event["event"] == "hello")["pid"]
         run.session.stop()
@@ -133,8 +138,7 @@ def test_stopping_ends_the_probe_there(tmp_path: Path, sshd: Sshd) -> None:
 
 @needs_libraries
 def test_a_probe_killed_there_is_not_a_lost_connection(tmp_path: Path, sshd: Sshd) -> None:
-    asked = scenario("inference", new_tokens=4000)
-    run = Run(tmp_path, measure_order(asked, CONFIG), Remote(HOST, sys.executable))
+    run = Run(tmp_path, long_load(tmp_path), Remote(HOST, sys.executable))
     with run.session:
         pid = run.until(lambda event: event["event"] == "hello")["pid"]
         psutil.Process(pid).kill()

@@ -62,9 +62,9 @@ def test_inference(tmp_path: Path) -> None:
     assert replayed.footprint().to_json() == answer.to_json()
 
 
-def test_training_compares_the_second_step(tmp_path: Path) -> None:
-    measurement, outcome, _ = probe(tmp_path, scenario("training"))
-    assert outcome.kind == "completed", outcome.text + outcome.stderr_tail
+def test_training_compares_the_second_step(run_here: Any) -> None:
+    measurement = Measurement(scenario("training"))
+    run_here(measure_order(scenario("training"), CONFIG), measurement.add)
     steps = {(step.name, step.step): step.meters["allocated"] for step in measurement.steps.values()}
     assert [(step.name, step.step) for step in measurement.phases] == [
         ("load", 0), ("forward", 2), ("backward", 2), ("optimizer", 2),

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
-from probes.worker.distributed import Layout, layout_of
 from probes.worker.errors import WorkerError
 from probes.worker.order import parse_order
+from probes.worker.parallel import Layout, layout_of
 
 
 @pytest.mark.parametrize(
