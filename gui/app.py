@@ -133,7 +133,8 @@ def _settle(application: QApplication, window: MainWindow) -> None:
     deadline = QDeadlineTimer(_SETTLE_LIMIT_MS)
 
     def settled() -> None:
-        known = window.context.machine.state is not None and window.context.operations.idle
+        context = window.context
+        known = context.machine.state is not None and context.operations.idle and not context.state.settling
         if known or deadline.hasExpired():
             loop.quit()
 

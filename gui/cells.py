@@ -18,6 +18,7 @@ from gui.text import LEFT, RIGHT, write
 from gui.theme import font, theme
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
+_SELECTED = QStyle.StateFlag.State_Selected
 _NO_PARENT = QModelIndex()
 Index = QModelIndex | QPersistentModelIndex
 
@@ -112,17 +113,18 @@ class CellDelegate(QStyledItemDelegate):
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
         """A cell over a line that parts the rows."""
-        model, column, area = index.model(), index.column(), option.rect
+        model, column = index.model(), index.column()
         cell: Cell = model.cell(index.row(), column)
-        if option.state & QStyle.StateFlag.State_Selected:
-            painter.fillRect(area, theme().colour("accent_soft"))
-        painter.fillRect(QRect(area.left(), area.bottom(), area.width(), 1), theme().colour("grid"))
-        room = area.adjusted(PADDING, 0, -PADDING, -1)
+        left, top, width, height = option.rect.getRect()
+        if option.state & _SELECTED:
+            painter.fillRect(left, top, width, height, theme().colour("accent_soft"))
+        painter.fillRect(left, top + height - 1, width, 1, theme().colour("grid"))
+        begin = left + PADDING
         if cell.swatch:
-            top = area.top() + (area.height() - _SWATCH) // 2
-            paint_component(painter, QRectF(room.left(), top, _SWATCH, _SWATCH), cell.swatch)
-            room.setLeft(room.left() + _SWATCH + _SPACE)
+            paint_component(painter, QRectF(begin, top + (height - _SWATCH) // 2, _SWATCH, _SWATCH), cell.swatch)
+            begin += _SWATCH + _SPACE
         if cell.text:
+            room = QRect(begin, top, left + width - PADDING - begin, height - 1)
             side = RIGHT if model.columns[column].figures else LEFT
             write(painter, room, cell.text, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import psutil
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
+from planner.units import MIB
 from probes.nvml import GpuReading, Nvml, NvmlState
 from probes.sampler import IDLE_INTERVAL_S, Sampler
 from resources.gpus import UnknownGpu, gpu
+
+_FLICKER = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What is free of a GPU at the moment, and the process that holds most of it; ``holder`` empty: none, or not told."""
+
+    free_bytes: int
+    holder: str = ""
+    held_bytes: int = 0
 
 
 class Machine(QObject):
@@ -14,7 +29,9 @@ class Machine(QObject):
 
     changed = Signal()
     read = Signal(object)
-    _sampled = Signal(object, object)
+    free_changed = Signal()
+    """What is free has changed by more than a moment's flicker."""
+    _sampled = Signal(object, object, object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -23,6 +40,8 @@ class Machine(QObject):
         self._state: NvmlState | None = None
         self._names: tuple[str, ...] = ()
         self._readings: tuple[GpuReading, ...] = ()
+        self._free: tuple[int, ...] = ()
+        self._holders: dict[int, str] = {}
         self._sampled.connect(self._take, Qt.ConnectionType.QueuedConnection)
 
     @property
@@ -44,6 +63,10 @@ class Machine(QObject):
         """Whether a GPU of this catalog name is here."""
         return name in self._names
 
+    def readings_of(self, name: str) -> tuple[GpuReading, ...]:
+        """The readings of the GPUs of this catalog name, in the order of the driver."""
+        return tuple(reading for reading, known in zip(self._readings, self._names, strict=False) if known == name)
+
     def start(self) -> None:
         """Begin to read."""
         self._sampler.start()
@@ -53,18 +76,41 @@ class Machine(QObject):
         self._sampler.stop()
         self._nvml.close()
 
+    def now_of(self, name: str) -> Now | None:
+        """What is free of the fullest GPU of this catalog name, and who holds most of it; None where there is none."""
+        known = [reading for reading in self.readings_of(name) if reading.memory.free_bytes is not None]
+        if not known:
+            return None
+        fullest = min(known, key=lambda reading: reading.memory.free_bytes or 0)
+        largest = max(fullest.processes, key=lambda process: process.used_bytes or 0, default=None)
+        held = (largest.used_bytes or 0) if largest else 0
+        return Now(fullest.memory.free_bytes or 0, self._holders.get(largest.pid, "") if largest else "", held)
+
     def _sample(self) -> None:
         readings = self._nvml.readings()
-        self._sampled.emit(self._nvml.state, readings)
+        pids = {process.pid for reading in readings for process in reading.processes}
+        self._sampled.emit(self._nvml.state, readings, {pid: _name_of(pid) for pid in pids})
 
-    @Slot(object, object)
-    def _take(self, state: NvmlState, readings: tuple[GpuReading, ...]) -> None:
-        self._readings = readings
+    @Slot(object, object, object)
+    def _take(self, state: NvmlState, readings: tuple[GpuReading, ...], holders: dict[int, str]) -> None:
+        self._readings, self._holders = readings, holders
         names = tuple(_catalog_name(reading) for reading in readings)
         if state != self._state or names != self._names:
             self._state, self._names = state, names
             self.changed.emit()
         self.read.emit(readings)
+        free = tuple((reading.memory.free_bytes or 0) // _FLICKER for reading in readings)
+        if free != self._free:
+            self._free = free
+            self.free_changed.emit()
+
+
+def _name_of(pid: int) -> str:
+    """The process as a person would look for it."""
+    try:
+        return f"{psutil.Process(pid).name()} ({pid})"
+    except psutil.Error:
+        return f"process {pid}"
 
 
 def _catalog_name(reading: GpuReading) -> str:

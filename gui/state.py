@@ -6,17 +6,17 @@ Views observe its signals and ask it to edit; nothing else holds a scenario. Eve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
 
 from gui.operations import Operation, Operations
 from planner.architecture.config import UnknownArchitecture
 from planner.faults import Fault, Faults
-from planner.footprint import Footprint, GpuFootprint, Phase
+from planner.footprint import Footprint, GpuFootprint, Phase, Term
 from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
 from resources.catalog import UnknownModel, model_ids
 from resources.hub_errors import HubError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from probes.peaks import OpenedPeak
 
 _UNDO_LIMIT = 500
+_PAUSE_MS = 60
+"""How long nothing must be edited before the formulas behind the plan are worked out: sizes first."""
 _SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 
 
@@ -52,6 +54,8 @@ class State(QObject):
     scenario_changed = Signal(object)
     plan_changed = Signal(object)
     faults_changed = Signal(object)
+    explained = Signal()
+    """The terms of the plan on screen have been worked out."""
     selection_changed = Signal(object)
     busy_changed = Signal(bool)
     run_kept = Signal()
@@ -64,11 +68,17 @@ class State(QObject):
         self._operations = operations
         self._scenario = scenario
         self._plan: Plan | None = None
+        self._terms: Sequence[Term] | None = None
+        self._pause = QTimer(self, singleShot=True, interval=_PAUSE_MS)
+        self._pause.timeout.connect(self._explain)
         self._settled = scenario
         self._faults: tuple[Fault, ...] = ()
         self._selection = Selection()
         self._busy = False
         self._recompute()
+        if self._plan is not None:
+            self._terms = tuple(self._plan.footprint.terms)
+            self._pause.stop()
 
     @property
     def operations(self) -> Operations:
@@ -94,6 +104,11 @@ class State(QObject):
     def footprint(self) -> Footprint | None:
         """The last good plan's answer."""
         return self._plan.footprint if self._plan else None
+
+    @property
+    def terms(self) -> Sequence[Term] | None:
+        """The terms of the last good plan; None while they are still to be worked out, a moment after an edit."""
+        return self._terms
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -140,6 +155,15 @@ class State(QObject):
         self.scenario_changed.emit(scenario)
         self._recompute()
 
+    def close(self) -> None:
+        """Explain nothing any more."""
+        self._pause.stop()
+
+    @property
+    def settling(self) -> bool:
+        """Whether formulas are still to come."""
+        return self._plan is not None and self._terms is None
+
     def shown_phase(self) -> tuple[GpuFootprint, Phase] | None:
         """The GPU and phase that the selection points at, the peak when it names none; None when none could be sized."""
         footprint = self.footprint
@@ -169,9 +193,23 @@ class State(QObject):
             self._plan = result
             self._settled = parse_scenario(result.footprint.scenario)
             self._set_faults(())
+            self._terms = None
+            self._pause.start()
             self.plan_changed.emit(result)
         elif isinstance(result, tuple):
             self._set_faults(result)
+
+    @Slot()
+    def _explain(self) -> None:
+        if self._plan is not None:
+            self._operations.start(Operation("explain", partial(_terms_of, self._plan), self._take_terms, self._crash))
+
+    @Slot(object)
+    def _take_terms(self, found: tuple[Plan, Sequence[Term]]) -> None:
+        plan, terms = found
+        if plan is self._plan:
+            self._terms = terms
+            self.explained.emit()
 
     @Slot(object)
     def _crash(self, error: Exception) -> None:
@@ -213,6 +251,10 @@ def _attempt(scenario: Scenario) -> Plan | tuple[Fault, ...]:
         return faults.faults
     except (UnknownArchitecture, UnknownModel, HubError, OSError) as error:
         return (_fault_of(str(error)),)
+
+
+def _terms_of(plan: Plan) -> tuple[Plan, Sequence[Term]]:
+    return plan, tuple(plan.footprint.terms)
 
 
 def _fault_of(text: str) -> Fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
@@ -66,13 +66,12 @@ class Theme(QObject):
         self._apply()
 
     def colour(self, name: str) -> QColor:
-        """The colour of a role, as it is now."""
-        return QColor(_PAIRS[name][self._dark])
+        """The colour of a role, as it is now; whoever changes it takes a copy."""
+        return _colours(self._dark)[name]
 
     def fill(self, component: str) -> tuple[QColor, str]:
         """Colour and hatch of a component."""
-        fill = FILLS.get(component, FALLBACK)
-        return QColor(fill.dark if self._dark else fill.light), fill.hatch
+        return _fill(component, self._dark)
 
     @Slot()
     def _follow(self) -> None:
@@ -104,17 +103,24 @@ class Theme(QObject):
         return palette
 
 
+@cache
 def theme() -> Theme:
     """The theme of the running application; made on first use."""
     application = QGuiApplication.instance()
     if not isinstance(application, QApplication):
         raise TypeError("a QApplication must exist before its theme")
-    return _theme_of(application)
-
-
-@lru_cache(maxsize=1)
-def _theme_of(application: QApplication) -> Theme:
     return Theme(application)
+
+
+@cache
+def _colours(dark: bool) -> dict[str, QColor]:  # noqa: FBT001  a cache key
+    return {name: QColor(pair[dark]) for name, pair in _PAIRS.items()}
+
+
+@cache
+def _fill(component: str, dark: bool) -> tuple[QColor, str]:  # noqa: FBT001  a cache key
+    fill = FILLS.get(component, FALLBACK)
+    return QColor(fill.dark if dark else fill.light), fill.hatch
 
 
 @lru_cache(maxsize=32)

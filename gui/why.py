@@ -13,6 +13,8 @@ from gui.units import format_bytes, units
 from planner.words import CERTAINTIES, COMPONENTS, PHASES, word
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gui.state import State
     from planner.footprint import Footprint, Phase, Term
     from probes.peaks import OpenedPeak, TensorGroup
@@ -27,10 +29,13 @@ class WhyPanel(QWidget):
     def __init__(self, state: State, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._state = state
+        self._behind: tuple[tuple[str, str], list[Paragraph]] = (("", ""), [])
+        """What was explained last, and how: it stays for the moment until the terms of an edit have come."""
         self._page = Page()
         self._page.setAccessibleName("Why this number")
         self._lay_out()
         state.plan_changed.connect(self._refresh)
+        state.explained.connect(self._refresh)
         state.selection_changed.connect(self._refresh)
         units().changed.connect(self._refresh)
         self._refresh()
@@ -70,21 +75,27 @@ class WhyPanel(QWidget):
         component = selection.component
         if component is None or not phase.components.get(component):
             component = max(phase.components, key=lambda name: phase.components[name], default="weights")
-        return explanation(footprint, phase, component)
+        what = (component, phase.name)
+        if (terms := self._state.terms) is not None:
+            self._behind = (what, behind(footprint, phase, component, terms))
+        return [*headline(phase, component), *(self._behind[1] if self._behind[0] == what else [])]
 
 
-def explanation(footprint: Footprint, phase: Phase, component: str) -> list[Paragraph]:
-    """Why a component takes what it takes."""
+def headline(phase: Phase, component: str) -> list[Paragraph]:
+    """What a component takes."""
     named, size = word(COMPONENTS, component), phase.components.get(component, 0)
-    terms = [term for term in footprint.terms if term.component == component and term.phase in (None, phase.name)]
     return [
         Paragraph(TITLE, named.label),
         Paragraph(SIZE, format_bytes(size)),
         Paragraph(MUTED, f"{size:,} bytes · {word(PHASES, phase.name).label.lower()}"),
         Paragraph(MUTED, named.meaning),
-        *_terms(sorted(terms, key=lambda term: -term.bytes)),
-        *notes(footprint),
     ]
+
+
+def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[Term]) -> list[Paragraph]:
+    """Why it takes that: every term of it, largest first, and what was taken by default."""
+    mine = [term for term in terms if term.component == component and term.phase in (None, phase.name)]
+    return [*_terms(sorted(mine, key=lambda term: -term.bytes)), *notes(footprint)]
 
 
 def notes(footprint: Footprint) -> list[Paragraph]:

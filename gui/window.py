@@ -223,6 +223,7 @@ class MainWindow(QMainWindow):
         for widget in self._built.values():
             widget.close()
         self._context.machine.stop()
+        self._context.state.close()
         self._context.operations.close()
         super().closeEvent(event)
 

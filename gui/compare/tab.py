@@ -13,8 +13,9 @@ from gui.compare.card import PlanCard
 from gui.compare.difference import peak_of
 from gui.compare.table import DifferenceTable
 from gui.export import ChartMenu, TableMenu
-from gui.footprint.bars import Bars, Row
+from gui.footprint.bars import Bars
 from gui.footprint.legend import Legend
+from gui.footprint.rows import Row
 from gui.pins import MOST, Pin
 from gui.theme import set_role
 from gui.translate import tr

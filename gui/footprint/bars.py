@@ -8,6 +8,7 @@ from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
+from gui.footprint.rows import Row
 from gui.painting import paint_component, paint_hatch
 from gui.scale import ticks
 from gui.state import Selection
@@ -15,28 +16,15 @@ from gui.text import CENTRE, RIGHT, width_of, write
 from gui.theme import SMALL, ink_on, theme
 from gui.translate import tr
 from gui.units import format_bytes, units
-from planner.footprint import COMPONENTS as ORDER
-from planner.footprint import TIGHT_BELOW, Footprint
+from planner.footprint import TIGHT_BELOW
 from planner.palette import DIAGONAL, SOLID
-from planner.words import COMPONENTS, PHASES, word
+from planner.words import COMPONENTS, word
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10
+_LEAST_LABEL, _LEAST_WHISKER, _WHISKER = 30, 5, 6
 _ROOM_FOR_ROWS = 4
 """Room that is kept even for fewer rows, so that a change of task moves nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One bar: which GPU and phase it stands for, and its parts in drawing order."""
-
-    gpu: int
-    phase: str
-    label: str
-    parts: tuple[tuple[str, int], ...]
-    total_bytes: int
-    capacity_bytes: int | None
-    peak: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +33,8 @@ class _Segment:
     component: str
     size_bytes: int
     rectangle: QRectF
-
-
-def rows_of(footprint: Footprint, phase: str | None) -> tuple[Row, ...]:
-    """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU.
-
-    Where no phase could be sized, the weights alone.
-    """
-    rows = []
-    if footprint.weight_bytes and not any(gpu.phases for gpu in footprint.gpus):
-        return _weights_alone(footprint, footprint.weight_bytes)
-    for gpu in footprint.gpus:
-        named = phase or (gpu.peak.name if gpu.peak else None)
-        shown = gpu.phases if len(footprint.gpus) == 1 else [found for found in gpu.phases if found.name == named]
-        for found in shown:
-            label = word(PHASES, found.name).label if len(footprint.gpus) == 1 else f"GPU {gpu.index}"
-            parts = tuple((name, found.components[name]) for name in ORDER if found.components.get(name, 0) > 0)
-            rows.append(Row(gpu.index, found.name, label, parts, found.device, gpu.capacity_bytes, found == gpu.peak))
-    return tuple(rows)
-
-
-def _weights_alone(footprint: Footprint, weight_bytes: int) -> tuple[Row, ...]:
-    parts = (("weights", weight_bytes),)
-    return tuple(Row(gpu.index, "", "Weights", parts, weight_bytes, gpu.capacity_bytes, peak=False) for gpu in footprint.gpus)
+    label: str
+    """As much of name and size as there is room for."""
 
 
 class Bars(QWidget):
@@ -80,7 +47,7 @@ class Bars(QWidget):
         super().__init__(parent)
         self._label_width = label_width
         self._rows: tuple[Row, ...] = ()
-        self._segments: list[_Segment] = []
+        self._by_row: list[list[_Segment]] = []
         self._pixels_per_byte = 0.0
         self._hover: Selection | None = None
         self._chosen = Selection()
@@ -90,7 +57,12 @@ class Bars(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setAccessibleName("Memory by phase and component")
         theme().changed.connect(self.update)
-        units().changed.connect(self.update)
+        units().changed.connect(self._relabel)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is shown."""
+        return self._rows
 
     def show_rows(self, rows: tuple[Row, ...]) -> None:
         """Show these bars."""
@@ -116,6 +88,11 @@ class Bars(QWidget):
         if dimmed != self._dimmed:
             self._dimmed = dimmed
             self.update()
+
+    @Slot()
+    def _relabel(self) -> None:
+        self._place()
+        self.update()
 
     @Slot(object)
     def point_at(self, component: object) -> None:
@@ -144,7 +121,7 @@ class Bars(QWidget):
     def _limit(self) -> float:
         """The right end of the axis: a little beyond the capacity and the largest bar."""
         capacities = [row.capacity_bytes or 0 for row in self._rows]
-        totals = [row.total_bytes for row in self._rows]
+        totals = [row.total_bytes + row.error_bytes for row in self._rows]
         return max([*capacities, *totals, 1]) * 1.02
 
     def _x(self, size_bytes: float) -> float:
@@ -154,14 +131,20 @@ class Bars(QWidget):
         pitch = (self._height() - _TOP - _BOTTOM) / len(self._rows)
         return _TOP + index * pitch + (pitch - _ROW) / 2
 
+    @property
+    def _segments(self) -> list[_Segment]:
+        return [segment for row in self._by_row for segment in row]
+
     def _place(self) -> None:
-        self._segments = []
+        self._by_row = [[] for _ in self._rows]
         self._pixels_per_byte = max(1, self.width() - self._label_width - _RIGHT) / self._limit()
         for index, row in enumerate(self._rows):
             begin, top = 0, self._row_top(index)
             for component, size_bytes in row.parts:
                 left, right = self._x(begin), self._x(begin + size_bytes)
-                self._segments.append(_Segment(index, component, size_bytes, QRectF(left, top, right - left, _ROW)))
+                rectangle = QRectF(left, top, right - left, _ROW)
+                label = _fitting(component, size_bytes, right - left)
+                self._by_row[index].append(_Segment(index, component, size_bytes, rectangle, label))
                 begin += size_bytes
 
     def _at(self, position: QPointF) -> Selection | None:
@@ -227,7 +210,10 @@ class Bars(QWidget):
             segment.size_bytes for segment in self._segments
             if segment.component == selection.component and self._rows[segment.row].phase == selection.phase
         )  # fmt: skip
-        return f"<b>{named.label}</b> {format_bytes(size)}<br>{named.meaning}"
+        row = next(row for row in self._rows if (row.phase, row.gpu) == (selection.phase, selection.gpu))
+        error = f" ± {format_bytes(row.error_bytes)}" if row.error_bytes else ""
+        whole = tr("of {} in all").format(f"{format_bytes(row.total_bytes)}{error}")
+        return f"<b>{named.label}</b> {format_bytes(size)} {whole}<br>{named.meaning}"
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Axis, bars, capacity, in this order."""
@@ -238,6 +224,7 @@ class Bars(QWidget):
         for index, row in enumerate(self._rows):
             self._paint_row(painter, index, row)
         self._paint_capacity(painter)
+        self._paint_free(painter)
         painter.end()
 
     def _paint_axis(self, painter: QPainter) -> None:
@@ -251,13 +238,25 @@ class Bars(QWidget):
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
         top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")
         write(painter, QRectF(0, top, self._label_width - 12, _ROW), row.label, ink, bold=row.peak, align=RIGHT)
-        for segment in self._segments:
-            if segment.row == index:
-                self._paint_segment(painter, segment, row)
-        end, text = self._x(row.total_bytes) + 8, format_bytes(row.total_bytes)
+        for segment in self._by_row[index]:
+            self._paint_segment(painter, segment, row)
+        self._paint_error(painter, row, top)
+        end, text = self._x(row.total_bytes + row.error_bytes) + 8, format_bytes(row.total_bytes)
         if row.capacity_bytes and self._crosses(end, width_of(text, bold=row.peak, tabular=True), row.capacity_bytes):
             end = self._x(row.capacity_bytes) + 8
         write(painter, QRectF(end, top, 140, _ROW), text, ink, bold=row.peak, tabular=True)
+
+    def _paint_error(self, painter: QPainter, row: Row, top: float) -> None:
+        """The error band as a whisker at the end of the bar."""
+        left, right = (round(self._x(row.total_bytes + sign * row.error_bytes)) + 0.5 for sign in (-1, 1))
+        if right - left < _LEAST_WHISKER:
+            return
+        middle = round(top + _ROW / 2) + 0.5
+        for colour, width in (("surface", 4), ("text", 1.5)):
+            painter.setPen(QPen(theme().colour(colour), width))
+            painter.drawLine(QPointF(left, middle), QPointF(right, middle))
+            for x in (left, right):
+                painter.drawLine(QPointF(x, middle - _WHISKER), QPointF(x, middle + _WHISKER))
 
     def _crosses(self, left: float, width: float, capacity_bytes: int) -> bool:
         return left - 4 < self._x(capacity_bytes) < left + width + 6
@@ -275,17 +274,14 @@ class Bars(QWidget):
             painter.drawRect(rectangle.adjusted(1, 1, -1, -1))
 
     def _paint_label(self, painter: QPainter, segment: _Segment, rectangle: QRectF) -> None:
-        name, size = word(COMPONENTS, segment.component).label, format_bytes(segment.size_bytes)
-        fitting = ((text, width_of(text, SMALL, tabular=True)) for text in (f"{name}  {size}", name, size))
-        text, width = next(((text, width) for text, width in fitting if width + 14 <= rectangle.width()), ("", 0.0))
-        if not text:
+        if not segment.label:
             return
         fill, hatch = theme().fill(segment.component)
-        box = QRectF(0, 0, width + 8, 16)
+        box = QRectF(0, 0, width_of(segment.label, SMALL, tabular=True) + 8, 16)
         box.moveCenter(rectangle.center())
         if hatch != SOLID:
             painter.fillRect(box, fill)
-        write(painter, box, text, ink_on(fill), SMALL, tabular=True, align=CENTRE)
+        write(painter, box, segment.label, ink_on(fill), SMALL, tabular=True, align=CENTRE)
 
     def _is_chosen(self, segment: _Segment, row: Row) -> bool:
         phase = self._chosen.phase or next((one.phase for one in self._rows if one.peak), None)
@@ -306,10 +302,37 @@ class Bars(QWidget):
         paint_hatch(painter, QRectF(edge, _TOP, x - edge, bottom - _TOP), DIAGONAL, faint)
         painter.setPen(QPen(theme().colour("capacity"), 1.5))
         painter.drawLine(QPointF(x, _TOP - 4), QPointF(x, bottom))
-        text = f"Capacity {format_bytes(capacity)}"
+        text, left = _capacity_words(capacity), self._capacity_text_left()
+        room = QRectF(left, 0, self.width() - left, _TOP - 5)
+        write(painter, room, text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
+
+    def _paint_free(self, painter: QPainter) -> None:
+        """What other processes leave of each card: a dashed mark over its bars, told once."""
+        known = [(index, row.free_bytes) for index, row in enumerate(self._rows) if row.free_bytes is not None]
+        if not known:
+            return
+        for colour, style, width in (("surface", Qt.PenStyle.SolidLine, 4), ("accent", Qt.PenStyle.DashLine, 1.5)):
+            painter.setPen(QPen(theme().colour(colour), width, style))
+            for index, free in known:
+                x, top = round(self._x(free)) + 0.5, self._row_top(index)
+                painter.drawLine(QPointF(x, top - _GAP / 2), QPointF(x, top + _ROW + _GAP / 2))
+        text = (
+            tr("Free now {}").format(format_bytes(known[0][1])) if len({free for _, free in known}) == 1 else tr("Dashed: free now")
+        )
         width = width_of(text, SMALL, bold=True, tabular=True) + 4
-        left = min(x - width / 2, self.width() - width)
-        write(painter, QRectF(left, 0, width, _TOP - 5), text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
+        beside = self._x(known[0][1]) + width / 2
+        limit = self._capacity_text_left()
+        left = min(beside, limit - _GAP) - width
+        write(painter, QRectF(max(left, 0), 0, width, _TOP - 5), text, theme().colour("accent"), SMALL, bold=True, tabular=True)
+
+    def _capacity_text_left(self) -> float:
+        """Where the words over the capacity line begin."""
+        capacities = {row.capacity_bytes for row in self._rows if row.capacity_bytes}
+        if len(capacities) != 1:
+            return float(self.width())
+        capacity = next(iter(capacities))
+        width = width_of(_capacity_words(capacity), SMALL, bold=True, tabular=True) + 4
+        return min(self._x(capacity) - width / 2, self.width() - width)
 
     def _paint_own_capacities(self, painter: QPainter) -> None:
         """Cards differ: each bar has a mark of its own."""
@@ -320,6 +343,19 @@ class Bars(QWidget):
                 painter.drawLine(QPointF(x, top - 4), QPointF(x, top + _ROW + 4))
         write(painter, QRectF(self._label_width, 0, 400, _TOP - 5), tr("The line is each card's capacity"),
               theme().colour("capacity"), SMALL, bold=True)  # fmt: skip
+
+
+def _capacity_words(capacity_bytes: int) -> str:
+    return tr("Capacity {}").format(format_bytes(capacity_bytes))
+
+
+def _fitting(component: str, size_bytes: int, room: float) -> str:
+    """Name and size, one of them, or nothing. A pixel is lost on each side to the neighbours."""
+    if room < _LEAST_LABEL:
+        return ""
+    name, size = word(COMPONENTS, component).label, format_bytes(size_bytes)
+    texts = (f"{name}  {size}", name, size)
+    return next((text for text in texts if width_of(text, SMALL, tabular=True) + 16 <= room), "")
 
 
 def _crisp(rectangle: QRectF) -> QRectF:

@@ -9,10 +9,11 @@ from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
 from gui.export import ChartMenu, TableMenu
-from gui.footprint.bars import Bars, rows_of
+from gui.footprint.bars import Bars
 from gui.footprint.figures import Figures
 from gui.footprint.legend import Legend
-from gui.footprint.table import ComponentTable, lines_of
+from gui.footprint.rows import rows_of
+from gui.footprint.table import ComponentTable, Line, Reason, lines_of, reasons_of
 from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
@@ -24,6 +25,7 @@ from planner.words import METERS, PHASES, word
 
 if TYPE_CHECKING:
     from gui.context import Context
+    from planner.footprint import Phase
 
 _PHASE_WIDTH, _MOST_PHASES = 84, 4
 
@@ -35,6 +37,7 @@ class FootprintTab(QWidget):
         super().__init__(parent)
         self._state = context.state
         self._machine = context.machine
+        self._reasons: tuple[str, dict[str, Reason]] = ("", {})
         self.verdict = VerdictCard()
         self.bars = Bars()
         self.table = ComponentTable()
@@ -69,10 +72,12 @@ class FootprintTab(QWidget):
     def _connect(self) -> None:
         state = self._state
         state.plan_changed.connect(self._show_plan)
+        state.explained.connect(self._show_selection)
         state.selection_changed.connect(self._show_selection)
         state.faults_changed.connect(self._show_currency)
         state.busy_changed.connect(self._show_currency)
         self._machine.changed.connect(self._show_plan)
+        self._machine.free_changed.connect(self._show_plan)
         units().changed.connect(self._show_plan)
         self.bars.picked.connect(state.select)
         self.table.picked.connect(self._pick_component)
@@ -89,7 +94,8 @@ class FootprintTab(QWidget):
         plan = self._state.plan
         if plan is None or not self.isVisible():
             return
-        self.verdict.show_footprint(plan.footprint, plan.gpu.name, simulated=not self._machine.has(plan.gpu.name))
+        name, machine = plan.gpu.name, self._machine
+        self.verdict.show_footprint(plan.footprint, name, simulated=not machine.has(name), now=machine.now_of(name))
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
         self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])
         self._show_currency()
@@ -108,7 +114,7 @@ class FootprintTab(QWidget):
         shown, footprint = self._state.shown_phase(), self._state.footprint
         if footprint is None:
             return
-        rows = rows_of(footprint, self._state.selection.phase)
+        rows = rows_of(footprint, self._state.selection.phase, self._free())
         present = {name for row in rows for name, _ in row.parts}
         self.bars.show_rows(rows)
         self.bars.set_chosen(self._state.selection)
@@ -119,9 +125,20 @@ class FootprintTab(QWidget):
             return
         _, phase = shown
         self.phases.set_value(phase.name)
-        self.table.components.show_lines(lines_of(phase, footprint.terms))
+        self.table.components.show_lines(self._lines(phase))
         self.table.choose(self._state.selection.component)
         self._meters.show_parts(tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
+
+    def _free(self) -> tuple[int | None, ...]:
+        plan = self._state.plan
+        return tuple(reading.memory.free_bytes for reading in self._machine.readings_of(plan.gpu.name)) if plan else ()
+
+    def _lines(self, phase: Phase) -> tuple[Line, ...]:
+        """Until the terms of an edit have come, the formulas of the phase stay as they were."""
+        terms = self._state.terms
+        if terms is not None:
+            self._reasons = (phase.name, reasons_of(phase, terms))
+        return lines_of(phase, self._reasons[1] if self._reasons[0] == phase.name else {})
 
     @Slot(str)
     def _pick_component(self, component: str) -> None:

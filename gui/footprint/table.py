@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ from gui.theme import theme
 from gui.units import format_bytes
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import Phase, Term
-from planner.words import CERTAINTIES, COMPONENTS, word
+from planner.words import CERTAINTIES, COMPONENTS, Word, word
 
-_SURENESS = ("exact", "measured", "derived", "modelled")
+_SURENESS = ("", "exact", "measured", "derived", "modelled")
 _COLUMNS = (
     Column("Component"), Column("Size", figures=True), Column("Share", figures=True), Column("Certainty"), Column("Formula"),
 )  # fmt: skip
@@ -25,6 +26,7 @@ _NO_CLOSED_FORM = (
     "There is no closed form for this choice yet, so no phase is sized. Rehearse in the Probe tab runs the model itself on fake "
     "tensors and shows what it takes."
 )
+_NOT_YET = Word("", "Being worked out")
 _LINE = 18
 _ROOM_FOR_FORMULA, _ROW_HEIGHT = 560, 28
 _WIDE = ((0, 150), (1, 96), (2, 72), (3, 90))
@@ -42,16 +44,29 @@ class Line:
     formula: str
 
 
-def lines_of(phase: Phase, terms: tuple[Term, ...]) -> tuple[Line, ...]:
-    """The components of ``phase`` that take memory, in the order of the vocabulary."""
+Reason = tuple[str, str]
+"""Certainty and formula of a component."""
+_TO_COME: Reason = ("", "")
+
+
+def lines_of(phase: Phase, reasons: Mapping[str, Reason]) -> tuple[Line, ...]:
+    """The components of ``phase`` that take memory, in the order of the vocabulary; ``reasons`` by component."""
     present = [(name, phase.components[name]) for name in ORDER if phase.components.get(name, 0) > 0]
-    return tuple(_line(name, size, phase, terms) for name, size in present)
+    whole = max(phase.device, 1)
+    return tuple(Line(name, size, size / whole, *reasons.get(name, _TO_COME)) for name, size in present)
 
 
-def _line(component: str, size_bytes: int, phase: Phase, terms: tuple[Term, ...]) -> Line:
-    mine = [term for term in terms if term.component == component and term.phase in (None, phase.name)]
-    certainty = max((term.certainty for term in mine), key=_SURENESS.index, default="modelled")
-    return Line(component, size_bytes, size_bytes / max(phase.device, 1), certainty, _formula(mine))
+def reasons_of(phase: Phase, terms: Sequence[Term]) -> dict[str, Reason]:
+    """How sure each component of ``phase`` is, and its formula."""
+    found: dict[str, list[Term]] = {name: [] for name in phase.components}
+    for term in terms:
+        if term.phase in (None, phase.name):
+            found.setdefault(term.component, []).append(term)
+    return {name: (_certainty(mine), _formula(mine)) for name, mine in found.items()}
+
+
+def _certainty(terms: list[Term]) -> str:
+    return max((term.certainty for term in terms), key=_SURENESS.index, default="modelled")
 
 
 def _formula(terms: list[Term]) -> str:
@@ -168,7 +183,7 @@ class ComponentTable(QTableView):
 
 
 def _cells(line: Line) -> list[Cell]:
-    named, sure = word(COMPONENTS, line.component), word(CERTAINTIES, line.certainty)
+    named, sure = word(COMPONENTS, line.component), word(CERTAINTIES, line.certainty) if line.certainty else _NOT_YET
     return [
         Cell(named.label, line.component, named.meaning, swatch=line.component),
         Cell(format_bytes(line.size_bytes), line.size_bytes, f"{line.size_bytes:,} bytes"),

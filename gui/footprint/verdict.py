@@ -11,16 +11,19 @@ from PySide6.QtWidgets import QFrame, QSizePolicy, QToolTip, QWidget
 from gui.icons import icon
 from gui.text import CENTRE, width_of, wrapped, write
 from gui.theme import DISPLAY, NORMAL, SMALL, set_role, theme
+from gui.translate import tr
 from gui.units import format_bytes
 from planner.words import PHASES, VERDICTS, word
 
 if TYPE_CHECKING:
+    from gui.machine import Now
     from planner.footprint import Footprint, GpuFootprint, Phase
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
 _MARGIN, _EDGE, _ICON, _SPACE = 16, 12, 24, 10
 _HEAD, _LINE, _GAP = 28, 17, 4
 _BADGE = QSize(36, 18)
+GOOD = ("fits", "tight")
 _SIM = "Simulated: this GPU is not in this machine; its figures come from the catalog."
 _MOST_LINES = 6
 
@@ -40,9 +43,12 @@ class VerdictCard(QFrame):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme().changed.connect(self.update)
 
-    def show_footprint(self, footprint: Footprint, where: str, *, simulated: bool) -> None:
-        """Show ``footprint`` on the GPU called ``where``; ``simulated`` when that GPU is not in this machine."""
-        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where), simulated)
+    def show_footprint(self, footprint: Footprint, where: str, *, simulated: bool, now: Now | None = None) -> None:
+        """Show ``footprint`` on the GPU called ``where``; ``simulated`` when that GPU is not in this machine.
+
+        ``now``: what is free of it at the moment.
+        """
+        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where, now), simulated)
         if shown != (self._verdict, self._figures, self._detail, self._simulated):
             self._verdict, self._figures, self._detail, self._simulated = shown
             self._wrap()
@@ -145,7 +151,7 @@ def _figures(footprint: Footprint) -> str:
     return f"{number} of {capacity}" if capacity.endswith(unit) else f"{peak} of {capacity}"
 
 
-def _detail(footprint: Footprint, where: str) -> str:
+def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
     parts = [f"{len(footprint.gpus)} × {where}" if len(footprint.gpus) > 1 else where]
     worst = _worst(footprint)
     if worst is None:
@@ -156,4 +162,13 @@ def _detail(footprint: Footprint, where: str) -> str:
         parts.append(f"{'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))}")
     if footprint.uncertainty_bytes:
         parts.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
+    if now is not None:
+        parts.append(_now_words(now, worst[1].device if footprint.verdict in GOOD else 0))
     return "  ·  ".join(parts)
+
+
+def _now_words(now: Now, needed_bytes: int) -> str:
+    """What is free, who holds the rest, and what that means for a plan that would fit."""
+    held = tr("; {} holds {}").format(now.holder, format_bytes(now.held_bytes)) if now.holder else ""
+    short = tr("; {} too little at the moment").format(format_bytes(needed_bytes - now.free_bytes))
+    return tr("free now {}").format(format_bytes(now.free_bytes)) + held + (short if needed_bytes > now.free_bytes else "")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, Signal, Slot
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtGui import QPaintEvent
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QScrollBar, QToolButton, QVBoxLayout, QWidget
 
 from gui.form.card import ModelCard
 from gui.form.field import Field
@@ -56,9 +57,12 @@ class FormPanel(QScrollArea):
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setWidgetResizable(True)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setVerticalScrollBar(_QuietBar(Qt.Orientation.Vertical))
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.setMinimumWidth(WIDTH)
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         body = QWidget()
+        body.setAttribute(Qt.WidgetAttribute.WA_StaticContents)
         set_role(body, "side")
         set_role(self._general, "fault")
         column = QVBoxLayout(body)
@@ -154,9 +158,15 @@ class FormPanel(QScrollArea):
         """Show the fields of the task at hand, and the folded ones when unfolded."""
         scenario, unfolded = self._state.scenario, self._fold.isChecked()
         shown = [(spec.suits(scenario) and (unfolded or not spec.advanced), group) for spec, group in self._groups]
-        for wanted, group in sorted(shown, key=lambda pair: pair[0]):
-            if group.isHidden() == wanted:
-                group.setVisible(wanted)
+        changed = [(wanted, group) for wanted, group in shown if group.isHidden() == wanted]
+        if not changed:
+            return
+        layout = self.widget().layout()
+        layout.setEnabled(False)
+        for wanted, group in changed:
+            group.setVisible(wanted)
+        layout.setEnabled(True)
+        layout.activate()
 
     @Slot()
     def _turn_fold(self) -> None:
@@ -208,6 +218,15 @@ class FormPanel(QScrollArea):
     def _restyle(self) -> None:
         self._open.setIcon(icon("folder", "muted"))
         self._turn_fold()
+
+
+class _QuietBar(QScrollBar):
+    """Keeps its room when there is nothing to scroll, so that no field changes its width, and is not seen then."""
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Nothing, or the bar."""
+        if self.maximum() > 0:
+            super().paintEvent(event)
 
 
 def _shown(value: object) -> object:

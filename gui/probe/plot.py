@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyqtgraph as pg
@@ -13,17 +13,20 @@ from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from gui.painting import mixed, rehearsed_fill
 from gui.probe.axes import BytesAxis, SecondsAxis
+from gui.probe.differences import Difference, Differences
 from gui.probe.phase_bands import LabelledBand, PhaseBands
 from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
 from gui.probe.series import thinned
-from gui.scale import round_up
+from gui.probe.zoom import Zoom
+from gui.scale import round_up, round_up_span
 from gui.theme import SMALL, font, theme
 from gui.units import format_bytes
 from planner.footprint import METERS
 from planner.words import PHASES, word
 
 FRAME_MS = 33
+_LEAST_POINTS = 200
 _MIN_SPAN_S = 2.0
 _NOTHING_BYTES = 512
 """Below the smallest tensor: there is nothing to put a scale to."""
@@ -92,6 +95,16 @@ class ProbePlot(QWidget):
         return [Band(stretch.phase, 0, float(index), index + 1.0) for index, stretch in enumerate(course)] or self._preview
 
     @property
+    def differences(self) -> tuple[Difference, ...]:
+        """What is shaded between prediction and run."""
+        return self._differences.shown
+
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        """The meters that a difference is told of, the first that is known: on a CPU only live tensors compare."""
+        return ("allocated",) if self._run.on_cpu or not self._timed else ("device", "reserved", "allocated")
+
+    @property
     def _timed(self) -> bool:
         """Whether the axis is that of a run's seconds; else phases stand side by side."""
         return bool(self._run.bands or self._run.last_s)
@@ -125,12 +138,14 @@ class ProbePlot(QWidget):
         plot = self.widget.getPlotItem()
         plot.setMenuEnabled(False)
         plot.hideButtons()
-        plot.getViewBox().setMouseEnabled(x=False, y=False)
         plot.getViewBox().disableAutoRange()
+        self.zoom = Zoom(self.widget)
+        self.zoom.changed.connect(self._zoomed)
         self._capacity = pg.InfiniteLine(angle=0, movable=False)
         self._capacity_text = pg.TextItem(anchor=(1, 1))
         plot.addItem(self._capacity)
         plot.addItem(self._capacity_text)
+        self._differences = Differences()
         self._area = pg.PlotCurveItem(connect="finite", fillLevel=0)
         self._area.setZValue(-10)
         self._course = {meter: pg.PlotCurveItem(connect="finite") for meter in ("reserved", "allocated")}
@@ -138,7 +153,7 @@ class ProbePlot(QWidget):
         self._predicted = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
         self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
         groups = (self._course, self._curves, self._predicted, self._peaks)
-        for item in (self._bands, self._area, *(one for group in groups for one in group.values())):
+        for item in (self._bands, self._differences, self._area, *(one for group in groups for one in group.values())):
             plot.addItem(item)
 
     @Slot()
@@ -151,7 +166,7 @@ class ProbePlot(QWidget):
             axis.setTextPen(theme().colour("muted"))
             axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=0, maxTickLevel=0)
         self.widget.getAxis("left").setWidth(64)
-        self.widget.showGrid(x=False, y=True, alpha=0.12)
+        self.widget.showGrid(x=False, y=True)
         for meter in METERS:
             colour = theme().colour(meter)
             self._curves[meter].setPen(pg.mkPen(colour, width=1))
@@ -167,6 +182,12 @@ class ProbePlot(QWidget):
         self._capacity_text.setColor(theme().colour("capacity"))
         self._capacity_text.setFont(font(SMALL, bold=True))
         self._bands.update()
+        self.mark_dirty()
+
+    @Slot()
+    def _zoomed(self) -> None:
+        """The part that is seen is drawn with all its points."""
+        self._moved.add("samples")
         self.mark_dirty()
 
     @Slot(object)
@@ -200,9 +221,14 @@ class ProbePlot(QWidget):
         _draw(self._area, *_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
 
     def _draw_samples(self) -> None:
-        samples = self._run.samples
+        times = self._run.samples.time_s
+        seen = slice(0, None)
+        if self.zoom.zoomed:
+            begin, end = np.searchsorted(times, self.zoom.x_range)
+            seen = slice(max(int(begin) - 1, 0), int(end) + 1)
+        most = 2 * max(_LEAST_POINTS, round(self.widget.width() * self.devicePixelRatioF()))
         for column, meter in enumerate(METERS):
-            _draw(self._curves[meter], *thinned(samples.time_s, samples.column(column)))
+            _draw(self._curves[meter], *thinned(times[seen], self._run.samples.column(column)[seen], most))
             ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
             heights = [float((band.peaks or {})[meter]) for band in ended]
             _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))
@@ -214,6 +240,17 @@ class ProbePlot(QWidget):
         for meter in METERS:
             x, y = self._steps(meter)
             _draw(self._predicted[meter], np.array(x), np.array(y))
+        self._differences.show_differences(tuple(self._gaps()))
+
+    def _gaps(self) -> Iterator[Difference]:
+        """The prediction of each phase that has ended against what was measured of it, or else rehearsed."""
+        rehearsed = self._rehearsed.meters if self._rehearsed else {}
+        for band in self._shown_bands:
+            reached = band.peaks or ({} if self._timed else rehearsed.get(band.name, {}))
+            meter = next((name for name in self._compared if name in reached), None)
+            predicted = self._levels.get(band.name, {}).get(meter or "")
+            if predicted and meter:
+                yield Difference(*self._extent(band), float(predicted), float(reached[meter]))
 
     def _steps(self, meter: str) -> tuple[list[float], list[float]]:
         """A level over every band of its phase, with a gap after it."""
@@ -233,7 +270,8 @@ class ProbePlot(QWidget):
     def _span(self) -> float:
         if not self._timed:
             return max(1.0, float(len(self._shown_bands)))
-        return max(_MIN_SPAN_S, self._run.last_s - self._begin())
+        length = max(_MIN_SPAN_S, self._run.last_s - self._begin())
+        return length if self._run.outcome else round_up_span(length)
 
     def _begin(self) -> float:
         """Where the axis begins: what goes before the first phase takes long and holds nothing of the load."""
@@ -257,7 +295,7 @@ class ProbePlot(QWidget):
             self._ranges = (begin, end, top, self._timed)
             self.widget.getAxis("bottom").setStyle(showValues=self._timed)
             self.widget.getAxis("left").setStyle(showValues=top > _NOTHING_BYTES)
-            self.widget.setRange(xRange=(begin - (end - begin) / 100, end + (end - begin) / 100), yRange=(0, top), padding=0)
+            self.zoom.show_all((begin - (end - begin) / 100, end + (end - begin) / 100), (0.0, top))
         capacity = self._capacity_bytes
         in_view = capacity is not None and capacity <= top
         self._capacity.setVisible(in_view)

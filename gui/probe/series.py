@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-DRAWN = 4000
-"""More points than a chart has pixels are not worth drawing."""
 
 
 class Ring:
@@ -52,10 +50,10 @@ class Ring:
         return max(0, self._end - self._capacity)
 
 
-def thinned(time_s: Floats, values: Floats, most: int = DRAWN) -> tuple[Floats, Floats]:
+def thinned(time_s: Floats, values: Floats, most: int) -> tuple[Floats, Floats]:
     """Of a long series the lowest and the highest value of each of equal stretches, in order, and the rest at the end.
 
-    At most about ``most`` points. A stretch without any reading stays a gap (NaN).
+    At most about ``most`` points: two for each pixel draw the same as all. A stretch without any reading stays a gap (NaN).
     """
     size = -(-2 * len(values) // most)
     if size <= 2:

@@ -1,6 +1,6 @@
 """How long the window computes for one frame of the live plot with 72,000 samples, in CPU time; whether memory stays flat.
 
-Run as a script: it feeds a run of three meters beside predicted levels, a frame after every few samples.
+Run as a script: it feeds a run of three meters over the course of a rehearsal, a frame after every few samples.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402  the platform is chosen first
 import psutil  # noqa: E402
 
 from gui.app import make_application, make_window  # noqa: E402
+from gui.probe.rehearsed import Rehearsed, Stretch  # noqa: E402
 from gui.probe.run import Run  # noqa: E402
 from gui.settings import Settings  # noqa: E402
 from gui.theme import theme  # noqa: E402
@@ -55,6 +56,7 @@ def frames(application: object, tab: object) -> tuple[list[float], int]:
         feed(run, now, rng)
     plot._timer.stop()
     plot.show_run(run)
+    plot.set_rehearsed(rehearsed(rng))
     taken, process, before = [], psutil.Process(), 0
     count = int(sys.argv[1]) if len(sys.argv) > 1 else FRAMES
     for frame in range(count):
@@ -69,6 +71,14 @@ def frames(application: object, tab: object) -> tuple[list[float], int]:
         if frame == count // 3:
             before = process.memory_info().rss
     return taken[10:], process.memory_info().rss - before
+
+
+def rehearsed(rng: np.random.Generator) -> Rehearsed:
+    """The fourth series: as many points as the course of a rehearsal keeps."""
+    share = np.linspace(0, 1, 2000)
+    allocated = 9 * GIB + rng.integers(0, GIB, 2000).astype(float)
+    meters = {"allocated": allocated, "reserved": allocated + GIB}
+    return Rehearsed({"load": {"allocated": 10 * GIB, "reserved": 11 * GIB}}, {}, (Stretch("load", share, meters),))
 
 
 def feed(run: Run, number: int, rng: np.random.Generator) -> None:

@@ -4,6 +4,7 @@ import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtTest import QTest
 
+from gui.footprint.rows import rows_of
 from gui.footprint.table import ComponentModel, lines_of
 from gui.scale import ticks
 from gui.state import Selection
@@ -11,6 +12,7 @@ from gui.theme import theme
 from planner.footprint import Phase
 from planner.scenario import Hardware, Scenario, Training
 from planner.units import GIB, format_bytes
+from probes.nvml import GpuProcess, GpuReading, MemoryReading, NvmlState
 
 TRAINING = Scenario(
     "mistralai/Mistral-7B-v0.1",
@@ -98,7 +100,7 @@ def test_the_shares_of_a_phase_add_up(tab):
 
 def test_the_model_keeps_qt_s_rules(qtmodeltester):
     model = ComponentModel()
-    model.show_lines(lines_of(Phase("load", 30, 30, 40, {"weights": 30, "cuda_context": 10}), ()))
+    model.show_lines(lines_of(Phase("load", 30, 30, 40, {"weights": 30, "cuda_context": 10}), {}))
     qtmodeltester.check(model)
     model.show_lines(())
     qtmodeltester.check(model)
@@ -144,3 +146,54 @@ def test_every_phase_can_be_seen_and_stays_where_it_is(tab, window):
     window.context.state.edit("task", "training")
     assert places()[:3] == before
     assert len(places()) == 4
+
+
+def reading(free_gib, pid=4321):
+    total, free = 85_520_809_984, int(free_gib * GIB)
+    memory = MemoryReading(total, total - free, free, 0, "nvml-v2")
+    return GpuReading(0, "GPU-0", "NVIDIA H100 80GB HBM3", memory, processes=(GpuProcess(pid, 21 * GIB),))
+
+
+def test_what_others_hold_of_the_card_is_drawn_and_told(tab, window):
+    """Fit is judged against the card; what is free of it now is a line of its own, with the name of who holds the rest."""
+    machine, plain = window.context.machine, tab.bars.grab().toImage()
+    machine._take(NvmlState(), (reading(57.5),), {4321: "python (4321)"})
+    told = tab.verdict.accessibleName()
+    assert "free now 57.50 GiB" in told
+    assert "python (4321) holds 21.00 GiB" in told
+    assert "too little" not in told
+    assert tab.bars.grab().toImage() != plain
+    assert {row.free_bytes for row in tab.bars.rows} == {int(57.5 * GIB)}
+    machine._take(NvmlState(), (reading(2),), {})
+    assert "too little at the moment" in tab.verdict.accessibleName()
+
+
+def test_a_card_that_is_not_here_has_no_line_of_what_is_free(tab, window):
+    window.context.machine._take(NvmlState(), (reading(57.5),), {})
+    window.context.state.edit("hardware.gpu", "GeForce RTX 4090")
+    assert {row.free_bytes for row in tab.bars.rows} == {None}
+    assert "free now" not in tab.verdict.accessibleName()
+
+
+def test_the_peak_carries_the_error_band(window):
+    footprint = window.context.state.footprint
+    rows = rows_of(footprint, None)
+    assert [row.error_bytes for row in rows] == [footprint.uncertainty_bytes if row.peak else 0 for row in rows]
+    assert footprint.uncertainty_bytes > 0
+
+
+def test_formulas_follow_sizes_a_moment_after_an_edit(tab, window, qtbot):
+    """The sizes answer at once; until the terms have come, no formula of another phase or component stands beside them."""
+    state = window.context.state
+    before = tab.table.components.line(0).share
+    state.edit("inference.batch", 7)
+    assert state.settling
+    assert tab.table.components.line(0).share != before
+    state.select(Selection("weights", "load", 0))
+    assert "weights: parameters" not in window.why.text()
+    qtbot.waitUntil(lambda: not state.settling)
+    assert "weights: parameters" in window.why.text()
+    lines = [tab.table.components.line(row) for row in range(tab.table.components.rowCount())]
+    assert all(line.formula and line.certainty for line in lines)
+    whole = sum(term.bytes for term in state.terms if term.component == "kv_cache" and term.phase == "decode")
+    assert whole == next(phase for phase in state.footprint.gpus[0].phases if phase.name == "decode").components["kv_cache"]

@@ -176,6 +176,47 @@ def test_a_missing_reading_is_a_gap_and_never_zero():
     assert run.phase == "prefill"
 
 
+@pytest.fixture
+def drawn(tab, qtbot):
+    """The plot with the short run in it, beside a prediction."""
+    run, plot = Run(), tab.plot
+    qtbot.waitUntil(lambda: not plot.dirty and plot.isVisible())
+    for event in events():
+        run.take(event)
+    plot.set_levels({"load": {"allocated": 100, "reserved": 100, "device": 100}}, None)
+    plot.show_run(run)
+    qtbot.waitUntil(lambda: not plot.dirty)
+    return plot
+
+
+def test_the_difference_to_the_prediction_is_shaded(drawn):
+    """Of every phase that has ended: from the predicted level to the level that was reached."""
+    (found,) = drawn.differences
+    assert (found.begin_s, found.end_s, found.predicted_bytes, found.reached_bytes) == (1.0, 2.0, 100, 120)
+    assert found.words == "+20.0 %"
+
+
+def test_the_plot_zooms_with_keys_and_wheel_and_shows_all_again(drawn, qtbot):
+    def span():
+        low, high = drawn.zoom.x_range
+        return high - low
+
+    whole = span()
+    drawn.widget.setFocus()
+    QTest.keyClick(drawn.widget, Qt.Key.Key_Plus)
+    assert span() == pytest.approx(0.8 * whole, rel=1e-6)
+    assert drawn.zoom.button.isVisible()
+    drawn.mark_dirty()
+    qtbot.waitUntil(lambda: not drawn.dirty)
+    assert span() == pytest.approx(0.8 * whole, rel=1e-6), "a new frame must not undo it"
+    before = drawn.zoom.x_range
+    QTest.keyClick(drawn.widget, Qt.Key.Key_Right)
+    assert drawn.zoom.x_range[0] > before[0]
+    QTest.mouseClick(drawn.zoom.button, Qt.MouseButton.LeftButton)
+    assert span() == pytest.approx(whole)
+    assert not drawn.zoom.button.isVisible()
+
+
 def test_errors_are_signed_fractions_of_the_prediction():
     prediction = {"gpus": [{"phases": [{"name": "load", "allocated": 100, "reserved": 100, "device": 100}]}]}
     measurement = Measurement({}, prediction)
