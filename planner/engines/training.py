@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Architecture
-from planner.components.adapters import adapters_for, hold_adapters
+from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
 from planner.components.optimizers import (
     DEFAULT_RANK,
     OPTIMIZERS,
@@ -18,10 +18,11 @@ from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Level
 from planner.components.trainable import Trainable, head_names, trainable_tensors
 from planner.engines.around import ALONE, Around
+from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.modelled import NotModelled
-from planner.scenario import Scenario
+from planner.scenario import LOSSES, Scenario
 
 
 def training_steps(
@@ -37,8 +38,9 @@ def training_steps(
         ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
+        loss=Loss(ask.loss, int(ask.engine_options.get("chunk_tokens", CHUNK_TOKENS))),
     )  # fmt: skip
-    hold_adapters(weights, architecture, ask, dtype_bytes)
+    hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
     return training_phases(architecture, weights, states, work, transient, around)
@@ -64,13 +66,16 @@ def require_modelled_training(scenario: Scenario) -> None:
     training = scenario.training
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
-        "training.method": (training.method, ("full", "lora", "freeze")),
+        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze")),
         "training.precision": (training.precision, ("bf16", "fp32")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, ("none", "full")),
-        "training.loss": (training.loss, ("default",)),
+        "training.loss": (training.loss, LOSSES),
         "training.attention": (training.attention, ("sdpa", "flash", "eager")),
     })  # fmt: skip
+    for option in ("prepare_for_kbit_training", "quant_skip_modules"):
+        if training.engine_options.get(option):
+            raise NotModelled(f"training.engine_options.{option} has no closed form yet")
     require_one_gpu(scenario)
 
 

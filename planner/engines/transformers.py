@@ -27,6 +27,9 @@ class Step:
 
     name: str
     peak: Peak
+    logits_bytes: int = 0
+    """All logits at the highest moment of a training's loss, wherever the phase's peak is."""
+    largest_logits_bytes: int = 0
 
     def hold_cublas_workspaces(self, size_bytes: int, handles: int) -> None:
         """cuBLAS takes a workspace through the allocator at the first matrix product of each handle, and keeps it."""

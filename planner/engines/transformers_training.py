@@ -9,25 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.architecture.implementation import LLAMA, implementation_of
-from planner.architecture.layers import Architecture, Weight
+from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
 from planner.components.graph import Graph
 from planner.components.inputs import hold_inputs
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
 from planner.components.optimizers import Moment
 from planner.components.quantised import QuantisedWeights
-from planner.components.run import Run, gradient
+from planner.components.run import Run
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
 from planner.engines.trained_layers import Reached, reached_by_gradients
+from planner.engines.training_loss import INDEX_BYTES, TIED, Loss, highest_logits, like_parameter, loss_backward, loss_forward
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
-
-FP32_BYTES = 4
-TIED = "grad of the tied head"
-INDEX_BYTES = 8
-"""Token ids and positions are int64."""
 
 
 @record
@@ -46,6 +42,7 @@ class TrainingStep:
     """Modules that train where not all do; with ``adapters`` none of the model's own does."""
     trained: tuple[Trainable, ...] = ()
     quantised: QuantisedWeights | None = None
+    loss: Loss = Loss()
 
 
 def training_phases(
@@ -80,10 +77,10 @@ def training_phases(
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
     course.hold("workspace", "input ids", tokens)
     course.begin_phase()
-    saved = _training_forward(course, architecture, run, reached, around, checkpointing=work.checkpointing)
-    steps.append(Step("forward", course.peak))
+    saved = _training_forward(course, architecture, run, reached, around, work)
+    steps.append(Step("forward", course.peak, *highest_logits(architecture, run, work.loss)))
     course.begin_phase()
-    _training_backward(course, architecture, run, reached, saved, around, checkpointing=work.checkpointing)
+    _training_backward(course, architecture, run, reached, saved, around, work)
     steps.append(Step("backward", course.peak))
     course.begin_phase()
     around.at("optimizer", course)
@@ -94,9 +91,10 @@ def training_phases(
 
 
 def _training_forward(
-    course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, *, checkpointing: bool
+    course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, work: TrainingStep
 ) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
+    checkpointing, loss = work.checkpointing, work.loss
     around.at("forward", course)
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
     for name, size, count in _kept_of_embeddings(architecture, run, reached):
@@ -107,12 +105,11 @@ def _training_forward(
     course.run_stack(around.forward(blocks), "forward of the layers")
     around.at("head", course)
     outside = replace(run, path="", constant_input=not reached.before_norm)
-    norm = final_norm(architecture, outside, saving=True, keeps=reached.head)
+    norm = final_norm(architecture, outside, saving=True, keeps=loss.keeps_norm(run, reached))
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
     drop(course, "embeddings", "position embeddings", "earlier probabilities", *(() if checkpointing else ("mask",)))
-    _loss_forward(course, architecture, run)
-    drop(course, "final norm")
+    loss_forward(course, architecture, run, reached, loss)
     around.at("loss", course)
     return laid
 
@@ -137,17 +134,17 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached) 
 
 
 def _training_backward(
-    course: Course, architecture: Architecture, run: Run, reached: Reached, laid: list[Laid], around: Around, *,
-    checkpointing: bool,
+    course: Course, architecture: Architecture, run: Run, reached: Reached, laid: list[Laid], around: Around,
+    work: TrainingStep,
 ) -> None:  # fmt: skip
     around.at("backward", course)
-    _loss_backward(course, architecture, run, reached, around)
+    loss_backward(course, architecture, run, reached, around, work.loss)
     if architecture.final_norm is not None and reached.before_head:
         course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")
     else:
         _drop_saved(course, "final norm")
     blocks = [
-        (layer_recomputed(each.layer, each.run) if checkpointing else layer_backward(each.run, forward), each.places)
+        (layer_recomputed(each.layer, each.run) if work.checkpointing else layer_backward(each.run, forward), each.places)
         for each, forward in zip(reached.layers, laid, strict=False)
     ]
     around.at("layers backward", course)
@@ -180,70 +177,17 @@ def _final_norm_backward(run: Run, laid: Laid) -> Span:
     return g.span()
 
 
-def _loss_forward(course: Course, architecture: Architecture, run: Run) -> None:
-    """``ForCausalLMLoss``: logits, their fp32 copy, log-softmax (saved). In fp32 the logits are their own copy."""
-    vocab = architecture.vocab_size
-    narrow = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
-    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
-    tape = Tape()
-    tape.hold("logits", narrow, "logits")
-    if architecture.logit_softcap:
-        for name, gone in (("divided", "logits"), ("tanh", "divided"), ("logits", "")):
-            tape.hold(name, narrow, "logits")
-            tape.free(gone)
-    if run.dtype_bytes != FP32_BYTES:
-        tape.hold("logits fp32", wide, "logits")
-        tape.free(*(("logits",) if run.code.wide_logits else ()))
-    tape.hold("shifted labels", Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES))
-    tape.hold("log probabilities", wide, "logits")
-    tape.free("logits fp32", "logits")
-    course.run(tape.span(), 1, "loss")
-
-
-def _loss_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around) -> None:
-    vocab, narrow = architecture.vocab_size, run.hidden()
-    logits = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
-    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
-    labels = Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES)
-    tape = Tape(start={"log probabilities": Held(wide, "logits"), "shifted labels": Held(labels, "workspace")})
-    if architecture.logit_softcap:
-        tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
-    tape.hold("d log probabilities", wide, "logits")
-    tape.hold("d logits fp32", wide, "logits")
-    tape.consume("d log probabilities", "log probabilities", "shifted labels")
-    if run.dtype_bytes != FP32_BYTES:
-        tape.hold("d logits", logits, "logits")
-        tape.consume("d logits fp32")
-    if architecture.logit_softcap:
-        before = "d logits" if run.dtype_bytes != FP32_BYTES else "d logits fp32"
-        for name in ("d tanh", "d divided", "d capped"):
-            tape.hold(name, logits, "logits")
-            tape.consume(before, "tanh" if name == "d divided" else "")
-            before = name
-    course.run(tape.span(), 1, "backward of the loss")
-    around.at("head backward", course)
-    tape = Tape(start=tape.span().live)
-    if architecture.tied_head and reached.head:
-        tape.hold(TIED, _like_parameter(architecture.embeddings[0], run), "gradients")
-    for weight in architecture.head if reached.head else ():
-        gradient(tape, run, weight)
-    if reached.before_head:
-        tape.hold("d", narrow)
-    tape.consume("d logits", "d logits fp32", "d capped")
-    course.run(tape.span(), 1, "backward of the head")
-
-
 def _embedding_backward(course: Course, architecture: Architecture, run: Run) -> None:
     """The table's gradient is dense. A tied head's has waited for it: both are alive while their sum is made."""
     start = {"d": Held(run.stream(), "workspace")}
     if architecture.tied_head:
-        start[TIED] = Held(_like_parameter(architecture.embeddings[0], run), "gradients")
+        start[TIED] = Held(like_parameter(architecture.embeddings[0], run), "gradients")
     tape = Tape(start=start)
     outside = replace(run, path="")
     for index, weight in reversed(list(enumerate(architecture.embeddings))):
         if not outside.trains((weight,)):
             continue
-        size, name = _like_parameter(weight, run), f"grad {weight.name}"
+        size, name = like_parameter(weight, run), f"grad {weight.name}"
         tape.hold(name, size, "gradients")
         if index == 0:
             tape.consume("d")
@@ -254,10 +198,6 @@ def _embedding_backward(course: Course, architecture: Architecture, run: Run) ->
         if run.accumulating:
             tape.consume(name)
     course.run(tape.span(), 1, "backward of the embeddings")
-
-
-def _like_parameter(weight: Weight, run: Run) -> Size:
-    return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes)
 
 
 def _hold_gradients(course: Course, trained: Sequence[Trainable]) -> None:

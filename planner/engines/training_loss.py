@@ -1,0 +1,290 @@
+"""Head and loss of a training step, forward and backward: the model's own loss, in chunks of tokens, or fused with the head.
+
+``default``: transformers 5.23 ``loss_utils.py``, all logits at once. ``chunked``: checkpointed chunks, whose logits are made again
+in the backward (as torchtune's and TRL's). ``fused``: Liger-Kernel 0.5 ``fused_linear_cross_entropy.py``, which makes the
+gradients in the forward, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from planner.architecture.layers import Architecture, Weight
+from planner.components.run import Run, factors_of, gradient
+from planner.components.tape import Course, Held, Size, Span, Tape
+from planner.engines.around import Around
+from planner.engines.trained_layers import Reached
+from planner.engines.transformers import drop
+from planner.record import record
+from planner.symbolic.amount import smallest
+
+FP32_BYTES = 4
+TIED = "grad of the tied head"
+INDEX_BYTES = 8
+"""Token ids and positions are int64."""
+ROWS, CHUNK_ROWS = "d predicted states", "d states of a chunk"
+CHUNK_TOKENS = 1024
+"""Tokens of one chunk of the chunked loss where the scenario does not say."""
+
+
+@record
+class Loss:
+    """Which loss, and the tokens of a chunk of the chunked one."""
+
+    kind: str = "default"
+    chunk_tokens: int = CHUNK_TOKENS
+
+    def keeps_norm(self, run: Run, reached: Reached) -> bool:
+        """Whether the final norm's output is kept for the backward: by the head, or by chunks that are views of it."""
+        if self.kind == "default":
+            return reached.head
+        return self.kind == "chunked" and bool(run.batch == 1)
+
+
+def loss_forward(course: Course, architecture: Architecture, run: Run, reached: Reached, loss: Loss) -> None:
+    """From the final norm's output to the loss."""
+    if loss.kind == "default":
+        _default_forward(course, architecture, run)
+        drop(course, "final norm")
+        return
+    _predicted_forward(course, run, saving=loss.kind == "chunked")
+    if loss.kind == "chunked":
+        tokens = smallest(loss.chunk_tokens, _predicted(run))
+        tape = Tape()
+        _chunk_logits(tape, architecture, run, tokens)
+        tape.free("logits fp32", "log probabilities")
+        course.run(tape.span(), 1, "loss of a chunk")
+        return
+    _fused_forward(course, architecture, run, reached)
+    drop(course, "predicted states", "final norm")
+
+
+def loss_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, loss: Loss) -> None:
+    """From the loss to the gradient of the final norm's output, ``d``, with the head's gradients."""
+    if loss.kind == "default":
+        _default_backward(course, architecture, run, reached, around)
+    elif loss.kind == "chunked":
+        around.at("head backward", course)
+        _chunked_backward(course, architecture, run, reached, loss)
+    else:
+        around.at("head backward", course)
+        _fused_backward(course, architecture, run, reached)
+
+
+def highest_logits(architecture: Architecture, run: Run, loss: Loss) -> tuple[int, int]:
+    """Bytes of all logits at the highest moment of the forward, and of the largest of these tensors."""
+    if loss.kind == "fused":
+        size = _logits(architecture, _fused_chunk(architecture, run), run.dtype_bytes).bytes
+        return 2 * size, size
+    tokens = run.batch * run.sequence if loss.kind == "default" else smallest(loss.chunk_tokens, _predicted(run))
+    wide = _logits(architecture, tokens, FP32_BYTES).bytes
+    narrow = _logits(architecture, tokens, run.dtype_bytes).bytes if run.dtype_bytes != FP32_BYTES else 0
+    kept = narrow if loss.kind == "default" else 0
+    return 2 * wide + kept + (narrow if architecture.logit_softcap and kept else 0), wide
+
+
+def like_parameter(weight: Weight, run: Run) -> Size:
+    """A gradient of a table or a head."""
+    return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes)
+
+
+def _predicted(run: Run) -> int:
+    """Tokens whose next one is known: all but the last of each sequence, at least one."""
+    return run.batch * run.sequence - run.batch
+
+
+def _logits(architecture: Architecture, tokens: int, width: int) -> Size:
+    return Size(tokens=tokens, vocab_size=architecture.vocab_size, bytes=width)
+
+
+def _states(run: Run, tokens: int) -> Size:
+    return Size(tokens=tokens, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
+
+
+def _labels(run: Run) -> Size:
+    return Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES)
+
+
+# -- the model's own loss
+
+
+def _default_forward(course: Course, architecture: Architecture, run: Run) -> None:
+    """``ForCausalLMLoss``: logits, their fp32 copy, log-softmax (saved). In fp32 the logits are their own copy."""
+    vocab = architecture.vocab_size
+    narrow = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
+    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
+    tape = Tape()
+    tape.hold("logits", narrow, "logits")
+    if architecture.logit_softcap:
+        for name, gone in (("divided", "logits"), ("tanh", "divided"), ("logits", "")):
+            tape.hold(name, narrow, "logits")
+            tape.free(gone)
+    if run.dtype_bytes != FP32_BYTES:
+        tape.hold("logits fp32", wide, "logits")
+        tape.free(*(("logits",) if run.code.wide_logits else ()))
+    tape.hold("shifted labels", _labels(run))
+    tape.hold("log probabilities", wide, "logits")
+    tape.free("logits fp32", "logits")
+    course.run(tape.span(), 1, "loss")
+
+
+def _default_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around) -> None:
+    vocab, narrow = architecture.vocab_size, run.hidden()
+    logits = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
+    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
+    tape = Tape(start={"log probabilities": Held(wide, "logits"), "shifted labels": Held(_labels(run), "workspace")})
+    if architecture.logit_softcap:
+        tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
+    tape.hold("d log probabilities", wide, "logits")
+    tape.hold("d logits fp32", wide, "logits")
+    tape.consume("d log probabilities", "log probabilities", "shifted labels")
+    if run.dtype_bytes != FP32_BYTES:
+        tape.hold("d logits", logits, "logits")
+        tape.consume("d logits fp32")
+    if architecture.logit_softcap:
+        before = "d logits" if run.dtype_bytes != FP32_BYTES else "d logits fp32"
+        for name in ("d tanh", "d divided", "d capped"):
+            tape.hold(name, logits, "logits")
+            tape.consume(before, "tanh" if name == "d divided" else "")
+            before = name
+    course.run(tape.span(), 1, "backward of the loss")
+    around.at("head backward", course)
+    tape = Tape(start=tape.span().live)
+    if architecture.tied_head and reached.head:
+        tape.hold(TIED, like_parameter(architecture.embeddings[0], run), "gradients")
+    for weight in architecture.head if reached.head else ():
+        gradient(tape, run, weight)
+    if reached.before_head:
+        tape.hold("d", narrow)
+    tape.consume("d logits", "d logits fp32", "d capped")
+    course.run(tape.span(), 1, "backward of the head")
+
+
+# -- losses over the predicted tokens alone
+
+
+def _predicted_forward(course: Course, run: Run, *, saving: bool) -> None:
+    """All states but each sequence's last, in rows: of several sequences a copy, of one a view."""
+    course.hold("workspace", "shifted labels", Size(tokens=_predicted(run), int64_bytes=INDEX_BYTES), int(run.batch > 1))
+    if run.batch > 1:
+        course.hold("activations" if saving else "workspace", "predicted states", _states(run, _predicted(run)))
+        drop(course, "final norm")
+
+
+def _chunk_logits(tape: Tape, architecture: Architecture, run: Run, tokens: int) -> None:
+    """Logits of a chunk, their fp32 copy, log-softmax."""
+    if run.dtype_bytes != FP32_BYTES:
+        tape.hold("logits", _logits(architecture, tokens, run.dtype_bytes), "logits")
+    tape.hold("logits fp32", _logits(architecture, tokens, FP32_BYTES), "logits")
+    tape.free("logits")
+    tape.hold("log probabilities", _logits(architecture, tokens, FP32_BYTES), "logits")
+
+
+def _chunked_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, loss: Loss) -> None:
+    """The last chunk first, which may be shorter; each makes its logits again, and the head's gradients are summed up."""
+    tokens = smallest(loss.chunk_tokens, _predicted(run))
+    chunks = -(-_predicted(run) // tokens)
+    rest = _predicted(run) - (chunks - 1) * tokens
+    course.run(_chunk_backward(architecture, run, reached, rest, first=True), 1, "backward of a chunk's loss")
+    if chunks > 1:
+        course.run(_chunk_backward(architecture, run, reached, tokens, first=False), chunks - 1, "backward of a chunk's loss")
+    drop(course, "shifted labels")
+    _forget(course, "predicted states")
+    _add_to_earlier(course, architecture, run, reached)
+    if reached.before_head:
+        course.hold("workspace", ROWS, _states(run, _predicted(run)), where="backward of the head")
+        drop(course, CHUNK_ROWS)
+        _whole_gradient(course, run)
+
+
+def _chunk_backward(architecture: Architecture, run: Run, reached: Reached, tokens: int, *, first: bool) -> Span:
+    """Forward of a chunk again, then its backward. A second gradient of the head is added to the first in a tensor of its own."""
+    sums = _head_gradients(architecture, run, reached)
+    tape = Tape(start={} if first else {name: Held(size, "gradients") for name, size in sums.items()})
+    wide = _logits(architecture, tokens, FP32_BYTES)
+    _chunk_logits(tape, architecture, run, tokens)
+    tape.free("logits fp32")
+    tape.hold("d log probabilities", wide, "logits")
+    tape.hold("d logits", wide, "logits")
+    tape.consume("d log probabilities", "log probabilities")
+    if run.dtype_bytes != FP32_BYTES:
+        tape.hold("d logits 16", _logits(architecture, tokens, run.dtype_bytes), "logits")
+        tape.consume("d logits")
+    for name, size in sums.items():
+        tape.hold(name if first else f"{name} of the chunk", size, "gradients")
+    if reached.before_head:
+        tape.hold(CHUNK_ROWS, _states(run, tokens))
+    tape.consume("d logits", "d logits 16")
+    for name, size in sums.items() if not first else ():
+        tape.hold(f"{name} sum", size, "gradients")
+        tape.consume(name, f"{name} of the chunk")
+        tape.rename(f"{name} sum", name)
+    return tape.span()
+
+
+def _head_gradients(architecture: Architecture, run: Run, reached: Reached) -> dict[str, Size]:
+    """Gradients of the head's parameters by name; a tied head's waits for that of the embeddings."""
+    if not reached.head:
+        return {}
+    if architecture.tied_head:
+        return {TIED: like_parameter(architecture.embeddings[0], run)}
+    return {f"grad {weight.name}": Size(**factors_of(weight), bytes=run.dtype_bytes) for weight in architecture.head}
+
+
+def _add_to_earlier(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
+    """Where gradients exist already, the head's is added to them and goes."""
+    if run.accumulating and not architecture.tied_head:
+        _forget(course, *_head_gradients(architecture, run, reached))
+
+
+def _whole_gradient(course: Course, run: Run) -> None:
+    """The gradient of all states: zeros into which that of the predicted ones is copied (``slice_backward``)."""
+    course.hold("workspace", "d", run.hidden(), where="backward of the head")
+    _forget(course, ROWS)
+
+
+def _forget(course: Course, *names: str) -> None:
+    """Tensors go, whatever they counted as."""
+    for component, name, size, count in list(course.level.items()):
+        if name in names:
+            course.level.change(component, name, size, -count)
+
+
+# -- the loss fused with the head
+
+
+def _fused_chunk(architecture: Architecture, run: Run) -> int:
+    """Tokens of a chunk whose logits are about as large as the hidden states: a power of two."""
+    wanted = -(-_predicted(run) // -(-architecture.vocab_size // run.hidden_size))
+    tokens = 1
+    while tokens < wanted:
+        tokens *= 2
+    return smallest(tokens, _predicted(run))
+
+
+def _fused_forward(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
+    """Gradients of the states and the head are made here, one chunk's logits after another's."""
+    tokens = _fused_chunk(architecture, run)
+    course.hold("activations", ROWS, _states(run, _predicted(run)))
+    sums = _head_gradients(architecture, run, reached)
+    for name, size in sums.items():
+        course.hold("gradients", name, size)
+    course.hold("workspace", "losses", Size(tokens=_predicted(run), fp32_bytes=FP32_BYTES))
+    logits = _logits(architecture, tokens, run.dtype_bytes)
+    tape = Tape()
+    tape.hold("logits", logits, "logits")
+    tape.hold(CHUNK_ROWS, _states(run, tokens))
+    tape.free(CHUNK_ROWS)
+    for name, size in sums.items():
+        tape.hold(f"{name} of the chunk", size)
+        tape.free(f"{name} of the chunk")
+    if _predicted(run) > tokens:
+        tape.hold("logits of the next chunk", logits, "logits")
+    tape.free("logits", "logits of the next chunk")
+    course.run(tape.span(), 1, "fused loss")
+    drop(course, "losses", "shifted labels")
+
+
+def _fused_backward(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
+    """The gradients are there already; without a final norm that needs them the states' go unused."""
+    if reached.before_head:
+        _whole_gradient(course, run)
+    _add_to_earlier(course, architecture, run, reached)
