@@ -29,6 +29,10 @@ class Around:
         """The trained parameters as this rank's optimizer meets them."""
         return tensors
 
+    def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
+        """Adapters as they lie on this rank's card."""
+        return tensors
+
     def at(self, moment: Moment, course: Course) -> None:
         """What happens before a part of the step."""
 

@@ -9,7 +9,7 @@ from planner.architecture.layers import Architecture
 from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
 from planner.components.trainable import trainable_parameters
-from planner.engines.sharded.layout import Ways, refuse, ways_of
+from planner.engines.sharded.layout import ZERO_STAGES, Ways, refuse, ways_of
 from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
 from planner.engines.training import require_modelled_training, training_steps
 from planner.engines.transformers import Step
@@ -25,6 +25,7 @@ from planner.scenario import Hardware, Offload, Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
 from planner.units import GIB
 
+METHODS = ("full", "lora", "dora")
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each GPU of a communicator: 544 to 688 MB on A100 with NVLink, as published."""
 COLLECTIVE_BAND_BYTES = int(0.3 * GIB)
@@ -72,7 +73,10 @@ def one_rank(scenario: Scenario) -> Scenario:
     dtype = "fp32" if COMPUTED_BYTES[ask.precision] == 4 else "bf16"
     hardware = Hardware(**{**vars(scenario.hardware), "gpus": 1, "nodes": 1})
     alone = {"weights": dtype, "hardware": hardware, "parallel": Parallel(), "offload": Offload()}
-    training = type(ask)(**{**vars(ask), "engine": "transformers", "precision": dtype})
+    options = dict(ask.engine_options)
+    if scenario.parallel.sharding in ZERO_STAGES or scenario.engine == "deepspeed":
+        options["autocast_adapter_dtype"] = False  # DeepSpeed casts the whole module, adapters too
+    training = type(ask)(**{**vars(ask), "engine": "transformers", "precision": dtype, "engine_options": options})
     return Scenario(**{**vars(scenario), **alone, "training": training})
 
 
@@ -81,8 +85,10 @@ def require_choices(scenario: Scenario, architecture: Architecture) -> None:
     ask = scenario.training
     if ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
-    if ask.method != "full":
+    if ask.method not in METHODS:
         raise NotModelled(f"training.method: {ask.method} over several GPUs has no closed form yet")
+    if ask.method != "full" and ask.precision.startswith("amp") and scenario.engine != "deepspeed":
+        raise NotModelled(f"training.precision: {ask.precision} of adapters over several GPUs has no closed form yet")
     require_modelled_training(one_rank(scenario))
     require_modelled(architecture, training=True, eager=ask.attention == "eager")
 

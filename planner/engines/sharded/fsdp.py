@@ -20,11 +20,12 @@ from functools import cached_property
 from planner.architecture.counts import iter_weights, layer_weights
 from planner.architecture.layers import Architecture, Weight
 from planner.components.tape import Course, Held, Size, Span, rounded
-from planner.components.trainable import Trainable
+from planner.components.trainable import Trainable, adapter_dtype_bytes, adapters_of, is_target
 from planner.engines.around import Around, Blocks, Moment
 from planner.engines.sharded.moves import Move, gradients_held, gradients_of, moves, then
 from planner.engines.sharded.shards import padded_elements, rows_of_rank
 from planner.record import record
+from planner.scenario import Training
 
 BUFFER, CAST, PARAMETERS = "all-gather buffer", "chunks cast to gather", "gathered parameters"
 REDUCED_FROM, REDUCED, SHARDS = "reduce-scatter input", "reduced chunk", "sharded gradients"
@@ -51,10 +52,19 @@ class Policy:
 
 @record
 class Unit:
-    """One group of parameters. ``elements``: of all ranks' chunks, padding included; ``weights``: names of its gradients."""
+    """One group of parameters.
+
+    ``elements``: of all ranks' chunks of the model's own parameters, padding included; ``adapters``: bytes of what adapters
+    add, which keep a dtype of their own; ``trained``: elements that get gradients, of ``reduce_bytes`` and ``shard_bytes``;
+    ``weights``: names of the gradients.
+    """
 
     elements: int
+    adapters: int
     parameter_bytes: int
+    trained: int
+    reduce_bytes: int
+    shard_bytes: int
     weights: frozenset[str]
     policy: Policy
 
@@ -66,12 +76,16 @@ class Unit:
     @cached_property
     def buffer(self) -> Held:
         """The all-gather's output."""
-        return self._of(self.elements, self.policy.compute_bytes, "communication")
+        size, values = self.elements * self.policy.compute_bytes, {"elements": self.elements, "bytes": self.policy.compute_bytes}
+        if not self.adapters:
+            return Held(Size(**values), "communication")
+        formula = "elements · bytes + adapters"
+        return Held(Size.stated(rounded(size + self.adapters), formula, **values, adapters=self.adapters), "communication")
 
     @cached_property
     def cast(self) -> Held:
         """The rank's chunks as they are gathered: cast (``flat_foreach_copy_input``), or fetched from the host."""
-        return self._of(self.elements // self.policy.ranks, self.policy.compute_bytes, "communication")
+        return Held(Size(elements=self.elements // self.policy.ranks, bytes=self.policy.compute_bytes), "communication")
 
     @cached_property
     def parameters(self) -> Held:
@@ -82,20 +96,17 @@ class Unit:
     @cached_property
     def reduced_from(self) -> Held:
         """The reduce-scatter's input."""
-        return self._of(self.elements, self.policy.reduce_bytes, "communication")
+        return Held(Size(elements=self.trained, bytes=self.reduce_bytes), "communication")
 
     @cached_property
     def reduced(self) -> Held:
         """Its output, before it is cast."""
-        return self._of(self.elements // self.policy.ranks, self.policy.reduce_bytes, "communication")
+        return Held(Size(elements=self.trained // self.policy.ranks, bytes=self.reduce_bytes), "communication")
 
     @cached_property
     def shard(self) -> Held:
         """The rank's gradients."""
-        return self._of(self.elements // self.policy.ranks, self.policy.shard_bytes, "gradients")
-
-    def _of(self, elements: int, bytes_: int, component: str) -> Held:
-        return Held(Size(elements=elements, bytes=bytes_), component)
+        return Held(Size(elements=self.trained // self.policy.ranks, bytes=self.shard_bytes), "gradients")
 
     def gather(self, before: Unit | None = None) -> list[Move]:
         """``unshard``; ``before``: the unit whose buffer is kept until this one's is there (forward)."""
@@ -118,12 +129,18 @@ class Unit:
         """The parameters go."""
         return [(PARAMETERS, self.parameters, -1)]
 
+    def forget(self) -> list[Move]:
+        """What was reduced goes when the next unit is done."""
+        return [(REDUCED_FROM, self.reduced_from, -1)] if self.trained else []
+
     def reduce(self, gradients: list[Move], behind: Unit | None) -> list[Move]:
         """``post_backward``: parameters and what was reduced behind go; gradients become a shard."""
         policy = self.policy
-        before: list[Move] = [(REDUCED_FROM, behind.reduced_from, -1)] if behind else []
-        found = [*self.reshard(), *before, (REDUCED_FROM, self.reduced_from, 1), *gradients]
-        if policy.reduce_bytes == policy.shard_bytes:
+        found = [*self.reshard(), *(behind.forget() if behind else ())]
+        if not self.trained:
+            return found
+        found += [(REDUCED_FROM, self.reduced_from, 1), *gradients]
+        if self.reduce_bytes == self.shard_bytes:
             found.append((SHARDS, self.shard, 1))
         else:
             found += [(REDUCED, self.reduced, 1), (SHARDS, self.shard, 1), (REDUCED, self.reduced, -1)]
@@ -133,16 +150,16 @@ class Unit:
 class FullyShard(Around):
     """FSDP2 around a step."""
 
-    def __init__(self, architecture: Architecture, policy: Policy, rank: int = 0) -> None:
-        self.policy, self.rank = policy, rank
+    def __init__(self, architecture: Architecture, policy: Policy, training: Training, rank: int = 0) -> None:
+        self.policy, self.rank, self._training = policy, rank, training
         self.holds_gradients = policy.accumulates == "shards"
-        self._layers = {id(layer): _unit(layer_weights(layer), policy) for layer in architecture.decoder.layers}
+        self._layers = {id(layer): self._unit(layer_weights(layer)) for layer in architecture.decoder.layers}
         self._order = [self._layers[id(layer)] for layer in architecture.decoder.layers]
         self._architecture = architecture
         ends = policy.separate_ends and bool(architecture.head) and bool(architecture.embeddings)
         norm = architecture.final_norm.weights if architecture.final_norm is not None else ()
-        self._first = _unit(architecture.embeddings[:1], policy) if ends else None
-        self._last = _unit((*norm, *architecture.head), policy) if ends else None
+        self._first = self._unit(architecture.embeddings[:1]) if ends else None
+        self._last = self._unit((*norm, *architecture.head)) if ends else None
         self._root = self._left(architecture)
 
     def _left(self, architecture: Architecture) -> Unit | None:
@@ -152,7 +169,7 @@ class FullyShard(Around):
             norm = architecture.final_norm.weights if architecture.final_norm is not None else ()
             taken |= {id(weight) for weight in (*architecture.embeddings[:1], *norm, *architecture.head)}
         left = [weight for _, weight, times in iter_weights(architecture) if id(weight) not in taken for _ in range(times)]
-        return _unit(left, self.policy) if any(not weight.is_buffer for weight in left) else None
+        return self._unit(left) if any(not weight.is_buffer for weight in left) else None
 
     def adds_gradients(self, *, accumulating: bool) -> bool:
         """Only whole gradients of earlier micro-batches are added to by autograd."""
@@ -160,12 +177,19 @@ class FullyShard(Around):
 
     def owned(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
         """The rank's rows of each parameter; on the GPU only where they are not offloaded."""
-        return () if self.policy.offloads else rows_of_rank(tensors, self.policy.ranks, self.rank, self.policy.shard_bytes)
+        if self.policy.offloads:
+            return ()
+        kept = self.policy.shard_bytes if self._training.method == "full" else None
+        return rows_of_rank(tensors, self.policy.ranks, self.rank, kept)
+
+    def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
+        """Adapters are sharded like all parameters, chunks of one size on every rank."""
+        return () if self.policy.offloads else rows_of_rank(tensors, self.policy.ranks, 0)
 
     def held_gradients(self) -> list[Move]:
         """Shards that earlier micro-batches left."""
         kept = self.policy.accumulates == "shards" and not self.policy.offloads
-        return [(SHARDS, unit.shard, 1) for unit in self._units()] if kept else []
+        return [(SHARDS, unit.shard, 1) for unit in self._units() if unit.trained] if kept else []
 
     def _units(self) -> list[Unit]:
         return [unit for unit in (self._root, self._first, *self._order, self._last) if unit is not None]
@@ -207,16 +231,16 @@ class FullyShard(Around):
     def _before_embeddings(self) -> list[Move]:
         if self._first is None or not self.policy.reshard_after_forward:
             return []
-        return [*self._first.copy_out(), *self._first.drop()]
+        return [*(self._first.copy_out() if self._first.trained else ()), *self._first.drop()]
 
     def _finish(self, course: Course) -> None:
         """``_root_post_backward_final_callback``: units whose inputs have no gradient, then the last reduction's input goes."""
         behind = self._order[0]
         for unit in (self._root, self._first):
-            if unit is not None:
+            if unit is not None and (unit.trained or unit is self._root):
                 course.run(moves(unit.reduce(gradients_held(course, unit.weights), behind)), 1, "reduce-scatter")
                 behind = unit
-        course.run(moves([(REDUCED_FROM, behind.reduced_from, -1)]))
+        course.run(moves(behind.forget()))
 
     def forward(self, blocks: Blocks) -> Blocks:
         """Gathered before, given up behind; equal layers between equal neighbours are one kind."""
@@ -251,6 +275,26 @@ class FullyShard(Around):
             found += [(f"grad {weight.name}", held, -weight.count)] * (not weight.is_buffer)
         return found
 
+    def _unit(self, weights: Iterable[Weight]) -> Unit:
+        """A unit of some weights and the adapters beside them; with adapters nothing else gets gradients."""
+        policy, ask = self.policy, self._training
+        kept = [weight for weight in weights if not weight.is_buffer]
+        sizes = [padded_elements(weight, policy.ranks) for weight in kept]
+        made = sum(rounded(size * policy.compute_bytes) for size in sizes)
+        if ask.method == "full":
+            names = frozenset(f"grad {weight.name}" for weight in kept)
+            return Unit(sum(sizes), 0, made, sum(sizes), policy.reduce_bytes, policy.shard_bytes, names, policy)
+        width = adapter_dtype_bytes(ask, policy.compute_bytes)
+        beside = [
+            padded_elements(Weight(tensor.name, tensor.shape, "other"), policy.ranks)
+            for weight in kept
+            if is_target(weight, "layers.*.", ask.lora.targets)
+            for tensor in adapters_of("", weight, 1, ask.method, ask.lora, width, feeds_forward=False)
+            for _ in range(tensor.times)
+        ]
+        made += sum(rounded(size * width) for size in beside)
+        return Unit(sum(sizes), sum(beside) * width, made, sum(beside), width, width, frozenset(), policy)
+
     def _each(self, blocks: Blocks, around: Wrap) -> Blocks:
         """A span for every kind of layer between every kind of neighbours."""
         spans = {place: span for span, places in blocks for place in places}
@@ -270,10 +314,3 @@ def _neighbours(order: list[Unit | None], place: int) -> tuple[Unit, Unit | None
     before, here, behind = order[place : place + 3]
     assert here is not None  # noqa: S101  places are within the stack
     return here, before, behind
-
-
-def _unit(weights: Iterable[Weight], policy: Policy) -> Unit:
-    kept = [weight for weight in weights if not weight.is_buffer]
-    sizes = [padded_elements(weight, policy.ranks) for weight in kept]
-    made = sum(rounded(size * policy.compute_bytes) for size in sizes)
-    return Unit(sum(sizes), made, frozenset(f"grad {weight.name}" for weight in kept), policy)

@@ -96,7 +96,7 @@ def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -
     for index in (0,) if shares[0] == shares[1] else (0, policy.ranks - 1):
         weights = plain_weights(stored, policy.shard_bytes)
         plan = RankPlan(
-            index, architecture, stored, weights, FullyShard(architecture, policy, index), policy.compute_bytes,
+            index, architecture, stored, weights, FullyShard(architecture, policy, scenario.training, index), policy.compute_bytes,
             policy.shard_bytes, int(policy.ranks > 1),
         )  # fmt: skip
         found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
@@ -107,15 +107,18 @@ def _partitioned(scenario: Scenario, architecture: Architecture, ways: Ways) -> 
     """ZeRO: of stages 1 and 2 the last rank meets its own gradients first, rank 0 last."""
     stage, bytes_ = ZERO_STAGES[ways.sharding], COMPUTED_BYTES[scenario.training.precision]
     zero = zero_of(scenario, stage, ways.sharded_over, bytes_)
-    moments = OPTIMIZERS[scenario.training.optimizer].moments
-    host = host_bytes(architecture, zero, moments)
-    weights = zero_weights(architecture, zero)
-    found = []
-    for index in dict.fromkeys((0, zero.ranks - 1)) if stage < 3 else (0,):
-        around: Around = Partitioned(architecture, zero, index) if stage < 3 else FullyPartitioned(architecture, zero)
-        flat = partition_of(architecture, counts_of(architecture, zero).partition * (zero.ranks if stage < 3 else 1))
-        found.append(RankPlan(index, architecture, flat, weights, around, bytes_, bytes_, int(zero.ranks > 1), host))
-    return found
+    tensors, _ = trained_tensors(scenario, architecture, bytes_)
+    counts = counts_of(tensors, architecture, zero)
+    weights = zero_weights(architecture, zero, counts)
+    host = host_bytes(zero, counts, OPTIMIZERS[scenario.training.optimizer].moments)
+    flat = partition_of(architecture, counts.part if stage == 3 else counts.parameters)
+    arounds: dict[int, Around] = {0: FullyPartitioned(zero, counts)}
+    if stage < 3:
+        arounds = {index: Partitioned(zero, counts, index) for index in (0, zero.ranks - 1)}
+    return [
+        RankPlan(index, architecture, flat, weights, around, bytes_, bytes_, int(zero.ranks > 1), host)
+        for index, around in arounds.items()
+    ]
 
 
 def _offloaded(plan: RankPlan, elements: int) -> RankPlan:

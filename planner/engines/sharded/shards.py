@@ -44,13 +44,17 @@ def partition_of(architecture: Architecture, elements: int) -> Architecture:
     return replace(architecture, embeddings=(flat,), head=(), final_norm=None, decoder=bare, towers=(), tied_head=False)
 
 
-def rows_of_rank(tensors: tuple[Trainable, ...], ranks: int, rank: int, dtype_bytes: int) -> tuple[Trainable, ...]:
-    """The rows of every parameter that a rank updates: chunks of the first dimension, the last short (``torch.chunk``)."""
+def rows_of_rank(tensors: tuple[Trainable, ...], ranks: int, rank: int, dtype_bytes: int | None = None) -> tuple[Trainable, ...]:
+    """The rows of every parameter that a rank updates: chunks of the first dimension, the last short (``torch.chunk``).
+
+    ``dtype_bytes``: of the chunks, where they are kept in another dtype.
+    """
 
     def cut(tensor: Trainable) -> Trainable:
         rows = tensor.shape[0] if tensor.shape else 1
         chunk = -(-rows // ranks)
-        return tensor._replace(shape=(min(max(rows - rank * chunk, 0), chunk), *tensor.shape[1:]), dtype_bytes=dtype_bytes)
+        shape = (min(max(rows - rank * chunk, 0), chunk), *tensor.shape[1:])
+        return tensor._replace(shape=shape, dtype_bytes=dtype_bytes or tensor.dtype_bytes)
 
     return tuple(cut(tensor) for tensor in tensors)
 

@@ -66,45 +66,69 @@ def zero_of(scenario: Scenario, stage: int, ranks: int, compute_bytes: int) -> Z
 
 @record
 class Counts:
-    """Elements of a model's parameters: all, a rank's part, the largest tensor, and those that stay gathered."""
+    """Elements of a model's parameters.
+
+    Of all: how many, a rank's part in stage 3, those that stay gathered; of the trained: how many, a rank's part, the largest.
+    """
 
     parameters: int
+    part: int
+    persistent: int
+    trained: int
     partition: int
     largest: int
-    persistent: int
 
 
 @remember_by_identity(64)
-def counts_of(architecture: Architecture, zero: Zero) -> Counts:
-    """Stage 3 cuts every parameter by itself, the others all of them together, aligned to two elements a rank."""
+def counts_of(tensors: tuple[Trainable, ...], architecture: Architecture, zero: Zero) -> Counts:
+    """``tensors``: the trained ones.
+
+    Stage 3 cuts every parameter by itself; the others cut the trained ones laid together, aligned to two elements a rank.
+    """
     sizes = [(prod(w.shape) * w.count, times) for _, w, times in iter_weights(architecture) if not w.is_buffer]
-    total = sum(size * times for size, times in sizes)
-    kept = sum(size * times for size, times in sizes if size < zero.param_persistence_threshold)
-    own = sum(-(-size // zero.ranks) * times for size, times in sizes)
-    part = own if zero.stage == 3 else -(-total // (2 * zero.ranks)) * 2
-    return Counts(total, part, max(size for size, _ in sizes), kept)
+    added = [(tensor.numel, tensor.times) for tensor in tensors if ".lora_" in tensor.name]
+    trained = [(tensor.numel, tensor.times) for tensor in tensors]
+    part, own = (sum(-(-size // zero.ranks) * times for size, times in found) for found in (sizes + added, trained))
+    total = sum(size * times for size, times in trained)
+    return Counts(
+        parameters=sum(size * times for size, times in sizes + added),
+        part=part,
+        persistent=sum(size * times for size, times in sizes + added if size < zero.param_persistence_threshold),
+        trained=total,
+        partition=own if zero.stage == 3 else -(-total // (2 * zero.ranks)) * 2,
+        largest=max(size for size, _ in trained),
+    )
 
 
-def zero_weights(architecture: Architecture, zero: Zero) -> Level:
+def zero_weights(architecture: Architecture, zero: Zero, counts: Counts) -> Level:
     """What stays on the GPU from the start, without optimizer states."""
-    counts, level = counts_of(architecture, zero), plain_weights(architecture, zero.compute_bytes).fork()
-    for component, name, size, count in list(level.items()):
-        if name in ("weights", "rounding of the weights"):
-            level.change(component, name, size, -count)
-    whole = counts.partition * (zero.ranks if zero.stage < 3 else 1)
-    if not zero.offload_parameters:
-        level.change("weights", "flat parameters", Size(elements=whole, bytes=zero.compute_bytes), 1)
-    on_gpu = on_device(counts.partition, zero)
-    level.change("master_weights", "fp32 partition", Size(elements=on_gpu, fp32_bytes=FP32_BYTES), 1)
+    level = plain_weights(architecture, zero.compute_bytes).fork()
     if zero.stage == 3:
+        _drop_weights(level)
+        if not zero.offload_parameters:
+            level.change("weights", "partitioned parameters", Size(elements=counts.part, bytes=zero.compute_bytes), 1)
         level.change("weights", "persistent parameters", Size(elements=counts.persistent, bytes=zero.compute_bytes), 1)
         bucket = Size(reduce_bucket_size=zero.reduce_bucket_size, bytes=zero.compute_bytes)
         level.change("communication", "gradient bucket", bucket, 1)
         if not zero.offload_optimizer:
             level.change("gradients", "partitioned gradients", Size(elements=counts.partition, bytes=zero.compute_bytes), 1)
-    elif zero.offload_optimizer:
-        level.change("communication", "gradient on its way to the host", Size(largest=counts.largest, bytes=zero.compute_bytes), 1)
+    else:
+        if counts.trained == counts.parameters:
+            _drop_weights(level)
+        flat = Size(elements=counts.partition * zero.ranks, bytes=zero.compute_bytes)
+        level.change("weights" if counts.trained == counts.parameters else "adapters", "flat parameters", flat, 1)
+        if zero.offload_optimizer:
+            away = Size(largest=counts.largest, bytes=zero.compute_bytes)
+            level.change("communication", "gradient on its way to the host", away, 1)
+    masters = Size(elements=on_device(counts.partition, zero), fp32_bytes=FP32_BYTES)
+    level.change("master_weights", "fp32 partition", masters, 1)
     return level
+
+
+def _drop_weights(level: Level) -> None:
+    for component, name, size, count in list(level.items()):
+        if name in ("weights", "rounding of the weights"):
+            level.change(component, name, size, -count)
 
 
 def on_device(elements: int, zero: Zero) -> int:
@@ -112,12 +136,11 @@ def on_device(elements: int, zero: Zero) -> int:
     return elements - int(elements * zero.offload_optimizer)
 
 
-def host_bytes(architecture: Architecture, zero: Zero, moments: int) -> dict[str, int]:
+def host_bytes(zero: Zero, counts: Counts, moments: int) -> dict[str, int]:
     """This rank's pinned host memory: masters, their gradients and states, and the 16-bit copy on its way back.
 
     On NVMe four buffers of the largest parameter's states stay in memory (``aio`` ``buffer_count``).
     """
-    counts = counts_of(architecture, zero)
     away = counts.partition - on_device(counts.partition, zero)
     found: dict[str, int] = {}
     if away and zero.to_nvme:
@@ -131,15 +154,15 @@ def host_bytes(architecture: Architecture, zero: Zero, moments: int) -> dict[str
     if away:
         found["communication"] = (away if zero.stage < 3 else 0) * zero.compute_bytes
     if zero.offload_parameters and not zero.to_nvme:
-        found["weights"] = counts.partition * zero.compute_bytes
+        found["weights"] = counts.part * zero.compute_bytes
     return {name: size for name, size in found.items() if size}
 
 
 class Partitioned(Around):
     """ZeRO stages 1 and 2 around a step of one rank."""
 
-    def __init__(self, architecture: Architecture, zero: Zero, rank: int) -> None:
-        self.zero, self.counts = zero, counts_of(architecture, zero)
+    def __init__(self, zero: Zero, counts: Counts, rank: int) -> None:
+        self.zero, self.counts = zero, counts
         self.is_last = rank == zero.ranks - 1
         self._whole = zero.stage == 1 and not zero.overlap_comm
         self.holds_gradients = not self._whole
@@ -151,6 +174,10 @@ class Partitioned(Around):
     def owned(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
         """One flat tensor."""
         return (Trainable((on_device(self.counts.partition, self.zero),), FP32_BYTES, 1, "partition"),) if tensors else ()
+
+    def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:  # noqa: ARG002  laid in the flat parameters
+        """Adapters lie with all trained parameters."""
+        return ()
 
     def at(self, moment: Moment, course: Course) -> None:
         """Buckets for the backward, the partition's gradients from their first reduction on, their cast in the step."""
@@ -204,8 +231,8 @@ class FullyPartitioned(Around):
 
     holds_gradients = True
 
-    def __init__(self, architecture: Architecture, zero: Zero) -> None:
-        self.zero, self.counts = zero, counts_of(architecture, zero)
+    def __init__(self, zero: Zero, counts: Counts) -> None:
+        self.zero, self.counts = zero, counts
 
     def adds_gradients(self, *, accumulating: bool) -> bool:
         """Gradients are copied into the bucket as they come."""
@@ -220,6 +247,10 @@ class FullyPartitioned(Around):
         if rest:
             found.append(Trainable((rest,), FP32_BYTES, 1, "last sub-group"))
         return tuple(found) if tensors else ()
+
+    def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:  # noqa: ARG002  laid in the flat parameters
+        """Adapters lie with all trained parameters."""
+        return ()
 
     def at(self, moment: Moment, course: Course) -> None:
         """Live parameters from the forward to the end of the backward, a reduction's copy, the step's fp32 gradients."""
@@ -248,5 +279,5 @@ class FullyPartitioned(Around):
 
     @property
     def _copy(self) -> Held:
-        copied = min(self.zero.reduce_bucket_size, self.counts.parameters)
+        copied = min(self.zero.reduce_bucket_size, self.counts.trained)
         return Held(Size(reduced=copied, bytes=self.zero.compute_bytes), "communication")
