@@ -56,16 +56,16 @@ def _json_line(event: Event) -> None:
 
 
 def _teller() -> Callable[[Event], None]:
-    """Tells where phases begin and end, notes, and of the samples about one a second."""
-    last_s = -math.inf
+    """Tells where phases begin and end, notes, and of the samples of each rank about one a second."""
+    told_s: dict[object, float] = {}
 
     def tell(event: Event) -> None:
-        nonlocal last_s
         words = _words(event)
-        if event["event"] in ("memory", "sample"):
-            if event["t"] - last_s < 1.0 or not words:
+        said = event["of"] if event["event"] == "rank" else event
+        if said.get("event") in ("memory", "sample"):
+            if event["t"] - told_s.get(event.get("rank"), -math.inf) < 1.0 or not words:
                 return
-            last_s = event["t"]
+            told_s[event.get("rank")] = event["t"]
         if words:
             sys.stdout.write(f"{event.get('t') or 0.0:9.2f} s  {words}\n")
             sys.stdout.flush()
@@ -83,6 +83,9 @@ def _words(event: Mapping[str, Any]) -> str:
         case "sample":
             gpus = event.get("gpus") or ()
             words = " · ".join(f"GPU {gpu['index']} {format_bytes(gpu['used'])}" for gpu in gpus if gpu.get("used"))
+        case "rank":
+            words = _words(event.get("of") or {"event": ""})
+            words = f"rank {event.get('rank')}: {words}" if words else ""
         case other:
             words = str(event.get(_TOLD.get(other, ""), ""))
     return words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cli.tables import console, table
 from planner.units import format_bytes
 from probes.measurement import Measurement
@@ -12,14 +14,29 @@ def print_measurement(measurement: Measurement, title: str) -> None:
     out = console()
     out.print(f"[bold]{title}[/bold] · measured on {_place(measurement)}", soft_wrap=True)
     out.print(str(measurement.outcome.get("text") or "The recording ends before the run did."), soft_wrap=True)
-    predicted = {phase["name"]: phase for gpu in (measurement.prediction or {}).get("gpus", ()) for phase in gpu["phases"]}
+    headings = ["phase", "predicted allocated", "measured allocated", "error", "reserved", "device"]
+    if not measurement.ranks:
+        made = table(headings, numeric=range(1, 6))
+        for row in _rows(measurement):
+            made.add_row(*row)
+    else:
+        made = table(["rank", *headings], numeric=(0, *range(2, 7)))
+        for rank, one in sorted({0: measurement, **measurement.ranks}.items()):
+            for row in _rows(one):
+                made.add_row(str(rank), *row)
+            made.add_section()
+    out.print(made)
+
+
+def _rows(measurement: Measurement) -> Iterator[tuple[str, ...]]:
+    gpus = (measurement.prediction or {}).get("gpus") or ()
+    predicted = {phase["name"]: phase for phase in gpus[0]["phases"]} if gpus else {}
     errors = measurement.error()
-    made = table(["phase", "predicted allocated", "measured allocated", "error", "reserved", "device"], numeric=range(1, 6))
     for step in measurement.phases:
         phase = step.phase()
         error = errors.get(phase.name, {}).get("allocated")
         known = predicted.get(phase.name)
-        made.add_row(
+        yield (
             phase.name,
             format_bytes(known["allocated"]) if known else "unknown",
             format_bytes(phase.allocated),
@@ -27,7 +44,6 @@ def print_measurement(measurement: Measurement, title: str) -> None:
             format_bytes(phase.reserved),
             format_bytes(phase.device),
         )
-    out.print(made)
 
 
 def _place(measurement: Measurement) -> str:

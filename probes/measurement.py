@@ -224,6 +224,7 @@ class Measurement:
             "outcome_text": self.outcome.get("text"),
             "out_of_memory": self._out_of_memory(),
             "error": self.error(),
+            **({"ranks": [{"rank": rank, "error": one.error()} for rank, one in sorted(self.ranks.items())]} if self.ranks else {}),
             "first_step": [step.to_json() for step in self.first_steps],
             "durations_s": {step.name: step.to_json()["duration_s"] for step in self.phases},
             "timeline": self._timeline_rows(),
@@ -333,13 +334,21 @@ class Measurement:
         """What another rank said, folded by itself."""
         rank, told = _size(event.get("rank")), event.get("of")
         if rank and isinstance(told, Mapping):
-            self.ranks.setdefault(rank, Measurement(self.scenario)).add({**told, "t": event.get("t")})
+            if rank not in self.ranks:
+                self.ranks[rank] = Measurement(self.scenario, _for_rank(self.prediction, rank))
+            self.ranks[rank].add({**told, "t": event.get("t")})
 
     def _take_note(self, event: Event) -> None:
         self._notes.append(str(event.get("message", "")))
 
     def _take_outcome(self, event: Event) -> None:
         self.outcome = event
+
+
+def _for_rank(prediction: Mapping[str, Any] | None, rank: int) -> Mapping[str, Any] | None:
+    """The prediction with the GPU of a rank first; where fewer are told, all are alike."""
+    gpus = (prediction or {}).get("gpus") or []
+    return {**(prediction or {}), "gpus": gpus[rank : rank + 1] or gpus[:1]} if gpus else prediction
 
 
 def _bare(uuid: object) -> str:

@@ -53,3 +53,37 @@ def test_nonsense_is_told(path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]:
         assert parser.run(["replay", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_each_rank_said_is_told_and_compared_with_its_own_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rank 1 of a prediction with two GPUs; both ranks' samples are told, about one a second of each."""
+
+    def phase(state: str, t: float, **meters: int) -> dict[str, Any]:
+        return {"event": "phase", "t": t, "name": "forward", "state": state, "step": 1, **meters}
+
+    def both(event: dict[str, Any]) -> list[dict[str, Any]]:
+        return [event, {"event": "rank", "t": event["t"], "rank": 1, "of": event}]
+
+    ended = [phase("end", 2.0, allocated=2**20 * (number + 1), reserved=2**30, device=2**30) for number in (0, 1)]
+    events = [
+        *both({"event": "hello", "t": 0.0, "device": {"type": "cuda", "index": 0}}),
+        *both(phase("begin", 0.5)),
+        *(
+            event
+            for n in range(8)
+            for event in both({"event": "memory", "t": 0.6 + n / 20, "allocated": 2**20, "phase": "forward"})
+        ),
+        ended[0],
+        {"event": "rank", "t": 2.0, "rank": 1, "of": ended[1]},
+        {"event": "outcome", "t": 2.3, "kind": "completed", "text": "The run completed in 2.3 s."},
+    ]
+    predicted = [{"phases": [{"name": "forward", "allocated": size, "reserved": 1, "device": 1}]} for size in (2**20, 2**20)]
+    path = tmp_path / "ranks.jsonl"
+    with Recording({"scenario": {"model": "org/A"}, "prediction": {"gpus": predicted}}, path) as recording:
+        for event in events:
+            recording.append(event)
+    assert parser.run(["replay", str(path), "--speed", "max"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines if "allocated 1" in line] == ["allocated 1.0 MiB", "rank 1: allocated 1.0 MiB"]
+    rows = [line.split() for line in lines if line.split()[1:2] == ["forward"]]
+    assert [(row[0], "+0.00" in row, "+100.00" in row) for row in rows] == [("0", True, False), ("1", False, True)]
