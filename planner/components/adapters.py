@@ -15,6 +15,7 @@ from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
 from planner.components.trainable import (
     ADAPTED,
+    Trainable,
     adapter_dtype_bytes,
     feed_forward_weights,
     is_target,
@@ -70,12 +71,17 @@ def adapters_for(architecture: Architecture, training: Training, dtype_bytes: in
     return Adapters(training.method, training.lora, adapter_dtype_bytes(training, dtype_bytes), scaled)
 
 
-def hold_adapters(level: Level, architecture: Architecture, training: Training, dtype_bytes: int) -> None:
+def adapter_tensors(architecture: Architecture, training: Training, dtype_bytes: int) -> tuple[Trainable, ...]:
     """The adapters' own parameters; those of towers too."""
     if training.method in ("full", "freeze"):
-        return
+        return ()
     own = trainable_tensors(architecture, training, dtype_bytes)
-    for tensor in (*own, *tower_adapters(architecture, training, dtype_bytes)):
+    return (*own, *tower_adapters(architecture, training, dtype_bytes))
+
+
+def hold_adapters(level: Level, tensors: tuple[Trainable, ...]) -> None:
+    """Adapters from loading on."""
+    for tensor in tensors:
         factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
         level.change("adapters", tensor.name.rpartition(".")[2], Size(**factors, bytes=tensor.dtype_bytes), tensor.times)
 
@@ -88,16 +94,21 @@ def _beside_plain(
     product(g, base, source, size, weights, component=component)
     x = _cast_input(g, adapters, name, source, weights)
     _low_rank(g, adapters, name, x, wide, weights)
-    scaled, summed = f"{name} scaled", f"{name} sum"
+    _add_to_base(g, adapters, name, size, component, added="scaled")
+    _free_input(g, source, x)
+
+
+def _add_to_base(g: Graph, adapters: Adapters, name: str, size: Size, component: str, added: str = "both") -> None:
+    """The adapter's result and the base's: the sum is in the wider dtype, then cast to the base's."""
+    wide, base, scaled = _in_bytes(size, adapters.dtype_bytes), f"{name} base", f"{name} {added}"
     if wide.bytes == size.bytes:
         g.make(name, size, (base, scaled), (), passed_on, component=component)
         g.free(scaled, base)
-    else:
-        g.make(summed, wide, (base, scaled), (), partial(_promoted, narrow=size), component=component)
-        g.free(scaled, base)
-        g.make(name, size, (summed,), component=component)
-        g.free(summed)
-    _free_input(g, source, x)
+        return
+    g.make(f"{name} sum", wide, (base, scaled), (), partial(_promoted, narrow=size), component=component)
+    g.free(scaled, base)
+    g.make(name, size, (f"{name} sum",), component=component)
+    g.free(f"{name} sum")
 
 
 def _over_quantised(
@@ -124,24 +135,29 @@ def _over_quantised(
 
 def _low_rank(g: Graph, adapters: Adapters, name: str, x: str, wide: Size, weights: Sequence[Weight]) -> None:
     """``{name} scaled`` = B(A(dropout(x))) · scaling; ``x`` stays."""
-    run, lora, bytes_ = g.run, adapters.lora, adapters.dtype_bytes
-    outputs, inputs = weights[0].shape
     dropped = _dropped(g, adapters, name, x, weights)
-    narrow = Size(batch=run.batch, sequence=run.sequence, rank=lora.rank, bytes=bytes_)
-    first = partial(_adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
-    second = partial(_adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
-    g.make(f"{name} A", narrow, (dropped,), (), first, for_weights=(dropped,), trains=True)
+    _low_rank_of(g, adapters, name, dropped, wide, weights)
     if dropped != x:
         g.free(dropped)
-    g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
-    g.free(f"{name} A")
     g.make(f"{name} scaled", wide, (f"{name} B",))
     g.free(f"{name} B")
 
 
+def _low_rank_of(g: Graph, adapters: Adapters, name: str, dropped: str, wide: Size, weights: Sequence[Weight]) -> None:
+    """``{name} B`` = B(A(x)) of an input in the adapter's dtype."""
+    run, lora, bytes_ = g.run, adapters.lora, adapters.dtype_bytes
+    outputs, inputs = weights[0].shape
+    narrow = Size(batch=run.batch, sequence=run.sequence, rank=lora.rank, bytes=bytes_)
+    first = partial(_adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
+    second = partial(_adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
+    g.make(f"{name} A", narrow, (dropped,), (), first, for_weights=(dropped,), trains=True)
+    g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
+    g.free(f"{name} A")
+
+
 def _dropped(g: Graph, adapters: Adapters, name: str, x: str, weights: Sequence[Weight]) -> str:
     """The adapter's input after its dropout, whose mask of one byte a value autograd keeps."""
-    if not adapters.lora.dropout or not g.saving:
+    if not adapters.lora.dropout:
         return x
     run, inputs = g.run, weights[0].shape[1]
     dropped, mask = f"{name} dropped", f"{name} dropout mask"
@@ -184,7 +200,85 @@ def _times_vector(g: Graph, adapters: Adapters, name: str, source: str, size: Si
 def _decomposed(
     g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
 ) -> None:
-    raise NotImplementedError
+    """DoRA: ``result + (m − 1) · result + m · B(A(x)) · scaling``, m being the trained magnitude over the norm of W + BA.
+
+    A dropout makes the base's product again from what was left, in the adapter's dtype.
+    """
+    base, wide = f"{name} base", _in_bytes(size, adapters.dtype_bytes)
+    product(g, base, source, size, weights, component=component)
+    x = _cast_input(g, adapters, name, source, weights)
+    dropped = _dropped(g, adapters, name, x, weights)
+    weight, moments = _weight_norm(g, adapters, name, weights)
+    _low_rank_of(g, adapters, name, dropped, wide, weights)
+    again, narrow = base, size
+    if dropped != x:
+        again, narrow = f"{name} again", wide
+        g.make(again, wide, (dropped,), (), partial(_over_held, weight=weight))
+        g.save_for_last(weight)
+    elif len(weights) > 1:
+        again = f"{name} without bias"
+        g.make(again, size, (base,), (), passed_on)
+    row = Size(out_features=weights[0].shape[0], bytes=adapters.dtype_bytes)
+    less, more = partial(_magnitude, narrow=narrow, row=row), partial(_magnitude, narrow=wide)
+    g.make(f"{name} less", wide, (again,), (), less, for_weights=(again,), trains=True)
+    g.make(f"{name} more", wide, (f"{name} B",), (), more, for_weights=(f"{name} B",), trains=True)
+    g.make(f"{name} scaled", wide, (f"{name} more",))
+    g.free(f"{name} more")
+    g.make(f"{name} both", wide, (f"{name} less", f"{name} scaled"), (), passed_on)
+    g.free(f"{name} less", f"{name} scaled", f"{name} B", *moments, weight)
+    if again != base:
+        g.free(again)
+    if dropped != x:
+        g.free(x, dropped)
+    _add_to_base(g, adapters, name, size, component)
+    _free_input(g, source, x)
+
+
+def _weight_norm(g: Graph, adapters: Adapters, name: str, weights: Sequence[Weight]) -> tuple[str, list[str]]:
+    """‖W + scaling · BA‖ row by row, without a gradient; the names of W and of what stays beside it until the sum is made.
+
+    BA is what the adapter makes of an identity matrix, in the adapter's dtype; autograd keeps what leads to it.
+    """
+    outputs, inputs = weights[0].shape
+    bytes_ = adapters.dtype_bytes
+    whole = Size(out_features=outputs, in_features=inputs, bytes=bytes_)
+    eye, first, both = f"{name} identity", f"{name} A of identity", f"{name} B A"
+    g.hold(eye, Size(rows=inputs, in_features=inputs, bytes=bytes_))
+    g.hold(first, Size(in_features=inputs, rank=adapters.lora.rank, bytes=bytes_))
+    g.hold(both, whole)
+    weight = ""
+    if g.run.dtype_bytes != bytes_:
+        weight = f"{name} W cast"
+        g.hold(weight, whole)
+    g.hold(f"{name} B A scaled", whole)
+    g.hold(f"{name} W and B A", whole)
+    g.free(f"{name} B A scaled")
+    g.free(f"{name} W and B A")
+    return weight, [eye, first, both]
+
+
+def _over_held(g: Graph, node: Node, gradient: str, weight: str) -> Gradients:  # noqa: ARG001
+    """A product with a weight that autograd keeps."""
+    return [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
+
+
+def _magnitude(g: Graph, node: Node, gradient: str, narrow: Size, row: Size | None = None) -> Gradients:  # noqa: ARG001
+    """A product with a row that stands for the magnitude, whose gradient is as large as the result until it is summed.
+
+    The other's gradient is made in the result's dtype, then cast to its own (``narrow``). ``row``: the last product of the
+    two with the magnitude to be reached; behind it stands the parameter's own gradient.
+    """
+    size = g.record.sizes[node.out]
+    rows = g.held(f"{node.out} d_row rows", node, size)
+    made = [(tensor, g.held(f"d {tensor} wide", node, size)) for tensor in node.wanted]
+    if row is not None:
+        _hold_gradient(g, f"{node.out} magnitude", row)
+    g.consume(rows)
+    if narrow.bytes != size.bytes:
+        wide = made
+        made = [(tensor, g.gradient(tensor, node)) for tensor, _ in wide]
+        g.consume(*(name for _, name in wide))
+    return made
 
 
 def _cast_input(g: Graph, adapters: Adapters, name: str, source: str, weights: Sequence[Weight]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from planner.architecture.layers import Weight
+from planner.components.frozen import record_product
 from planner.components.quantised import hold_product
 from planner.components.run import Run, factors_of
 from planner.components.tape import Held, Size, Tape
@@ -133,6 +134,19 @@ class Graph(Tape):
         if name in saves:
             kept.append(self.save(name))
         self._last = Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains)
+        self.record.nodes.append(self._last)
+
+    def record_made(self, name: str, size: Size, source: str, saves: Sequence[str], rule: Rule) -> None:
+        """As :meth:`make` for a tensor of frozen weights that is held already, with what exists beside it while it is made."""
+        if not self.saving:
+            return
+        self.record.sizes[name] = size
+        if source in self.constants:
+            self.constants.add(name)
+            self._last = None
+            return
+        self.constants.discard(name)
+        self._last = Node(name, (source,), [self.save(saved) for saved in saves], rule, (), None, (), trains=False)
         self.record.nodes.append(self._last)
 
     def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
@@ -413,6 +427,8 @@ def product(
     scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
     if scheme is not None:
         hold_product(graph, scheme, weights, name, size, component)
+        if graph.saving:
+            record_product(graph, scheme, weights, name, source, size)
         return
     moment = size if copies else None
     graph.make(name, size, (source,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(source,))

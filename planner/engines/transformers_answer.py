@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.architecture.counts import iter_weights, layer_groups, parameter_count
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
+from planner.components.frozen import TRAINED_OVER
 from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known
 from planner.components.states import plain_weights
@@ -30,6 +32,8 @@ RESERVED_BAND = 10
 """One part in so many is the half-width of the error of ``reserved``: nine in ten replays of traced models lie within it
 (planner/reserve.py)."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+COMPUTED_IN = {"fp32": "fp32", "amp-fp16": "fp16"}
+"""What a quantised base computes in, by the training's precision; bf16 else."""
 WITHOUT_KERNELS = (
     "recurrent mixers run the PyTorch code of transformers, as where mamba-ssm, causal-conv1d and flash-linear-attention are not "
     "installed; with them prefill and training hold less"
@@ -115,8 +119,10 @@ def _quantised(scenario: Scenario, architecture: Architecture, fmt: Format) -> Q
     """How the weights are held when the format is not plain. Raises :class:`NotModelled` where its products are not derived."""
     if not fmt.is_quantized:
         return None
-    if scenario.task == "training" or architecture.kind != "decoder" or not is_known(fmt):
-        raise NotModelled(f"weights: products with {scenario.weights} weights have no closed form yet")
+    training = scenario.task == "training"
+    if architecture.kind != "decoder" or not is_known(fmt) or (training and fmt.name not in TRAINED_OVER):
+        what = "training over" if training else "products with"
+        raise NotModelled(f"weights: {what} {scenario.weights} weights has no closed form yet")
     code = implementation_of(architecture.model_type)
     if code is not None and code.own_linears:
         raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
@@ -124,6 +130,8 @@ def _quantised(scenario: Scenario, architecture: Architecture, fmt: Format) -> Q
     experts = any(weight.role == "expert" for _, weight, _ in iter_weights(architecture))
     if experts and resolved.quantizes & EXPERTS:
         raise NotModelled(f"weights: products with experts held in {fmt.name} have no closed form yet")
+    if training:
+        resolved = replace(resolved, rest_dtype=COMPUTED_IN.get(scenario.training.precision, "bf16"))
     return QuantisedWeights(resolved)
 
 

@@ -112,5 +112,6 @@ def _forward_over_bitsandbytes(layer: Any, x: torch.Tensor) -> torch.Tensor:
             result = result.to(expected) if converts else result
             continue
         output = second(first(layer.lora_dropout[name](x))) * layer.scaling[name]
-        result = result + (output.to(expected) if converts else output)
+        output = output.to(expected) if converts else output
+        result = result + output
     return result
