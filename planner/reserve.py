@@ -1,30 +1,40 @@
 """What the caching allocator holds beside the live tensors, in closed form.
 
-Segments are taken for the weights once and never given back, so they keep their rounding. Blocks freed by one phase are
-cached; the next phase reuses those that fit. From replays of traced models (135 million to 32 billion parameters, six
-workloads each) the rules below give ``reserved`` within 3 % in the median, 18 % at worst.
+Segments are taken for weights and optimizer states once and never given back: the allocator's own rules run over them, once for
+each model and optimizer. Blocks freed by one phase are cached; the next phase reuses those that fit. Every term grows with
+layers, batch and sequence, and so does their sum. Replays of whole models (tests/accuracy/reserved.py) say how far it is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from planner.architecture.counts import layer_weights
 from planner.architecture.layers import Architecture
+from planner.components.optimizers import DEFAULT_RANK, OPTIMIZERS
 from planner.components.tape import Level
+from planner.components.trainable import Trainable
 from planner.formats import Format, weight_bytes
 from planner.memo import remember_by_identity
+from planner.record import record
 from planner.symbolic.amount import largest, smallest
 
-RATIO_PARTS = 4096
-"""Parts in which the share of reserved over allocated is counted."""
-STATIC = ("weights", "optimizer_state")
+
+@record
+class TrainedSegments:
+    """Bytes of the segments that hold optimizer states, and of those that hold the gradients when nothing else is cached."""
+
+    states_bytes: int
+    gradients_bytes: int
 
 
 @remember_by_identity(64)
 def reserved_for_weights(architecture: Architecture, dtype_bytes: int, fmt: Format | None = None) -> tuple[int, int]:
-    """Bytes (allocated, reserved) after loading: the allocator's own rules run over every weight in loading order."""
+    """Bytes (allocated, reserved) after loading: the allocator's own rules run over every weight.
+
+    The layers come last, so that a layer more only adds to what there was.
+    """
     from planner.allocator import AllocatorOptions, CachingAllocator  # noqa: PLC0415  once per model, not at every start
 
     allocator = CachingAllocator(AllocatorOptions())
@@ -33,12 +43,42 @@ def reserved_for_weights(architecture: Architecture, dtype_bytes: int, fmt: Form
     return allocator.allocated_bytes, allocator.reserved_bytes
 
 
+@remember_by_identity(64)
+def trained_segments(tensors: Sequence[Trainable], optimizer: str, rank: int = DEFAULT_RANK) -> TrainedSegments:
+    """What the trained parameters' states and gradients take, layer after layer."""
+    kinds = [
+        [state.numel * state.width for state in OPTIMIZERS[optimizer].states(each, rank) if not state.on_host] for each in tensors
+    ]
+    return TrainedSegments(_segments(tensors, kinds), _segments(tensors, [[each.numel * each.dtype_bytes] for each in tensors]))
+
+
+def _segments(tensors: Sequence[Trainable], sizes: Sequence[Sequence[int]]) -> int:
+    """Reserved after allocating the ``sizes`` of each tensor: of all once, then of all that there are twice, and so on.
+
+    Of many repeats (experts) the first ones are played, and the rest take what the later half of those took.
+    """
+    from planner.allocator import AllocatorOptions, CachingAllocator  # noqa: PLC0415  once per model, not at every start
+
+    allocator, number = CachingAllocator(AllocatorOptions()), 0
+    repeats = max((tensor.times for tensor in tensors), default=0)
+    reserved = [0]
+    for repeat in range(min(repeats, PLAYED_REPEATS)):
+        for tensor, each in zip(tensors, sizes, strict=True):
+            for size_bytes in each if repeat < tensor.times else ():
+                allocator.malloc(number, size_bytes)
+                number += 1
+        reserved.append(allocator.reserved_bytes)
+    half = PLAYED_REPEATS // 2
+    rest = (reserved[-1] - reserved[half]) * (repeats - PLAYED_REPEATS) // half if repeats > PLAYED_REPEATS else 0
+    return reserved[-1] + rest
+
+
 def _loaded(architecture: Architecture, dtype_bytes: int, fmt: Format | None) -> Iterator[int]:
-    """Bytes of every tensor in loading order; quantised weights are several."""
+    """Bytes of every tensor, those of the layers last; quantised weights are several."""
     weights = [*((weight, False) for weight in architecture.embeddings)]
-    weights += [(weight, True) for layer in architecture.decoder.layers for weight in layer_weights(layer)]
     weights += [(weight, False) for weight in (architecture.final_norm.weights if architecture.final_norm else ())]
     weights += [(weight, False) for weight in architecture.head]
+    weights += [(weight, True) for layer in architecture.decoder.layers for weight in layer_weights(layer)]
     for weight, in_decoder in weights:
         if weight.is_buffer:
             continue
@@ -50,6 +90,10 @@ def _loaded(architecture: Architecture, dtype_bytes: int, fmt: Format | None) ->
             yield from sizes
 
 
+PLAYED_REPEATS = 128
+"""So many tensors of a kind are allocated one by one."""
+LOADED = ("weights", "quantization_state", "workspace")
+"""Components that the segments of the loaded weights hold."""
 TRANSIENT = ("workspace", "activations", "logits")
 """Components whose tensors come and go."""
 
@@ -60,35 +104,39 @@ def generation_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) ->
     The growing cache is cut from the largest block the layer before has freed, so that the next layer's request for
     that block takes a new segment: one block of the largest transient comes on top.
     """
-    kept = loaded[1] - loaded[0]
-    prefill = levels["prefill"].total + kept + levels["prefill"].largest(TRANSIENT)
-    figures = {"load": largest(loaded[1], levels["load"].total), "prefill": prefill}
+    load = levels["load"].total
+    prefill = loaded[1] + levels["prefill"].total - load + levels["prefill"].largest(TRANSIENT)
+    figures = {"load": largest(loaded[1], load), "prefill": prefill}
     if "decode" in levels:
-        figures["decode"] = largest(prefill, levels["decode"].total + kept)
+        figures["decode"] = largest(prefill, loaded[1] + levels["decode"].total - load)
     return figures
 
 
-def training_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> dict[str, int]:
+def training_reserved(
+    levels: Mapping[str, Level],
+    loaded: tuple[int, int],
+    segments: TrainedSegments | None = None,
+    logits: tuple[int, int] | None = None,
+) -> dict[str, int]:
     """Reserved by phase of the steady training step.
 
     Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
-    of the logits do not.
+    of the logits do not. In the backward the gradient of the log-probabilities finds a block of the forward's, that of the
+    logits in fp32 does not. ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of
+    all logits at the loss's highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
     """
-    ratio = loaded[1] * RATIO_PARTS // loaded[0]
-
-    def segments(size_bytes: int) -> int:
-        return size_bytes * ratio // RATIO_PARTS
-
     parts = {name: level.components() for name, level in levels.items()}
-    forward, optimizer = parts["forward"], parts["optimizer"]
-    static = sum(optimizer.get(name, 0) for name in STATIC)
-    updated = segments(levels["optimizer"].total - static)
-    rest = sum(size for name, size in forward.items() if name not in (*STATIC, "logits", "gradients"))
-    logits = largest(forward.get("logits", 0), parts["backward"].get("logits", 0))
-    step = segments(static) + forward.get("logits", 0) + largest(rest, updated)
-    backward = levels["backward"].total - static + levels["backward"].largest(TRANSIENT)
-    last = largest(segments(levels["optimizer"].total), segments(static) + largest(backward, logits + updated))
-    return {"load": largest(loaded[1], levels["load"].total), "forward": step, "backward": last, "optimizer": last}
+    load, backward, optimizer = levels["load"].total, levels["backward"], parts["optimizer"]
+    states, gradients = optimizer.get("optimizer_state", 0), optimizer.get("gradients", 0)
+    found = segments or TrainedSegments(states, gradients)
+    all_logits, one = logits or (parts["forward"].get("logits", 0), backward.largest(TRANSIENT))
+    static = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED) + found.states_bytes
+    updated = levels["optimizer"].total - load - states
+    if gradients:
+        updated += found.gradients_bytes - gradients
+    step = static + largest(levels["forward"].total - load - states, all_logits + updated)
+    last = largest(step, static + backward.total - load - states + one)
+    return {"load": largest(loaded[1], load), "forward": step, "backward": last, "optimizer": last}
 
 
 def settle_reserved(reserved: Mapping[str, int], levels: Mapping[str, Level], room_bytes: int) -> list[int]:

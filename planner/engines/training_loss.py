@@ -87,8 +87,8 @@ def like_parameter(weight: Weight, run: Run) -> Size:
 
 
 def _predicted(run: Run) -> int:
-    """Tokens whose next one is known: all but the last of each sequence, at least one."""
-    return run.batch * run.sequence - run.batch
+    """Tokens whose next one is known: all but the last of each sequence (of one token: that one, to divide by)."""
+    return run.batch * run.sequence - run.batch if run.sequence > 1 else run.batch
 
 
 def _logits(architecture: Architecture, tokens: int, width: int) -> Size:

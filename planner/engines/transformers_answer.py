@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from planner.architecture.counts import iter_weights, layer_groups, parameter_count
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Recurrent
-from planner.calibration import PERMILLE
+from planner.calibration import PERMILLE, Task
 from planner.components.frozen import TRAINED_OVER
 from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
-from planner.engines.training import require_choices, require_modelled_training, require_one_gpu, training_host, training_steps
+from planner.engines.training import require_choices, require_modelled_training, trained_tensors, training_host, training_steps
 from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
@@ -24,8 +24,8 @@ from planner.formats.format import EXPERTS, Format
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
-from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, training_reserved
-from planner.scenario import Scenario, to_json
+from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, trained_segments, training_reserved
+from planner.scenario import Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
 
 RESERVED_BAND = 10
@@ -51,13 +51,15 @@ def transformers_answer(
     cuda: bool,
 ) -> Footprint:
     """The footprint of a settled scenario. Raises :class:`~planner.modelled.NotModelled` for what no derivation covers."""
+    if settled.task == "inference" and is_spread(settled):
+        from planner.engines.transformers_spread import spread_answer  # noqa: PLC0415  loaded for those who ask
+
+        return spread_answer(settled, architecture, fmt, machine, capacity, notes, cuda=cuda)
     steps = _phases(settled, architecture, fmt, machine, cuda=cuda)
     phases = _meters(settled, architecture, fmt, steps, machine, capacity)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = largest(*(phase.device for phase in phases))
-    uncertainty = (
-        machine.context_band_bytes + largest(*(p.reserved - p.components.get("weights", 0) for p in phases)) // RESERVED_BAND
-    )
+    uncertainty = device_band(phases, machine)
     return Footprint(
         scenario=to_json(settled),
         level="predict",
@@ -70,7 +72,7 @@ def transformers_answer(
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine, settled.task)),
-        notes=(*notes, *_assumed(architecture)),
+        notes=(*notes, *assumed(architecture)),
     )
 
 
@@ -82,7 +84,18 @@ def _host(scenario: Scenario, architecture: Architecture) -> Host:
     return Host(sum(components.values()), components)
 
 
-def _assumed(architecture: Architecture) -> tuple[str, ...]:
+def device_band(phases: Sequence[Phase], machine: Overheads) -> int:
+    """Half-width of the error of ``device``: the context's, and that of what is reserved beside the weights."""
+    beside = largest(*(phase.reserved - phase.components.get("weights", 0) for phase in phases))
+    return machine.context_band_bytes + beside // RESERVED_BAND
+
+
+def is_spread(scenario: Scenario) -> bool:
+    """Whether weights or cache lie on more than one device."""
+    return scenario.hardware.gpus * scenario.hardware.nodes > 1 or bool(scenario.offload.weights or scenario.offload.kv_cache)
+
+
+def assumed(architecture: Architecture) -> tuple[str, ...]:
     """What the reader should know: packages taken as absent, a family whose order of operators nobody has read."""
     mixers = (mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence)
     notes = (WITHOUT_KERNELS,) if any(isinstance(mixer, Recurrent) for mixer in mixers) else ()
@@ -93,12 +106,12 @@ def _assumed(architecture: Architecture) -> tuple[str, ...]:
 
 def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, *, cuda: bool) -> list[Step]:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
-    require_modelled_training(scenario) if scenario.task == "training" else _require_modelled_generation(scenario)
+    require_modelled_training(scenario) if scenario.task == "training" else require_modelled_generation(scenario)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
-    static = scenario.task == "inference" and _static_cache(scenario)
+    static = scenario.task == "inference" and static_cache(scenario)
     if architecture.kind == "decoder" or scenario.task == "training" or static:
         require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
-    quantised = _quantised(scenario, architecture, fmt)
+    quantised = quantised_weights(scenario, architecture, fmt)
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)
     if scenario.task == "training":
@@ -111,11 +124,12 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine
     return steps
 
 
-def _static_cache(scenario: Scenario) -> bool:
+def static_cache(scenario: Scenario) -> bool:
+    """Whether ``generate`` takes the whole cache at once."""
     return scenario.inference.engine_options.get("cache_implementation") == "static"
 
 
-def _quantised(scenario: Scenario, architecture: Architecture, fmt: Format) -> QuantisedWeights | None:
+def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Format) -> QuantisedWeights | None:
     """How the weights are held when the format is not plain. Raises :class:`NotModelled` where its products are not derived."""
     if not fmt.is_quantized:
         return None
@@ -139,11 +153,7 @@ def _generation(
     scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int,
     quantised: QuantisedWeights | None, *, cuda: bool,
 ) -> list[Step]:  # fmt: skip
-    ask = scenario.inference
-    work = Generation(
-        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=cuda, eager=ask.attention == "eager",
-        static_cache=_static_cache(scenario), quantised=quantised,
-    )  # fmt: skip
+    work = generation_of(scenario, dtype_bytes, quantised, cuda=cuda)
     if architecture.kind != "decoder":
         from planner.engines.transformers_seq2seq import encoding_phases  # noqa: PLC0415  loaded for those who ask
 
@@ -151,7 +161,16 @@ def _generation(
     return generation_phases(architecture, weights, work)
 
 
-def _require_modelled_generation(scenario: Scenario) -> None:
+def generation_of(scenario: Scenario, dtype_bytes: int, quantised: QuantisedWeights | None, *, cuda: bool) -> Generation:
+    """What ``generate`` is asked."""
+    ask = scenario.inference
+    return Generation(
+        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=cuda, eager=ask.attention == "eager",
+        static_cache=static_cache(scenario), quantised=quantised,
+    )  # fmt: skip
+
+
+def require_modelled_generation(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     inference = scenario.inference
     cache = str(inference.engine_options.get("cache_implementation", "dynamic"))
@@ -161,7 +180,8 @@ def _require_modelled_generation(scenario: Scenario) -> None:
         "inference.kv_cache": (inference.kv_cache, ("auto",)),
         "inference.engine_options": (cache, ("dynamic", "static")),
     })  # fmt: skip
-    require_one_gpu(scenario)
+    if scenario.parallel != Parallel():
+        raise NotModelled("parallel: transformers' own tensor parallelism (tp_plan) has no closed form yet; a device map needs 1")
 
 
 def _meters(
@@ -169,13 +189,28 @@ def _meters(
 ) -> tuple[Phase, ...]:
     """The three meters of each phase. On a CPU nothing is reserved beyond what is allocated."""
     levels = {step.name: step.peak.level for step in steps}
+    if not machine.context_bytes:
+        return phases_of(levels, {}, scenario.task, machine, capacity)
+    quantised = quantised_weights(scenario, architecture, fmt)
+    dtype = quantised.rest_dtype if quantised is not None else scenario.weights
+    loaded = reserved_for_weights(architecture, PLAIN_BYTES[dtype], quantised.fmt if quantised is not None else None)
+    if scenario.task == "training":
+        trained, rank = trained_tensors(scenario, architecture, PLAIN_BYTES[dtype])
+        forward = next(step for step in steps if step.name == "forward")
+        segments = trained_segments(trained, scenario.training.optimizer, rank)
+        reserved = training_reserved(levels, loaded, segments, (forward.logits_bytes, forward.largest_logits_bytes))
+    else:
+        reserved = generation_reserved(levels, loaded)
+    return phases_of(levels, reserved, scenario.task, machine, capacity)
+
+
+def phases_of(
+    levels: Mapping[str, Level], reserved: Mapping[str, int], task: Task, machine: Overheads, capacity: int
+) -> tuple[Phase, ...]:
+    """The three meters of each phase from what is live and what is ``reserved`` for it."""
     figures = [level.total for level in levels.values()]
     if machine.context_bytes:
-        quantised = _quantised(scenario, architecture, fmt)
-        dtype = quantised.rest_dtype if quantised is not None else scenario.weights
-        loaded = reserved_for_weights(architecture, PLAIN_BYTES[dtype], quantised.fmt if quantised is not None else None)
-        reserved = (training_reserved if scenario.task == "training" else generation_reserved)(levels, loaded)
-        slack = machine.slack_permille(scenario.task)
+        slack = machine.slack_permille(task)
         if slack != PERMILLE:
             reserved = {name: level.total + (reserved[name] - level.total) * slack // PERMILLE for name, level in levels.items()}
         figures = settle_reserved(reserved, levels, capacity - machine.context_bytes)

@@ -14,7 +14,7 @@ from planner.architecture import read_config
 from planner.faults import Faults
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint
 from planner.predict import predict
-from planner.scenario import parse_scenario, to_json
+from planner.scenario import LOSSES, OPTIMIZERS, parse_scenario, to_json
 from planner.units import GIB
 from resources.catalog import catalog_model
 from resources.gpus import gpu
@@ -73,7 +73,7 @@ works = st.one_of(
         {
             "task": st.just("training"), "batch": st.integers(1, 4), "sequence": st.integers(1, 5000),
             "checkpointing": st.sampled_from(["none", "full"]), "precision": st.sampled_from(["bf16", "fp32"]),
-            "optimizer": st.sampled_from(["adamw_fused", "adamw_foreach", "adamw"]), "gradient_accumulation": st.integers(1, 2),
+            "optimizer": st.sampled_from(OPTIMIZERS), "gradient_accumulation": st.integers(1, 2), "loss": st.sampled_from(LOSSES),
         }
     ),
 )  # fmt: skip
@@ -105,7 +105,7 @@ GROWING = ("batch", "prompt_tokens", "new_tokens", "sequence")
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(MODELS), works, st.data())
 def test_more_work_never_takes_less(model: str, work: dict[str, object], data: st.DataObject) -> None:
-    """Allocated is monotone in batch, prompt, new tokens and sequence."""
+    """Allocated is monotone in batch, prompt, new tokens and sequence; of a training so is what is reserved."""
     task = work.pop("task")
     name = data.draw(st.sampled_from([name for name in GROWING if name in work]))
     more = work | {name: work[name] + data.draw(st.integers(1, 500))}
@@ -113,6 +113,7 @@ def test_more_work_never_takes_less(model: str, work: dict[str, object], data: s
         footprint(model, task, **work).gpus[0].phases, footprint(model, task, **more).gpus[0].phases, strict=True
     ):
         assert large.allocated >= small.allocated
+        assert large.reserved >= small.reserved or task == "inference"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_fused", "adamw_foreach"])
@@ -194,17 +195,10 @@ def test_one_layer_less_is_one_layers_weights_less() -> None:
     assert replace(whole, gpus=()) != replace(cut, gpus=())
 
 
-SEGMENTS_BYTES = 4 * 20 * 2**20
-"""The last segment of weights, gradients and both moments (kLargeBuffer of the allocator)."""
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(MODELS), works, st.integers(1, 5), st.integers(1, 5))
 def test_more_layers_never_take_less(model: str, work: dict[str, object], layers: int, more: int) -> None:
-    """Every phase of a model with more of the same layers holds at least as much.
-
-    What the allocator reserves may fall a little: one layer more can fill the segments of weights and states better.
-    """
+    """Every phase of a model with more of the same layers holds and reserves at least as much."""
     config = dict(catalog_model(model).config)
     card, task = gpu(A100), work.pop("task")
     scenario = parse_scenario({"version": 1, "model": model, "task": task, task: work})
@@ -214,7 +208,7 @@ def test_more_layers_never_take_less(model: str, work: dict[str, object], layers
     )
     for less, rest in zip(small.gpus[0].phases, large.gpus[0].phases, strict=True):
         assert less.allocated <= rest.allocated
-        assert less.device <= rest.device + SEGMENTS_BYTES
+        assert less.device <= rest.device
     assert small.parameters < large.parameters
 
 
