@@ -104,10 +104,10 @@ def largest_batch(asked: Asked) -> int:
 def layouts(scenario: Scenario, gpus: int) -> Iterator[Scenario]:
     """The scenario spread over ``gpus`` in the ways its engine knows, that which moves least between GPUs first.
 
-    Serving: tensor parallelism within a node, then fewer ranks with pipeline stages. Training: ZeRO or FSDP over data
-    parallelism, where memory falls with every GPU.
+    transformers lays layers on GPU after GPU. Serving: tensor parallelism within a node, then fewer ranks with pipeline
+    stages. Training: ZeRO or FSDP over data parallelism, where memory falls with every GPU.
     """
-    if gpus == 1:
+    if gpus == 1 or (scenario.task == "inference" and scenario.engine == "transformers"):
         yield _spread(scenario, gpus, Parallel())
         return
     if scenario.task == "training":

@@ -7,6 +7,7 @@ from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
 from planner.components.activations import activate
 from planner.components.graph import Gradients, Graph, Node, add, broadcast, gathered, linear, multiply, passed_on, sliced
 from planner.components.mlp import mlp_forward
+from planner.components.quantised import hold_from_host
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
@@ -53,6 +54,7 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     run, routing = g.run, FP32_BYTES if g.run.code.routing == "fp32" else g.run.dtype_bytes
     narrow, weighed = _routed(g, mixer, run.hidden_size), _routed(g, mixer, run.hidden_size, routing)
     ups, downs = _expert_weights(mixer)
+    fetched = hold_from_host(g, (*ups, *downs))
     g.make("selected", narrow, (source,), (), gathered)
     (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
     linear(g, "expert output", "expert product", narrow, downs)
@@ -65,7 +67,7 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     else:
         g.make("summed", run.upcast(run.hidden_size), ("weighed in order",))
         g.make(target, run.hidden(), ("summed",))
-    g.free("selected", "expert output", "weighed in order", "summed", "down bias")
+    g.free("selected", "expert output", "weighed in order", "summed", "down bias", *fetched)
 
 
 def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from planner.architecture.counts import is_routed
 from planner.architecture.layers import Architecture, Weight
 from planner.components.tape import Level, Size
 from planner.formats.format import Format, scheme_of
@@ -31,6 +32,8 @@ class QuantisedWeights:
     """The format a model's linears are held in (:func:`planner.formats.resolve_format` has filled it in)."""
 
     fmt: Format
+    on_host: bool = False
+    """Plain weights that the host holds: a module's come to the GPU for its product and go after it."""
 
     @property
     def rest_dtype(self) -> str:
@@ -48,6 +51,8 @@ class QuantisedWeights:
         weight = next((weight for weight in weights if weight.role != "bias"), None)
         if weight is None:
             return None
+        if self.on_host:
+            return None if is_routed(weight) else Plain(self.rest_dtype)
         found = scheme_of(self.fmt, weight, "model.layers.*.")
         return None if isinstance(found, Plain) else found
 
@@ -63,11 +68,31 @@ def is_known(fmt: Format) -> bool:
 
 def hold_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, size: Size, component: str) -> None:
     """The result ``name`` of a product, and what exists beside it until it is there; a bias is added in a tensor of its own."""
+    if isinstance(scheme, Plain):
+        _fetched(g, weights, name, size, component)
+        return
     biased = len(weights) > 1
     _product(g, scheme, weights[0], f"{name} without bias" if biased else name, size, component)
     if biased:
         g.hold(name, size, component)
         g.free(f"{name} without bias")
+
+
+def _fetched(g: Graph, weights: Sequence[Weight], name: str, size: Size, component: str) -> None:
+    held = hold_from_host(g, weights)
+    g.hold(name, size, component)
+    g.free(*held)
+
+
+def hold_from_host(g: Graph, weights: Sequence[Weight]) -> list[str]:
+    """A module's parameters that come to the GPU for its forward (accelerate's ``AlignDevicesHook``): what to free after it."""
+    if g.run.quantised is None or not g.run.quantised.on_host:
+        return []
+    held = [f"{weight.name} from the host" for weight in weights]
+    for label, weight in zip(held, weights, strict=True):
+        dimensions = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
+        g.hold(label, Size(count=weight.count, **dimensions, bytes=g.run.dtype_bytes))
+    return held
 
 
 def _product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, component: str) -> None:
