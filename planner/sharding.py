@@ -234,6 +234,11 @@ def _part(
     return Part(weight.name, _tensor_name(path, weight, owner), bytes_here, whole, cut == "whole", times)
 
 
+def rank_weight(weight: Weight, owner: Owner, split: Split) -> Weight:
+    """A mixer's weight as one rank holds it."""
+    return _held(weight, owner, split, _cut(weight, owner, split))
+
+
 def _last_name(weight: Weight) -> str:
     return weight.name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Architecture, MixtureOfExperts
+from planner.engines.sharded.tensor import tensor_faults
 from planner.faults import Fault, Faults
 from planner.record import record
 from planner.scenario import Scenario
@@ -54,6 +55,7 @@ def ways_of(scenario: Scenario) -> Ways:
 def refuse(scenario: Scenario, architecture: Architecture, ways: Ways) -> None:
     """Raise :class:`Faults` for what the framework itself refuses."""
     faults = [*split_faults(architecture, Split(tensor=ways.tensor, pipeline=ways.pipeline))]
+    faults += [fault for fault in tensor_faults(architecture, ways.tensor) if fault.path not in {each.path for each in faults}]
     if ways.pipeline > 1 and scenario.engine != "megatron":
         faults.append(Fault("parallel.pipeline", f"{scenario.engine} has no pipeline parallelism here; use 1 or engine megatron"))
     if ways.context > 1 and scenario.engine != "megatron":

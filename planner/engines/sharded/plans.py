@@ -8,12 +8,13 @@ from dataclasses import field, replace
 from planner.architecture.layers import Architecture
 from planner.components.optimizers import OPTIMIZERS
 from planner.components.states import plain_weights
-from planner.components.tape import Level
+from planner.components.tape import Level, Size
 from planner.engines.around import ALONE, Around
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
 from planner.engines.sharded.layout import ZERO_STAGES, Ways
 from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_rank
+from planner.engines.sharded.tensor import GatheredHead, tensor_rank
 from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
 from planner.engines.training import trained_tensors
 from planner.record import record
@@ -44,6 +45,20 @@ class RankPlan:
 
 def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
     """The distinct ranks of a settled training, rank 0 first."""
+    if ways.tensor > 1:
+        found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor), ways)
+        gathered = _rank_logits(scenario, architecture, ways)
+        return [replace(plan, around=GatheredHead(plan.around, gathered)) if architecture.head else plan for plan in found]
+    return _rank_plans(scenario, architecture, ways)
+
+
+def _rank_logits(scenario: Scenario, architecture: Architecture, ways: Ways) -> Size:
+    ask = scenario.training
+    columns = -(-architecture.vocab_size // ways.tensor)
+    return Size(batch=ask.batch, sequence=ask.sequence or 1, vocab_of_rank=columns, bytes=COMPUTED_BYTES[ask.precision])
+
+
+def _rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
     if ways.sharding == "fsdp":
         return _fully_sharded(scenario, architecture, ways)
     if ways.sharding in ZERO_STAGES:
@@ -61,7 +76,8 @@ def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways) -> R
         around = replicated = Replicated(view=view)
         tensors, _ = trained_tensors(scenario, architecture, bytes_)
         replicated.hold(weights, tensors, None if cap is None else int(cap))
-    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, int(ways.data > 1))
+    collectives = int(ways.data > 1) + int(ways.tensor > 1)
+    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, collectives)
 
 
 def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
@@ -97,7 +113,7 @@ def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -
         weights = plain_weights(stored, policy.shard_bytes)
         plan = RankPlan(
             index, architecture, stored, weights, FullyShard(architecture, policy, scenario.training, index), policy.compute_bytes,
-            policy.shard_bytes, int(policy.ranks > 1),
+            policy.shard_bytes, int(policy.ranks > 1) + int(ways.tensor > 1),
         )  # fmt: skip
         found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
     return found
