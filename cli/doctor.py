@@ -13,7 +13,7 @@ import sys
 from cli import exits
 from cli.system_packages import missing_packages, remedy
 from cli.tables import console, table
-from probes.nvml import Nvml
+from probes.drivers import Drivers
 from probes.preflight import why_not
 from probes.recording import recordings_folder
 
@@ -48,7 +48,7 @@ def _findings() -> list[tuple[str, str, str]]:
     """What, state, remedy (empty when all is well)."""
     found = [("Python", platform.python_version(), "")]
     found += [(name, _version(name), "") for name in PACKAGES]
-    nvml = Nvml()
+    nvml = Drivers()
     state = nvml.open()
     found.append(("GPU driver", ", ".join(gpu.name for gpu in nvml.readings()) if state.available else str(state), ""))
     nvml.close()

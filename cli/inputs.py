@@ -42,10 +42,10 @@ def plan_of(scenario: Scenario) -> Plan:
 
 def detected_gpu() -> str | None:
     """The catalog's name of the first NVIDIA GPU here, None without one."""
-    from probes.nvml import Nvml  # noqa: PLC0415  loads the driver's library
+    from probes.drivers import Drivers  # noqa: PLC0415  loads the driver's library
     from resources.gpus import UnknownGpu, gpu  # noqa: PLC0415
 
-    nvml = Nvml()
+    nvml = Drivers()
     try:
         readings = nvml.readings() if nvml.open().available else ()
         return gpu(readings[0].name, readings[0].memory.total_bytes).name if readings else None

@@ -123,9 +123,9 @@ def _measure(options: argparse.Namespace) -> int:
 
 def default_device() -> str:
     """``cuda:0`` where NVML sees a GPU, else ``cpu``."""
-    from probes.nvml import Nvml  # noqa: PLC0415
+    from probes.drivers import Drivers  # noqa: PLC0415
 
-    nvml = Nvml()
+    nvml = Drivers()
     try:
         return "cuda:0" if nvml.open().available and nvml.readings() else "cpu"
     finally:

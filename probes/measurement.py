@@ -254,11 +254,20 @@ class Measurement:
 
     @property
     def _driver_index(self) -> tuple[object, object]:
-        """The driver's index (and MIG instance) of the device, by its UUID: CUDA_VISIBLE_DEVICES gives CUDA numbers of its own."""
-        uuid, gpus = _bare(self._device.get("uuid")), self.environment.get("gpus")
-        for gpu in gpus if uuid and isinstance(gpus, list) else ():
-            if isinstance(gpu, Mapping) and _bare(gpu.get("uuid")) == uuid:
-                return gpu.get("index"), gpu.get("mig_index")
+        """The driver's index (and MIG instance) of the device.
+
+        CUDA numbers its devices by itself (CUDA_VISIBLE_DEVICES, and CUDA_DEVICE_ORDER, which is the fastest first unless it is
+        set): they are told by their UUID, or their place on the PCI bus, which ROCm's torch shares with its driver.
+        """
+        told = self.environment.get("gpus")
+        gpus = [gpu for gpu in told if isinstance(gpu, Mapping)] if isinstance(told, list) else []
+        for name, bare in (("uuid", _bare), ("pci_bus_id", _bus)):
+            mine = bare(self._device.get(name))
+            found = [gpu for gpu in gpus if mine and bare(gpu.get(name)) == mine]
+            if len(found) == 1:
+                return found[0].get("index"), found[0].get("mig_index")
+        if len(gpus) == 1:
+            return gpus[0].get("index"), gpus[0].get("mig_index")
         return self._device.get("index") or 0, None
 
     @property
@@ -354,6 +363,11 @@ def _for_rank(prediction: Mapping[str, Any] | None, rank: int) -> Mapping[str, A
 def _bare(uuid: object) -> str:
     """A UUID without the kind that NVML puts before it and torch does not."""
     return str(uuid or "").removeprefix("GPU-").removeprefix("MIG-").lower()
+
+
+def _bus(place: object) -> str:
+    """A place on the PCI bus with as many digits of the domain as it has: NVML writes eight, others four."""
+    return str(place or "").lstrip("0").lower()
 
 
 def _gpu_name(index: object, mig_index: object) -> str:

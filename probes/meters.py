@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from probes.nvml import GpuReading, Nvml, number_or_none
+from probes.drivers import Driver
+from probes.nvml import GpuReading, number_or_none
 from probes.sampler import IDLE_INTERVAL_S
 
 WALK_INTERVAL_S = 1.0
@@ -59,7 +60,7 @@ class ProcessTree:
 class ProbeMeters:
     """Reads everything that can be seen of a worker from outside."""
 
-    def __init__(self, pid: int, nvml: Nvml, before: Sequence[GpuReading]) -> None:
+    def __init__(self, pid: int, nvml: Driver, before: Sequence[GpuReading]) -> None:
         """``before`` are the GPUs before the worker started: what they use then is not its doing."""
         self._tree = ProcessTree(pid)
         self._nvml = nvml

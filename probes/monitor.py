@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import psutil
 
-from probes.nvml import GpuReading, Nvml, NvmlState, number_or_none
+from probes.drivers import Driver, Drivers
+from probes.nvml import GpuReading, NvmlState, number_or_none
 from probes.recording import Event, Recording, RecordingState
 from probes.session import environment
 
@@ -73,7 +74,7 @@ class Monitor:
 
     def __init__(
         self,
-        nvml: Nvml | None = None,
+        nvml: Driver | None = None,
         *,
         threshold: float | None = None,
         sort: Sort = "memory",
@@ -82,7 +83,7 @@ class Monitor:
         if threshold is not None and not 0 < threshold <= 1:
             message = f"threshold: must be above 0 and at most 1, got {threshold:g}"
             raise ValueError(message)
-        self._nvml = nvml or Nvml()
+        self._nvml = nvml or Drivers()
         self._threshold = threshold
         self._sort = sort
         self._on_event = on_event

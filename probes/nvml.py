@@ -115,6 +115,7 @@ class GpuReading:
     processes: tuple[GpuProcess, ...] = ()
     mig_index: int | None = None
     trouble: str = ""
+    pci_bus_id: str = ""
 
     def process_bytes(self, pids: Iterable[int]) -> int | None:
         """Memory of the given processes, where the driver lists them; in containers it often does not: None."""
@@ -125,7 +126,8 @@ class GpuReading:
     def to_json(self) -> dict[str, object]:
         """JSON-ready data; N/A is null."""
         return {
-            "index": self.index, "mig_index": self.mig_index, "uuid": self.uuid, "name": self.name,
+            "index": self.index, "mig_index": self.mig_index, "uuid": self.uuid, "pci_bus_id": self.pci_bus_id or None,
+            "name": self.name,
             "total_bytes": self.memory.total_bytes, "used_bytes": self.memory.used_bytes,
             "free_bytes": self.memory.free_bytes, "reserved_bytes": self.memory.reserved_bytes,
             "memory_source": self.memory.source,
@@ -166,6 +168,7 @@ class _Device:
     mig_index: int | None = None
     uuid: str = ""
     name: str = ""
+    pci_bus_id: str = ""
     trouble: str = ""
     memory_version: int | None = None
     """The structure that has answered before. It is kept: the two count ``used`` differently."""
@@ -273,6 +276,8 @@ class Nvml:
     def _identify(self, device: _Device) -> None:
         device.uuid = str(self._ask(device, "nvmlDeviceGetUUID").value or "")
         device.name = str(self._ask(device, "nvmlDeviceGetName").value or f"GPU {device.index}")
+        bus = getattr(self._ask(device, "nvmlDeviceGetPciInfo").value, "busId", "")
+        device.pci_bus_id = bus.decode("ascii", "replace") if isinstance(bus, bytes) else str(bus)
 
     def _ask(self, device: _Device, name: str, *arguments: Any, **options: Any) -> _Answer:
         """Ask about one GPU. One that is gone is asked no more, the others are."""
@@ -290,7 +295,10 @@ class Nvml:
             logger.warning("GPU %d: %s", device.index, device.trouble)
 
     def _identity(self, device: _Device, memory: MemoryReading) -> GpuReading:
-        return GpuReading(device.index, device.uuid, device.name, memory, mig_index=device.mig_index, trouble=device.trouble)
+        return GpuReading(
+            device.index, device.uuid, device.name, memory, mig_index=device.mig_index, trouble=device.trouble,
+            pci_bus_id=device.pci_bus_id,
+        )  # fmt: skip
 
     def _reading(self, device: _Device) -> GpuReading:
         memory = self._memory(device)
@@ -302,7 +310,7 @@ class Nvml:
             utilization_percent=NaN if utilization is None else float(utilization.gpu),
             power_watts=NaN if power_milliwatts is None else power_milliwatts / 1000,
             temperature_celsius=NaN if temperature is None else float(temperature),
-            processes=self._processes(device), mig_index=device.mig_index, trouble=device.trouble,
+            processes=self._processes(device), mig_index=device.mig_index, trouble=device.trouble, pci_bus_id=device.pci_bus_id,
         )  # fmt: skip
 
     def _processes(self, device: _Device) -> tuple[GpuProcess, ...]:

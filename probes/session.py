@@ -33,8 +33,9 @@ from typing import IO, Self
 
 import psutil
 
+from probes.drivers import Driver, Drivers
 from probes.meters import ProbeMeters, kernel_oom_kills
-from probes.nvml import GpuReading, Nvml
+from probes.nvml import GpuReading
 from probes.outcome import Facts, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
@@ -86,7 +87,7 @@ class ProbeSession:
         limits: Limits | None = None,
         recording_path: Path | None = None,
         command: Sequence[str] | None = None,
-        nvml: Nvml | None = None,
+        nvml: Driver | None = None,
         remote: Remote | None = None,
     ) -> None:
         """``prediction`` (a footprint) goes into the recording's header; ``command`` replaces :func:`worker_command`.
@@ -103,7 +104,7 @@ class ProbeSession:
         self._remote = remote
         self._heard = False
         self._over = threading.Event()
-        self._nvml = nvml or Nvml()
+        self._nvml = nvml or Drivers()
         self._recording: Recording | None = None
         self._group: ProcessGroup | None = None
         self._meters: ProbeMeters | None = None
@@ -398,7 +399,7 @@ def close_all() -> None:
         session.close()
 
 
-def environment(nvml: Nvml, readings: Sequence[GpuReading]) -> dict[str, object]:
+def environment(nvml: Driver, readings: Sequence[GpuReading]) -> dict[str, object]:
     """What a recording says about the machine: system, memory, driver, GPUs."""
     return {
         "system": platform.platform(),

@@ -27,9 +27,9 @@ from typing import IO, Literal, Self
 
 import psutil
 
+from probes.drivers import Driver, Drivers
 from probes.log_lines import LogReader, plain
 from probes.meters import ProbeMeters
-from probes.nvml import Nvml
 from probes.outcome import signal_name
 from probes.processes import ProcessGroup
 from probes.recording import Event, Recording, RecordingState
@@ -98,7 +98,7 @@ class Watch:
         prediction: Mapping[str, object] | None = None,
         time_s: float | None = None,
         recording_path: Path | None = None,
-        nvml: Nvml | None = None,
+        nvml: Driver | None = None,
         on_output: Callable[[bytes], object] | None = None,
     ) -> None:
         """``scenario`` and ``prediction`` go into the recording. ``on_output`` gets what a launched command prints, as it is."""
@@ -109,7 +109,7 @@ class Watch:
         self._header = {"scenario": scenario, "prediction": prediction}
         self._time_s = time_s
         self._recording_path = recording_path
-        self._nvml = nvml or Nvml()
+        self._nvml = nvml or Drivers()
         self._recording: Recording | None = None
         self._meters: ProbeMeters | None = None
         self._group: ProcessGroup | None = None

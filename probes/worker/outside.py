@@ -12,6 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .wire import Wire
@@ -38,6 +39,24 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _PciInfo(ctypes.Structure):
+    """``nvmlPciInfo_t``."""
+
+    _fields_ = (
+        ("legacy", ctypes.c_char * 16), ("domain", ctypes.c_uint), ("bus", ctypes.c_uint), ("device", ctypes.c_uint),
+        ("id", ctypes.c_uint), ("subsystem", ctypes.c_uint), ("bus_id", ctypes.c_char * 32),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, or one MIG instance of it, which then stands in its place."""
+
+    index: int
+    mig_index: int | None
+    handle: ctypes.c_void_p
+
+
 class _Process(ctypes.Structure):
     """``nvmlProcessInfo_v2_t``, which v3 of the call fills."""
 
@@ -52,13 +71,26 @@ class Driver:
 
     def __init__(self) -> None:
         self._library = _load()
-        self.handles: list[ctypes.c_void_p] = []
+        self.cards: list[Card] = []
         count = ctypes.c_uint()
         if self._asks("nvmlInitWithFlags", 0) and self._asks("nvmlDeviceGetCount_v2", ctypes.byref(count)):
             for index in range(count.value):
                 handle = ctypes.c_void_p()
                 if self._asks("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle)):
-                    self.handles.append(handle)
+                    self.cards += self._instances(index, handle) or [Card(index, None, handle)]
+
+    def _instances(self, index: int, whole: ctypes.c_void_p) -> list[Card]:
+        """The instances of a GPU in MIG mode: a program sees these, and never the whole."""
+        mode, pending, slots = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+        if not self._asks("nvmlDeviceGetMigMode", whole, ctypes.byref(mode), ctypes.byref(pending)) or not mode.value:
+            return []
+        self._asks("nvmlDeviceGetMaxMigDeviceCount", whole, ctypes.byref(slots))
+        found = []
+        for slot in range(slots.value):
+            handle = ctypes.c_void_p()
+            if self._asks("nvmlDeviceGetMigDeviceHandleByIndex", whole, slot, ctypes.byref(handle)):
+                found.append(Card(index, slot, handle))
+        return found
 
     def version(self) -> str | None:
         """The driver's."""
@@ -71,8 +103,13 @@ class Driver:
         return f"{number.value // 1000}.{number.value % 1000 // 10}" if found and number.value else None
 
     def identity(self, handle: ctypes.c_void_p) -> dict[str, str | None]:
-        """UUID and name."""
-        return {"uuid": self._text("nvmlDeviceGetUUID", handle), "name": self._text("nvmlDeviceGetName", handle)}
+        """UUID, place on the PCI bus, and name."""
+        place = _PciInfo()
+        bus = (
+            place.bus_id.decode("ascii", "replace") if self._asks("nvmlDeviceGetPciInfo_v3", handle, ctypes.byref(place)) else None
+        )
+        uuid, name = self._text("nvmlDeviceGetUUID", handle), self._text("nvmlDeviceGetName", handle)
+        return {"uuid": uuid, "pci_bus_id": bus, "name": name}
 
     def memory(self, handle: ctypes.c_void_p) -> tuple[int, int, int] | None:
         """Bytes (total, used, free) without the driver's own where it tells them apart; None when it does not say."""
@@ -108,7 +145,7 @@ class Outside(threading.Thread):
         super().__init__(name="outside", daemon=True)
         self._wire = wire
         self._driver = Driver()
-        self._before: dict[int, int] = {}
+        self._before: dict[tuple[int, int | None], int] = {}
         wire.send("environment", **self.environment())
 
     def run(self) -> None:
@@ -127,31 +164,29 @@ class Outside(threading.Thread):
         return {
             "remote": True, "system": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
             "cpus": os.cpu_count(), "memory_bytes": machine_memory()[1], "driver": self._driver.version(),
-            "cuda_driver": self._driver.cuda_version(), "gpus": [self._gpu(index) for index in range(len(self._driver.handles))],
+            "cuda_driver": self._driver.cuda_version(), "gpus": [self._gpu(card) for card in self._driver.cards],
         }  # fmt: skip
 
     def sample(self, *, with_processes: bool) -> dict[str, Any]:
         """``rss`` and ``gpus``, as :meth:`probes.meters.ProbeMeters.read` has them."""
         from .device import resident_bytes
 
-        gpus = [self._reading(index, with_processes) for index in range(len(self._driver.handles))]
+        gpus = [self._reading(card, with_processes) for card in self._driver.cards]
         return {"rss": resident_bytes(), **({"gpus": gpus} if gpus else {})}
 
-    def _gpu(self, index: int) -> dict[str, Any]:
-        handle = self._driver.handles[index]
-        total, used, free = self._driver.memory(handle) or (None, None, None)
+    def _gpu(self, card: Card) -> dict[str, Any]:
+        total, used, free = self._driver.memory(card.handle) or (None, None, None)
         if used is not None:
-            self._before[index] = used
+            self._before[card.index, card.mig_index] = used
         sizes: Mapping[str, Any] = {"total_bytes": total, "used_bytes": used, "free_bytes": free}
-        return {"index": index, "mig_index": None, **self._driver.identity(handle), **sizes}
+        return {"index": card.index, "mig_index": card.mig_index, **self._driver.identity(card.handle), **sizes}
 
-    def _reading(self, index: int, with_processes: bool) -> dict[str, Any]:
-        handle = self._driver.handles[index]
-        _total, used, free = self._driver.memory(handle) or (None, None, None)
-        before = self._before.get(index)
+    def _reading(self, card: Card, with_processes: bool) -> dict[str, Any]:
+        _total, used, free = self._driver.memory(card.handle) or (None, None, None)
+        before = self._before.get((card.index, card.mig_index))
         delta = None if used is None or before is None else used - before
-        told = {"process": self._driver.process_bytes(handle, os.getpid())} if with_processes else {}
-        return {"index": index, "mig_index": None, "used": used, "free": free, "delta": delta, **told}
+        told = {"process": self._driver.process_bytes(card.handle, os.getpid())} if with_processes else {}
+        return {"index": card.index, "mig_index": card.mig_index, "used": used, "free": free, "delta": delta, **told}
 
 
 def start(order: Mapping[str, Any], wire: Wire) -> None:

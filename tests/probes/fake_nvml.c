@@ -15,6 +15,8 @@ typedef struct { unsigned version; unsigned long long total, reserved, free, use
 typedef struct { unsigned gpu, memory; } utilization;
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } process;
 
+typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } pci;
+
 static device devices[64];
 
 static int find(const char *owner, const char *name, char *value, size_t size) {
@@ -87,6 +89,11 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device *gpu, unsigned slot, device **out
 
 int nvmlDeviceGetName(device *gpu, char *out, unsigned size) { return text(gpu, "name", out, size); }
 int nvmlDeviceGetUUID(device *gpu, char *out, unsigned size) { return text(gpu, "uuid", out, size); }
+
+int nvmlDeviceGetPciInfo_v3(device *gpu, pci *out) {
+    memset(out, 0, sizeof *out);
+    return text(gpu, "pci", out->bus_id, sizeof out->bus_id);
+}
 
 int nvmlDeviceGetMemoryInfo(device *gpu, memory_v1 *out) {
     out->total = number(gpu->key, "memory_v1.total", 0);

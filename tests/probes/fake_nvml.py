@@ -19,6 +19,7 @@ PROJECT = SOURCE.parents[2]
 H200 = {
     "driver": "580.65.06", "cuda": 13000, "count": 1,
     "0.name": "NVIDIA H200", "0.uuid": "GPU-6d1f8f0e-0000-4000-8000-000000000001",
+    "0.pci": "00000000:19:00.0",
     "0.memory_v2.total": 150754820096, "0.memory_v2.used": 4653056,
     "0.memory_v2.free": 150116040704, "0.memory_v2.reserved": 634126336,
     "0.memory_v1.total": 150754820096, "0.memory_v1.used": 638779392, "0.memory_v1.free": 150116040704,

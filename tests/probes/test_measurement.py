@@ -253,14 +253,25 @@ def test_the_device_holds_what_the_driver_sees_beside_what_torch_reserves(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("uuid", "outside"),
-    [("6d1f8f0e-0000-4000-8000-00000000000b", 500), ("GPU-6d1f8f0e-0000-4000-8000-00000000000B", 500), (None, 70)],
-    ids=["torch's", "the driver's", "not told"],
+    ("identity", "outside"),
+    [
+        ({"uuid": "6d1f8f0e-0000-4000-8000-00000000000b"}, 500),
+        ({"uuid": "GPU-6d1f8f0e-0000-4000-8000-00000000000B"}, 500),
+        ({"uuid": "hip's own", "pci_bus_id": "0000:C3:00.0"}, 500),
+        ({"uuid": None}, 70),
+    ],
+    ids=["torch's", "the driver's", "by its place on the bus", "not told"],
 )
-def test_a_renumbered_gpu_is_found_by_its_uuid(tmp_path: Path, uuid: str | None, outside: int) -> None:
-    """Under CUDA_VISIBLE_DEVICES=1 torch's cuda:0 is the driver's GPU 1."""
-    gpus = [{"index": n, "mig_index": None, "uuid": f"GPU-6d1f8f0e-0000-4000-8000-00000000000{'ab'[n]}"} for n in (0, 1)]
-    device = {"type": "cuda", "index": 0, "total_bytes": 10**6, "uuid": uuid}
+def test_a_renumbered_gpu_is_found(tmp_path: Path, identity: dict[str, str | None], outside: int) -> None:
+    """Under CUDA_VISIBLE_DEVICES=1, or with the fastest first, torch's cuda:0 is the driver's GPU 1."""
+    gpus = [
+        {
+            "index": n, "mig_index": None, "uuid": f"GPU-6d1f8f0e-0000-4000-8000-00000000000{'ab'[n]}",
+            "pci_bus_id": f"00000000:{('19', 'c3')[n]}:00.0",
+        }
+        for n in (0, 1)
+    ]  # fmt: skip
+    device = {"type": "cuda", "index": 0, "total_bytes": 10**6, **identity}
     events: list[dict[str, Any]] = [
         {"event": "environment", "t": 0.0, "gpus": gpus},
         {"event": "hello", "t": 0.0, "device": device},

@@ -60,6 +60,7 @@ def test_a_healthy_card_is_read_in_full(read: Read) -> None:
             "index": 0,
             "mig_index": None,
             "uuid": H200["0.uuid"],
+            "pci_bus_id": H200["0.pci"],
             "name": "NVIDIA H200",
             "total_bytes": 150754820096,
             "used_bytes": 4653056,

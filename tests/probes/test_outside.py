@@ -38,7 +38,8 @@ def test_the_driver_is_asked_without_any_package(fake: FakeNvml) -> None:
     told, slow, quick = json.loads(fake.run(SCRIPT))
     assert (told["remote"], told["driver"], told["cuda_driver"]) == (True, "580.65.06", "13.0")
     assert told["gpus"] == [{
-        "index": 0, "mig_index": None, "uuid": H200["0.uuid"], "name": "NVIDIA H200", "total_bytes": 150754820096,
+        "index": 0, "mig_index": None, "uuid": H200["0.uuid"], "pci_bus_id": H200["0.pci"], "name": "NVIDIA H200",
+        "total_bytes": 150754820096,
         "used_bytes": 4653056, "free_bytes": 150116040704,
     }]  # fmt: skip
     assert slow["rss"] > 2**20
@@ -60,6 +61,21 @@ def test_a_driver_that_says_less(fake: FakeNvml, change: dict[str, int], used: i
     fake.say({key: value for key, value in H200.items() if key != "0.processes"} | change)
     _told, slow, _quick = json.loads(fake.run(SCRIPT))
     assert slow["gpus"][0]["used"] == used
+
+
+def test_mig_instances_take_the_place_of_their_gpu_there_too(fake: FakeNvml) -> None:
+    answers: dict[str, object] = {key: value for key, value in H200.items() if key != "0.processes"}
+    answers |= {"0.mig": 1, "0.mig_slots": 7}
+    for slot in (0, 2):
+        answers |= {
+            f"0m{slot}.name": "NVIDIA H200 MIG", f"0m{slot}.uuid": f"MIG-{slot}",
+            f"0m{slot}.memory_v2.total": 10**10, f"0m{slot}.memory_v2.used": slot + 1,
+            f"0m{slot}.memory_v2.free": 5, f"0m{slot}.memory_v2.reserved": 6,
+        }  # fmt: skip
+    fake.say(answers)
+    told, slow, _quick = json.loads(fake.run(SCRIPT))
+    assert [(gpu["index"], gpu["mig_index"], gpu["uuid"]) for gpu in told["gpus"]] == [(0, 0, "MIG-0"), (0, 2, "MIG-2")]
+    assert [(gpu["mig_index"], gpu["used"], gpu["delta"]) for gpu in slow["gpus"]] == [(0, 1, 0), (2, 3, 0)]
 
 
 def test_a_driver_that_does_not_start_has_no_gpus(fake: FakeNvml) -> None:

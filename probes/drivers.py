@@ -1,0 +1,87 @@
+"""The GPUs of this machine, whoever made them: NVIDIA's driver and AMD's as one.
+
+Intel's and Apple's are known through torch alone (:mod:`probes.worker.vendors`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from probes.amd import LIBRARY_NOT_FOUND, AmdSmi
+from probes.nvml import GpuReading, Nvml, NvmlState
+
+
+class Driver(Protocol):
+    """What is asked of a driver. States with words take the place of exceptions."""
+
+    @property
+    def state(self) -> NvmlState:
+        """Whether it answers."""
+
+    @property
+    def driver_version(self) -> str:
+        """Empty when unknown."""
+
+    @property
+    def cuda_version(self) -> str:
+        """Empty when unknown."""
+
+    def open(self) -> NvmlState:
+        """Load it, unless that is done."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+    def readings(self) -> tuple[GpuReading, ...]:
+        """Everything about every GPU, once or twice a second."""
+
+    def memory(self) -> tuple[GpuReading, ...]:
+        """Memory of every GPU, twenty times a second."""
+
+
+class Drivers:
+    """Every driver here. AMD's GPUs are numbered after NVIDIA's."""
+
+    def __init__(self, nvml: Nvml | None = None, amd: AmdSmi | None = None) -> None:
+        self._nvml, self._amd = nvml or Nvml(), amd or AmdSmi()
+
+    @property
+    def state(self) -> NvmlState:
+        """One that answers is enough; where none does, the words are those of the driver that is here, else NVIDIA's."""
+        nvidia, amd = self._nvml.state, self._amd.state
+        return nvidia if nvidia.available or amd.code == LIBRARY_NOT_FOUND else amd
+
+    @property
+    def driver_version(self) -> str:
+        """Of each that answers."""
+        return ", ".join(filter(None, (self._nvml.driver_version, self._amd.driver_version)))
+
+    @property
+    def cuda_version(self) -> str:
+        """NVIDIA's."""
+        return self._nvml.cuda_version
+
+    def open(self) -> NvmlState:
+        """Load both."""
+        self._nvml.open()
+        self._amd.open()
+        return self.state
+
+    def close(self) -> None:
+        """Let go of both."""
+        self._nvml.close()
+        self._amd.close()
+
+    def readings(self) -> tuple[GpuReading, ...]:
+        """Everything about every GPU."""
+        return _joined(self._nvml.readings(), self._amd.readings())
+
+    def memory(self) -> tuple[GpuReading, ...]:
+        """Memory of every GPU."""
+        return _joined(self._nvml.memory(), self._amd.memory())
+
+
+def _joined(nvidia: tuple[GpuReading, ...], amd: tuple[GpuReading, ...]) -> tuple[GpuReading, ...]:
+    first = max((gpu.index for gpu in nvidia), default=-1) + 1
+    return (*nvidia, *(replace(gpu, index=first + gpu.index) for gpu in amd))
