@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject, Slot
 from PySide6.QtGui import QGuiApplication
@@ -12,13 +14,15 @@ from PySide6.QtWidgets import QFileDialog
 
 from gui.actions import Act
 from gui.export import ChartMenu, TableMenu
+from gui.operations import Operation
 from gui.translate import tr
 from planner.faults import Faults
 from planner.scenario import ModelPath
 
 if TYPE_CHECKING:
     from gui.window import MainWindow
-    from planner.report.content import Part
+    from planner.footprint import Footprint
+    from planner.report.content import Levels, Part
     from resources.plan import Plan
 
 _REPORTS = "HTML (*.html);;Markdown (*.md)"
@@ -62,10 +66,23 @@ class Sharing(QObject):
 
     @Slot()
     def copy_answer(self) -> None:
-        """What ``predict --json`` prints."""
+        """What ``predict --json`` prints. Its limits take long to be worked out."""
         footprint = self._state.footprint
         if footprint is not None:
-            self._put(json.dumps(footprint.to_json(), indent=2), tr("The answer is on the clipboard as JSON"))
+            self._window.say(tr("Working the limits out …"))
+            self._away("copy answer", partial(_json_of, footprint), self._copied_answer)
+
+    @Slot(object)
+    def _copied_answer(self, text: str) -> None:
+        self._put(text, tr("The answer is on the clipboard as JSON"))
+
+    def _away(self, key: str, work: Callable[[], object], then: Callable[[Any], None]) -> None:
+        """Work that takes longer than a frame."""
+        self._window.context.operations.start(Operation(key, work, then, self._failed))
+
+    @Slot(object)
+    def _failed(self, error: Exception) -> None:
+        self._window.say(str(error) or repr(error))
 
     @Slot()
     def copy_markdown(self) -> None:
@@ -74,7 +91,12 @@ class Sharing(QObject):
 
         plan = self._state.plan
         if plan is not None:
-            self._put(markdown(self._report(plan)), tr("The plan is on the clipboard as Markdown"))
+            title, measured = self._title(plan), self._window.measured_of(plan)
+            self._away("copy report", lambda: markdown(_report(plan, title, measured)), self._copied_report)
+
+    @Slot(object)
+    def _copied_report(self, text: str) -> None:
+        self._put(text, tr("The plan is on the clipboard as Markdown"))
 
     @Slot()
     def export_report(self) -> None:
@@ -88,12 +110,16 @@ class Sharing(QObject):
         output = Path(path)
         if output.suffix.lower() not in (".md", ".html"):
             output = output.with_name(output.name + (".md" if "md" in kind else ".html"))
-        try:
-            write_report(self._report(plan), output, self._title(plan))
-        except OSError as error:
-            self._window.say(tr("{} was not saved: {}").format(output, error.strerror or error))
-        else:
-            self._window.say(tr("Saved {}").format(output))
+        title, measured = self._title(plan), self._window.measured_of(plan)
+
+        def write() -> str:
+            try:
+                write_report(_report(plan, title, measured), output, title)
+            except OSError as error:
+                return tr("{} was not saved: {}").format(output, error.strerror or error)
+            return tr("Saved {}").format(output)
+
+        self._away("report", write, self._window.say)
 
     @Slot()
     def export_chart(self) -> None:
@@ -116,17 +142,11 @@ class Sharing(QObject):
         self._with(TableMenu, "copy", tr("This tab has no table"))
 
     def _with(self, kind: type[ChartMenu | TableMenu], method: str, otherwise: str) -> None:
-        found = self._window.current_tab().findChildren(kind)
+        found = [menu for menu in self._window.current_tab().findChildren(kind) if menu.parentWidget().isVisible()]
         if found:
             getattr(found[0], method)()
         else:
             self._window.say(otherwise)
-
-    def _report(self, plan: Plan) -> tuple[Part, ...]:
-        from planner.report.content import report_of  # noqa: PLC0415
-
-        measured = self._window.measured_of(plan)
-        return report_of(plan.footprint, self._title(plan), measured)
 
     def _title(self, plan: Plan) -> str:
         return f"{plan.source.label} · {plan.scenario.task} · {plan.gpu.name}"
@@ -134,3 +154,13 @@ class Sharing(QObject):
     def _put(self, text: str, words: str) -> None:
         QGuiApplication.clipboard().setText(text)
         self._window.say(words)
+
+
+def _json_of(footprint: Footprint) -> str:
+    return json.dumps(footprint.to_json(), indent=2)
+
+
+def _report(plan: Plan, title: str, measured: Levels | None) -> tuple[Part, ...]:
+    from planner.report.content import report_of  # noqa: PLC0415
+
+    return report_of(plan.footprint, title, measured)

@@ -87,6 +87,9 @@ QTabBar::tab:focus { color: @accent; }
 QTableView { background: @surface; border: 1px solid @border; border-radius: 6px; gridline-color: transparent;
   selection-background-color: @accent_soft; selection-color: @text; outline: 0; }
 QTableView:focus { border: 1px solid @accent; }
+QListWidget { background: @surface; border: none; outline: 0; }
+QListWidget::item { padding: 3px 2px; border-radius: 4px; }
+QListWidget::item:selected { background: @accent_soft; color: @text; }
 QHeaderView { background: transparent; }
 QHeaderView::section { background: @surface; color: @muted; border: none; border-bottom: 1px solid @border; padding: 5px 8px; }
 QHeaderView::section:hover { color: @text; }

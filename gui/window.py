@@ -90,6 +90,7 @@ class MainWindow(QMainWindow):
         """Open a scenario, a recording or a model, whichever the file is."""
         self.documents.open_file(path)
 
+    @Slot(object)
     def say(self, text: str) -> None:
         """Tell something that needs no answer."""
         self.statusBar().showMessage(text, _STATUS_MS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING
 
+from gui.fits.speeds import Pace, paces_of
 from planner.engines.served import SERVED
 from planner.faults import Faults
 from planner.footprint import Footprint, Verdict
@@ -93,6 +95,7 @@ class Fits:
     map: Map
     cards: tuple[CardRow, ...]
     inverse: tuple[Inverse, ...]
+    paces: tuple[Pace, ...] = ()
 
 
 def fits_of(plan: Plan, settled: Scenario, unwanted: Event | None = None) -> Fits:
@@ -101,7 +104,7 @@ def fits_of(plan: Plan, settled: Scenario, unwanted: Event | None = None) -> Fit
     found = _map(plan, settled)
     cards = tuple(_card_row(plan, settled, name, unwanted) for name in _cards(plan))
     own = next(row for row in cards if row.name == plan.gpu.name)
-    return Fits(found, cards, _inverse(plan, settled, own, unwanted))
+    return Fits(found, cards, _inverse(plan, settled, own, unwanted), paces_of(plan, settled, partial(_go_on, unwanted)))
 
 
 def batch_of(scenario: Scenario) -> int:

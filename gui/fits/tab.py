@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPushButton, QSplitter, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPushButton, QSplitter, QStackedWidget, QVBoxLayout, QWidget
 
 from gui.export import ChartMenu, TableMenu
 from gui.fits.answers import Answer, Fits, Inverse, NotWanted, batch_of, context_of, fits_of
 from gui.fits.cards import CardTable
 from gui.fits.heat_map import HeatMap
+from gui.fits.speed_chart import SpeedChart
+from gui.fits.speeds import Pace
+from gui.form.editors import Segments
 from gui.operations import Operation
 from gui.theme import set_role
 from gui.translate import tr
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 
 _PAUSE_MS = 120
 _QUESTIONS = 4
+_VIEW_WIDTH = 150
+VIEWS = (
+    ("map", tr("Context × batch"), tr("What fits of every load on this card")),
+    ("speed", tr("Speed × concurrency"), tr("How fast the load runs with more sequences at once")),
+)
 _NO_ANSWER = "There is no closed form for this choice yet, so nothing can be turned around. Rehearse it in the Probe tab."
 
 
@@ -34,7 +42,9 @@ class FitsTab(QWidget):
     def __init__(self, context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._state, self._operations = context.state, context.operations
-        self.heat_map, self.table = HeatMap(), CardTable()
+        self.heat_map, self.speeds, self.table = HeatMap(), SpeedChart(), CardTable()
+        self.views = Segments(VIEWS, width=_VIEW_WIDTH)
+        self.views.set_value("map")
         self.answers = [InverseAnswer() for _ in range(_QUESTIONS)]
         self.note = QLabel(wordWrap=True, visible=False)
         self._of: Plan | None = None
@@ -53,7 +63,11 @@ class FitsTab(QWidget):
         set_role(card, "card")
         inside = QVBoxLayout(card)
         inside.setContentsMargins(10, 8, 10, 6)
-        inside.addWidget(self.heat_map)
+        self._charts = QStackedWidget()
+        for chart in (self.heat_map, self.speeds):
+            self._charts.addWidget(chart)
+        inside.addWidget(self.views, 0, Qt.AlignmentFlag.AlignLeft)
+        inside.addWidget(self._charts, 1)
         split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False, handleWidth=10)
         split.addWidget(card)
         split.addWidget(self.table)
@@ -66,6 +80,7 @@ class FitsTab(QWidget):
         column.addWidget(self.note)
         column.addWidget(split, 1)
         ChartMenu(self.heat_map)
+        ChartMenu(self.speeds)
         TableMenu(self.table, self.table.cards)
 
     def _connect(self) -> None:
@@ -74,6 +89,8 @@ class FitsTab(QWidget):
         units().changed.connect(self._show)
         self.heat_map.adopted.connect(self._adopt)
         self.table.adopted.connect(self._adopt)
+        self.speeds.adopted.connect(self._adopt)
+        self.views.edited.connect(self._turn)
         for answer in self.answers:
             answer.use.clicked.connect(self._adopt_inverse)
 
@@ -99,6 +116,7 @@ class FitsTab(QWidget):
         if self.isVisible():
             self._unwanted.set()
             self.heat_map.set_dimmed()
+            self.speeds.set_dimmed()
             self._pause.start()
 
     @Slot()
@@ -129,6 +147,7 @@ class FitsTab(QWidget):
             return
         settled = self._state.settled
         self.heat_map.show_map(self._fits.map, batch_of(settled), context_of(settled))
+        self.speeds.show_paces(self._fits.paces, batch_of(settled))
         self.table.show_cards(self._fits.cards, self._of.gpu.name)
         for index, answer in enumerate(self.answers):
             known = index < len(self._fits.inverse)
@@ -139,7 +158,11 @@ class FitsTab(QWidget):
         self.note.setVisible(not self._fits.inverse)
 
     @Slot(object)
-    def _adopt(self, answer: Answer) -> None:
+    def _turn(self, view: object) -> None:
+        self._charts.setCurrentWidget(self.speeds if view == "speed" else self.heat_map)
+
+    @Slot(object)
+    def _adopt(self, answer: Answer | Pace) -> None:
         self._state.open(answer.scenario, tr("adopt what fits"))
 
     @Slot()

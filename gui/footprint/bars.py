@@ -22,7 +22,7 @@ from planner.words import COMPONENTS, word
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10
-_LEAST_LABEL, _LEAST_WHISKER, _WHISKER = 30, 5, 6
+_LEAST_LABEL, _LEAST_WHISKER, _WHISKER = 30, 5, 4
 _ROOM_FOR_ROWS = 4
 """Room that is kept even for fewer rows, so that a change of task moves nothing."""
 
@@ -247,11 +247,11 @@ class Bars(QWidget):
         write(painter, QRectF(end, top, 140, _ROW), text, ink, bold=row.peak, tabular=True)
 
     def _paint_error(self, painter: QPainter, row: Row, top: float) -> None:
-        """The error band as a whisker at the end of the bar."""
+        """The error band as a whisker at the end of the bar, below the words."""
         left, right = (round(self._x(row.total_bytes + sign * row.error_bytes)) + 0.5 for sign in (-1, 1))
         if right - left < _LEAST_WHISKER:
             return
-        middle = round(top + _ROW / 2) + 0.5
+        middle = round(top + _ROW - _WHISKER - 1) + 0.5
         for colour, width in (("surface", 4), ("text", 1.5)):
             painter.setPen(QPen(theme().colour(colour), width))
             painter.drawLine(QPointF(left, middle), QPointF(right, middle))

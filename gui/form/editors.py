@@ -50,9 +50,9 @@ class NumberField(QAbstractSpinBox):
 
     edited = Signal(object)
 
-    def __init__(self, *, doubles: bool = False, parent: QWidget | None = None) -> None:
+    def __init__(self, *, doubles: bool = False, least: int = 1, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._doubles = doubles
+        self._doubles, self._least = doubles, least
         self._default = 1
         self.setFont(font(tabular=True))
         self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)
@@ -85,7 +85,7 @@ class NumberField(QAbstractSpinBox):
         """One step of the arrows."""
         now = self.value()
         start = now if isinstance(now, int) else self._default
-        changed = _doubled(start, steps) if self._doubles else max(1, start + steps)
+        changed = _doubled(start, steps) if self._doubles else max(self._least, start + steps)
         self.lineEdit().setText(str(changed))
         self.edited.emit(changed)
 
@@ -236,7 +236,7 @@ class ChoiceField(QComboBox):
         """Show ``value``; one that is not in the list is added, so that nothing is hidden."""
         if self.currentData() == value:
             return
-        index = self.findData(value)
+        index = next((at for at in range(self.count()) if self.itemData(at) == value), -1)
         if index < 0:
             self.addItem(str(value), value)
             index = self.count() - 1

@@ -10,9 +10,12 @@ from typing import Literal
 
 from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, SearchField, Segments, ShareField, SizeField
 from gui.form.model_box import ModelBox
+from gui.form.modules import ModulesField
+from gui.form.options import OptionsField
 from planner.scenario import (
     ATTENTIONS,
     CHECKPOINTINGS,
+    HISTORIES,
     INFERENCE_ENGINES,
     LOSSES,
     METHODS,
@@ -20,6 +23,7 @@ from planner.scenario import (
     OPTIMIZERS,
     PRECISIONS,
     SHARDINGS,
+    SPECULATIONS,
     TASKS,
     TRAINING_ENGINES,
     Scenario,
@@ -28,7 +32,8 @@ from resources.gpus import find_gpus
 
 Section = Literal["Model", "Workload", "Engine", "Hardware", "Parallelism"]
 SECTIONS: tuple[Section, ...] = ("Model", "Workload", "Engine", "Hardware", "Parallelism")
-ADAPTER_METHODS = ("lora", "qlora", "dora")
+LOW_RANK = ("lora", "qlora", "dora")
+VIRTUAL = ("prompt", "prefix")
 KV_CACHES = ("auto", "bf16", "fp16", "fp8", "int8", "int4")
 WEIGHTS = (
     "native", "fp32", "bf16", "fp16", "fp8", "int8", "nf4", "nf4-dq", "mxfp4", "nvfp4", "gptq-int4-g128", "awq-int4-g128",
@@ -37,7 +42,7 @@ WEIGHTS = (
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field. ``task`` None: shown for every task; ``advanced``: folded away at first; ``adapters``: only where some are trained."""
+    """One field. ``task`` None: shown for every task; ``advanced``: folded away at first; ``when``: only for such scenarios."""
 
     path: str
     label: str
@@ -47,11 +52,35 @@ class FieldSpec:
     task: str | None = None
     advanced: bool = False
     wide: bool = False
-    adapters: bool = False
+    when: Callable[[Scenario], bool] | None = None
 
     def suits(self, scenario: Scenario) -> bool:
         """Whether the field belongs to the task and method at hand."""
-        return self.task in (None, scenario.task) and (not self.adapters or scenario.training.method in ADAPTER_METHODS)
+        return self.task in (None, scenario.task) and (self.when is None or self.when(scenario))
+
+
+def _low_rank(scenario: Scenario) -> bool:
+    return scenario.training.method in LOW_RANK
+
+
+def _by_module(scenario: Scenario) -> bool:
+    return scenario.training.method in (*LOW_RANK, "ia3")
+
+
+def _virtual(scenario: Scenario) -> bool:
+    return scenario.training.method in VIRTUAL
+
+
+def _freezes(scenario: Scenario) -> bool:
+    return scenario.training.method == "freeze"
+
+
+def _speculates(scenario: Scenario) -> bool:
+    return scenario.inference.speculation.method != "none"
+
+
+def _talks(scenario: Scenario) -> bool:
+    return scenario.inference.conversation.turns > 1
 
 
 def _choices(*names: str) -> Callable[[], Editor]:
@@ -60,6 +89,10 @@ def _choices(*names: str) -> Callable[[], Editor]:
 
 def _count() -> Editor:
     return NumberField()
+
+
+def _none_or_count() -> Editor:
+    return NumberField(least=0)
 
 
 def _tokens() -> Editor:
@@ -72,6 +105,22 @@ def _size() -> Editor:
 
 def _names() -> Editor:
     return NamesField()
+
+
+def _modules() -> Editor:
+    return ModulesField()
+
+
+def _options() -> Editor:
+    return OptionsField()
+
+
+def _on_off() -> Editor:
+    return ChoiceField([(False, "off"), (True, "on")])
+
+
+def _as_engine() -> Editor:
+    return ChoiceField([(None, "as the engine has it"), (True, "on"), (False, "off")])
 
 
 def _share() -> Editor:
@@ -99,12 +148,17 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("inference.new_tokens", "&New tokens", "Tokens made for each sequence.", "Workload", _tokens, "inference"),
     FieldSpec("training.batch", "&Batch", "Micro-batch of one GPU.", "Workload", _count, "training"),
     FieldSpec("training.sequence", "&Sequence", "Tokens of each sample; 8k is 8192.", "Workload", _tokens, "training"),
-    FieldSpec("training.method", "Met&hod", "What is trained: everything, or adapters.", "Workload", _choices(*METHODS), "training"),
+    FieldSpec("training.method", "Met&hod", "What is trained: everything, adapters, some modules, or vectors before the input.", "Workload", _choices(*METHODS), "training"),
     FieldSpec("training.precision", "P&recision", "bf16: all in bf16. amp: fp32 weights, bf16 compute.", "Workload", _choices(*PRECISIONS), "training"),
     FieldSpec("training.optimizer", "&Optimizer", "What it remembers is often larger than the weights.", "Workload", _choices(*OPTIMIZERS), "training"),
     FieldSpec("training.checkpointing", "&Checkpointing", "Recompute activations in the backward instead of keeping them.", "Workload", _choices(*CHECKPOINTINGS), "training"),
-    FieldSpec("training.lora.rank", "LoRA ran&k", "Rows of each adapter: it trains rank · (in + out) parameters of every module named.", "Workload", _count, "training", adapters=True),
-    FieldSpec("training.lora.targets", "LoRA modules", "Modules that get an adapter, by name and parted by commas: q_proj, v_proj.", "Workload", _names, "training", adapters=True),
+    FieldSpec("training.lora.rank", "LoRA ran&k", "Rows of each adapter: it trains rank · (in + out) parameters of every module named.", "Workload", _count, "training", when=_low_rank),
+    FieldSpec("training.lora.targets", "Modules", "Modules that get an adapter: choose in the list, or type names parted by commas.", "Workload", _modules, "training", when=_by_module),
+    FieldSpec("training.trainable", "Trained", "Modules that train, by name or path and parted by commas: lm_head, layers.31. Empty: the head.", "Workload", _names, "training", when=_freezes),
+    FieldSpec("training.virtual_tokens", "Virtual tokens", "Trained vectors before the input, or before every layer's keys and values.", "Workload", _count, "training", when=_virtual),
+    FieldSpec("training.lora.dropout", "LoRA dropout", "Share of the adapters' inputs that is dropped; a mask of it is kept for the backward.", "Workload", _share, "training", advanced=True, when=_low_rank),
+    FieldSpec("training.lora.rslora", "rsLoRA", "Scale by the root of the rank. It changes no size.", "Workload", _on_off, "training", advanced=True, when=_low_rank),
+    FieldSpec("training.lora.alpha", "LoRA alpha", "Scale of the adapters; empty: twice the rank. It changes no size.", "Workload", _count, "training", advanced=True, when=_low_rank),
     FieldSpec("training.gradient_accumulation", "Accumulation", "Micro-batches before each optimizer step.", "Workload", _count, "training", advanced=True),
     FieldSpec("training.loss", "Loss", "Default upcasts all logits to fp32; chunked and fused do not.", "Workload", _choices(*LOSSES), "training", advanced=True),
     FieldSpec("inference.engine", "&Engine", "The framework that runs the model.", "Engine", _choices(*INFERENCE_ENGINES), "inference"),
@@ -112,6 +166,19 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("inference.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "inference", advanced=True),
     FieldSpec("inference.kv_cache", "KV cache", "The format of keys and values.", "Engine", _choices(*KV_CACHES), "inference", advanced=True),
     FieldSpec("inference.max_model_len", "Max length", "Longest sequence the engine makes room for.", "Engine", _tokens, "inference", advanced=True),
+    FieldSpec("inference.samples", "Samples", "Answers drawn from one prompt: they share its cache.", "Workload", _count, "inference", advanced=True),
+    FieldSpec("inference.shared_prefix", "Shared prefix", "Share of the prompt, 0 to 1, that every request begins with alike.", "Workload", _share, "inference", advanced=True),
+    FieldSpec("inference.chunked_prefill", "Chunked prefill", "Whether long prompts are read in pieces.", "Engine", _as_engine, "inference", advanced=True),
+    FieldSpec("inference.speculation.method", "Speculation", "Tokens proposed ahead, and who proposes them.", "Engine", _choices(*SPECULATIONS), "inference", advanced=True),
+    FieldSpec("inference.speculation.tokens", "Proposed", "Tokens proposed in each step.", "Engine", _count, "inference", advanced=True, when=_speculates),
+    FieldSpec("inference.speculation.draft_parameters", "Draft size", "Parameters of the draft model.", "Engine", _count, "inference", advanced=True, when=_speculates),
+    FieldSpec("inference.adapters.count", "LoRA slots", "Adapters served beside each other; 0 for none.", "Engine", _none_or_count, "inference", advanced=True),
+    FieldSpec("inference.adapters.rank", "Their rank", "Rank that each slot has room for.", "Engine", _count, "inference", advanced=True),
+    FieldSpec("inference.conversation.turns", "Turns", "Questions and answers of a dialogue.", "Workload", _count, "inference", advanced=True),
+    FieldSpec("inference.conversation.history", "History", "What stays in the context from one turn to the next.", "Workload", _choices(*HISTORIES), "inference", advanced=True, when=_talks),
+    FieldSpec("inference.conversation.kept_tokens", "Kept tokens", "Tokens that stand for the history where it is not kept.", "Workload", _none_or_count, "inference", advanced=True, when=_talks),
+    FieldSpec("inference.engine_options", "Options", "The engine's own options as name=value, parted by commas.", "Engine", _options, "inference", advanced=True),
+    FieldSpec("training.engine_options", "Options", "The framework's own options as name=value, parted by commas.", "Engine", _options, "training", advanced=True),
     FieldSpec("training.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "training", advanced=True),
     FieldSpec("hardware.gpu", "&GPU", "Any words of its name.", "Hardware", _gpu, wide=True),
     FieldSpec("hardware.gpus", "GP&Us", "Cards in one machine.", "Hardware", _count),

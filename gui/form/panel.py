@@ -15,6 +15,7 @@ from gui.form.field import Field
 from gui.form.fields import FIELDS, SECTIONS, FieldSpec, Section
 from gui.form.model_box import ModelBox
 from gui.form.model_menu import ModelMenu
+from gui.form.modules import Module, ModulesField, linear_modules
 from gui.icons import icon
 from gui.state import State, value_at
 from gui.theme import set_role, theme
@@ -86,7 +87,7 @@ class FormPanel(QScrollArea):
 
     def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
         """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
-        for _, members in groupby(specs, key=lambda spec: (spec.task, spec.advanced, spec.adapters)):
+        for _, members in groupby(specs, key=lambda spec: (spec.task, spec.advanced, spec.when)):
             group = QWidget()
             rows = QVBoxLayout(group)
             rows.setContentsMargins(0, 0, 0, 0)
@@ -131,12 +132,19 @@ class FormPanel(QScrollArea):
         if isinstance(box, ModelBox):
             box.search_with(self._state.operations)
             box.dropped.connect(self.menu.open_path)
+        for field in self.fields.values():
+            if isinstance(field.editor, ModulesField):
+                field.editor.offer(self._modules)
         self._state.scenario_changed.connect(self._show_scenario)
         self._state.plan_changed.connect(self._show_plan)
         self._state.faults_changed.connect(self._show_faults)
         self._state.busy_changed.connect(self._show_busy)
         theme().changed.connect(self._restyle)
         self._restyle()
+
+    def _modules(self) -> tuple[Module, ...]:
+        plan = self._state.plan
+        return linear_modules(plan.architecture) if plan else ()
 
     @Slot(str, object, str, bool)
     def _edit(self, path: str, value: object, text: str, typing: bool) -> None:  # noqa: FBT001  a signal's arguments
@@ -191,7 +199,9 @@ class FormPanel(QScrollArea):
             if path is None:
                 elsewhere.append(str(fault))
             else:
-                messages[path] = f"{messages[path]}\n{fault.message}" if path in messages else fault.message
+                inner = fault.path.removeprefix(path).removeprefix(".")
+                message = f"{inner}: {fault.message}" if inner else fault.message
+                messages[path] = f"{messages[path]}\n{message}" if path in messages else message
         for path, field in self.fields.items():
             field.set_fault(messages.get(path, ""))
         self._general.setText("\n".join(elsewhere))

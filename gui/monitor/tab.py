@@ -6,11 +6,12 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
-from PySide6.QtGui import QCloseEvent, QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFrame, QHeaderView, QLabel, QScrollArea, QTableView, QVBoxLayout, QWidget
+from PySide6.QtGui import QCloseEvent
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QHeaderView, QLabel, QPushButton, QScrollArea, QTableView, QVBoxLayout, QWidget
 
 from gui.cells import Cell, CellModel, Column, dress
 from gui.export import TableMenu
+from gui.monitor.floating import Dock, Panel
 from gui.monitor.gpu_card import GpuCard
 from gui.theme import set_role
 from gui.translate import tr
@@ -39,8 +40,13 @@ class MonitorTab(QWidget):
         self.words = QLabel(tr("Looking for GPUs …"), wordWrap=True)
         self.holders = CellModel([Column(tr(column.heading), column.figures) for column in _COLUMNS], self)
         self.table = QTableView()
+        self.float = QPushButton(tr("Own window"), toolTip=tr("Keep the monitor beside whatever you do; closing it brings it back"))
         self._reader = Reader(self)
+        self.panel = Panel()
+        self.dock = Dock(self.panel, tr("Monitor"))
         self._lay_out()
+        self.float.clicked.connect(self.dock.undock)
+        self.panel.seen.connect(self._seen)
         self._reader.read.connect(self.show_snapshot)
 
     def _lay_out(self) -> None:
@@ -58,27 +64,34 @@ class MonitorTab(QWidget):
         set_role(body, "side")
         scroll.setWidget(body)
         scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        column = QVBoxLayout(self)
+        set_role(self.float, "compact")
+        head = QHBoxLayout()
+        head.addWidget(self.words, 1)
+        head.addStretch(0)
+        head.addWidget(self.float, 0, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignRight)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.addWidget(self.dock)
+        column = QVBoxLayout(self.panel)
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
-        column.addWidget(self.words)
+        column.addLayout(head)
         column.addWidget(scroll, 2)
         column.addWidget(self.table, 1)
 
-    def showEvent(self, event: QShowEvent) -> None:
-        """Begin to read."""
-        super().showEvent(event)
-        self._reader.start()
-
-    def hideEvent(self, event: QHideEvent) -> None:
-        """What cannot be seen is not read."""
-        self._reader.stop()
-        super().hideEvent(event)
-
     def closeEvent(self, event: QCloseEvent) -> None:
-        """End the thread."""
+        """End the thread, and the window of its own."""
+        self.dock.dock()
         self._reader.stop()
         super().closeEvent(event)
+
+    @Slot(bool)
+    def _seen(self, seen: bool) -> None:  # noqa: FBT001  a signal's argument
+        """What cannot be seen is not read."""
+        if seen:
+            self._reader.start()
+        else:
+            self._reader.stop()
 
     @Slot(object)
     def show_snapshot(self, snapshot: Snapshot) -> None:
@@ -94,7 +107,6 @@ class MonitorTab(QWidget):
         self.holders.show_cells([_cells(holder) for holder in snapshot.holders])
         told = "" if snapshot.gpus else str(snapshot.state) or tr(_NO_DRIVER)
         self.words.setText(told or ("" if snapshot.holders else tr(_NOBODY)))
-        self.words.setVisible(bool(self.words.text()))
         self.table.setVisible(bool(snapshot.gpus))
 
 

@@ -122,3 +122,43 @@ def test_a_pool_of_cache_is_as_full_as_its_tokens():
 
 def test_the_cards_keep_qt_s_rules(window, qtmodeltester):
     qtmodeltester.check(CardTable(window).cards)
+
+
+@pytest.fixture
+def speeds(tab):
+    QTest.mouseClick(tab.views._group.button(1), Qt.MouseButton.LeftButton)
+    return tab.speeds
+
+
+def test_speed_is_what_the_planner_says_of_each_concurrency(tab, speeds):
+    """More at once makes more tokens together, and each waits no less."""
+    assert speeds.isVisible()
+    assert not tab.heat_map.isVisible()
+    pace = next(one for one in speeds.paces if one.batch == 8)
+    footprint = make_plan(with_values(state(tab).settled, batch=8)).footprint
+    assert (pace.tokens_per_s, pace.wait_s) == (footprint.speed["tokens_per_s"], footprint.speed["time_per_token_s"])
+    assert pace.verdict == footprint.verdict
+    waits, rates = [one.wait_s for one in speeds.paces], [one.tokens_per_s for one in speeds.paces]
+    assert waits == sorted(waits)
+    assert rates == sorted(rates)
+
+
+def test_a_point_of_the_speed_is_adopted_by_mouse_and_keys(tab, speeds):
+    QTest.mouseClick(speeds, Qt.MouseButton.LeftButton, pos=speeds.point_of(1).toPoint())
+    assert state(tab).scenario.inference.batch == 2
+    speeds.setFocus()
+    speeds.show_paces(speeds.paces, 2)
+    QTest.keyClick(speeds, Qt.Key.Key_Right)
+    assert "4 at once" in speeds.accessibleDescription()
+    QTest.keyClick(speeds, Qt.Key.Key_Return)
+    assert state(tab).scenario.inference.batch == 4
+    state(tab).undo_stack.undo()
+    state(tab).undo_stack.undo()
+    assert state(tab).scenario.inference.batch == 1
+
+
+def test_a_plan_without_a_known_speed_says_so(speeds):
+    before = speeds.grab().toImage()
+    speeds.show_paces((), 1)
+    assert speeds.current is None
+    assert speeds.grab().toImage() != before

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
 from gui.examples import EXAMPLES
 from gui.form.editors import read_count
+from gui.form.fields import FIELDS
 from planner.scenario import ModelPath, parse_scenario, to_json
 from resources.catalog import model_ids
 from resources.gpus import gpu_names
@@ -171,6 +174,78 @@ def test_adapters_have_fields_only_where_some_are_trained(window):
     type_into(form.fields["training.lora.rank"], "32")
     type_into(form.fields["training.lora.targets"], "q_proj, o_proj")
     assert (state.scenario.training.lora.rank, state.scenario.training.lora.targets) == (32, ("q_proj", "o_proj"))
+
+
+@pytest.fixture
+def modules(window):
+    """The list of modules, open."""
+    state = window.context.state
+    state.edit("task", "training")
+    state.edit("training.method", "lora")
+    editor = window.form.fields["training.lora.targets"].editor
+    QTest.keyClick(editor, Qt.Key.Key_Down)
+    yield editor.list
+    editor.list.close()
+
+
+def test_the_modules_of_adapters_are_ticked_in_a_list_of_what_the_model_has(window, modules):
+    names = [modules.rows.item(row).data(Qt.ItemDataRole.UserRole) for row in range(modules.rows.count())]
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert modules.ticked == ("q_proj", "v_proj")
+    assert "1024 × 4096, 32 of them" in modules.rows.item(1).text()
+    modules.rows.item(1).setCheckState(Qt.CheckState.Checked)
+    state = window.context.state
+    assert state.scenario.training.lora.targets == ("q_proj", "k_proj", "v_proj")
+    QTest.mouseClick(modules.presets["mlp"], Qt.MouseButton.LeftButton)
+    assert state.scenario.training.lora.targets == ("gate_proj", "up_proj", "down_proj")
+    QTest.mouseClick(modules.presets["all-linear"], Qt.MouseButton.LeftButton)
+    assert state.scenario.training.lora.targets == ("all-linear",)
+    assert set(modules.ticked) == set(names)
+    for _ in range(3):
+        state.undo_stack.undo()
+    assert state.scenario.training.lora.targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("ia3", "training.lora.targets"),
+        ("freeze", "training.trainable"),
+        ("prompt", "training.virtual_tokens"),
+        ("dora", "training.lora.rank"),
+    ],
+)
+def test_each_method_brings_its_own_field(window, method, path):
+    window.context.state.edit("task", "training")
+    field = window.form.fields[path]
+    assert not field.isVisible()
+    window.context.state.edit("training.method", method)
+    assert field.isVisible()
+
+
+def test_options_of_an_engine_are_typed_under_its_own_names(window):
+    window.form._fold.click()
+    window.context.state.edit("inference.engine", "vllm")
+    field = window.form.fields["inference.engine_options"]
+    type_into(field, "gpu_memory_utilization=0.8, enforce_eager=true")
+    assert window.context.state.scenario.inference.engine_options == {"gpu_memory_utilization": 0.8, "enforce_eager": True}
+    assert not field.fault
+    type_into(field, "gpu_memory_use=0.8")
+    assert "gpu_memory_use" in field.fault
+
+
+NOT_IN_THE_FORM = {"inference.speculation.draft"}
+"""A whole config inside the config."""
+
+
+def test_every_choice_of_a_scenario_can_be_made_in_the_form():
+    def leaves(value, prefix=""):
+        for item in dataclasses.fields(value):
+            inner, path = getattr(value, item.name), f"{prefix}{item.name}"
+            yield from leaves(inner, f"{path}.") if dataclasses.is_dataclass(inner) else [path]
+
+    scenario = parse_scenario({"version": 1, "model": "m", "task": "inference"})
+    assert set(leaves(scenario)) - {spec.path for spec in FIELDS} == NOT_IN_THE_FORM
 
 
 def test_parallelism_and_shares_are_typed(window):

@@ -160,19 +160,25 @@ def test_a_link_of_a_folder_carries_its_config_and_not_its_path(window, tmp_path
     qtbot.waitUntil(lambda: not window.context.state.busy)
 
 
-def test_the_plan_is_copied_as_json_and_markdown(window):
+def test_the_plan_is_copied_as_json_and_markdown(window, qtbot):
+    operations = window.context.operations
     window.action(Act.COPY_ANSWER).trigger()
+    assert operations.running("copy answer"), "limits take long: they are worked out beside the window's thread"
+    qtbot.waitUntil(lambda: operations.idle, timeout=20_000)
+    assert json.loads(clipboard())["limits"]["max_batch"] > 1
     assert parse_scenario(json.loads(clipboard())["scenario"]).model == "meta-llama/Llama-3.1-8B"
     window.action(Act.COPY_MARKDOWN).trigger()
+    qtbot.waitUntil(lambda: operations.idle, timeout=20_000)
     assert clipboard().startswith("# meta-llama/Llama-3.1-8B")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "written"), [("r.html", "", "r.html"), ("r.md", "", "r.md"), ("r", "Markdown (*.md)", "r.md")]
 )
-def test_a_report_is_written(window, tmp_path, monkeypatch, name, kind, written):
+def test_a_report_is_written(window, qtbot, tmp_path, monkeypatch, name, kind, written):
     answer(monkeypatch, tmp_path / name, kind)
     window.action(Act.EXPORT_REPORT).trigger()
+    qtbot.waitUntil(lambda: window.context.operations.idle, timeout=20_000)
     assert "Llama-3.1-8B" in (tmp_path / written).read_text(encoding="utf-8")
     assert written in status(window)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 from math import nan
 
 import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 
 from probes.monitor import Holder, Snapshot
 from probes.nvml import GpuReading, MemoryReading, NvmlState
@@ -73,3 +75,18 @@ def test_who_holds_memory_is_listed(tab):
 def test_a_card_that_fell_off_the_bus_is_said(tab):
     tab.show_snapshot(Snapshot(0.0, NvmlState(), (reading(0, trouble="GPU is lost"),)))
     assert "GPU is lost" in tab.cards["0"].title.text()
+
+
+def test_it_can_stand_in_a_window_of_its_own(window, tab, qtbot):
+    """There it goes on while another tab is in front; closing it brings it back."""
+    QTest.mouseClick(tab.float, Qt.MouseButton.LeftButton)
+    frame = tab.dock.window_of_its_own
+    assert tab.panel.window() is frame
+    window.show_tab("footprint")
+    assert tab._reader._sampler is not None
+    assert tab.panel.isVisible()
+    frame.close()
+    assert tab.panel.window() is window
+    assert tab._reader._sampler is None
+    window.show_tab("monitor")
+    assert tab.panel.isVisible()
