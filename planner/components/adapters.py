@@ -67,7 +67,7 @@ def adapters_for(architecture: Architecture, training: Training, dtype_bytes: in
     """The adapters of a training's method; None where it has none. ``dtype_bytes``: of a plain parameter."""
     if training.method not in ADAPTED:
         return None
-    scaled = frozenset(map(id, feed_forward_weights(architecture))) if training.method == "ia3" else frozenset()
+    scaled = frozenset(map(id, feed_forward_weights(architecture.decoder))) if training.method == "ia3" else frozenset()
     return Adapters(training.method, training.lora, adapter_dtype_bytes(training, dtype_bytes), scaled)
 
 
@@ -331,14 +331,12 @@ def _adapter_rule(g: Graph, node: Node, gradient: str, gradient_of: str, size: S
 def _vector_rule(g: Graph, node: Node, gradient: str, gradient_of: str, vector: Size) -> Gradients:  # noqa: ARG001
     """The input's gradient in the product's dtype, then cast; the vector's is as large as the result until it is summed."""
     size = g.record.sizes[node.out]
-    made: Gradients = []
-    for tensor in node.wanted:
-        made.append((tensor, g.held(f"d {tensor} wide", node, size)))
+    made = [(tensor, g.held(f"d {tensor} wide", node, size)) for tensor in node.wanted]
     rows = g.held(f"{node.out} d_vector rows", node, size)
+    if any(g.record.sizes[tensor].bytes != size.bytes for tensor in node.wanted):
+        wide = [name for _, name in made]
+        made = [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
+        g.consume(*wide)
     _hold_gradient(g, gradient_of, vector)
     g.consume(rows)
-    for index, (tensor, wide) in enumerate(made):
-        if g.record.sizes[tensor].bytes != size.bytes:
-            made[index] = (tensor, g.gradient(tensor, node))
-            g.consume(wide)
     return made

@@ -11,7 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from planner.architecture.counts import decoder_weights, iter_weights, layer_weights, parameter_count
-from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
+from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Stack, Weight
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
@@ -67,11 +67,14 @@ def tower_adapters(architecture: Architecture, training: Training, dtype_bytes: 
     own = len(list(decoder_weights(architecture)))
     width = adapter_dtype_bytes(training, dtype_bytes)
     rest = list(iter_weights(architecture))[own:]
+    feed_forward = {id(weight) for tower in architecture.towers for weight in feed_forward_weights(tower)}
     return tuple(
         tensor
         for path, weight, times in rest
         if is_target(weight, path, training.lora.targets)
-        for tensor in adapters_of(path, weight, times, training.method, training.lora, width, feeds_forward=False)
+        for tensor in adapters_of(
+            path, weight, times, training.method, training.lora, width, feeds_forward=id(weight) in feed_forward
+        )
     )
 
 
@@ -124,7 +127,7 @@ def _tensors(
         return _unfrozen(architecture, names, dtype_bytes)
     if method in VIRTUAL:
         return (_virtual(architecture, method, virtual_tokens),)
-    feed_forward = {id(weight) for weight in feed_forward_weights(architecture)}
+    feed_forward = {id(weight) for weight in feed_forward_weights(architecture.decoder)}
     found = tuple(
         tensor
         for path, weight, times in _parameters(architecture)
@@ -138,9 +141,9 @@ def _tensors(
     return found
 
 
-def feed_forward_weights(architecture: Architecture) -> Iterator[Weight]:
+def feed_forward_weights(stack: Stack) -> Iterator[Weight]:
     """Weights of the last linear of each dense feed-forward block, which IA³ scales at its input (PEFT's own mapping)."""
-    for layer in architecture.decoder.layers:
+    for layer in stack.layers:
         for channel in layer.channel:
             linears = [weight for weight in channel.weights if weight.role == "linear"]
             if isinstance(channel, DenseMLP) and linears:

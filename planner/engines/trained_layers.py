@@ -40,15 +40,16 @@ class Reached:
     head: bool
 
 
-def reached_by_gradients(architecture: Architecture, run: Run, *, checkpointing: bool = False) -> Reached:
+def reached_by_gradients(architecture: Architecture, run: Run, *, input_requires: bool = False) -> Reached:
     """Walk from the embeddings to the head, and note where the first trained parameter stands.
 
-    With ``checkpointing`` transformers makes the embeddings' output require a gradient (``enable_input_require_grads``).
+    ``input_requires``: what the embeddings make requires a gradient although they are frozen: trained vectors stand before
+    it, or checkpointing asks for it (transformers ``enable_input_require_grads``).
     """
     outside = replace(run, path="")
     stack = architecture.decoder
     embeddings = _trains(outside, (*architecture.embeddings, *stack.weights))
-    needs, groups = embeddings or checkpointing, dict[object, tuple[TrainedLayers, list[int]]]()
+    needs, groups = embeddings or input_requires, dict[object, tuple[TrainedLayers, list[int]]]()
     for index, layer in enumerate(stack.layers):
         own = replace(run, path=f"{stack.name}.{index}.", constant_input=not needs) if run.names else run
         weights = list(layer_weights(layer)) if run.names or not needs else []
@@ -63,7 +64,7 @@ def reached_by_gradients(architecture: Architecture, run: Run, *, checkpointing:
     before_head = needs or _trains(outside, final)
     head = _trains(outside, architecture.head or (architecture.embeddings[:1] if architecture.tied_head else ()))
     layers = tuple(TrainedLayers(found.layer, found.run, tuple(places)) for found, places in groups.values())
-    return Reached(layers, embeddings, embeddings or checkpointing, needs, before_head, head)
+    return Reached(layers, embeddings, embeddings or input_requires, needs, before_head, head)
 
 
 def _trains(run: Run, weights: Iterable[Weight]) -> bool:

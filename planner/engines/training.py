@@ -38,11 +38,16 @@ def training_steps(
         ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
+        virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
         loss=Loss(ask.loss, int(ask.engine_options.get("chunk_tokens", CHUNK_TOKENS))),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
+    if architecture.kind != "decoder":
+        from planner.engines.encoder_training import encoder_training_phases  # noqa: PLC0415  loaded for those who ask
+
+        return encoder_training_phases(architecture, weights, states, work, transient)
     return training_phases(architecture, weights, states, work, transient, around)
 
 
@@ -66,7 +71,7 @@ def require_modelled_training(scenario: Scenario) -> None:
     training = scenario.training
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
-        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze")),
+        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt")),
         "training.precision": (training.precision, ("bf16", "fp32")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, ("none", "full")),

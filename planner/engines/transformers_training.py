@@ -41,6 +41,8 @@ class TrainingStep:
     names: tuple[str, ...] = ()
     """Modules that train where not all do; with ``adapters`` none of the model's own does."""
     trained: tuple[Trainable, ...] = ()
+    virtual_tokens: int = 0
+    """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
 
@@ -66,12 +68,13 @@ def training_phases(
         course.level.change(component, name, size, count)
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
-        work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes,
+        work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
-        trainable=work.adapters is None, adapters=work.adapters, names=work.names, quantised=work.quantised,
+        trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
+        quantised=work.quantised,
     )  # fmt: skip
-    reached = reached_by_gradients(architecture, run, checkpointing=work.checkpointing)
+    reached = reached_by_gradients(architecture, run, input_requires=work.checkpointing or work.virtual_tokens > 0)
     if accumulating and not around.holds_gradients:
         _hold_gradients(course, work.trained)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
@@ -97,7 +100,7 @@ def _training_forward(
     checkpointing, loss = work.checkpointing, work.loss
     around.at("forward", course)
     hold_inputs(course, architecture, run, checkpointing=checkpointing)
-    for name, size, count in _kept_of_embeddings(architecture, run, reached):
+    for name, size, count in _kept_of_embeddings(architecture, run, reached, work):
         course.hold("activations", name, size, count)
     laid = [layer_forward(each.layer, each.run, saving=not checkpointing, keeps_input=checkpointing) for each in reached.layers]
     blocks = [(forward.span, each.places) for forward, each in zip(laid, reached.layers, strict=True)]
@@ -108,13 +111,17 @@ def _training_forward(
     norm = final_norm(architecture, outside, saving=True, keeps=loss.keeps_norm(run, reached))
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
-    drop(course, "embeddings", "position embeddings", "earlier probabilities", *(() if checkpointing else ("mask",)))
+    # PEFT's own forward holds what it has put the virtual tokens before; a layer that saves its input holds the same.
+    held = work.virtual_tokens and "layer input" not in laid[0].live
+    mask, embeddings = () if checkpointing else ("mask",), () if held else ("embeddings",)
+    drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
     loss_forward(course, architecture, run, reached, loss)
+    drop(course, "embeddings")
     around.at("loss", course)
     return laid
 
 
-def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached) -> list[tuple[str, Size, int]]:
+def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, work: TrainingStep) -> list[tuple[str, Size, int]]:
     """What autograd keeps before the layers; one or none of each.
 
     The mask of GPT-2's dropout, the input of BLOOM's norm; and what frozen embeddings made, where that was told to require
@@ -125,7 +132,7 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached) 
     dropped = run.code.keeps_positions and architecture.decoder.layers[0].dropout
     normed = any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
     added = any("position" in weight.name or "wpe" in weight.name for weight in architecture.embeddings)
-    leaf = not reached.embeddings and (added or run.code.scales_embeddings)
+    leaf = not reached.embeddings and work.checkpointing and (added or run.code.scales_embeddings or work.virtual_tokens > 0)
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
@@ -150,12 +157,14 @@ def _training_backward(
     around.at("layers backward", course)
     course.run_stack(around.backward(blocks), "backward of the layers", backwards=True)
     around.at("embeddings backward", course)
-    for name, size, count in _kept_of_embeddings(architecture, run, reached):
+    for name, size, count in _kept_of_embeddings(architecture, run, reached, work):
         course.level.change("activations", name, size, -count)
     if reached.embeddings:
         _embedding_backward(course, architecture, run)
     else:
         drop(course, "d")
+    if work.virtual_tokens and not run.accumulating:
+        _hold_gradients(course, work.trained)
     drop(course, "cosines and sines", "mask")
     around.at("end", course)
 

@@ -1,7 +1,8 @@
-"""Which parameters train: all, a head, or adapters through PEFT on a frozen, possibly quantised base."""
+"""Which parameters train: all, named modules, or what PEFT adds to a frozen, possibly quantised base."""
 
 from __future__ import annotations
 
+import re
 from types import MethodType
 from typing import Any
 
@@ -14,7 +15,11 @@ from .order import Order, Training
 from .product import QuantisedLinear
 from .quantised import is_quantised, quantise
 
-ADAPTER_METHODS = ("lora", "dora", "qlora")
+LOW_RANK = ("lora", "dora", "qlora")
+VIRTUAL = ("prompt", "prefix")
+ALL_LINEAR = "all-linear"
+_FEED_FORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "mlp.c_proj", "w2", "wo", "output_linear")
+"""The last linear of a feed-forward block, whose input IA³ scales (peft, utils/constants.py)."""
 QLORA_DEFAULT = "nf4"
 _TARGETS_FIELD = "scenario.training.lora.targets"
 
@@ -23,14 +28,29 @@ def apply_method(model: Any, order: Order) -> Any:
     """The model to train, made from the built one while it is on meta. Raises :class:`WorkerError`."""
     training = order.training
     if training.method == "freeze":
-        _train_head_only(model)
+        _freeze(model, training.trainable)
     quantised = is_quantised(order.weights)
     if training.method == "dora" and quantised:
         message = f"scenario.weights: DoRA over {order.weights} is not rehearsed; choose qlora, or 16-bit weights"
         raise WorkerError("unsupported", message, "scenario.weights")
     if training.method == "qlora" or (training.method == "lora" and quantised):
         quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training))
-    return _with_adapters(model, training) if training.method in ADAPTER_METHODS else model
+    return model if training.method in ("full", "freeze") else _with_peft(model, training)
+
+
+def _freeze(model: Any, names: tuple[str, ...]) -> None:
+    """What is not in a module of ``names`` (a run of parts of a path) is frozen; without names all but the head."""
+    if not names:
+        _train_head_only(model)
+        return
+    model.requires_grad_(False)
+    chosen = [p for path, p in model.named_parameters() if any(f".{name}." in f".{path}." for name in names)]
+    if not chosen:
+        field = "scenario.training.trainable"
+        modules = ", ".join(sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path})[:40])
+        raise WorkerError("bad_order", f"{field}: {', '.join(names)} not in this model; its modules are {modules}", field)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
 
 
 def _train_head_only(model: Any) -> None:
@@ -46,25 +66,54 @@ def _skipped(training: Training) -> tuple[str, ...]:
     return tuple(part.strip() for part in names.split(",")) if isinstance(names, str) else tuple(names)
 
 
-def _with_adapters(model: Any, training: Training) -> Any:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter was added by PEFT."""
+    return any(part in name for part in ("lora_", "ia3_l", "prompt_encoder"))
+
+
+def _with_peft(model: Any, training: Training) -> Any:
     try:
-        from peft import LoraConfig, get_peft_model
+        import peft
     except ImportError as error:
         raise WorkerError("missing_package", f"{training.method} needs peft: python -m pip install peft") from error
-    _check_targets(model, training.lora.targets)
     if training.options.get("prepare_for_kbit_training"):
         cast_unquantised(model)
-    config = LoraConfig(
-        r=training.lora.rank,
-        lora_alpha=training.lora.alpha,
-        lora_dropout=training.lora.dropout,
-        target_modules=list(training.lora.targets),
-        use_dora=training.method == "dora",
-    )
+    if training.method in VIRTUAL:
+        kind = peft.PromptTuningConfig if training.method == "prompt" else peft.PrefixTuningConfig
+        return peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=training.virtual_tokens))
+    _check_targets(model, training.lora.targets)
+    config = _scaling_config(peft, training) if training.method == "ia3" else _low_rank_config(peft, training)
     fp32 = bool(training.options.get("autocast_adapter_dtype", True))
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=fp32)
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=fp32)
     _run_as_over_bitsandbytes(adapted)
     return adapted
+
+
+def _low_rank_config(peft: Any, training: Training) -> Any:
+    lora = training.lora
+    return peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
+        use_dora=training.method == "dora",
+        use_rslora=lora.rslora,
+    )
+
+
+def _scaling_config(peft: Any, training: Training) -> Any:
+    """IA³ scales what a feed-forward block's last linear reads, and what the other targets make."""
+    targets = training.lora.targets
+    named = ".*" if targets == (ALL_LINEAR,) else _ending_in(targets)
+    return peft.IA3Config(
+        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else named,
+        feedforward_modules=f"(?={_ending_in(_FEED_FORWARD)}$){named}",
+    )
+
+
+def _ending_in(names: tuple[str, ...]) -> str:
+    """A pattern of the paths that end in one of ``names``."""
+    return rf"(.*\.)?({'|'.join(map(re.escape, names))})"
 
 
 def cast_unquantised(model: nn.Module) -> None:
@@ -75,6 +124,8 @@ def cast_unquantised(model: nn.Module) -> None:
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    if targets == (ALL_LINEAR,):
+        return
     paths = [name for name, _ in model.named_modules()]
     missing = [target for target in targets if not any(f".{path}".endswith(f".{target}") for path in paths)]
     if missing or not targets:

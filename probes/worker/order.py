@@ -14,7 +14,7 @@ TASKS = ("inference", "training")
 PERSONALITIES = ("cuda", "cpu")
 DECODE_STEPS = ("auto", "all")
 TRACED_LAYERS = ("auto", "all")
-METHODS = ("full", "freeze", "lora", "dora", "qlora")
+METHODS = ("full", "freeze", "lora", "dora", "qlora", "ia3", "prompt", "prefix")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32")
 CHECKPOINTINGS = ("none", "full", "selective")
 LOSSES = ("default", "chunked", "fused")
@@ -35,12 +35,16 @@ class Inference:
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters: their rank, the modules that get one, alpha (default twice the rank) and the dropout of their inputs."""
+    """Adapters: their rank, the modules that get one, alpha (default twice the rank) and the dropout of their inputs.
+
+    ``targets`` of one name ``all-linear`` are every linear layer but the head. ``rslora`` divides alpha by √rank.
+    """
 
     rank: int
     targets: tuple[str, ...]
     alpha: int
     dropout: float = 0.0
+    rslora: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class Training:
     loss: str
     attention: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    trainable: tuple[str, ...] = ()
+    """Modules that train under method ``freeze``; none: the head."""
+    virtual_tokens: int = 20
 
 
 @dataclass(frozen=True)
@@ -153,13 +160,16 @@ def _training(reader: _Reader) -> Training:
         loss=reader.choice("loss", LOSSES, "default"),
         attention=reader.text("attention", "auto"),
         options=reader.mapping("engine_options"),
+        trainable=reader.texts("trainable", ()),
+        virtual_tokens=reader.count("virtual_tokens", 20),
     )
 
 
 def _lora(reader: _Reader) -> Lora:
     rank = reader.count("rank", 8)
     targets = reader.texts("targets", ("q_proj", "v_proj"))
-    return Lora(rank, targets, reader.count("alpha", 2 * rank), reader.number("dropout", 0.0, minimum=0.0))
+    scaled = reader.raw("rslora", False) is True
+    return Lora(rank, targets, reader.count("alpha", 2 * rank), reader.number("dropout", 0.0, minimum=0.0), scaled)
 
 
 def _device(order: _Reader, mode: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from . import device as devices
 from . import vendors
+from .adapters import is_adapter
 from .attribution import ADAPTERS, QUANTIZATION_STATE, Attribution
 from .build import Built, Maker, attention_of, build, make_fake, make_filler, make_real, materialise
 from .distributed import following_shards, place, split
@@ -266,7 +267,7 @@ class Run:
     def _label_weights(self, attribution: Attribution) -> None:
         assert self._built is not None
         model = self._built.model
-        adapters = [value for name, value in model.named_parameters() if "lora_" in name]
+        adapters = [value for name, value in model.named_parameters() if is_adapter(name)]
         attribution.label(quantisation_state(model), QUANTIZATION_STATE)
         if self._amp:
             attribution.master_weights(value for value in model.parameters() if value.dtype == torch.float32)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .adapters import is_adapter
 from .attribution import tensors_of
 from .tracker import held_by, rounded
 
@@ -78,7 +79,7 @@ class Walk:
         held: dict[str, list[torch.Tensor]] = {"weights": list(self._model.buffers()), "adapters": [], "master_weights": []}
         for name, parameter in self._model.named_parameters():
             is_master = self._masters and parameter.dtype == torch.float32
-            held["adapters" if "lora_" in name else "master_weights" if is_master else "weights"].append(parameter)
+            held["adapters" if is_adapter(name) else "master_weights" if is_master else "weights"].append(parameter)
         loaded = self._load.holdings() if self._load is not None else {}
         return held | {name: list(tensors_of([value])) for name, value in loaded.items()}
 
