@@ -32,8 +32,12 @@ TRANSFORMERS_INFERENCE = {
     "cache_residual_length": Option("int", "newest tokens that stay in 16 bit", 1, _TOKENS),
 }
 TRANSFORMERS_TRAINING = {
+    "version": Option("str", "release of transformers whose loss is computed"),
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
+    "checkpoint_modules": Option("str", "what of a layer selective checkpointing recomputes", choices=("layers", "attention", "mlp")),
+    "checkpoint_saves": Option("str", "operators whose results selective checkpointing keeps: mm, attention"),
+    "checkpoint_offload": Option("bool", "inputs of checkpointed layers are held in pinned host memory"),
     "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
     "chunk_tokens": Option("int", "tokens of one chunk of the chunked loss", 1, _TOKENS),
     "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),

@@ -18,6 +18,7 @@ from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Level
 from planner.components.trainable import Trainable, head_names, trainable_tensors
 from planner.engines.around import ALONE, Around
+from planner.engines.releases import release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
@@ -39,7 +40,7 @@ def training_steps(
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
-        loss=Loss(ask.loss, int(ask.engine_options.get("chunk_tokens", CHUNK_TOKENS))),
+        loss=_loss(scenario),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     clips = bool(ask.engine_options.get("max_grad_norm"))
@@ -49,6 +50,11 @@ def training_steps(
 
         return encoder_training_phases(architecture, weights, states, work, transient)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def _loss(scenario: Scenario) -> Loss:
+    options = scenario.training.engine_options
+    return Loss(scenario.training.loss, int(options.get("chunk_tokens", CHUNK_TOKENS)), release_of(options.get("version")).copies)
 
 
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:

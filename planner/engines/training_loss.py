@@ -11,6 +11,7 @@ from planner.architecture.layers import Architecture, Weight
 from planner.components.run import Run, factors_of, gradient
 from planner.components.tape import Course, Held, Size, Span, Tape
 from planner.engines.around import Around
+from planner.engines.releases import LossCopies
 from planner.engines.trained_layers import Reached
 from planner.engines.transformers import drop
 from planner.record import record
@@ -27,10 +28,11 @@ CHUNK_TOKENS = 1024
 
 @record
 class Loss:
-    """Which loss, and the tokens of a chunk of the chunked one."""
+    """Which loss, the tokens of a chunk of the chunked one, and what the release copies for the default one."""
 
     kind: str = "default"
     chunk_tokens: int = CHUNK_TOKENS
+    copies: LossCopies = "labels"
 
     def keeps_norm(self, run: Run, reached: Reached) -> bool:
         """Whether the final norm's output is kept for the backward: by the head, or by chunks that are views of it."""
@@ -42,7 +44,7 @@ class Loss:
 def loss_forward(course: Course, architecture: Architecture, run: Run, reached: Reached, loss: Loss) -> None:
     """From the final norm's output to the loss."""
     if loss.kind == "default":
-        _default_forward(course, architecture, run)
+        _default_forward(course, architecture, run, loss)
         drop(course, "final norm")
         return
     _predicted_forward(course, run, saving=loss.kind == "chunked")
@@ -60,7 +62,7 @@ def loss_forward(course: Course, architecture: Architecture, run: Run, reached: 
 def loss_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, loss: Loss) -> None:
     """From the loss to the gradient of the final norm's output, ``d``, with the head's gradients."""
     if loss.kind == "default":
-        _default_backward(course, architecture, run, reached, around)
+        _default_backward(course, architecture, run, reached, around, loss)
     elif loss.kind == "chunked":
         around.at("head backward", course)
         _chunked_backward(course, architecture, run, reached, loss)
@@ -77,8 +79,9 @@ def highest_logits(architecture: Architecture, run: Run, loss: Loss) -> tuple[in
     tokens = run.batch * run.sequence if loss.kind == "default" else smallest(loss.chunk_tokens, _predicted(run))
     wide = _logits(architecture, tokens, FP32_BYTES).bytes
     narrow = _logits(architecture, tokens, run.dtype_bytes).bytes if run.dtype_bytes != FP32_BYTES else 0
-    kept = narrow if loss.kind == "default" else 0
-    return 2 * wide + kept + (narrow if architecture.logit_softcap and kept else 0), wide
+    kept = narrow if loss.kind == "default" and loss.copies != "widened_logits" else 0
+    copied = wide if loss.kind == "default" and loss.copies != "labels" else 0
+    return 2 * wide + copied + kept + (narrow if architecture.logit_softcap and kept else 0), wide
 
 
 def like_parameter(weight: Weight, run: Run) -> Size:
@@ -106,8 +109,11 @@ def _labels(run: Run) -> Size:
 # -- the model's own loss
 
 
-def _default_forward(course: Course, architecture: Architecture, run: Run) -> None:
-    """``ForCausalLMLoss``: logits, their fp32 copy, log-softmax (saved). In fp32 the logits are their own copy."""
+def _default_forward(course: Course, architecture: Architecture, run: Run, loss: Loss) -> None:
+    """``ForCausalLMLoss``: logits, their fp32 copy, log-softmax (saved). In fp32 the logits are their own copy.
+
+    Older releases shift the logits instead of the labels: a copy of all but each sequence's last.
+    """
     vocab = architecture.vocab_size
     narrow = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
     wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
@@ -119,23 +125,35 @@ def _default_forward(course: Course, architecture: Architecture, run: Run) -> No
             tape.free(gone)
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("logits fp32", wide, "logits")
-        tape.free(*(("logits",) if run.code.wide_logits else ()))
+        tape.free(*(("logits",) if run.code.wide_logits or loss.copies == "widened_logits" else ()))
+    if loss.copies != "labels":
+        wide = _shifted(architecture, run)
+        tape.hold("shifted logits", wide, "logits")
     tape.hold("shifted labels", _labels(run))
     tape.hold("log probabilities", wide, "logits")
-    tape.free("logits fp32", "logits")
+    tape.free("logits fp32", "logits", "shifted logits")
     course.run(tape.span(), 1, "loss")
 
 
-def _default_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around) -> None:
+def _shifted(architecture: Architecture, run: Run) -> Size:
+    """fp32 logits of all tokens whose next one is known."""
+    return _logits(architecture, _predicted(run), FP32_BYTES)
+
+
+def _default_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, loss: Loss) -> None:
     vocab, narrow = architecture.vocab_size, run.hidden()
     logits = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
     wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
-    tape = Tape(start={"log probabilities": Held(wide, "logits"), "shifted labels": Held(_labels(run), "workspace")})
+    last = wide if loss.copies == "labels" else _shifted(architecture, run)
+    tape = Tape(start={"log probabilities": Held(last, "logits"), "shifted labels": Held(_labels(run), "workspace")})
     if architecture.logit_softcap:
         tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
-    tape.hold("d log probabilities", wide, "logits")
-    tape.hold("d logits fp32", wide, "logits")
+    tape.hold("d log probabilities", last, "logits")
+    tape.hold("d shifted logits" if loss.copies != "labels" else "d logits fp32", last, "logits")
     tape.consume("d log probabilities", "log probabilities", "shifted labels")
+    if loss.copies != "labels":
+        tape.hold("d logits fp32", wide, "logits")
+        tape.consume("d shifted logits")
     if run.dtype_bytes != FP32_BYTES:
         tape.hold("d logits", logits, "logits")
         tape.consume("d logits fp32")

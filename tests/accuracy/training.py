@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -59,18 +59,27 @@ def trainer_cases() -> list[Case]:
 def _trainer_case(row: published.Row) -> Case:
     group = f"{row.setup['engine']} {row.method}"
     known = {"source": published.data()["sources"][row.source], "what": row.what, "measured_bytes": row.measured_bytes}
-    reason = published.reason(row)
-    if reason is None and row.what == "reserved_p99_of_train_steps":
-        reason = "padded lengths are not published"
+    reason = _reason(row)
     if reason is not None:
         return Case(row.id, group=group, scenario=None, reason=reason, **known)
     scenario = published.scenario_of(row)
+    if (row.gpus or 1) > 1:
+        group += " FSDP"
+        scenario["hardware"]["gpus"] = row.gpus
+        scenario["parallel"] = {"data": row.gpus, "sharding": "fsdp"}
     release = published.release_of(row)
     version = next((part.split()[1] for part in release.split(", ") if part.startswith("transformers ")), None)
     if version is not None:
         options = scenario["training"].get("engine_options", {})
         scenario["training"]["engine_options"] = {**options, "version": version}
     return Case(row.id, group=group, scenario=scenario, note=f"{row.run} {row.model.rpartition('/')[2]}", **known)
+
+
+def _reason(row: published.Row) -> str | None:
+    """Why a row is not predicted; shards are, where one rank of many can't be rehearsed."""
+    if row.what == "reserved_p99_of_train_steps":
+        return "padded lengths are not published"
+    return published.reason(replace(row, gpus=1))
 
 
 # -- rows of other frameworks
@@ -116,7 +125,7 @@ TORCHTUNE_STEPS = (
     ("packed dataset", {}),
     ("compile", None),
     ("chunked cross entropy", {"loss": "chunked"}),
-    ("activation checkpointing", {"loss": "chunked", "checkpointing": "full"}),
+    ("+ activation checkpointing", {"loss": "chunked", "checkpointing": "full"}),
     ("optimizer in backward", None),
     ("activation offloading", None),
     ("8-bit AdamW", None),
@@ -143,12 +152,13 @@ def _torchtitan(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     ways = int(row["parallel"].rpartition("x")[2])
     scenario = _plain(row, engine="fsdp", optimizer="adamw_fused", checkpointing="selective", precision="amp-bf16")
     scenario["hardware"] = {"gpu": "H100 SXM5 80GB", "gpus": 8, "nodes": ways // 8, "capacity_bytes": 96 * GIB}
-    scenario["parallel"] = {"data": ways, "sharding": "full"}
+    scenario["parallel"] = {"data": ways, "sharding": "fsdp"}
     return scenario, ""
 
 
 def _litgpt(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    scenario = _plain(row, optimizer="adamw_foreach", lora={"rank": 8, "targets": ["q_proj", "v_proj"], "dropout": 0.05})
+    targets = ["query_key_value"] if "stablelm" in row["model"] else ["q_proj", "v_proj"]
+    scenario = _plain(row, optimizer="adamw_foreach", lora={"rank": 8, "targets": targets, "dropout": 0.05})
     scenario["weights"] = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq"}.get(row["quantisation"] or "", "bf16")
     return scenario, ""
 
