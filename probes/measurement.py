@@ -111,6 +111,7 @@ class Measurement:
             "environment": self._take_environment, "hello": self._take_environment, "phase": self._take_phase,
             "memory": self._take_memory, "sample": self._take_sample, "result": self._take_result,
             "note": self._take_note, "outcome": self._take_outcome, "rank": self._take_rank,
+            "reconnect": self._take_reconnect,
         }  # fmt: skip
         self.ranks: dict[int, Measurement] = {}
 
@@ -346,6 +347,11 @@ class Measurement:
             if rank not in self.ranks:
                 self.ranks[rank] = Measurement(self.scenario, _for_rank(self.prediction, rank))
             self.ranks[rank].add({**told, "t": event.get("t")})
+
+    def _take_reconnect(self, _event: Event) -> None:
+        """The run begins anew: its phases do, its samples go on."""
+        self.steps, self.ranks, self._current, self._result = {}, {}, None, {}
+        self._outside.pause()
 
     def _take_note(self, event: Event) -> None:
         self._notes.append(str(event.get("message", "")))

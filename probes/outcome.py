@@ -115,7 +115,7 @@ class Outcome:
             "timed_out": f"Raise the time limit, or {verb} fewer layers or tokens.",
             "hung": "If the machine is only slow, raise the silence limit; else look at the system's log.",
             "killed": f"Leave more memory free, or {verb} fewer layers." if self._maybe_oom_killer() else "",
-            "disconnected": "The probe there ends with its connection; once the host answers again, repeat the run.",
+            "disconnected": "The probe there ended with its connection; once the host answers again, repeat the run.",
             "crashed": "The last lines of its error output say more; report them if they name no cause.",
         }.get(self.kind, "")
 

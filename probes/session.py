@@ -9,6 +9,7 @@ session's threads and one at a time. They are the worker's (:mod:`probes.worker`
              one, until the worker has said the rest
 ``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`; a worker elsewhere sends its own
 ``note``     ``message``: something the user should know, such as a full disk or garbage on the wire
+``reconnect``  ``attempt``: a lost connection is made anew, and the run there begins anew; what had arrived stays recorded
 ``outcome``  the last event: :meth:`probes.outcome.Outcome.to_json`
 """
 
@@ -26,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -50,6 +51,8 @@ PROJECT = str(Path(__file__).resolve().parents[1])
 _STDERR_KEPT_BYTES = 16 * 2**10
 _BAD_LINES_SHOWN = 3
 _POLL_S = 0.1
+RECONNECT_AFTER_S = 2.0
+"""A lost connection is made anew so long after, and so much longer each time."""
 _HURRIED_GRACE_S = 0.3
 _DRAIN_S = 30.0
 
@@ -58,13 +61,15 @@ _DRAIN_S = 30.0
 class Limits:
     """When a probe is ended: ``time_s`` after its start, ``silence_s`` without a line; None is never.
 
-    ``grace_s`` passes between the steps of ending it: interrupt, terminate, kill. ``line_bytes`` bounds one line.
+    ``grace_s`` passes between the steps of ending it: interrupt, terminate, kill. ``line_bytes`` bounds one line. A lost
+    connection is made anew ``reconnects`` times at most.
     """
 
     time_s: float | None = None
     silence_s: float | None = 120.0
     grace_s: float = 2.0
     line_bytes: int = LINE_LIMIT_BYTES
+    reconnects: int = 2
 
 
 def worker_command() -> list[str]:
@@ -184,6 +189,31 @@ class ProbeSession:
         reason = "" if self._command else why_not()
         if reason:
             return Outcome("could_not_start", self._now(), message=reason)
+        outcome = self._attempt(command, before, kills_before)
+        for number in range(1, self._limits.reconnects + 1):
+            if outcome.kind != "disconnected":
+                break
+            if not self._begin_anew(number, outcome):
+                return replace(outcome, kind="stopped", after_s=self._now())
+            again = self._attempt(command, before, kills_before)
+            outcome = replace(outcome, after_s=self._now()) if again.kind == "could_not_start" else again
+        return outcome
+
+    def _begin_anew(self, number: int, outcome: Outcome) -> bool:
+        """Wait a moment for the host and forget how the run stood; whether it is still wanted."""
+        words = f"{outcome.sentence} Connecting again ({number} of {self._limits.reconnects}); the run begins anew."
+        self._note(words)
+        if self._stop_asked.wait(RECONNECT_AFTER_S * number):
+            return False
+        self._emit({"event": "reconnect", "t": self._now(), "attempt": number})
+        self._heard, self._verdict, self._verdict_at = False, None, math.inf
+        self._child_offset_s, self._phase, self._stderr = None, "", b""
+        self._heard_at = time.monotonic()
+        self._over = threading.Event()
+        return True
+
+    def _attempt(self, command: Sequence[str], before: Sequence[GpuReading], kills_before: int | None) -> Outcome:
+        """Run the worker to its end."""
         try:
             group = ProcessGroup(command, project_environment(PROJECT))
         except (OSError, ValueError) as error:

@@ -7,12 +7,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from probes import session
 from probes.measurement import Measurement
 from probes.orders import load_order, measure_order
 from probes.outcome import Outcome
@@ -26,7 +28,7 @@ needs_libraries = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
     reason="needs torch and transformers, which the extra `probe` installs",
 )
-LIMITS = Limits(time_s=120, grace_s=1.0)
+LIMITS = Limits(time_s=120, grace_s=1.0, reconnects=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +43,11 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 class Run:
     """A session on the host, with its events."""
 
-    def __init__(self, folder: Path, order: dict[str, Any], remote: Remote) -> None:
+    def __init__(self, folder: Path, order: dict[str, Any], remote: Remote, reconnects: int = 0) -> None:
         self.events: list[dict[str, Any]] = []
         self.path = folder / "r.jsonl"
-        self.session = ProbeSession(order, self.events.append, recording_path=self.path, remote=remote, limits=LIMITS)
+        limits = replace(LIMITS, reconnects=reconnects)
+        self.session = ProbeSession(order, self.events.append, recording_path=self.path, remote=remote, limits=limits)
 
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         deadline = time.monotonic() + 60
@@ -124,6 +127,54 @@ def test_a_dropped_connection_keeps_what_had_arrived_and_the_next_probe_works(tm
     following = Run(tmp_path / "next", load_order("ramp", "cpu", 4 * 2**20), Remote(HOST, sys.executable))
     with following.session:
         assert following.finish().kind == "completed"
+
+
+@needs_libraries
+def test_a_connection_is_made_anew_and_the_recording_keeps_both_parts(
+    tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load is one that is long the first time and short the second."""
+    monkeypatch.setattr(session, "RECONNECT_AFTER_S", 0.1)
+    marker, script = tmp_path / "marker", tmp_path / "load.py"
+    script.write_text(
+        f"import pathlib, time\nmarker = pathlib.Path({str(marker)!r})\n"
+        "if not marker.exists():\n    marker.touch()\n    time.sleep(100)\n"
+    )
+    run = Run(tmp_path, load_order("script", "cpu", script=str(script)), Remote(HOST, sys.executable), reconnects=2)
+    with run.session:
+        first = run.until(lambda event: event["event"] == "hello")["pid"]
+        run.until(lambda event: event["event"] == "memory" and event["phase"] == "script")
+        sshd.drop()
+        outcome = run.finish()
+    assert outcome.kind == "completed", outcome
+    assert [event["attempt"] for event in run.named("reconnect")] == [1]
+    assert "connection was lost in script" in run.named("note")[0]["message"]
+    pids = [event["pid"] for event in run.named("hello")]
+    assert len(pids) == 2
+    assert pids[0] == first
+    assert all(is_gone(pid) for pid in pids)
+    assert [event["t"] for event in run.events] == sorted(event["t"] for event in run.events)
+    (phase,) = Measurement.of_recording(read_recording(run.path)).phases
+    assert (phase.name, phase.ended) == ("script", True)
+
+
+@needs_libraries
+def test_a_host_that_stays_away_is_a_lost_connection(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the client killed from outside is one as well."""
+    monkeypatch.setattr(session, "RECONNECT_AFTER_S", 0.1)
+    run = Run(tmp_path, long_load(tmp_path), Remote(HOST, sys.executable), reconnects=2)
+    with run.session:
+        pid = run.until(lambda event: event["event"] == "hello")["pid"]
+        run.until(lambda event: event["event"] == "memory")
+        sshd.process.terminate()
+        sshd.process.wait(10)
+        assert run.session.pid is not None
+        psutil.Process(run.session.pid).kill()
+        outcome = run.finish()
+    sshd.start()
+    assert (outcome.kind, outcome.phase) == ("disconnected", "script"), outcome
+    assert [event["attempt"] for event in run.named("reconnect")] == [1, 2]
+    assert is_gone(pid)
 
 
 @needs_libraries
