@@ -47,18 +47,10 @@ def waits_for_images(layer: Layer) -> bool:
 def stack_weights(stack: Stack) -> Iterator[tuple[str, Weight, int]]:
     """Every weight of a stack: path of its owner with the closing dot, weight, how often it occurs."""
     for layer, count in layer_groups(stack):
-        yield from _layer_weights(stack, layer, count)
+        for weight in layer_weights(layer):
+            yield f"{stack.name}.*.", weight, count
     for weight in stack.weights:
         yield "", weight, 1
-
-
-def _layer_weights(stack: Stack, layer: Layer, count: int) -> Iterator[tuple[str, Weight, int]]:
-    return ((f"{stack.name}.*.", weight, count) for weight in layer_weights(layer))
-
-
-def is_indexer(weight: Weight) -> bool:
-    """Whether a weight scores tokens for sparse attention: chosen without gradients (``DeepseekV32Indexer``), it gets none."""
-    return ".indexer." in weight.name
 
 
 def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
@@ -68,34 +60,38 @@ def iter_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]
     prefix + name; elements = product of the shape × ``weight.count`` × how often. Buffers are included, marked so.
     """
     yield from decoder_weights(architecture)
-    for layer, count in _waiting(architecture.decoder):
-        yield from _layer_weights(architecture.decoder, layer, count)
-    for path, weight, times in stack_weights(architecture.decoder):
-        if is_indexer(weight):
-            yield path, weight, times
-    for tower in architecture.towers:
-        yield from stack_weights(tower)
+    for reached, *found in _placed(architecture):
+        if not reached:
+            yield tuple(found)  # type: ignore[misc]
 
 
 def decoder_weights(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
-    """Of :func:`iter_weights` the first, those that a text without images and sounds passes: the others get no gradients from it."""
-    for weight in (*architecture.embeddings, *architecture.head):
-        yield "", weight, 1
-    if architecture.final_norm is not None:
-        for weight in architecture.final_norm.weights:
-            yield "", weight, 1
+    """Of :func:`iter_weights` the first, those that get gradients from a text without images and sounds."""
+    for reached, *found in _placed(architecture):
+        if reached:
+            yield tuple(found)  # type: ignore[misc]
+
+
+def _placed(architecture: Architecture) -> Iterator[tuple[bool, str, Weight, int]]:
+    """Whether gradients of a text reach a weight, its path, itself, and how often it occurs.
+
+    They don't reach a tower beside a decoder, layers that wait for images, what chooses tokens for sparse attention without
+    gradients (``DeepseekV32Indexer``), and tables that are computed once.
+    """
     stack = architecture.decoder
-    waiting = {id(layer) for layer, _ in _waiting(stack)}
+    for weight in (*architecture.embeddings, *architecture.head):
+        yield not weight.fixed, "", weight, 1
+    for weight in architecture.final_norm.weights if architecture.final_norm is not None else ():
+        yield True, "", weight, 1
     for layer, count in layer_groups(stack):
-        if id(layer) not in waiting:
-            yield from (found for found in _layer_weights(stack, layer, count) if not is_indexer(found[1]))
+        passed = stack.kind != "decoder" or not waits_for_images(layer)
+        for weight in layer_weights(layer):
+            yield passed and ".indexer." not in weight.name, f"{stack.name}.*.", weight, count
     for weight in stack.weights:
-        yield "", weight, 1
-
-
-def _waiting(stack: Stack) -> list[tuple[Layer, int]]:
-    """A decoder's layers that a text alone does not pass."""
-    return [found for found in layer_groups(stack) if stack.kind == "decoder" and waits_for_images(found[0])]
+        yield not weight.fixed, "", weight, 1
+    for tower in architecture.towers:
+        for path, weight, times in stack_weights(tower):
+            yield architecture.kind == "encoder-decoder" and not weight.fixed, path, weight, times
 
 
 def is_routed(weight: Weight) -> bool:

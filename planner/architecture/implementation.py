@@ -10,7 +10,7 @@ from typing import Literal
 
 from planner.record import record
 
-NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred"]
+NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
 Placement = Literal["pre", "post", "sandwich", "normed_residual"]
@@ -123,6 +123,7 @@ WRITTEN: dict[str, Implementation] = {
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
     **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
+    **dict.fromkeys(("t5", "mt5"), Implementation(norm="narrow")),
 }
 
 

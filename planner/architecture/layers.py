@@ -29,6 +29,8 @@ class Weight:
     count: int = 1
     dtype: str | None = None
     is_buffer: bool = False
+    fixed: bool = False
+    """Computed once and never trained: sinusoidal positions."""
 
 
 @record

@@ -1,4 +1,4 @@
-"""Layers of encoders, and of decoders that read an encoder's output, as transformers 5.23 writes them, without autograd.
+"""Layers of encoders, and of decoders that read an encoder's output, as transformers 5.23 writes them.
 
 An encoder sees every token at once and keeps no cache. A decoder beside it begins with one token, and makes the keys and
 values of the encoder's output in its first step: from then on they are its largest cache.
@@ -6,18 +6,24 @@ values of the encoder's output in its first step: from then on they are its larg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 
-from planner.architecture.layers import Attention, DenseMLP, Layer
+from planner.architecture.layers import Attention, DenseMLP, Layer, Weight
 from planner.components.activations import activate
 from planner.components.attention import attention_forward
-from planner.components.graph import Graph, add
+from planner.components.biased import biased_attention, kernel_back, position_bias
+from planner.components.graph import Graph, add, linear, multiply, passed_on, sliced
+from planner.components.kernels import Operands, choose_kernel, fused
 from planner.components.mlp import mlp_forward
 from planner.components.norms import norm_forward
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 
 INDEX_BYTES = 8
+ENCODED = "encoded"
+"""What a decoder reads of the encoder."""
 Block = Callable[[Graph, Layer], None]
 
 
@@ -33,37 +39,127 @@ def encoder_span(layer: Layer, run: Run, block: Block, kept: dict[str, Size] | N
 
 
 def bert_block(g: Graph, layer: Layer) -> None:
-    """Each mixer is added to its input, then normed (``BertLayer``)."""
-    run, (attention, channel) = g.run, _mixers(layer)
-    attention_forward(g, attention, "x", "attention")
-    add(g, "sum", run.hidden(), "attention", "x")
-    norm_forward(g, layer.norms[0], "residual", "sum")
-    g.free("sum", "attention")
-    mlp_forward(g, channel, "residual", "mlp")
-    add(g, "sum", run.hidden(), "mlp", "residual")
-    norm_forward(g, layer.norms[1], "y", "sum")
-    g.free("sum", "mlp", "residual")
+    """Each mixer is added to its input, then normed (``BertLayer``, ``BartEncoderLayer``, ``BartDecoderLayer``)."""
+    stream, norms = "x", iter(layer.norms)
+    for index, (name, forward) in enumerate(_branches(g, layer)):
+        forward(stream, name)
+        drop_out(g, layer, name, g.run.hidden())
+        add(g, f"{name} sum", g.run.hidden(), name, stream)
+        norm_forward(g, next(norms), f"{name} residual", f"{name} sum")
+        g.free(f"{name} sum", name, *((stream,) if index else ()))
+        stream = f"{name} residual"
+    g.rename(stream, "y")
+
+
+def bart_block(g: Graph, layer: Layer) -> None:
+    """Norm before each mixer (``MBartEncoderLayer``, ``PegasusDecoderLayer``)."""
+    stream, norms = "x", iter(layer.norms)
+    for index, (name, forward) in enumerate(_branches(g, layer)):
+        norm_forward(g, next(norms), f"{name} norm", stream)
+        forward(f"{name} norm", name)
+        g.free(f"{name} norm")
+        drop_out(g, layer, name, g.run.hidden())
+        add(g, f"{name} residual", g.run.hidden(), stream, name)
+        g.free(name, *((stream,) if index else ()))
+        stream = f"{name} residual"
+    g.rename(stream, "y")
 
 
 def t5_block(g: Graph, layer: Layer) -> None:
-    """Norm before each mixer; attention takes learnt positions as a mask of numbers, copied anew in every layer (``T5Block``)."""
-    run, (attention, channel) = g.run, _mixers(layer)
-    norm_forward(g, layer.norms[0], "attention norm", "x")
-    heads = run.heads(attention.num_heads, attention.head_dim)
-    for name in ("q", "k", "v"):
-        g.hold(name, heads)
-    g.hold("positions for the kernel", position_bias(run, attention))
-    g.hold("attended", heads)
-    g.free("positions for the kernel")
-    g.hold("attention", run.hidden())
-    g.free("attended", "q", "k", "v")
-    add(g, "residual", run.hidden(), "x", "attention")
-    g.free("attention", "attention norm")
-    norm_forward(g, layer.norms[1], "mlp norm", "residual")
-    mlp_forward(g, channel, "mlp norm", "mlp")
+    """Norm before each mixer; attention takes learnt positions (``T5Block``)."""
+    stream, norms = "x", iter(layer.norms)
+    for index, mixer in enumerate(layer.sequence):
+        assert isinstance(mixer, Attention)  # noqa: S101  there is nothing else
+        name = "cross attention" if mixer.kv == "cross" else "attention"
+        norm_forward(g, next(norms), f"{name} norm", stream)
+        crossed = {"encoded": ENCODED, "keys": source_tokens(g)} if mixer.kv == "cross" else {}
+        biased_attention(g, mixer, f"{name} norm", name, **crossed)
+        drop_out(g, layer, name, g.run.hidden())
+        add(g, f"{name} residual", g.run.hidden(), stream, name)
+        g.free(name, f"{name} norm", *((stream,) if index else ()))
+        stream = f"{name} residual"
+    norm_forward(g, next(norms), "mlp norm", stream)
+    _t5_mlp(g, layer)
     g.free("mlp norm")
-    add(g, "y", run.hidden(), "residual", "mlp")
-    g.free("mlp", "residual")
+    drop_out(g, layer, "mlp", g.run.hidden())
+    add(g, "y", g.run.hidden(), stream, "mlp")
+    g.free("mlp", stream)
+
+
+def _t5_mlp(g: Graph, layer: Layer) -> None:
+    """down(drop(act(gate) · up)) or down(drop(act(up))) (``T5DenseGatedActDense``, ``T5DenseActDense``)."""
+    run, channel = g.run, layer.channel[0]
+    assert isinstance(channel, DenseMLP)  # noqa: S101  there are no experts
+    wide, weights = run.mlp(channel.intermediate_size), [(weight,) for weight in channel.weights]
+    linear(g, "gate", "mlp norm", wide, weights[0])
+    activate(g, channel.activation, "gate", "activated", wide)
+    g.free("gate")
+    if channel.gated:
+        linear(g, "up", "mlp norm", wide, weights[1])
+        multiply(g, "product", wide, "activated", "up")
+        g.free("activated", "up")
+        g.rename("product", "activated")
+    drop_out(g, layer, "activated", wide)
+    linear(g, "mlp", "activated", run.hidden(), weights[-1])
+    g.free("activated")
+
+
+def drop_out(g: Graph, layer: Layer, name: str, size: Size) -> None:
+    """A dropout in the place of its input; autograd keeps a mask of one byte an element."""
+    if not layer.dropout or not g.saving:
+        return
+    g.make("dropped", size, (name,))
+    g.hold(f"{name} mask", mask_of(size))
+    g.save_for_last(f"{name} mask")
+    g.free(name)
+    g.rename("dropped", name)
+
+
+def mask_of(size: Size) -> Size:
+    """One byte for each element of a tensor."""
+    factors = {name: cast("int", value) for name, value in size.values.items() if not name.endswith("bytes")}
+    return Size(**factors, bool_bytes=1)
+
+
+def source_tokens(g: Graph) -> int:
+    """Tokens of the encoder's output that a decoder reads."""
+    return cast("int", g.record.sizes[ENCODED].values["sequence"])
+
+
+def _branches(g: Graph, layer: Layer) -> list[tuple[str, Callable[[str, str], None]]]:
+    """The mixers of a layer in their order, by name."""
+    found: list[tuple[str, Callable[[str, str], None]]] = []
+    for mixer in layer.sequence:
+        assert isinstance(mixer, Attention)  # noqa: S101  encoders have nothing else
+        if mixer.kv == "cross":
+            found.append(("cross attention", partial(_across, g, mixer)))
+        else:
+            found.append(("attention", partial(attention_forward, g, mixer)))
+    channel = layer.channel[0]
+    assert isinstance(channel, DenseMLP)  # noqa: S101
+    return [*found, ("mlp", partial(mlp_forward, g, channel))]
+
+
+def _across(g: Graph, mixer: Attention, source: str, target: str) -> None:
+    """Attention to the encoder's output: keys and values are made of that."""
+    run, tokens = g.run, source_tokens(g)
+    weights: dict[str, tuple[Weight, ...]] = {}
+    for weight in mixer.weights:
+        module = weight.name.rpartition(".")[0].rpartition(".")[2]
+        weights[module] = (*weights.get(module, ()), weight)
+    rows = {"batch": run.batch, "sequence": tokens, "heads": mixer.num_heads, "bytes": run.dtype_bytes}
+    linear(g, "cross q", source, run.heads(mixer.num_heads, mixer.head_dim), weights.get("q_proj", ()))
+    for name, width in (("k", mixer.head_dim), ("v", mixer.value_head_dim)):
+        linear(g, f"cross {name}", ENCODED, Size(**rows, head_dim=width), weights.get(f"{name}_proj", ()))
+    operands = Operands(
+        "cross q", "cross k", "cross v", mixer.num_heads, mixer.num_heads, mixer.head_dim, mixer.value_head_dim, tokens
+    )
+    if g.is_saved("log_sum_exp"):
+        g.record.sizes["log_sum_exp"] = run.row(mixer.num_heads)
+        g.rename("log_sum_exp", "own log_sum_exp")
+    fused(g, choose_kernel(run, operands, grouped_natively=True), operands)
+    linear(g, target, "attended", run.hidden(), weights.get("out_proj", ()))
+    g.free("attended", "cross q", "cross k", "cross v")
 
 
 def whisper_block(g: Graph, layer: Layer) -> None:
@@ -106,23 +202,22 @@ def modernbert_block(g: Graph, layer: Layer) -> None:
     The attention's output lives to the end of the layer.
     """
     run, (attention, channel), norms = g.run, _mixers(layer), list(layer.norms)
+    source = "x"
     if len(norms) > 1:
-        norm_forward(g, norms.pop(0), "attention norm", "x")
+        source = "attention norm"
+        norm_forward(g, norms.pop(0), source, "x")
     heads = run.heads(attention.num_heads, attention.head_dim)
-    g.hold("qkv", run.heads(3 * attention.num_heads, attention.head_dim))
+    qkv, output = _linears(attention.weights)
+    linear(g, "qkv", source, run.heads(3 * attention.num_heads, attention.head_dim), qkv)
+    g.parts("qkv", dict.fromkeys(("q part", "k part", "v"), heads))
     for name in ("q", "k"):
         _rotated_wide(g, name, attention)
     for name in ("q", "k"):
-        g.hold(name, heads)
+        g.make(name, heads, (f"{name} wide",))
     g.free("q wide", "k wide")
-    if attention.window_tokens is not None:
-        g.hold("window", Size(batch=run.batch, queries=run.sequence, keys=run.sequence, bytes=run.dtype_bytes))
-    else:
-        g.hold("log_sum_exp", run.row(attention.num_heads))
-    g.hold("attended", heads)
-    g.free("window", "log_sum_exp")
-    g.hold("attention", run.hidden())
-    g.free("attended", "q", "k", "qkv", "attention norm")
+    _attend(g, attention)
+    linear(g, "attention", "attended", run.hidden(), output)
+    g.free("attended", "q", "k", "v", "q part", "k part", "qkv", "attention norm")
     add(g, "residual", run.hidden(), "x", "attention")
     norm_forward(g, norms[0], "mlp norm", "residual")
     mlp_forward(g, channel, "mlp norm", "mlp")
@@ -131,20 +226,46 @@ def modernbert_block(g: Graph, layer: Layer) -> None:
     g.free("mlp", "residual", "attention")
 
 
+def _attend(g: Graph, attention: Attention) -> None:
+    """The kernel: under a window a mask of numbers is made of the shared one in every layer."""
+    run = g.run
+    saves = ["q", "k", "v", "attended"]
+    if attention.window_tokens is not None:
+        g.hold("window", Size(batch=run.batch, queries=run.sequence, keys=run.sequence, bytes=run.dtype_bytes))
+        saves.append("window")
+    if attention.window_tokens is None or g.saving:
+        g.hold("log_sum_exp", run.row(attention.num_heads))
+        saves.append("log_sum_exp")
+    g.make("attended", run.heads(attention.num_heads, attention.head_dim), ("q", "k", "v"), saves, kernel_back)
+    g.free("window", "log_sum_exp")
+
+
 def _rotated_wide(g: Graph, name: str, attention: Attention) -> None:
     """x · cos + rotate_half(x) · sin on an fp32 copy, made twice; leaves ``{name} wide``."""
     wide = g.run.heads(attention.num_heads, attention.head_dim, FP32_BYTES)
-    g.hold("copy", wide)
-    g.hold("cos", wide)
-    g.free("copy")
-    g.hold("copy", wide)
-    g.hold("half", g.run.heads(attention.num_heads, max(attention.head_dim // 2, 1), FP32_BYTES))
-    g.hold("turned", wide)
-    g.free("half", "copy")
-    g.hold("sin", wide)
-    g.free("turned")
-    g.hold(f"{name} wide", wide)
-    g.free("cos", "sin")
+    half = g.run.heads(attention.num_heads, max(attention.head_dim // 2, 1), FP32_BYTES)
+    g.make(f"{name} copy", wide, (f"{name} part",))
+    multiply(g, f"{name} cos", wide, f"{name} copy")
+    g.free(f"{name} copy")
+    g.make(f"{name} second copy", wide, (f"{name} part",))
+    g.view(f"{name} low", f"{name} second copy", sliced, half)
+    g.view(f"{name} high", f"{name} second copy", sliced, half)
+    g.make(f"{name} half", half, (f"{name} high",))
+    g.make(f"{name} turned", wide, (f"{name} half", f"{name} low"), (), passed_on)
+    g.free(f"{name} half", f"{name} low", f"{name} high", f"{name} second copy")
+    multiply(g, f"{name} sin", wide, f"{name} turned")
+    g.free(f"{name} turned")
+    add(g, f"{name} wide", wide, f"{name} cos", f"{name} sin")
+    g.free(f"{name} cos", f"{name} sin")
+
+
+def _linears(weights: Sequence[Weight]) -> list[tuple[Weight, ...]]:
+    """Weights and biases of each linear, in their order."""
+    modules: dict[str, tuple[Weight, ...]] = {}
+    for weight in weights:
+        module = weight.name.rpartition(".")[0]
+        modules[module] = (*modules.get(module, ()), weight)
+    return list(modules.values())
 
 
 def window_mask(run: Run) -> Span:
@@ -159,11 +280,6 @@ def window_mask(run: Run) -> Span:
         g.free("distances")
     g.free("within", "within and seen")
     return g.span()
-
-
-def position_bias(run: Run, attention: Attention) -> Size:
-    """One number for each head and pair of tokens, the same for every sequence of the batch."""
-    return Size(heads=attention.num_heads, queries=run.sequence, keys=run.sequence, bytes=run.dtype_bytes)
 
 
 def relative_positions(run: Run, layer: Layer) -> Span:

@@ -35,7 +35,6 @@ from planner.components.tape import Held, Size, Span
 from planner.modelled import NotModelled
 from planner.record import record
 
-
 SHARED = ("k rotated", "v")
 """What a layer without keys and values of its own reads of another."""
 
@@ -49,10 +48,8 @@ class Laid:
     live: Mapping[str, Held]
 
 
-def require_modelled(
-    architecture: Architecture, *, training: bool = False, eager: bool = False, static: bool = False
-) -> Implementation:
-    """How the family is written. Raises :class:`NotModelled` for layers, or a training, without a closed form."""
+def require_modelled(architecture: Architecture, *, eager: bool = False, static: bool = False) -> Implementation:
+    """How the family is written. Raises :class:`NotModelled` for layers, or a choice, without a closed form."""
     if architecture.kind != "decoder":
         raise NotModelled(f"{architecture.model_class}: activations are modelled for decoders")
     code = implementation_of(architecture.model_type)
@@ -61,7 +58,7 @@ def require_modelled(
         if not all(is_plain(layer) for layer, _ in layer_groups(architecture.decoder)):
             raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
     for layer, _ in layer_groups(architecture.decoder):
-        reason = _unmodelled(layer, code, training=training, eager=eager)
+        reason = _unmodelled(layer, code, eager=eager)
         if reason:
             raise NotModelled(f"{architecture.model_class}: activations of {reason} are not modelled")
     mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
@@ -81,17 +78,17 @@ def is_plain(layer: Layer) -> bool:
     return mixer.kv == "own" and mixer.qk_norm != "full_width" and not any(variants) and not layer.weights
 
 
-def _unmodelled(layer: Layer, code: Implementation, *, training: bool, eager: bool) -> str:
+def _unmodelled(layer: Layer, code: Implementation, *, eager: bool) -> str:
     """What of a layer has no closed form, in words; empty when all has."""
     if (len(layer.sequence) > 1 and not is_side_by_side(layer)) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
-    reasons = [_unmodelled_sequence(mixer, code, training=training, eager=eager) for mixer in layer.sequence]
+    reasons = [_unmodelled_sequence(mixer, code, eager=eager) for mixer in layer.sequence]
     if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel:
         reasons.append("this arrangement of norms")
     return next((reason for reason in reasons if reason), "")
 
 
-def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, training: bool, eager: bool) -> str:
+def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: bool) -> str:
     if isinstance(mixer, Recurrent):
         return unmodelled_recurrent(mixer)
     if isinstance(mixer, LatentAttention):

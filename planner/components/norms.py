@@ -44,6 +44,7 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
     ``cast`` (``LlamaRMSNorm``): cast, then weight. ``wide`` (``Olmo2RMSNorm``, ``GptOssRMSNorm``): weight in fp32, then
     cast. ``added`` (``GemmaRMSNorm``): the same with 1 + weight, written so that the unweighted product goes before the
     cast. ``nested`` (``Llama4TextRMSNorm``): as ``cast``, the product gone as soon as it is cast; ``none``: without a weight.
+    ``narrow`` (``T5LayerNorm``): as ``nested``, but it is the input itself that is multiplied.
     In an fp32 model copies and casts are the tensors themselves.
     """
     run = g.run
@@ -59,7 +60,11 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
     g.free(f"{name} square")
     root = f"{name} root"
     g.make(root, row, (f"{name} variance",), (root,))
-    g.make(scaled, wide, (fp32, root), (fp32, root), broadcast)
+    if variant == "narrow":
+        g.free(fp32)
+        g.make(scaled, wide, (source, root), (source, root), _mixed if upcast else broadcast)
+    else:
+        g.make(scaled, wide, (fp32, root), (fp32, root), broadcast)
     g.free(fp32, root)
     if variant in ("wide", "added"):
         _weight_then_cast(g, norm, name, scaled, wide, narrow, early=variant == "added")
@@ -73,6 +78,18 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
             g.make(name, narrow, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
             g.free(cast)
     g.free(scaled, f"{name} variance")
+
+
+def _mixed(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """x · root, x in 16 bit and the root in fp32: both gradients in fp32 rows, then x's cast and the root's summed."""
+    source, root = node.inputs
+    size = g.record.sizes[node.out]
+    moments = [g.held(f"d {root} rows", node, size), g.held(f"d {source} wide", node, size)]
+    made = [(source, g.gradient(source, node))]
+    g.consume(moments[1])
+    made.append((root, g.gradient(root, node)))
+    g.consume(moments[0])
+    return made
 
 
 def _weight_then_cast(g: Graph, norm: Norm, name: str, scaled: str, wide: Size, narrow: Size, *, early: bool) -> None:

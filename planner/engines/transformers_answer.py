@@ -109,8 +109,8 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine
     require_modelled_training(scenario) if scenario.task == "training" else require_modelled_generation(scenario)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
     static = scenario.task == "inference" and static_cache(scenario)
-    if architecture.kind == "decoder" or scenario.task == "training" or static:
-        require_modelled(architecture, training=scenario.task == "training", eager=attention == "eager", static=static)
+    if architecture.kind == "decoder" or static:
+        require_modelled(architecture, eager=attention == "eager", static=static)
     quantised = quantised_weights(scenario, architecture, fmt)
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)

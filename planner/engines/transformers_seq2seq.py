@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, Stack
+from planner.components.biased import position_bias
 from planner.components.encoder import (
     Block,
     bert_block,
@@ -16,7 +17,6 @@ from planner.components.encoder import (
     first_step,
     modernbert_block,
     own_cache,
-    position_bias,
     relative_positions,
     t5_block,
     whisper_block,

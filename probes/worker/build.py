@@ -28,6 +28,7 @@ _AUTO_CLASSES = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq",
     "AutoModelForMaskedLM", "AutoModel",
 )  # fmt: skip
+_OF_TWO_STACKS = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 _ATTENTIONS = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flash": FLASH}
 _POOL_ELEMENTS = 1 << 20
 
@@ -160,7 +161,8 @@ def choose_class(config: Any) -> Any:
         model_class = getattr(transformers, name, None)
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class
-    for name in _AUTO_CLASSES:
+    both = getattr(config, "is_encoder_decoder", False)  # else BART would be its decoder alone
+    for name in (*(_OF_TWO_STACKS if both else ()), *_AUTO_CLASSES):
         auto_class = getattr(transformers, name, None)
         if auto_class is not None and type(config) in auto_class._model_mapping:
             return auto_class._model_mapping[type(config)]

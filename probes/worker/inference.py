@@ -181,11 +181,18 @@ class InferenceLoad:
     def _make_dynamic_cache(self) -> Any:
         from transformers import DynamicCache
 
-        getter = getattr(self._built.config, "get_text_config", None)
         try:
-            return DynamicCache(config=getter(decoder=True) if getter is not None else self._built.config)
+            return DynamicCache(config=self._decoder_config)
         except TypeError:
             return DynamicCache()
+
+    @property
+    def _decoder_config(self) -> Any:
+        """The decoder's own: of T5's, what the whole model's config says of layers is the encoder's number."""
+        if self._is_encoder_decoder and hasattr(self._model, "get_decoder"):
+            return self._model.get_decoder().config
+        getter = getattr(self._built.config, "get_text_config", None)
+        return getter(decoder=True) if getter is not None else self._built.config
 
     def _make_static_cache(self) -> Any:
         from transformers import StaticCache

@@ -62,7 +62,8 @@ def bert_layer(config: Config) -> Layer:
     output = linear("attention.output.dense", hidden, hidden, bias=True)
     channel = mlp(config, gated=False, bias=True, path="", names=("intermediate.dense", "output.dense"))
     mixer = replace(mixer, weights=(*mixer.weights[:-1], *output))
-    return block(config, mixer, channel, norms=("attention.output.LayerNorm", "output.LayerNorm"), norm=layer_norm)
+    layer = block(config, mixer, channel, norms=("attention.output.LayerNorm", "output.LayerNorm"), norm=layer_norm)
+    return replace(layer, dropout=config.number("hidden_dropout_prob", default=0.1) > 0)
 
 
 def bert_embeddings(config: Config) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
@@ -166,7 +167,7 @@ def distilbert(config: Config) -> Architecture:
     names = ("q_lin", "k_lin", "v_lin", "out_lin")
     mixer = full_attention(config, path="attention", names=names, qkv_bias=True, output_bias=True, rotary=False, causal=False)
     channel = mlp(config, config.size("hidden_dim"), gated=False, bias=True, path="ffn", names=("lin1", "lin2"))
-    layer = block(config, mixer, channel, norms=("sa_layer_norm", "output_layer_norm"), norm=layer_norm)
+    layer = block(config, mixer, channel, norms=("sa_layer_norm", "output_layer_norm"), norm=layer_norm, dropout=0.1)
     at, vocabulary = f"{config.base}embeddings", config.size("vocab_size", maximum=MAX_VOCABULARY)
     tables = (
         embedding(f"{at}.word_embeddings", vocabulary, hidden),

@@ -114,7 +114,7 @@ def t5_layers(config: Config, count: int, *, cross: bool) -> tuple[Layer, ...]:
         if cross:
             mixers.append(mixer(1, "EncDecAttention", positions=False))
         norms = tuple(rms_norm(f"layer.{place}.layer_norm", hidden) for place in range(last + 1))
-        return Layer(tuple(mixers), (channel,), norms)
+        return Layer(tuple(mixers), (channel,), norms, dropout=config.number("dropout_rate", default=0.1) > 0)
 
     first = layer(positions=True)
     return (first,) + ((first if everywhere else layer(positions=False)),) * (count - 1)
@@ -152,7 +152,8 @@ def bart_layer(config: Config, side: str, *, silent_keys: bool = False) -> Layer
     if crossed:
         mixers.append(mixer("encoder_attn", cross=True))
         names.insert(1, "encoder_attn_layer_norm")
-    return Layer(tuple(mixers), (channel,), tuple(layer_norm(name, hidden) for name in names))
+    dropout = config.number("dropout", default=0.1) > 0
+    return Layer(tuple(mixers), (channel,), tuple(layer_norm(name, hidden) for name in names), dropout=dropout)
 
 
 def bart_stack(config: Config, side: str, weights: tuple[Weight, ...], *, silent_keys: bool = False) -> Stack:
@@ -182,7 +183,8 @@ def bart(config: Config) -> Architecture:
         at = f"{config.base}{side}"
         weights: tuple[Weight, ...] = ()
         if kind != "m2m_100":
-            weights = (embedding(f"{at}.embed_positions", rows + offset, hidden),)
+            table = embedding(f"{at}.embed_positions", rows + offset, hidden)
+            weights = (replace(table, fixed=kind in ("pegasus", "marian")),)
         if kind in ("bart", "mbart", "plbart", "blenderbot-small"):
             weights += layer_norm(f"{at}.layernorm_embedding", hidden).weights
         if kind in ("mbart", "pegasus", "blenderbot", "m2m_100"):

@@ -90,7 +90,7 @@ def require_choices(scenario: Scenario, architecture: Architecture) -> None:
     if ask.method != "full" and ask.precision.startswith("amp") and scenario.engine != "deepspeed":
         raise NotModelled(f"training.precision: {ask.precision} of adapters over several GPUs has no closed form yet")
     require_modelled_training(one_rank(scenario))
-    require_modelled(architecture, training=True, eager=ask.attention == "eager")
+    require_modelled(architecture, eager=ask.attention == "eager")
 
 
 def _rank_answer(

@@ -50,9 +50,9 @@ CONFIGS = {
 CASES = [(name, index) for name in CONFIGS for index in range(2)]
 
 
-def layer_of(name: str, index: int, *, training: bool = True, **shape: int) -> tuple[Layer, Run]:
+def layer_of(name: str, index: int, **shape: int) -> tuple[Layer, Run]:
     architecture = read_config({"model_type": name} | CONFIGS[name])
-    code = require_modelled(architecture, training=training)
+    code = require_modelled(architecture)
     groups = layer_groups(architecture.decoder)
     layer = groups[min(index, len(groups) - 1)][0]
     return layer, Run(**{"batch": 2, "sequence": 40, "hidden_size": architecture.hidden_size, "code": code} | shape)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner.architecture.layers import Recurrent, Weight
 from planner.components.graph import Graph
-from planner.components.recurrent import FORWARDS, TRAINED, recurrent_forward, unmodelled_recurrent
+from planner.components.recurrent import FORWARDS, recurrent_forward, unmodelled_recurrent
 from planner.components.recurrent.states import state_tensors
 from planner.components.run import Run
 from planner.components.tape import Held, Span
@@ -75,13 +75,12 @@ def test_the_peak_grows_with_batch_and_sequence(kind: str, batch: int, sequence:
 
 @pytest.mark.parametrize("kind", sorted(set(MIXERS) & set(FORWARDS)))
 def test_training_is_said_to_be_unknown(kind: str) -> None:
-    assert unmodelled_recurrent(MIXERS[kind], training=False) == ""
-    assert bool(unmodelled_recurrent(MIXERS[kind], training=True)) is (kind not in TRAINED)
+    assert unmodelled_recurrent(MIXERS[kind]) == ""
 
 
 def test_delta_nets_with_other_projections_are_unknown() -> None:
-    assert unmodelled_recurrent(replace(MIXERS["gated_delta_net"], weights=()), training=False)
+    assert unmodelled_recurrent(replace(MIXERS["gated_delta_net"], weights=()))
 
 
 def test_an_unknown_kind_is_named() -> None:
-    assert "mlstm" in unmodelled_recurrent(replace(MIXERS["mamba"], kind="mlstm"), training=False)
+    assert "mlstm" in unmodelled_recurrent(replace(MIXERS["mamba"], kind="mlstm"))

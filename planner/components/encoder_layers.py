@@ -1,0 +1,103 @@
+"""Layers of encoders and of decoders beside them, with autograd: forward, backward, and forward again of a checkpointed one.
+
+Layers share tensors that one of them, or another stack, holds: the encoder's output, learnt positions. Each layer adds its part
+to their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.architecture.layers import Layer, Stack
+from planner.components.biased import CROSS_POSITIONS
+from planner.components.encoder import Block
+from planner.components.graph import Graph, Record, Stopped
+from planner.components.run import Run
+from planner.components.tape import Held, Size, Span
+from planner.record import record
+
+
+@record
+class Stage:
+    """A stack at work. ``shared``: what its layers read of others; ``leaves``: those of it that get a gradient."""
+
+    stack: Stack
+    run: Run
+    block: Block
+    shared: Mapping[str, Size]
+    leaves: Mapping[str, Size]
+    recomputed: bool
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """What is shared and gets no gradient."""
+        return tuple(name for name in (CROSS_POSITIONS,) if name not in self.leaves)
+
+
+@record
+class LaidLayer:
+    """One kind of layer at its places: what its forward does, and what the backward needs."""
+
+    layer: Layer
+    places: tuple[int, ...]
+    span: Span
+    record: Record
+
+
+def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...]) -> LaidLayer:
+    """From ``x`` to its output, which takes its place; a layer to be made again keeps its input alone."""
+    g = _graph(stage, {"x": Held(stage.run.hidden(), "workspace")}, saving=not stage.recomputed)
+    stage.block(g, layer)
+    if stage.recomputed:
+        g.consume("x")
+        g.hold("checkpoint", stage.run.hidden(), "activations")
+    elif g.is_saved("x"):
+        g.rename("x", "layer input")
+    else:
+        g.free("x")
+    g.rename("y", "x")
+    return LaidLayer(layer, places, g.span(), g.record)
+
+
+def layer_back(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
+    """From the gradient of the output, ``d``, to that of the input. ``first``: no layer has made the shared gradients yet."""
+    start = {name: held for name, held in laid.span.live.items() if held.component == "activations"}
+    g = _graph(stage, start | _gradients(stage, first=first), saving=False)
+    return _finish(g, stage, laid.record, first=first)
+
+
+def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
+    """Backward of a checkpointed layer: forward again until everything saved is back, then backward."""
+    kept = {"x": Held(stage.run.hidden(), "activations")}
+    again = _graph(stage, kept, saving=True)
+    stage.block(again, laid.layer)
+    gradients = _gradients(stage, first=first)
+    g = _graph(stage, kept | gradients, saving=True, stop_after=again.record.saves)
+    try:
+        stage.block(g, laid.layer)
+    except Stopped:
+        g.release_unsaved("x", *gradients)
+    return _finish(g, stage, again.record, first=first)
+
+
+def _finish(g: Graph, stage: Stage, forward: Record, *, first: bool) -> Span:
+    begun = {"y": "d"} | ({} if first else {leaf: f"d {leaf}" for leaf in stage.leaves})
+    made = g.backward(forward, begun)
+    if stage.recomputed:
+        g.consume("x")
+    for leaf, name in (("x", "d"), *((leaf, f"d {leaf}") for leaf in stage.leaves)):
+        if made.get(leaf, name) != name:
+            g.rename(made[leaf], name)
+    return g.span()
+
+
+def _gradients(stage: Stage, *, first: bool) -> dict[str, Held]:
+    shared = {} if first else {f"d {leaf}": Held(size, "workspace") for leaf, size in stage.leaves.items()}
+    return {"d": Held(stage.run.hidden(), "workspace")} | shared
+
+
+def _graph(stage: Stage, start: Mapping[str, Held], *, saving: bool, stop_after: int | None = None) -> Graph:
+    """A graph that knows the shared tensors' sizes; others hold them."""
+    g = Graph(stage.run, saving=saving, start=start, stop_after=stop_after, constants=stage.constants)
+    g.record.sizes.update(stage.shared)
+    return g

@@ -1,0 +1,157 @@
+"""What stands around the layers of encoders and encoder–decoders in training: embeddings, final norm, head and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planner.architecture.layers import Architecture, Norm, Stack, Weight
+from planner.components.activations import activate
+from planner.components.encoder import drop_out
+from planner.components.encoder_layers import Stage
+from planner.components.graph import Gradients, Graph, Node, Record, linear, multiply
+from planner.components.norms import norm_forward
+from planner.components.run import Run
+from planner.components.tape import Held, Size, Span
+from planner.record import record
+
+WIDE_LOSS = ("modernbert",)
+"""Their logits are turned to fp32 before the loss (``ForMaskedLMLoss``); the others' loss is in the model's dtype."""
+PENDING = "grad of the shared embeddings so far"
+
+
+@record
+class Part:
+    """A part of the forward: what it does to memory, and what its backward needs."""
+
+    span: Span
+    record: Record
+
+    @property
+    def kept(self) -> dict[str, Held]:
+        """What waits for the backward."""
+        return {name: held for name, held in self.span.live.items() if held.component in ("activations", "logits")}
+
+
+def embed(architecture: Architecture, stage: Stage, run: Run) -> Part:
+    """The tables' sum, a norm and a dropout where there are some; leaves ``x`` and, where it is a variable's, ``embedded``."""
+    g, norm = (
+        Graph(run, saving=True),
+        _norm_of(stage.stack, run, ("embeddings.LayerNorm", "layernorm_embedding", "embeddings.norm")),
+    )
+    dropped = stage.stack.layers[0].dropout
+    g.hold("embedded", run.hidden())
+    g.record.sizes["embedded"] = run.hidden()
+    if norm is not None:
+        norm_forward(g, norm, "x", "embedded")
+        g.rename("embedded", "embeddings before their norm")
+        if architecture.kind != "encoder":
+            g.hold("embedded", run.hidden())
+    elif dropped:
+        g.make("x", run.hidden(), ("embedded",))
+        g.hold("x mask", Size(batch=run.batch, sequence=run.sequence, hidden_size=run.hidden_size, bool_bytes=1))
+        g.save_for_last("x mask")
+    else:
+        g.rename("embedded", "x")
+    if norm is not None and dropped:
+        drop_out(g, stage.stack.layers[0], "x", run.hidden())
+    return Part(g.span(), g.record)
+
+
+def encode(architecture: Architecture, stage: Stage, run: Run) -> Part:
+    """The norm behind a stack and its dropout; leaves ``hidden``."""
+    g = Graph(run, saving=True, start={"x": Held(run.hidden(), "workspace")})
+    own = architecture.final_norm if stage.stack is architecture.decoder else None
+    norm = own or _norm_of(stage.stack, run, ("final_layer_norm", f"{_side(stage.stack)}.layer_norm"))
+    if norm is None:
+        g.rename("x", "hidden")
+    else:
+        norm_forward(g, norm, "hidden", "x")
+        if g.is_saved("x"):
+            g.rename("x", "layer output")
+        else:
+            g.free("x")
+        if architecture.model_type in ("t5", "mt5"):
+            drop_out(g, stage.stack.layers[0], "hidden", run.hidden())
+    return Part(g.span(), g.record)
+
+
+def lay_head(architecture: Architecture, run: Run) -> Part:
+    """Logits and the loss; a masked-LM head transforms what it reads first, T5's scales it, BART's adds a bias."""
+    g = Graph(run, saving=True, start={"hidden": Held(run.hidden(), "workspace")})
+    vocab = {"batch": run.batch, "sequence": run.sequence, "vocab_size": architecture.vocab_size}
+    narrow, source, last = Size(**vocab, bytes=run.dtype_bytes), _transformed(g, architecture), "logits"
+    linear(g, "logits", source, narrow, _projection(architecture), component="logits")
+    if any("final_logits_bias" in weight.name for weight in architecture.head):
+        g.make("logits and bias", narrow, ("logits",), (), _passed, component="logits")
+        g.free("logits")
+        last = "logits and bias"
+    wide = architecture.model_type in WIDE_LOSS
+    if wide:
+        g.make("logits fp32", Size(**vocab, fp32_bytes=4), (last,), component="logits")
+    before = "logits fp32" if wide else last
+    g.make(
+        "log probabilities", Size(**vocab, bytes=4 if wide else run.dtype_bytes), (before,), (), _softmax_back, component="logits"
+    )
+    g.make("loss", Size(fp32_bytes=4), ("log probabilities",), ())
+    g.free("loss", "logits", "logits and bias", "logits fp32", source, "hidden")
+    return Part(g.span(), g.record)
+
+
+def undo(run: Run, part: Part, gradients: Mapping[str, str], leaf: str) -> Span:
+    """A part backwards from ``gradients`` (tensor → name of its gradient); what arrives at ``leaf`` is ``d`` from then on."""
+    begun = {name: Held(run.hidden(), "workspace") for name in gradients.values() if name}
+    g = Graph(run, start=part.kept | begun)
+    made = g.backward(part.record, dict(gradients))
+    if made.get(leaf, "d") != "d":
+        g.rename(made[leaf], "d")
+    return g.span()
+
+
+def _transformed(g: Graph, architecture: Architecture) -> str:
+    """What the matrix of the head multiplies."""
+    run = g.run
+    if architecture.kind != "encoder":
+        if architecture.tied_head and architecture.model_type in ("t5", "mt5"):
+            multiply(g, "scaled", run.hidden(), "hidden")
+            g.free("hidden")
+            return "scaled"
+        return "hidden"
+    dense = [weight for weight in architecture.head if weight.role in ("linear", "bias") and ".dense." in weight.name]
+    norm = tuple(weight for weight in architecture.head if "norm" in weight.name.lower())
+    linear(g, "transformed", "hidden", run.hidden(), dense)
+    activate(g, "gelu", "transformed", "activated", run.hidden())
+    g.free("transformed")
+    norm_forward(g, Norm("head norm", run.hidden_size, "layer", norm), "normed", "activated")
+    g.free("activated")
+    return "normed"
+
+
+def _projection(architecture: Architecture) -> tuple[Weight, ...]:
+    """The head's matrix; tied, its gradient waits for the embeddings'."""
+    own = tuple(weight for weight in architecture.head if weight.role == "head")
+    words = architecture.embeddings[0]
+    matrix = own or (Weight(PENDING.removeprefix("grad "), words.shape, "head"),)
+    bias = tuple(weight for weight in architecture.head if len(weight.shape) == 1 and weight.shape[0] == words.shape[0])
+    return (*matrix, *bias)
+
+
+def _passed(g: Graph, node: Node, gradient: str) -> Gradients:
+    return [(tensor, g.share(gradient)) for tensor in node.inputs]
+
+
+def _softmax_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``_log_softmax_backward_data`` reads its own result, which then goes."""
+    made = [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+    g.consume(node.out)
+    return made
+
+
+def _norm_of(stack: Stack, run: Run, names: tuple[str, ...]) -> Norm | None:
+    """The norm among a stack's own weights whose module ends in one of ``names``."""
+    found = tuple(weight for weight in stack.weights if weight.name.rpartition(".")[0].endswith(names))
+    kind = "layer" if len(found) > 1 or not any("final_layer_norm" in weight.name for weight in found) else "rms"
+    return Norm(found[0].name, run.hidden_size, kind, found) if found else None
+
+
+def _side(stack: Stack) -> str:
+    return stack.name.rpartition(".")[0]

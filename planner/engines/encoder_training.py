@@ -1,0 +1,241 @@
+"""transformers 5.23 on one device: the training step of encoders that fill masks and of encoder–decoders.
+
+An encoder–decoder reads the same tokens twice: its encoder as they are, its decoder shifted by one. What both stacks leave
+for the backward lies there until the loss; gradients of the encoder's output gather over the decoder's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from planner.architecture.counts import layer_indices, layer_weights
+from planner.architecture.implementation import LLAMA, implementation_of
+from planner.architecture.layers import Architecture, Attention, Stack, Weight
+from planner.components.biased import CROSS_POSITIONS, POSITIONS, position_bias
+from planner.components.encoder import (
+    ENCODED,
+    INDEX_BYTES,
+    Block,
+    bart_block,
+    bert_block,
+    modernbert_block,
+    relative_positions,
+    t5_block,
+    window_mask,
+)
+from planner.components.encoder_layers import LaidLayer, Stage, layer_back, layer_forward, layer_recomputed
+from planner.components.encoder_outside import PENDING, Part, embed, encode, lay_head, undo
+from planner.components.optimizers import Moment
+from planner.components.run import FP32_BYTES, Run, gradient
+from planner.components.tape import Course, Held, Level, Size, Span, Tape
+from planner.engines.transformers import Step
+from planner.engines.transformers_training import TrainingStep
+from planner.modelled import NotModelled
+
+BLOCKS: dict[str, Block] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "ernie", "bart", "plbart", "marian"), bert_block),
+    **dict.fromkeys(("mbart", "pegasus"), bart_block),
+    "modernbert": modernbert_block,
+    **dict.fromkeys(("t5", "mt5"), t5_block),
+}
+"""Families whose training was read in transformers: how a layer of theirs is laid."""
+TABLES, MASK = "cosines and sines", "mask"
+RETURNED = (POSITIONS, MASK)
+"""What goes when a stack returns, unless checkpoints hold it as an input of theirs."""
+
+
+def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> Block:
+    """How a layer of the family is laid. Raises :class:`NotModelled` where no derivation covers its training."""
+    block = BLOCKS.get(architecture.model_type)
+    if architecture.kind == "encoder" and not architecture.model_class.endswith("ForMaskedLM"):
+        raise NotModelled(f"{architecture.model_class}: without a head that fills masks it computes no loss from labels")
+    if block is None:
+        raise NotModelled(f"{architecture.model_class}: its training has no closed form yet")
+    if work.adapters is not None or work.names or work.quantised is not None:
+        raise NotModelled(f"{architecture.model_class}: of encoders only full training has a closed form")
+    if work.eager or work.dtype_bytes == FP32_BYTES:
+        raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention in 16 bits")
+    return block
+
+
+def encoder_training_phases(
+    architecture: Architecture, weights: Level, optimizer: Level, work: TrainingStep, transient: Moment = ()
+) -> list[Step]:
+    """Load, forward, backward and optimizer of the steady step. Raises :class:`NotModelled` for what is not derived."""
+    block = require_trained_encoder(architecture, work)
+    course = Course()
+    course.level = weights.fork()
+    course.begin_phase()
+    steps = [Step("load", course.peak)]
+    for component, name, size, count in optimizer.items():
+        course.level.change(component, name, size, count)
+    run = Run(
+        work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes, cuda=work.cuda,
+        accumulating=work.accumulation > 1, code=implementation_of(architecture.model_type) or LLAMA,
+    )  # fmt: skip
+    for tensor in work.trained if run.accumulating else ():
+        factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
+        course.hold("gradients", f"grad {tensor.name}", Size(**factors, bytes=tensor.dtype_bytes), tensor.times)
+    course.hold("workspace", "input ids", Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES))
+    course.begin_phase()
+    step = _Step(course, architecture, run, block, checkpointing=work.checkpointing)
+    step.forward()
+    steps.append(Step("forward", course.peak))
+    course.begin_phase()
+    step.backward()
+    steps.append(Step("backward", course.peak))
+    course.begin_phase()
+    for name, size in transient:
+        course.hold("workspace", name, size, where="step of the optimizer")
+    return [*steps, Step("optimizer", course.peak)]
+
+
+class _Step:
+    """One micro-batch on a course: forward stack by stack, and backwards over what that left."""
+
+    def __init__(self, course: Course, architecture: Architecture, run: Run, block: Block, *, checkpointing: bool) -> None:
+        self._course, self._architecture, self._run = course, architecture, run
+        self._checkpointing = checkpointing
+        stacks = [*(tower for tower in architecture.towers if tower.kind == "encoder"), architecture.decoder]
+        self._stages = [_stage(stack, run, block, across=stack is not stacks[0], recomputed=checkpointing) for stack in stacks]
+        self._parts: list[Part] = []
+        self._laid: list[list[LaidLayer]] = []
+
+    def forward(self) -> None:
+        """Embeddings, layers and final norm of each stack; head and loss."""
+        for index, stage in enumerate(self._stages):
+            self._lay(embed(self._architecture, stage, self._run), "embeddings")
+            self._hold_shared(stage)
+            self._laid.append([layer_forward(stage, layer, places) for layer, places in layer_indices(stage.stack)])
+            self._course.run_stack([(laid.span, laid.places) for laid in self._laid[-1]], "forward of the layers")
+            self._lay(encode(self._architecture, stage, self._run), "final norm")
+            _drop(self._course, "embedded")
+            self._release(stage, () if self._checkpointing else RETURNED)
+            if index < len(self._stages) - 1:
+                _become(self._course, "hidden", "activations", ENCODED)
+        self._lay(lay_head(self._architecture, self._run), "loss")
+
+    def backward(self) -> None:
+        """The same in the other direction."""
+        self._undo({"loss": ""}, "hidden")
+        for index in reversed(range(len(self._stages))):
+            stage = self._stages[index]
+            self._undo({"hidden": "d"}, "x")
+            self._course.run_stack(list(self._blocks(stage, self._laid[index])), "backward of the layers", backwards=True)
+            self._release(stage, [name for name in stage.shared if self._checkpointing or name not in RETURNED])
+            _drop(self._course, f"d {POSITIONS}", f"d {CROSS_POSITIONS}")
+            self._undo({"x": "d"}, "embedded")
+            self._table_gradients(stage, last=index == 0)
+            if index:
+                _drop(self._course, ENCODED)
+                _become(self._course, f"d {ENCODED}", "workspace", "d")
+
+    def _lay(self, part: Part, where: str) -> None:
+        self._course.run(part.span, 1, where)
+        self._parts.append(part)
+
+    def _undo(self, gradients: Mapping[str, str], leaf: str) -> None:
+        self._course.run(undo(self._run, self._parts.pop(), gradients, leaf), 1, "backward outside the layers")
+
+    def _hold_shared(self, stage: Stage) -> None:
+        """What the layers share; learnt positions are looked up by buckets, which autograd keeps."""
+        if MASK in stage.shared:
+            self._course.run(window_mask(stage.run), 1, "window mask")
+            _drop(self._course, "mask")
+        if POSITIONS in stage.shared:
+            self._course.run(relative_positions(stage.run, stage.stack.layers[0]), 1, "relative positions")
+            self._release(stage, (POSITIONS,))
+            if not self._checkpointing:
+                self._course.level.change("activations", "buckets", _buckets(stage.run), 1)
+        for name, size in stage.shared.items():
+            if name != ENCODED:
+                self._course.hold("workspace", name, size)
+
+    def _release(self, stage: Stage, names: Collection[str]) -> None:
+        """The stack's own hold on what its layers share goes."""
+        for name in names:
+            if name in stage.shared and name != ENCODED:
+                self._course.level.change("workspace", name, stage.shared[name], -1)
+
+    def _blocks(self, stage: Stage, laid: Sequence[LaidLayer]) -> list[tuple[Span, Sequence[int]]]:
+        """The last layer makes the gradients of what all share, the others add theirs."""
+        back = layer_recomputed if self._checkpointing else layer_back
+        last, found = len(stage.stack.layers) - 1, list[tuple[Span, Sequence[int]]]()
+        for kind in laid:
+            others = [place for place in kind.places if place != last]
+            if others:
+                found.append((back(stage, kind, first=False), others))
+            if last in kind.places:
+                found.append((back(stage, kind, first=True), (last,)))
+        return found
+
+    def _table_gradients(self, stage: Stage, *, last: bool) -> None:
+        """Dense gradients of the tables; the shared one's is added to what the head and the other stack left."""
+        if POSITIONS in stage.shared and not self._checkpointing:
+            self._course.level.change("activations", "buckets", _buckets(stage.run), -1)
+        words, *others = self._architecture.embeddings
+        own = [weight for weight in stage.stack.weights if weight.role == "embedding" and not weight.fixed]
+        pending = next((size for _, name, size, count in self._course.level.items() if name == PENDING and count), None)
+        tape = Tape(start={"d": Held(self._run.hidden(), "workspace")} | ({PENDING: Held(pending, "gradients")} if pending else {}))
+        for weight in (*others, *own):
+            gradient(tape, self._run, weight)
+        size = Size(rows=words.shape[0], columns=words.shape[1], bytes=self._run.dtype_bytes)
+        tape.hold("grad of the words", size, "gradients")
+        tape.consume("d")
+        if pending is not None:
+            tape.hold("sum", size, "gradients")
+            tape.consume("grad of the words", PENDING)
+            tape.rename("sum", "grad of the words")
+        tape.rename("grad of the words", f"grad {words.name}" if last else PENDING)
+        if last and self._run.accumulating:
+            tape.consume(f"grad {words.name}")
+        for weight in _position_tables(stage.stack):
+            gradient(tape, self._run, weight)
+        self._course.run(tape.span(), 1, "backward of the embeddings")
+
+
+def _stage(stack: Stack, run: Run, block: Block, *, across: bool, recomputed: bool) -> Stage:
+    """A stack at work: what its layers share, and which of that needs a gradient.
+
+    Checkpointed, T5 makes the zeros across require one (``T5Attention.forward``); else its decoder fills a cache.
+    """
+    attention = stack.layers[0].sequence[0]
+    assert isinstance(attention, Attention)  # noqa: S101  encoders have nothing else
+    shared: dict[str, Size] = {ENCODED: run.hidden()} if across else {}
+    leaves = dict(shared)
+    cached = False
+    if block is t5_block:
+        shared[POSITIONS] = leaves[POSITIONS] = position_bias(run, attention)
+        cached = across and not recomputed
+        if across:
+            shared[CROSS_POSITIONS] = position_bias(run, attention)
+            leaves |= {CROSS_POSITIONS: shared[CROSS_POSITIONS]} if recomputed else {}
+    if block is modernbert_block:
+        shared[MASK] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
+        shared[TABLES] = Size(four=4, sequence=run.sequence, head_dim=attention.head_dim, bytes=run.dtype_bytes)
+    return Stage(stack, replace(run, cached=cached), block, shared, leaves, recomputed)
+
+
+def _buckets(run: Run) -> Size:
+    """Which of the learnt positions each pair of tokens takes."""
+    return Size(queries=run.sequence, keys=run.sequence, int64_bytes=INDEX_BYTES)
+
+
+def _position_tables(stack: Stack) -> list[Weight]:
+    """Tables of relative positions, in the layers that look them up."""
+    return [weight for weight in layer_weights(stack.layers[0]) if "relative_attention_bias" in weight.name]
+
+
+def _drop(course: Course, *names: str) -> None:
+    for component, name, size, count in list(course.level.items()):
+        if name in names:
+            course.level.change(component, name, size, -count)
+
+
+def _become(course: Course, name: str, component: str, new: str) -> None:
+    """A tensor goes on as another component under another name."""
+    for old, held, size, count in list(course.level.items()):
+        if held == name:
+            course.level.change(old, held, size, -count)
+            course.level.change(component, new, size, count)
