@@ -27,12 +27,14 @@ def test_a_release_takes_the_newest_entry_that_is_not_newer():
 
 
 def test_what_is_no_release_is_refused_by_its_field():
-    with pytest.raises(Faults, match="training.engine_options.version"):
+    with pytest.raises(Faults, match="engine_options"):
         release_of("newest")
 
 
 def test_shifted_logits_are_one_fp32_copy_more():
-    copy = 2 * 511 * 49152 * 4
-    narrow = 2 * 512 * 49152 * 2
-    assert forward_bytes("4.48.1") == forward_bytes(None) + copy
-    assert forward_bytes("4.45.2") == forward_bytes(None) + copy - narrow
+    every, predicted, vocabulary = 2 * 512, 2 * 511, 49152
+    own, upcast = every * vocabulary * 2, every * vocabulary * 4
+    shifted = log_probabilities = predicted * vocabulary * 4
+    assert forward_bytes(None) == own + upcast + every * vocabulary * 4
+    assert forward_bytes("4.48.1") == own + upcast + shifted + log_probabilities
+    assert forward_bytes("4.45.2") == upcast + shifted + log_probabilities
