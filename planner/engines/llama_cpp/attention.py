@@ -33,11 +33,15 @@ def attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
     """Softmax attention over a cache, and its output projection."""
     if mixer.output_gate:
         return _gated_attention(sketch, mixer, x)
+    if mixer.kv == "shared":
+        return _output(sketch, mixer, _over_shared_cache(sketch, mixer, _queries(sketch, mixer, x)), x.ne[0])
     q, k, v = _queries_keys_values(sketch, mixer, x)
     if sketch.family.scales_queries:
         q = like("scale", q)
-    if sketch.family.scales_by_position:
+    if sketch.family.scales_by_position or (sketch.family.scales_unrotated and not sketch.rotates(mixer)):
         q = like("mul", q, sketch.position_scale)
+    if sketch.norms_rotated and sketch.rotates(mixer):
+        q, k = like("rms_norm", q), like("rms_norm", k)
     attended = _over_cache(sketch, mixer, q, k, v)
     return _output(sketch, mixer, attended, x.ne[0])
 
@@ -56,24 +60,14 @@ def _has(mixer: Attention, modules: tuple[str, ...], kind: str) -> bool:
 
 def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Three tensors (head_dim, heads, tokens), rotated where the model rotates."""
-    tokens = sketch.context.tokens
-    biased = _has(mixer, ("q_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "q"), "bias")
     widths = ((mixer.head_dim, mixer.num_heads), (mixer.head_dim, mixer.num_kv_heads), (mixer.value_head_dim, mixer.num_kv_heads))
+    biased = _has(mixer, ("q_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "q"), "bias")
     if mixer.fused_qkv:
-        fused = sketch.linear("attn_qkv", sum(width * heads for width, heads in widths), x)
-        if biased:
-            fused = like("add", fused, sketch.parameter())
-        parts = [view(fused, (width, heads, tokens), (F32 * width, fused.nb[1])) for width, heads in widths]
+        q, k, v = _fused(sketch, x, widths, biased=biased)
     else:
-        parts = []
-        for leaf, (width, heads) in zip(("attn_q", "attn_k", "attn_v"), widths, strict=True):
-            part = sketch.linear(leaf, width * heads, x)
-            if biased:
-                part = like("add", part, sketch.parameter())
-            if mixer.qk_norm == "full_width" and len(parts) < 2:
-                part = sketch.rms_norm(part)
-            parts.append(reshape(part, width, heads, tokens))
-    q, k, v = parts
+        q, k, v = _projected(sketch, mixer, x, widths, biased=biased)
+    if sketch.family.norms_values:
+        v = like("rms_norm", v)
     is_normed, rotates_first = mixer.qk_norm == "per_head", sketch.family.rotates_before_norm
     if is_normed and not rotates_first:
         q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)
@@ -82,6 +76,34 @@ def _queries_keys_values(sketch: Sketch, mixer: Attention, x: Tensor) -> tuple[T
     if is_normed and rotates_first:
         q, k = _head_norm(sketch, mixer, q), _head_norm(sketch, mixer, k)
     return q, k, v
+
+
+Widths = tuple[tuple[int, int], ...]
+
+
+def _fused(sketch: Sketch, x: Tensor, widths: Widths, *, biased: bool) -> list[Tensor]:
+    """Queries, keys and values from one projection."""
+    fused = sketch.linear("attn_qkv", sum(width * heads for width, heads in widths), x)
+    if biased:
+        fused = like("add", fused, sketch.parameter())
+    return [view(fused, (width, heads, sketch.context.tokens), (F32 * width, fused.nb[1])) for width, heads in widths]
+
+
+def _projected(sketch: Sketch, mixer: Attention, x: Tensor, widths: Widths, *, biased: bool) -> list[Tensor]:
+    """Queries, keys and values from a projection each; a layer without one for values takes the keys."""
+    parts: list[Tensor] = []
+    leaves = ["attn_q", "attn_k", "attn_v"]
+    if sketch.family.norms_values and not _has(mixer, ("v_proj",), "weight"):
+        leaves.pop()
+    for leaf, (width, heads) in zip(leaves, widths, strict=False):
+        part = sketch.linear(leaf, width * heads, x)
+        if biased:
+            part = like("add", part, sketch.parameter())
+        if mixer.qk_norm == "full_width" and len(parts) < 2:
+            part = sketch.rms_norm(part)
+        parts.append(part)
+    parts = [*parts, parts[-1]][:3]
+    return [reshape(part, width, heads, sketch.context.tokens) for part, (width, heads) in zip(parts, widths, strict=True)]
 
 
 def _head_norm(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
@@ -115,9 +137,13 @@ def _over_cache(sketch: Sketch, mixer: Attention, q: Tensor, k: Tensor, v: Tenso
     graph = sketch.graph
     for tensor in (q, k, v) if sketch.has_windows else (q, v, k):
         graph.expand(tensor)
-    heads = mixer.num_kv_heads
     graph.expand(_stored_rows(sketch, cache.keys(mixer), k, cache.key_rows, by_value=False))
     graph.expand(_stored_rows(sketch, cache.values(mixer), v, cache.value_rows, by_value=not sketch.context.flash))
+    return _attended(sketch, mixer, cache, q)
+
+
+def _attended(sketch: Sketch, mixer: Attention, cache: Cache, q: Tensor) -> Tensor:
+    heads = mixer.num_kv_heads
     streams, cells = sketch.context.streams, cache.cells
     held_k = view(cache.keys(mixer), (mixer.head_dim, heads, cells, streams))
     if sketch.context.flash:
@@ -128,6 +154,21 @@ def _over_cache(sketch: Sketch, mixer: Attention, q: Tensor, k: Tensor, v: Tenso
     if cache.rotation_v is not None:
         attended = _rotated(attended, cache.rotation_v)
     return attended
+
+
+def _queries(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
+    """Of a layer that takes keys and values from another's cache."""
+    q = reshape(sketch.linear("attn_q", mixer.head_dim * mixer.num_heads, x), mixer.head_dim, mixer.num_heads, x.ne[1])
+    return like("rope", sketch.rms_norm(q), sketch.positions)
+
+
+def _over_shared_cache(sketch: Sketch, mixer: Attention, q: Tensor) -> Tensor:
+    """Attend to the cache that another layer has filled."""
+    cache = sketch.cache_of(mixer)
+    if cache.rotation_k is not None:
+        q = _rotated(q, cache.rotation_k)
+    sketch.graph.expand(q)
+    return _attended(sketch, mixer, cache, q)
 
 
 def _rotated(x: Tensor, rotation: Tensor) -> Tensor:

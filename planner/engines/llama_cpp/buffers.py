@@ -21,6 +21,8 @@ from planner.memo import remember_by_identity
 FP32_BYTES = 4
 INPUT_TENSORS = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 """Tensors of the input layer, which always stays on the host; beside them, norms of the embeddings."""
+OF_FIRST_LAYER = ("per_layer_model_proj", "per_layer_proj")
+"""Beginnings of names of tensors that are loaded as the first layer's, though they are for all."""
 EXPERTS = "_exps."
 NOT_PRODUCTS = ("norm", "conv", "ssm_a", "rope_f", "bias")
 """Parts of names of matrices that are not multiplied with."""
@@ -78,18 +80,23 @@ def weights_by_device(checkpoint: Checkpoint, placement: Placement) -> tuple[int
 
     is_tied = all(tensor.name != "output.weight" for tensor in checkpoint.tensors)
     for tensor in checkpoint.tensors:
-        if tensor.layer >= 0:
-            add(tensor, (placement.experts if EXPERTS in tensor.name else placement.layers)[tensor.layer])
-        elif tensor.name.startswith("rope_f"):
-            for device in sorted(set(placement.layers)):
-                add(tensor, device)
-        elif tensor.name in INPUT_TENSORS or tensor.name.startswith("token_embd_norm"):
-            add(tensor, host)
-        else:
-            add(tensor, placement.output)
+        for device in _holders(tensor, placement):
+            add(tensor, device)
         if is_tied and tensor.name == "token_embd.weight" and placement.output != host:
             add(tensor, placement.output)
     return tuple(sizes)
+
+
+def _holders(tensor: GgufTensor, placement: Placement) -> tuple[int, ...]:
+    """The devices that load a tensor."""
+    if tensor.name.startswith(OF_FIRST_LAYER):
+        return (placement.layers[0],)
+    if tensor.layer >= 0:
+        return ((placement.experts if EXPERTS in tensor.name else placement.layers)[tensor.layer],)
+    if tensor.name.startswith("rope_f"):
+        return tuple(sorted(set(placement.layers)))
+    is_input = tensor.name in INPUT_TENSORS or tensor.name.startswith("token_embd_norm")
+    return (placement.host if is_input else placement.output,)
 
 
 def _is_split(tensor: GgufTensor) -> bool:

@@ -37,36 +37,48 @@ def _dense(
 
 def experts(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
     """Routed experts, and the shared ones added to them."""
-    routed = _routed(sketch, mixer, x)
+    out = routed(sketch, mixer, x)
     if not mixer.shared_intermediate_size:
-        return routed
+        return out
     shared = _dense(sketch, mixer.shared_intermediate_size, x, gate=mixer.gated, act=mixer.activation, suffix="_shexp")
     if sketch.family.shared_gate != "none":
         gate = sketch.linear("ffn_gate_inp_shexp", 1, x)
         opened = like("unary", gate)
         shared = like("mul", shared, like("div", opened, gate) if sketch.family.shared_gate == "silu ratio" else opened)
-    return like("add", routed, shared)
+    return like("add", out, shared)
 
 
-def _routed(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
+def routed(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor, logits: Tensor | None = None) -> Tensor:
+    """Routed experts alone; ``logits``: the router's, where it does not read ``x``."""
     graph, hidden, tokens, used = sketch.graph, x.ne[0], x.ne[1], mixer.experts_per_token
-    weights, chosen = _route(sketch, mixer, x)
+    family = sketch.family
+    weights, chosen = _route(sketch, mixer, x, logits)
     graph.expand(weights)
     each = reshape(x, hidden, 1, tokens)
+    if family.weighs_first:
+        each = like("mul", made("repeat", (hidden, used, tokens), each), weights)
     has_bias = any(_is_expert_bias(weight) for weight in mixer.weights)
 
     def expert_linear(kind: str, rows: int, tensor: Tensor) -> Tensor:
         out = made("mul_mat_id", (rows, used, tokens), sketch.parameter(rows, f"ffn_{kind}_exps"), tensor, chosen)
         return like("add_id", out, sketch.parameter(), chosen) if has_bias else out
 
-    up = expert_linear("up", mixer.intermediate_size, each)
-    if mixer.gated:
+    if family.merges_gate_up:
+        both = expert_linear("gate_up", 2 * mixer.intermediate_size, each)
+        gate, up = (view(both, (mixer.intermediate_size, used, tokens), both.nb[1:3]) for _ in range(2))
+        middle = gated(gate, up)
+    elif mixer.gated:
+        up = expert_linear("up", mixer.intermediate_size, each)
         middle = gated(expert_linear("gate", mixer.intermediate_size, each), up)
     else:
-        middle = like("unary", up)
+        middle = like("unary", expert_linear("up", mixer.intermediate_size, each))
         if mixer.activation in ("relu2", "relu_squared"):
             middle = like("sqr", middle)
-    outs = graph.expand(like("mul", expert_linear("down", hidden, middle), weights))
+    outs = expert_linear("down", hidden, middle)
+    if any(weight.name.endswith("per_expert_scale") for weight in mixer.weights):
+        scales = made("repeat", (1, mixer.num_experts, tokens), reshape(sketch.parameter(values=mixer.num_experts), 1, 1, 1))
+        outs = like("mul", outs, rows_of(scales, chosen))
+    outs = graph.expand(outs if family.weighs_first else like("mul", outs, weights))
     parts = [graph.expand(view(outs, (hidden, tokens), (outs.nb[2],))) for _ in range(used)]
     total = parts[0]
     for part in parts[1:]:
@@ -78,17 +90,17 @@ def _is_expert_bias(weight: Weight) -> bool:
     return weight.role == "bias" and weight.count > 1
 
 
-def _route(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor]:
+def _route(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights (1, used, tokens) and the numbers of the chosen experts (used, tokens)."""
     family, used, tokens = sketch.family, mixer.experts_per_token, x.ne[1]
-    logits = sketch.linear("ffn_gate_inp", mixer.num_experts, x)
+    logits = sketch.linear("ffn_gate_inp", mixer.num_experts, x) if logits is None else logits
     single_biases = [weight for weight in mixer.weights if weight.role == "bias" and weight.count == 1]
     if any("correction" not in weight.name for weight in single_biases):
         logits = like("add", logits, sketch.parameter())
     probabilities = logits
     if family.gating != "softmax of the chosen":
         probabilities = like("soft_max" if family.gating == "softmax" else "unary", logits)
-    ranked = probabilities
+    ranked = logits if family.weighs_first else probabilities
     if any("correction" in weight.name for weight in mixer.weights):
         ranked = like("add", probabilities, sketch.parameter())
     if family.expert_groups > 1:

@@ -11,10 +11,11 @@ from planner.engines.llama_cpp.allocator import Tape
 from planner.engines.llama_cpp.context import CELL_BLOCK, Context
 from planner.engines.llama_cpp.course import Course, Written
 from planner.engines.llama_cpp.families import Family
+from planner.engines.llama_cpp.gemma import is_sparse, takes_per_layer
 from planner.engines.llama_cpp.model_graph import model_graph
 from planner.engines.llama_cpp.placement import Checkpoint, Placement
 from planner.engines.llama_cpp.scheduler import scheduled
-from planner.engines.llama_cpp.sketch import CopiedWeights, rotates, window_of
+from planner.engines.llama_cpp.sketch import CopiedWeights, deepstack_layers, placed_layers, rotates, window_of
 from planner.memo import remember_by_identity
 
 Itself = tuple[object, ...]
@@ -37,7 +38,7 @@ def course_of(
 ) -> Course:
     """The same over any number of cells: those of ``context`` are not looked at."""
     layers = architecture.decoder.layers
-    around = _surroundings(layers, placement, family)
+    around = _surroundings(architecture, placement, family)
     first: dict[Surroundings, int] = {}
     for index, surroundings in enumerate(around):
         first.setdefault(surroundings, index)
@@ -45,7 +46,7 @@ def course_of(
     pieces = {index: number for number, index in enumerate(drawn, 1)}
     order = [0, *(pieces[first[surroundings]] for surroundings in around), len(drawn) + 1]
     copied = copied_weights(architecture, placement, checkpoint) if placement.offloads and checkpoint is not None else None
-    placed = [(layers[index], placement.layers[index], placement.experts[index]) for index in drawn]
+    placed = placed_layers(architecture, placement, drawn)
 
     def write(blocks: int) -> Written:
         asked = replace(context, cells=blocks * CELL_BLOCK)
@@ -65,18 +66,27 @@ def bends(layers: Sequence[Layer], context: Context) -> list[int]:
     return [] if context.full_window_cache else [unbounded.window_cells(window) // CELL_BLOCK for window in windows]
 
 
-def _surroundings(layers: Sequence[Layer], placement: Placement, family: Family) -> list[Surroundings]:
+def _surroundings(architecture: Architecture, placement: Placement, family: Family) -> list[Surroundings]:
     """What decides the events of each layer: the layer before, itself, the next device, whether it is the last.
 
-    A layer is told by its identity, its devices, and the inputs that are first or last used in it there; one without a
-    sequence mixer leaves the layer before it undrawn as well, so that counts too. After experts that are computed elsewhere
-    a run of nodes begins that reaches into the next layer, and copies that one's inputs: then the next layer counts as well.
+    A layer is told by its identity, its devices, and the inputs that are first or last used in it there; where layers take in
+    vectors of their own those are made once the second layer is drawn, and copied between devices for many layers at once. One
+    without a sequence mixer leaves the layer before it undrawn as well, so that counts too. After experts that are computed
+    elsewhere a run of nodes begins that reaches into the next layer, and copies that one's inputs: then the next layer
+    counts as well.
     """
+    layers = architecture.decoder.layers
     devices = (*placement.layers, placement.output)
+    stacked = deepstack_layers(architecture, family)
+    placed = placed_layers(architecture, placement, range(len(layers)))
+    told_apart = len(layers) if _layers_divided(placement) or len(set(placement.layers)) > 1 else 2
     turns = _turns(layers, placement, family)
     selves: list[Itself] = [()]
     for index, layer in enumerate(layers):
-        itself: Itself = (id(layer), devices[index], placement.experts[index], tuple(turns.get(index, ())))
+        itself: Itself = (
+            id(layer), devices[index], placement.experts[index], placed[index].cache_device, tuple(turns.get(index, ())),
+            min(index, told_apart if takes_per_layer(layer) else stacked), is_sparse(family, index),
+        )  # fmt: skip
         selves.append(itself if layer.sequence else (*itself, selves[-1]))
     ends = len(layers) - 1
     after: list[Itself] = [(device,) for device in devices[1:]]
@@ -116,10 +126,14 @@ def _inputs_of(layer: Layer, family: Family, *, has_windows: bool) -> tuple[obje
             found.append(window_of(mixer) if has_windows else 0)
             if rotates(mixer, family, has_windows=has_windows):
                 found.append("positions")
+            elif family.scales_unrotated:
+                found.append("position scale")
         elif isinstance(mixer, LatentAttention):
             found.extend((0, "positions"))
         else:
             found.append("states")
+    if takes_per_layer(layer):
+        found.append("per layer")
     return tuple(found)
 
 

@@ -51,6 +51,20 @@ class Family:
     """Whether layers with full attention go without rotary embeddings where others have windows."""
     positions_per_token: int = 1
     """Position ids of a token: rotary embeddings in sections have four."""
+    norms_values: bool = False
+    """Whether values are normed without a weight, and are the keys where a layer has no projection of its own for them."""
+    norms_rotated: bool = False
+    """Whether queries and keys that were rotated are normed without a weight."""
+    scales_unrotated: bool = False
+    """Whether queries that are not rotated are scaled by their position."""
+    weighs_first: bool = False
+    """Whether the experts' inputs are weighed instead of their outputs, and logits choose them."""
+    merges_gate_up: bool = False
+    """Whether the experts' gate and up projections are one matrix."""
+    deepstacked: bool = False
+    """Whether embeddings are as wide as the vision tower's layers beside them, which the first layers add."""
+    rotary_factors: bool = False
+    """Whether files hold a factor for every frequency of full attention's rotary embedding."""
     norms_states: bool = False
     """Whether Mamba's B, C and dt are normed without a weight."""
 
@@ -70,6 +84,16 @@ _QWEN3_NEXT = Family(
 _QWEN3_5 = replace(_QWEN3_NEXT, file="qwen35.cpp", positions_per_token=4)
 _QWEN2_VL = Family("qwen2vl.cpp", positions_per_token=4)
 _MISTRAL3 = Family("mistral3.cpp")
+_QWEN3_VL = Family("qwen3vl.cpp", positions_per_token=4, deepstacked=True)
+_LLAMA4 = Family(
+    "llama4.cpp", windows=True, rotates_windows_only=True, norms_rotated=True, scales_unrotated=True, gating="sigmoid",
+    normalises_weights=False, weighs_first=True,
+)  # fmt: skip
+_GEMMA4 = Family(
+    "gemma4.cpp", windows=True, scales_embedding=True, norms_values=True, outputs_after="final norm", keeps_hidden=True,
+    merges_gate_up=True, rotary_factors=True,
+)  # fmt: skip
+_GEMMA3N = Family("gemma3n.cpp", windows=True, scales_embedding=True, norms_values=True, outputs_after="layers")
 _LFM2 = Family("lfm2.cpp", residual_first=(True, True), gating="sigmoid")
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -90,6 +114,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma": Family("gemma.cpp", scales_embedding=True, scales_queries=True),
         "gemma2": replace(_GEMMA3, file="gemma2.cpp"),
         **dict.fromkeys(("gemma3", "gemma3_text"), _GEMMA3),
+        **dict.fromkeys(("gemma3n", "gemma3n_text"), _GEMMA3N),
+        **dict.fromkeys(("gemma4", "gemma4_text"), _GEMMA4),
         "glm": Family("chatglm.cpp"),
         "glm4": Family("glm4.cpp"),
         "glm4_moe": Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True),
@@ -112,6 +138,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "jamba": Family("jamba.cpp", residual_first=(True, True), normalises_weights=False),
         "kimi_k2": _SIGMOID_EXPERTS,
         **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
+        **dict.fromkeys(("llama4", "llama4_text"), _LLAMA4),
         "mamba": Family("mamba.cpp"),
         "mamba2": Family("mamba.cpp"),
         "minimax_m2": Family("minimax-m2.cpp", gating="sigmoid"),
@@ -122,6 +149,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "nemotron_h": Family(
             "nemotron-h.cpp", outputs_after="final norm", keeps_hidden=True, gating="sigmoid", scales_weights=True
         ),
+        "nemotron-nas": Family("deci.cpp"),
         "olmo": Family("olmo.cpp"),
         "olmo2": _OLMO2,
         "olmo3": replace(_OLMO2, windows=True),
@@ -137,6 +165,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen3_next": _QWEN3_NEXT,
         **dict.fromkeys(("qwen3_5", "qwen3_5_text"), _QWEN3_5),
         **dict.fromkeys(("qwen3_5_moe", "qwen3_5_moe_text"), replace(_QWEN3_5, file="qwen35moe.cpp")),
+        **dict.fromkeys(("qwen3_vl", "qwen3_vl_text"), _QWEN3_VL),
+        **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text"), replace(_QWEN3_VL, file="qwen3vlmoe.cpp")),
         "seed_oss": Family("seed-oss.cpp"),
         "smollm3": Family("smollm3.cpp"),
         "stablelm": Family("stablelm.cpp"),
@@ -145,5 +175,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 """Every family whose graph is derived, by ``model_type``."""
 
-UNCOMPARED: frozenset[str] = frozenset()
+UNCOMPARED = frozenset(
+    (
+        "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "llama4", "llama4_text", "nemotron-nas", "qwen3_vl", "qwen3_vl_text",
+        "qwen3_vl_moe", "qwen3_vl_moe_text",
+    )
+)  # fmt: skip
 """Families derived from the source alone: no run of theirs was compared."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.architecture import read_config
-from planner.architecture.layers import Architecture
+from planner.architecture.layers import Architecture, Attention
 from planner.engines.llama_cpp.context import Context, context_of
 from planner.engines.llama_cpp.families import FAMILIES, UNCOMPARED, Family
 from planner.engines.llama_cpp.laid import COMPONENTS, PHASES, VERSION, Buffers, Laid
@@ -23,7 +23,7 @@ from planner.engines.llama_cpp.options import (
 from planner.engines.llama_cpp.placement import CUDA, Checkpoint, DeviceKind, Placement, placement_of
 from planner.faults import Fault, Faults
 from planner.footprint import Term
-from planner.formats import FileHeader, Format, gguf_tensors
+from planner.formats import GGML_TYPES, FileHeader, Format, GgufTensor, gguf_tensors
 from planner.later import LaterSequence
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
@@ -187,7 +187,11 @@ def _of_file(header: FileHeader) -> Checkpoint:
 
 @remember_by_identity(64)
 def _converted(architecture: Architecture, file_type: str) -> Checkpoint:
-    return Checkpoint(gguf_tensors(architecture, file_type))
+    tensors = gguf_tensors(architecture, file_type)
+    heads = [mixer.head_dim for layer in architecture.decoder.layers for mixer in layer.sequence if isinstance(mixer, Attention)]
+    if _family(architecture).rotary_factors and heads:
+        tensors = (*tensors, GgufTensor("rope_freqs.weight", (max(heads) // 2,), GGML_TYPES["F32"]))
+    return Checkpoint(tensors)
 
 
 def _file_type(scenario: Scenario, fmt: Format) -> str:

@@ -9,32 +9,43 @@ from planner.engines.llama_cpp.attention import attention, latent_attention
 from planner.engines.llama_cpp.channels import experts, feed_forward
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
-from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, weight
+from planner.engines.llama_cpp.gemma import (
+    gemma_inputs,
+    gemma_layer,
+    has_per_layer,
+    has_streams,
+    merged_streams,
+    stream_layer,
+)
+from planner.engines.llama_cpp.graph import Graph, Tensor, like, made, rows_of, view, weight
 from planner.engines.llama_cpp.placement import Placement
 from planner.engines.llama_cpp.recurrent import recurrent
-from planner.engines.llama_cpp.sketch import CopiedWeights, Sketch
+from planner.engines.llama_cpp.sketch import CopiedWeights, Placed, Sketch
 
 
 def model_graph(
     architecture: Architecture,
     family: Family,
     context: Context,
-    layers: Sequence[tuple[Layer, int, int]],
+    layers: Sequence[Placed],
     placement: Placement,
     copied_weights: CopiedWeights | None = None,
 ) -> Graph:
     """The graph that is reserved: ``context.tokens`` tokens against a full cache.
 
-    ``layers``: those to draw, each with the device of its weights and that of its routed experts. ``copied_weights``: sizes
-    of weights, when the host's are copied to a device to compute.
+    ``layers``: those to draw. ``copied_weights``: sizes of weights, when the host's are copied to a device to compute.
     """
     sketch = Sketch(architecture, family, context, placement, copied_weights)
-    x = _embedded(sketch, architecture, placement.host)
-    for index, (layer, device, experts_device) in enumerate(layers):
-        sketch.enter(layer, device, experts_device)
+    x = embedded = _embedded(sketch, architecture, placement.host)
+    if has_per_layer(architecture):
+        x = gemma_inputs(sketch, x, placement)
+    for placed in layers:
+        sketch.enter(placed)
         sketch.graph.marks.append(len(sketch.graph.nodes))
-        x = _layer(sketch, layer, x, last=index == len(layers) - 1)
-    sketch.enter(None, placement.output, placement.output)
+        x = _layer(sketch, placed, x, last=placed is layers[-1])
+        if placed.index < sketch.deepstack_layers:
+            x = like("add", x, view(embedded, x.ne[:2], (embedded.nb[1],)))
+    sketch.enter_head()
     sketch.graph.marks.append(len(sketch.graph.nodes))
     _head(sketch, architecture, x)
     return sketch.graph
@@ -43,8 +54,13 @@ def model_graph(
 def _embedded(sketch: Sketch, architecture: Architecture, host: int) -> Tensor:
     """Rows of the embedding table, with what a family adds or does to them before the first layer."""
     family, shape = sketch.family, (architecture.hidden_size, sketch.context.tokens)
-    x = sketch.graph.expand(made("get_rows", shape, weight(1, host), sketch.token_ids))
+    x = made("get_rows", shape, weight(1, host), sketch.token_ids)
+    if sketch.deepstack_layers:
+        x = made("pad", sketch.given_embeddings.ne, x)
+    sketch.graph.expand(x)
     sketch.graph.expand(sketch.given_embeddings)
+    if sketch.deepstack_layers:
+        x = sketch.graph.expand(view(x, shape, (x.nb[1],)))
     if family.adds_positions:
         x = like("add", x, made("get_rows", shape, weight(1, host), sketch.positions))
     if family.norms_embeddings:
@@ -52,12 +68,19 @@ def _embedded(sketch: Sketch, architecture: Architecture, host: int) -> Tensor:
     return like("scale", x) if family.scales_embedding else x
 
 
-def _layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
+def _layer(sketch: Sketch, placed: Placed, x: Tensor, *, last: bool) -> Tensor:
     """One block: norm, sequence mixer, residual, norm, channel mixer, residual; norms after the mixers where there are."""
+    layer = placed.layer
+    if has_streams(layer):
+        return stream_layer(sketch, placed, x)
+    if sketch.family.norms_values:
+        return gemma_layer(sketch, layer, x)
     if layer.parallel and len(layer.sequence) == 1:
         return _parallel_layer(sketch, layer, x, last=last)
     before, after = _norms(layer)
     if not layer.sequence:
+        if last and sketch.family.outputs_after == "mixer":
+            x = rows_of(x, sketch.output_ids)
         return like("add", _channel(sketch, layer, _normed(sketch, before[0], x)), x)
     if len(layer.sequence) > 1:
         x = _side_by_side(sketch, layer, x, before[0], last=last)
@@ -160,6 +183,8 @@ def _mixed(sketch: Sketch, mixer: SequenceMixer, x: Tensor) -> Tensor:
 
 def _head(sketch: Sketch, architecture: Architecture, x: Tensor) -> Tensor:
     family = sketch.family
+    if x.ne[2] > 1:
+        x = merged_streams(sketch, x)
     if family.outputs_after == "layers":
         x.is_output = x.is_output or family.keeps_hidden
         x = rows_of(x, sketch.output_ids)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, SequenceMixer
+from planner.architecture.layers import Architecture, Attention, LatentAttention, Layer, MixtureOfExperts, SequenceMixer
 from planner.engines.llama_cpp.context import Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.graph import F16, F32, INT64, Graph, Tensor, given, like, product, stored, values_in, view, weight
@@ -18,6 +18,33 @@ ROTATED_HEADS = 64
 
 CopiedWeights = Mapping[int, Mapping[str, int]]
 """Bytes of weights that are copied between devices: identity of the layer (of None for the head), then leaf."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A layer to draw: its number in the model, the devices of its weights, of its routed experts and of its cache."""
+
+    layer: Layer
+    index: int
+    device: int
+    experts_device: int
+    cache_device: int
+
+
+def placed_layers(architecture: Architecture, placement: Placement, indices: Sequence[int]) -> list[Placed]:
+    """Layers and their devices. A layer that reuses keys and values finds them with the last one that has such of its own."""
+    layers = architecture.decoder.layers
+    own: dict[int, int] = {}
+    devices: list[int] = []
+    for layer, device in zip(layers, placement.layers, strict=True):
+        holder = device
+        for mixer in layer.sequence:
+            if isinstance(mixer, Attention) and mixer.kv == "shared":
+                holder = own.get(window_of(mixer), device)
+            else:
+                own[window_of(mixer)] = device
+        devices.append(placement.cache_device(holder))
+    return [Placed(layers[index], index, placement.layers[index], placement.experts[index], devices[index]) for index in indices]
 
 
 @dataclass(slots=True)
@@ -63,29 +90,41 @@ class Sketch:
     ) -> None:
         self.graph = Graph()
         self.family, self.context = family, context
-        self.device = self.experts_device = 0
+        self.device = self.experts_device = self.cache_device = 0
         self._placement, self._copied_weights = placement, copied_weights
         self._leaves: Mapping[str, int] = {}
         self._weights: dict[tuple[int, int], Tensor] = {}
         tokens = context.tokens
+        self.architecture = architecture
+        self.deepstack_layers = deepstack_layers(architecture, family)
         self.token_ids = given(tokens)
-        self.given_embeddings = given(architecture.hidden_size, tokens, element_bytes=F32)
+        width = architecture.hidden_size * (1 + self.deepstack_layers)
+        self.given_embeddings = given(width, tokens, element_bytes=F32)
+        self.per_layer: Tensor | None = None
+        """What each layer of Gemma 3n and 4 takes in beside its input."""
         self.positions = given(tokens * family.positions_per_token)
         self.position_scale = given(1, 1, tokens, element_bytes=F32)
         self.output_ids = given(context.outputs)
         mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
+        self.norms_rotated = family.norms_rotated and _most_experts(architecture) != MAVERICK_EXPERTS
         self.has_windows = family.windows and any(window_of(mixer) for mixer in mixers)
         self._widest_values = max((_values_width(mixer) for mixer in mixers), default=0)
         self._caches: dict[int, Cache] = {}
-        self._rotations = _rotation_widths(mixers, context)
+        self._mixers = mixers
         self._state_ids = given(context.sequences)
         self.state_rows = view(self._state_ids, (context.sequences,)), view(self._state_ids, (0,))
 
-    def enter(self, layer: Layer | None, device: int, experts_device: int) -> None:
-        """Go on to a layer, or (None) to the head, whose weights are on ``device``, routed experts on a device of their own."""
-        self.device, self.experts_device = device, experts_device
+    def enter(self, placed: Placed) -> None:
+        """Go on to a layer."""
+        self.device, self.experts_device, self.cache_device = placed.device, placed.experts_device, placed.cache_device
         if self._copied_weights is not None:
-            self._leaves = self._copied_weights.get(id(layer), {})
+            self._leaves = self._copied_weights.get(id(placed.layer), {})
+
+    def enter_head(self) -> None:
+        """Go on to the final norm and the head."""
+        self.device = self.experts_device = self.cache_device = self._placement.output
+        if self._copied_weights is not None:
+            self._leaves = self._copied_weights.get(id(None), {})
 
     def parameter(self, rows: int = 1, leaf: str = "", values: int = 1) -> Tensor:
         """A weight of the layer at hand: ``leaf`` is its name in a GGUF file, which tells its size where that matters.
@@ -135,16 +174,12 @@ class Sketch:
         found.device = self.cache_device
         return found
 
-    @property
-    def cache_device(self) -> int:
-        """Where the caches and states of the layer at hand are."""
-        return self._placement.cache_device(self.device)
-
     def _new_cache(self, mixer: Attention | LatentAttention, window: int) -> Cache:
         context = self.context
         cells = context.window_cells(window) if window else context.cells
         transposed = not context.flash and isinstance(mixer, Attention)
-        rotate_k, rotate_v = self._rotations if isinstance(mixer, Attention) else (0, 0)
+        beside = [other for other in self._mixers if not self.has_windows or window_of(other) == window]
+        rotate_k, rotate_v = _rotation_widths(beside, context) if isinstance(mixer, Attention) else (0, 0)
         return Cache(
             cells=cells,
             streams=context.streams,
@@ -159,6 +194,14 @@ class Sketch:
         )
 
 
+def deepstack_layers(architecture: Architecture, family: Family) -> int:
+    """How many first layers add a layer of the vision tower."""
+    if not family.deepstacked:
+        return 0
+    names = (found.name for tower in architecture.towers for found in tower.weights)
+    return len({name.split("deepstack_merger_list.")[1].split(".")[0] for name in names if "deepstack_merger_list." in name})
+
+
 def rotates(mixer: Attention, family: Family, *, has_windows: bool) -> bool:
     """Whether a graph rotates a mixer's queries and keys; ``has_windows``: whether any layer keeps a sliding window."""
     return mixer.rotary_dim > 0 and (window_of(mixer) > 0 or not (has_windows and family.rotates_windows_only))
@@ -169,6 +212,15 @@ def window_of(mixer: SequenceMixer) -> int:
     if not isinstance(mixer, Attention):
         return 0
     return mixer.window_tokens or mixer.chunk_tokens or 0
+
+
+MAVERICK_EXPERTS = 128
+"""So many experts mark the Llama 4 whose queries and keys are not normed (``use_kq_norm``)."""
+
+
+def _most_experts(architecture: Architecture) -> int:
+    channels = (channel for layer in architecture.decoder.layers for channel in layer.channel)
+    return max((channel.num_experts for channel in channels if isinstance(channel, MixtureOfExperts)), default=0)
 
 
 def _values_width(mixer: SequenceMixer) -> int:

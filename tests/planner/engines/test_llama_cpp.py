@@ -25,6 +25,7 @@ from planner.engines.llama_cpp.graph import given as given_input
 from planner.engines.llama_cpp.model_graph import model_graph
 from planner.engines.llama_cpp.placement import CUDA, Checkpoint, placement_of
 from planner.engines.llama_cpp.scheduler import scheduled
+from planner.engines.llama_cpp.sketch import placed_layers
 from planner.faults import Faults
 from planner.formats import gguf_tensors, parse_format
 from planner.modelled import NotModelled
@@ -86,7 +87,7 @@ def test_a_familys_graph_takes_what_the_program_reserves(graph) -> None:
 
 def whole(architecture: Architecture, context: Context, placement, checkpoint) -> tuple[int, ...]:
     """The buffers of the graph with every layer drawn."""
-    layers = list(zip(architecture.decoder.layers, placement.layers, placement.experts, strict=True))
+    layers = placed_layers(architecture, placement, range(len(architecture.decoder.layers)))
     copied = copied_weights(architecture, placement, checkpoint) if placement.offloads else None
     graph = model_graph(architecture, FAMILIES[architecture.model_type], context, layers, placement, copied)
     if placement.host:
@@ -137,6 +138,55 @@ def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
     file = Checkpoint(gguf_tensors(architecture, "F16"))
     drawn_once = compute_buffers(architecture, FAMILIES[architecture.model_type], context, placement, file)
     assert drawn_once == whole(architecture, context, placement, file)
+
+
+SMALL = {
+    "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "intermediate_size": 512, "vocab_size": 1000, "vocab_size_per_layer_input": 1000, "sliding_window": 128,
+    "max_position_embeddings": 4096, "num_kv_shared_layers": 3, "hidden_size_per_layer_input": 32, "torch_dtype": "bfloat16",
+}  # fmt: skip
+TYPES = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+         "sliding_attention", "sliding_attention", "full_attention"]  # fmt: skip
+VISION = {"depth": 2, "deepstack_visual_indexes": [0, 1], "hidden_size": 64, "num_heads": 2, "intermediate_size": 64}
+UNLIKE = [
+    SMALL | {"model_type": "gemma4_text", "layer_types": TYPES, "global_head_dim": 128},
+    SMALL | {"model_type": "gemma4_text", "layer_types": TYPES, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+             "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 64, "attention_k_eq_v": True},
+    SMALL | {"model_type": "gemma3n_text", "layer_types": TYPES, "altup_num_inputs": 4, "laurel_rank": 16},
+    SMALL | {"model_type": "llama4_text", "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+             "intermediate_size_mlp": 512, "no_rope_layer_interval": 4, "attention_chunk_size": 512},
+    {"model_type": "qwen3_vl", "text_config": SMALL | {"model_type": "qwen3_vl_text"}, "vision_config": VISION},
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    config=st.sampled_from(UNLIKE),
+    devices=st.integers(0, 3),
+    gpu_layers=st.integers(-1, 9),
+    sequences=st.sampled_from([1, 3]),
+    flash=st.booleans(),
+    cpu_experts=st.integers(0, 4),
+    kind=st.sampled_from([LOOPBACK, CUDA]),
+    caches_on_host=st.booleans(),
+)
+def test_layers_that_are_unlike_by_place_are_told_apart(
+    config, devices, gpu_layers, sequences, flash, cpu_experts, kind, caches_on_host
+) -> None:
+    """Rule: shared caches, inputs of each layer's own and first layers that differ leave the buffers of the whole graph."""
+    architecture = unlike(json.dumps(config))
+    options = {"n_ctx": 1024, "n_seq_max": sequences, "flash_attn": flash, "n_ubatch": 96}
+    placement = placement_of(8, devices, gpu_layers, cpu_experts, kind, caches_on_host=caches_on_host)
+    file = Checkpoint(gguf_tensors(architecture, "F16"))
+    context = context_of(options, 4096)
+    assert compute_buffers(architecture, FAMILIES[architecture.model_type], context, placement, file) == whole(
+        architecture, context, placement, file
+    )
+
+
+@cache
+def unlike(config: str) -> Architecture:
+    return read_config(json.loads(config))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 5000), st.integers(0, 50)), max_size=80))
@@ -404,7 +454,9 @@ def test_a_draft_model_on_the_host_with_a_cache_of_its_own_type() -> None:
     found = drafting(n_gpu_layers_draft=0, type_k_draft="q8_0", type_v_draft="q8_0")
     target = footprint("qwen2.5-7b-L28", kind=CUDA, batch=4, options={"n_outputs_max": 20})
     assert found.devices[0].weights == target.devices[0].weights
-    assert found.host.kv_cache == footprint("qwen2.5-0.5b-L24", 0, batch=4, options={"type_k": "q8_0", "type_v": "q8_0"}).host.kv_cache
+    assert (
+        found.host.kv_cache == footprint("qwen2.5-0.5b-L24", 0, batch=4, options={"type_k": "q8_0", "type_v": "q8_0"}).host.kv_cache
+    )
 
 
 def test_looking_up_ngrams_takes_outputs_alone() -> None:
@@ -422,10 +474,17 @@ def test_speculation_that_is_not_derived_is_said_so(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "path"),
-    [({"tensor_split": "a,b"}, "tensor_split"), ({"tensor_split": "0,0,1"}, "tensor_split"), ({"tensor_split": "-1,2"}, "tensor_split"),
-     ({"split_mode": "none", "main_gpu": 5}, "main_gpu")],
+    [({"tensor_split": "a,b"}, "tensor_split"), ({"tensor_split": "0,0,1"}, "tensor_split"),
+     ({"tensor_split": "-1,2"}, "tensor_split"), ({"split_mode": "none", "main_gpu": 5}, "main_gpu")],
 )  # fmt: skip
 def test_splits_that_leave_no_device_are_refused(options: dict, path: str) -> None:
     with pytest.raises(Faults) as caught:
         footprint("llama3.1-8b-L32", 2, kind=CUDA, options=options)
     assert [fault.path for fault in caught.value.faults] == [f"inference.engine_options.{path}"]
+
+
+def test_a_family_without_a_compared_run_is_said_so() -> None:
+    document = {"version": 1, "model": "m", "task": "inference", "inference": {"engine": "llama.cpp", "prompt_tokens": 500}}
+    found = llama_cpp_footprint(read_config(UNLIKE[0]), parse_scenario(document), parse_format("bf16"), 1)
+    assert any("not compared with a run" in note for note in found.notes)
+    assert any(term.values.get("layers") == 2 for term in found.terms if term.component == "kv_cache")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,7 +86,12 @@ DRAFT = {"speculation": {"method": "draft", "tokens": 4, "draft": MIXTURE}}
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.model_type)
 @pytest.mark.parametrize(
     ("options", "inference"),
-    [({}, {}), ({"kv_unified": True, "n_gpu_layers": 3}, {}), ({"flash_attn": False, "n_ubatch": 1024}, DRAFT), ({"n_ctx": 7000}, {})],
+    [
+        ({}, {}),
+        ({"kv_unified": True, "n_gpu_layers": 3}, {}),
+        ({"flash_attn": False, "n_ubatch": 1024}, DRAFT),
+        ({"n_ctx": 7000}, {}),
+    ],
 )
 def test_a_cell_of_a_grid_is_its_point(model, options, inference) -> None:
     scenario, gpu = asked(options, **inference), find_gpu(CARD)
