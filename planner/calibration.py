@@ -14,6 +14,7 @@ PERMILLE = 1000
 class Calibration:
     """Figures of one card; None was not measured, or did not make predictions better. Bands are half-widths.
 
+    ``graph_bytes``: what one captured graph of a model's step keeps beside the tensors.
     ``…_slack_permille``: what the allocator holds beside live tensors, in thousandths of what is modelled.
     ``bandwidth_fraction`` and ``flops_fractions`` (by dtype) are achieved shares of the card's peak.
     ``source`` says when and from what they were measured.
@@ -22,6 +23,7 @@ class Calibration:
     context_bytes: int | None = None
     context_band_bytes: int = 0
     cublas_workspace_bytes: int | None = None
+    graph_bytes: int | None = None
     inference_slack_permille: int | None = None
     training_slack_permille: int | None = None
     inference_slack_band_permille: int = 0

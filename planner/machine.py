@@ -21,6 +21,8 @@ CUBLAS_WORKSPACE_BYTES = 8519680
 """cuBLAS workspace per handle and stream: 2 · 4096 KiB + 8 · 16 KiB (ATen/cuda/CUDABlas.cpp, before sm_90)."""
 CUBLAS_WORKSPACE_HOPPER_BYTES = 32 * MIB
 """The same from sm_90 on (4096 KiB · 8)."""
+GRAPH_BYTES = MIB
+"""What the driver takes for one captured graph: the least that vLLM 0.20 assumes (``profile_cudagraph_memory``)."""
 CUBLAS_HANDLES = {"inference": 1, "training": 2}
 """Threads that multiply matrices: autograd's backward runs on one of its own, with a cuBLAS handle of its own."""
 
@@ -35,6 +37,12 @@ class Overheads:
     source: str
     certainty: Certainty = "modelled"
     calibration: Calibration | None = None
+    graph_bytes: int = GRAPH_BYTES
+
+    @property
+    def graph_certainty(self) -> Certainty:
+        """Whether the bytes of a graph were measured here."""
+        return "modelled" if self.calibration is None or self.calibration.graph_bytes is None else "measured"
 
     def slack_permille(self, task: Task) -> int:
         """What the allocator holds beside live tensors, in thousandths of what is modelled."""
@@ -55,4 +63,5 @@ def overheads(gpu: Gpu | None) -> Overheads:
         context, band = measured.context_bytes, measured.context_band_bytes
     workspace = workspace if measured.cublas_workspace_bytes is None else measured.cublas_workspace_bytes
     certainty: Certainty = "modelled" if measured.context_bytes is None else "measured"
-    return Overheads(context, band, workspace, measured.source, certainty, measured)
+    graph = GRAPH_BYTES if measured.graph_bytes is None else measured.graph_bytes
+    return Overheads(context, band, workspace, measured.source, certainty, measured, graph)

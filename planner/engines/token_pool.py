@@ -182,7 +182,7 @@ def _rank(
         weights_bytes=loaded - host,
         adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, split.tensor),
         activations_bytes=step + machine.cublas_workspace_bytes,
-        graphs_bytes=graph_sizes * 2 * 2**20,
+        graphs_bytes=graph_sizes * 2 * machine.graph_bytes,
         libraries_bytes=COLLECTIVE_BYTES if split.tensor * split.pipeline > 1 else 0,
         host_bytes=host * split.tensor,
     )
@@ -234,7 +234,9 @@ def _rank_terms(rank: RankMemory, step_tokens: int, version: str) -> list[Term]:
         )
     ]  # fmt: skip
     if rank.graphs_bytes:
-        found.append(Term("cuda_graphs", "sizes · 2 MiB", {}, rank.graphs_bytes, "modelled", f"{version}: captured batch sizes"))
+        found.append(
+            Term("cuda_graphs", "2 · sizes · graph_bytes", {}, rank.graphs_bytes, "modelled", f"{version}: captured batch sizes")
+        )
     if rank.libraries_bytes:
         found.append(
             Term("cuda_context", "NCCL", {}, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")

@@ -52,8 +52,6 @@ MULTIPROCESSORS = (
 )  # fmt: skip
 """Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
 OTHER_MULTIPROCESSORS = 108
-GRAPH_BYTES = 2**20
-"""At least what the driver takes for one captured graph (``profile_cudagraph_memory`` assumes no less)."""
 GRAPH_BAND = 0.5
 ACTIVATION_BAND = 0.1
 
@@ -98,10 +96,10 @@ def vllm_server(
         )
         for stage in stages
     )  # fmt: skip
-    ranks = tuple(_rank(scenario, architecture, fmt, gpu, plan, stage, run) for stage, run in zip(stages, runs, strict=True))
+    ranks = tuple(_rank(scenario, architecture, fmt, gpu, machine, plan, *each) for each in zip(stages, runs, strict=True))
     layouts = tuple(_layout(architecture, plan, stage) for stage in stages)
     pools = _pools(settings, capacity, ranks, layouts)
-    server = _server(scenario, architecture, settings, plan, ranks, runs, layouts, pools)
+    server = _server(scenario, architecture, machine, settings, plan, ranks, runs, layouts, pools)
     return replace(server, refused=_unstartable(settings, capacity, machine)), notes
 
 
@@ -156,7 +154,14 @@ def multiprocessors(name: str) -> int:
 
 
 def _rank(
-    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, plan: Plan, stage: StageWeights, run: ProfileRun
+    scenario: Scenario,
+    architecture: Architecture,
+    fmt: Format,
+    gpu: Gpu,
+    machine: Overheads,
+    plan: Plan,
+    stage: StageWeights,
+    run: ProfileRun,
 ) -> RankMemory:
     tensor = plan.split.tensor
     loaded = (
@@ -172,7 +177,7 @@ def _rank(
         weights_bytes=loaded - host,
         adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, tensor),
         activations_bytes=run.peak_bytes,
-        graphs_bytes=_graph_bytes(plan.settings, run),
+        graphs_bytes=_graph_bytes(plan.settings, run, machine),
         libraries_bytes=_libraries(plan, stage),
         host_bytes=host * tensor,
     )
@@ -194,10 +199,10 @@ def capture_sizes(largest: int) -> int:
     return small + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
 
 
-def _graph_bytes(settings: Settings, run: ProfileRun) -> int:
+def _graph_bytes(settings: Settings, run: ProfileRun, machine: Overheads) -> int:
     """Whole-model and piecewise graphs of every captured size, and the step of the largest in their pool."""
     count = capture_sizes(settings.capture_size)
-    return 2 * count * GRAPH_BYTES + run.forward_bytes * settings.capture_size // max(1, settings.batched_tokens)
+    return 2 * count * machine.graph_bytes + run.forward_bytes * settings.capture_size // max(1, settings.batched_tokens)
 
 
 def _layout(architecture: Architecture, plan: Plan, stage: StageWeights) -> Layout:
@@ -224,6 +229,7 @@ def _pools(settings: Settings, capacity: int, ranks: tuple[RankMemory, ...], lay
 def _server(
     scenario: Scenario,
     architecture: Architecture,
+    machine: Overheads,
     settings: Settings,
     plan: Plan,
     ranks: tuple[RankMemory, ...],
@@ -242,7 +248,7 @@ def _server(
         return [
             *weight_terms(plan.stages, [rank.weights_bytes for rank in ranks], f"vLLM {version} model_executor/layers"),
             *(_activation_term(run, rank, version) for run, rank in zip(runs, ranks, strict=True)),
-            *_other_terms(settings, ranks, scenario),
+            *_other_terms(settings, ranks, scenario, machine),
             *pool_terms(pools, layouts[0], because),
         ]
 
@@ -283,13 +289,14 @@ def _activation_term(run: ProfileRun, rank: RankMemory, version: str) -> Term:
     return Term("activations", run.formula, {"stage": rank.stage, **run.values}, run.peak_bytes, "derived", because, "prefill")
 
 
-def _other_terms(settings: Settings, ranks: tuple[RankMemory, ...], scenario: Scenario) -> list[Term]:
+def _other_terms(settings: Settings, ranks: tuple[RankMemory, ...], scenario: Scenario, machine: Overheads) -> list[Term]:
     found: list[Term] = []
     for rank in ranks:
-        graphs = {"stage": rank.stage, "sizes": capture_sizes(settings.capture_size), "graph_bytes": GRAPH_BYTES}
+        graphs = {"stage": rank.stage, "sizes": capture_sizes(settings.capture_size), "graph_bytes": machine.graph_bytes}
         if rank.graphs_bytes:
             formula = "2 · sizes · graph_bytes + forward of the largest size"
-            found.append(Term("cuda_graphs", formula, graphs, rank.graphs_bytes, "modelled", settings.release.source))
+            because = settings.release.source if machine.graph_certainty == "modelled" else machine.source
+            found.append(Term("cuda_graphs", formula, graphs, rank.graphs_bytes, machine.graph_certainty, because))
         found.append(
             Term(
                 "cuda_context",
