@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
@@ -10,11 +11,12 @@ from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
 from planner.components.trainable import trainable_parameters
 from planner.engines.sharded.layout import ZERO_STAGES, Ways, refuse, ways_of
+from planner.engines.sharded.megatron import megatron_steps
 from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
 from planner.engines.training import require_modelled_training, training_steps
 from planner.engines.transformers import Step
 from planner.explain import terms_of
-from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, judge
+from planner.footprint import OUTSIDE_ALLOCATED, Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats.checkpoint import known_bytes
 from planner.formats.format import Format
 from planner.later import LaterSequence
@@ -46,7 +48,7 @@ def sharded_answer(
     refuse(settled, architecture, ways)
     require_choices(settled, architecture)
     plans = rank_plans(settled, architecture, ways)
-    answers = [_rank_answer(settled, plan, machine, capacity, cuda=cuda) for plan in plans]
+    answers = [_rank_answer(settled, plan, ways, machine, capacity, cuda=cuda) for plan in plans]
     gpus = tuple(GpuFootprint(plan.index, capacity, phases) for plan, (_, phases) in zip(plans, answers, strict=True))
     device_bytes = largest(*(phase.device for gpu in gpus for phase in gpu.phases))
     held = largest(*(p.reserved - p.components.get("weights", 0) for gpu in gpus for p in gpu.phases))
@@ -83,6 +85,8 @@ def one_rank(scenario: Scenario) -> Scenario:
 def require_choices(scenario: Scenario, architecture: Architecture) -> None:
     """Raise :class:`NotModelled` for what no derivation covers."""
     ask = scenario.training
+    if scenario.engine == "megatron":
+        return
     if ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
     if ask.method not in METHODS:
@@ -94,9 +98,12 @@ def require_choices(scenario: Scenario, architecture: Architecture) -> None:
 
 
 def _rank_answer(
-    scenario: Scenario, plan: RankPlan, machine: Overheads, capacity: int, *, cuda: bool
+    scenario: Scenario, plan: RankPlan, ways: Ways, machine: Overheads, capacity: int, *, cuda: bool
 ) -> tuple[list[Step], tuple[Phase, ...]]:
-    steps = training_steps(one_rank(scenario), plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda)
+    if plan.stage is not None:
+        steps = megatron_steps(scenario, plan.computed, ways, plan.stage)
+    else:
+        steps = training_steps(one_rank(scenario), plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda)
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
             step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES["training"])
@@ -139,13 +146,33 @@ def _notes(plans: Sequence[RankPlan], ways: Ways) -> tuple[str, ...]:
     return (f"{ways.ranks} ranks ({told}; sharding {ways.sharding}); shown: rank {ranks}, the others hold no more",)
 
 
+SOURCES = {
+    "none": "torch 2.13 torch/nn/parallel/distributed.py and its reducer",
+    "fsdp": "torch 2.13 torch/distributed/fsdp/_fully_shard",
+    **dict.fromkeys(("zero1", "zero2"), "DeepSpeed 0.19 deepspeed/runtime/zero/stage_1_and_2.py"),
+    "zero3": "DeepSpeed 0.19 deepspeed/runtime/zero/stage3.py, partitioned_param_coordinator.py",
+}
+MEGATRON = "Megatron Core 0.20 and the layers of Transformer Engine"
+OF_SHARDING = ("weights", "gradients", "optimizer_state", "master_weights", "communication")
+"""Components whose size a sharding decides."""
+
+
+def _sourced(term: Term, scenario: Scenario) -> Term:
+    """A term with the source of what a framework makes of it."""
+    if scenario.engine == "megatron" and term.component not in OUTSIDE_ALLOCATED and "cuBLAS" not in term.formula:
+        return replace(term, because=MEGATRON, certainty="modelled")
+    if term.component in OF_SHARDING:
+        return replace(term, because=SOURCES[ways_of(scenario).sharding])
+    return term
+
+
 def _terms(
     plans: Sequence[RankPlan], answers: Sequence[tuple[list[Step], tuple[Phase, ...]]], machine: Overheads, scenario: Scenario
 ) -> tuple[Term, ...]:
     """The terms of the rank that holds most."""
     fullest = max(range(len(plans)), key=lambda index: max(phase.device for phase in answers[index][1]))
     plan, (steps, phases) = plans[fullest], answers[fullest]
-    found = terms_of(steps, phases, plan.computed, machine, scenario.task)
+    found = tuple(_sourced(term, scenario) for term in terms_of(steps, phases, plan.computed, machine, scenario.task))
     if not (machine.context_bytes and plan.collectives):
         return found
     size = plan.collectives * COLLECTIVE_BYTES

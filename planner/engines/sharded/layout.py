@@ -60,7 +60,7 @@ def refuse(scenario: Scenario, architecture: Architecture, ways: Ways) -> None:
         faults.append(Fault("parallel.pipeline", f"{scenario.engine} has no pipeline parallelism here; use 1 or engine megatron"))
     if ways.context > 1 and scenario.engine != "megatron":
         faults.append(Fault("parallel.context", f"{scenario.engine} has no context parallelism here; use 1 or engine megatron"))
-    if ways.tensor > 1 and ways.sharding in ZERO_STAGES:
+    if ways.tensor > 1 and ways.sharding in ZERO_STAGES and scenario.engine != "megatron":
         faults.append(Fault("parallel.tensor", f"{ways.sharding} beside tensor parallelism is not read here; use 1"))
     faults += _of_experts(scenario, architecture, ways)
     sequence = scenario.training.sequence or 1

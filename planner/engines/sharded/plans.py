@@ -13,6 +13,7 @@ from planner.engines.around import ALONE, Around
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
 from planner.engines.sharded.layout import ZERO_STAGES, Ways
+from planner.engines.sharded.megatron import BF16_BYTES, Stage, require_megatron, stages
 from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_rank
 from planner.engines.sharded.tensor import GatheredHead, tensor_rank
 from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
@@ -41,15 +42,34 @@ class RankPlan:
     stored_bytes: int
     collectives: int
     host: Mapping[str, int] = field(default_factory=dict, hash=False)
+    stage: Stage | None = None
+    """Of Megatron's pipeline."""
 
 
 def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
     """The distinct ranks of a settled training, rank 0 first."""
+    if scenario.engine == "megatron":
+        return _megatron(scenario, architecture, ways)
     if ways.tensor > 1:
         found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor), ways)
         gathered = _rank_logits(scenario, architecture, ways)
         return [replace(plan, around=GatheredHead(plan.around, gathered)) if architecture.head else plan for plan in found]
     return _rank_plans(scenario, architecture, ways)
+
+
+def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
+    """One rank of each pipeline stage; stages lie one behind another (``parallel_state.py``, order tp-cp-ep-dp-pp)."""
+    require_megatron(scenario, architecture)
+    ask, each = scenario.training, ways.ranks // ways.pipeline
+    chunks = int(ask.engine_options.get("virtual_pipeline", 1))
+    collectives = sum(count > 1 for count in (ways.tensor, ways.pipeline, ways.context, ways.data, ways.expert))
+    return [
+        RankPlan(
+            stage.number * each, architecture, partition_of(architecture, stage.dense + stage.experts), Level(), ALONE,
+            BF16_BYTES, BF16_BYTES, collectives, stage=stage,
+        )
+        for stage in stages(architecture, ways, chunks, ask.gradient_accumulation)
+    ]  # fmt: skip
 
 
 def _rank_logits(scenario: Scenario, architecture: Architecture, ways: Ways) -> Size:
