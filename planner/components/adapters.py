@@ -222,6 +222,10 @@ def _decomposed(
     less, more = partial(_magnitude, narrow=narrow, row=row), partial(_magnitude, narrow=wide)
     g.make(f"{name} less", wide, (again,), (), less, for_weights=(again,), trains=True)
     g.make(f"{name} more", wide, (f"{name} B",), (), more, for_weights=(f"{name} B",), trains=True)
+    for part in ("row norms", "magnitude share", "magnitude share less one"):
+        g.hold(f"{name} {part}", row)
+        g.save_for_last(f"{name} {part}")
+        g.free(f"{name} {part}")
     g.make(f"{name} scaled", wide, (f"{name} more",))
     g.free(f"{name} more")
     g.make(f"{name} both", wide, (f"{name} less", f"{name} scaled"), (), passed_on)

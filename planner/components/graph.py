@@ -43,7 +43,8 @@ class Node:
     """One operator's backward: ``rule(graph, node, gradient)`` makes the gradients of ``inputs``.
 
     ``moment``: what the rule holds for a moment, where it has to be told. ``constants``: inputs that get none; a kernel that
-    makes it all the same has it dropped. ``trains``: whether ``weights`` get gradients.
+    makes it all the same has it dropped. ``trains``: whether ``weights`` get gradients. ``unpacks``: the rule reads something
+    that was saved, be it a weight.
     """
 
     out: str
@@ -54,6 +55,7 @@ class Node:
     moment: Size | None = None
     constants: Sequence[str] = ()
     trains: bool = True
+    unpacks: bool = False
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -133,7 +135,7 @@ class Graph(Tape):
         self.record.sizes[name] = size
         if name in saves:
             kept.append(self.save(name))
-        self._last = Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains)
+        self._last = Node(name, inputs, kept, rule or elementwise, weights, moment, constant, trains, bool(kept or weights))
         self.record.nodes.append(self._last)
 
     def record_made(self, name: str, size: Size, source: str, saves: Sequence[str], rule: Rule) -> None:
@@ -146,7 +148,8 @@ class Graph(Tape):
             self._last = None
             return
         self.constants.discard(name)
-        self._last = Node(name, (source,), [self.save(saved) for saved in saves], rule, (), None, (), trains=False)
+        self._last = Node(name, (source,), [self.save(saved) for saved in saves], rule, trains=False)
+        self._last.unpacks = bool(saves)
         self.record.nodes.append(self._last)
 
     def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
@@ -198,6 +201,7 @@ class Graph(Tape):
         """The last operator also keeps a live tensor that it made beside its result."""
         if self._last is not None:
             self._last.saves = (*self._last.saves, self.save(name))
+            self._last.unpacks = True
 
     def is_saved(self, name: str) -> bool:
         """Whether a node keeps the tensor."""
@@ -262,8 +266,26 @@ class Graph(Tape):
         """Run the nodes of ``record`` from ``gradients`` (tensor → name of its gradient); returns those of the leaves."""
         self.record, self.gradients = record, gradients
         self.saving = False
+        self._run_back(record.nodes, gradients)
+        return gradients
+
+    def begin_backward(self, record: Record, gradients: dict[str, str]) -> Record:
+        """Run the last nodes of ``record`` up to the first that reads something saved; returns what is left of it.
+
+        So far a backward gets before ``torch.utils.checkpoint`` runs the forward again.
+        """
+        count = len(record.nodes)
+        while count and not record.nodes[count - 1].unpacks:
+            count -= 1
+        own, saving = self.record, self.saving
+        self.record, self.gradients, self.saving = record, gradients, False
+        self._run_back(record.nodes[count:], gradients)
+        self.record, self.saving = own, saving
+        return Record(record.nodes[:count], record.sizes, record.saves)
+
+    def _run_back(self, nodes: Sequence[Node], gradients: dict[str, str]) -> None:
         left: dict[int, int] = {}
-        for node in reversed(record.nodes):
+        for node in reversed(nodes):
             gradient = gradients.pop(node.out, None)
             produced = node.rule(self, node, gradient) if gradient is not None else []
             for storage in node.saves:
@@ -277,7 +299,6 @@ class Graph(Tape):
                     self.drop(made)
                 else:
                     self._accumulate(gradients, tensor, made)
-        return gradients
 
     def gradient(self, tensor: str, node: Node) -> str:
         """Hold a gradient of a tensor's own size; returns its name."""

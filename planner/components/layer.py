@@ -28,6 +28,7 @@ from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
+from planner.components.recompute import as_checkpoint
 from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
 from planner.components.recurrent.arrangements import is_side_by_side, normed_residual, side_by_side
 from planner.components.run import FP32_BYTES, Run
@@ -120,11 +121,12 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
         start[name] = Held(size, cache_component(name))
     if not saving:
         start |= {name: Held(size, "workspace") for name, size in outliving(layer, run).items()}
-    g = Graph(run, saving=saving, start=start, constants=run.constants)
+    g = Graph(run, saving=saving, start=start, constants=run.constants, keeping=not saving and bool(run.keeps))
     if waits_for_images(layer):
         span = g.span()
         return Laid(span, g.record, span.live)
     _forward(g, layer)
+    g.name_results()
     if keeps_input:
         g.consume("x")
         g.hold("checkpoint", run.stream(), "activations")
@@ -149,13 +151,14 @@ def layer_backward(run: Run, laid: Laid) -> Span:
     """From the gradient of the output, ``d``, to that of the input, with everything the forward saved used up."""
     start = {name: held for name, held in laid.live.items() if held.component == "activations"}
     g = Graph(run, start=start | {"d": Held(run.stream(), "workspace")})
-    return _finish(g, laid.record) if laid.record.nodes else g.span()
+    return _finish(g, laid.record, {"y": "d"}) if laid.record.nodes else g.span()
 
 
 def layer_recomputed(layer: Layer, run: Run) -> Span:
     """Backward of a checkpointed layer: forward again until the last saved tensor, then backward.
 
-    ``torch.utils.checkpoint`` (non-reentrant) stops the second forward as soon as everything saved is back.
+    ``torch.utils.checkpoint`` (non-reentrant) begins the second forward when the backward first reads something saved, and
+    stops it as soon as everything saved is back.
     """
     if waits_for_images(layer):
         return Graph(run).span()
@@ -164,16 +167,18 @@ def layer_recomputed(layer: Layer, run: Run) -> Span:
     _forward(first, layer)
     again = {"x": Held(run.stream(), "activations"), "d": Held(run.stream(), "workspace")}
     g = Graph(run, saving=True, start=again, stop_after=first.record.saves, constants=run.constants)
+    gradients = {"y": "d"}
+    record = g.begin_backward(first.record, gradients)
     try:
         _forward(g, layer)
     except Stopped:
-        g.release_unsaved("x", "d")
-    return _finish(g, first.record, checkpoint=True)
+        g.release_unsaved("x", *gradients.values())
+    return _finish(g, record, gradients, checkpoint=True)
 
 
-def _finish(g: Graph, record: Record, *, checkpoint: bool = False) -> Span:
+def _finish(g: Graph, record: Record, gradients: dict[str, str], *, checkpoint: bool = False) -> Span:
     """Run the backward; the gradient of the input takes the place of the output's."""
-    gradients = g.backward(record, {"y": "d"})
+    gradients = g.backward(record, gradients)
     if checkpoint:
         g.consume("x")
     g.consume(*(gradient for leaf, gradient in gradients.items() if leaf in SHARED))
@@ -191,6 +196,14 @@ def _name_shared(g: Graph, layer: Layer) -> None:
 
 def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:
     """A sequence mixer by its kind: reads the live tensor ``source`` (which its owner frees), leaves ``target``."""
+    forward = partial(_sequence_forward, mixer=mixer, source=source, target=target)
+    if g.saving and g.run.recomputes == "attention":
+        as_checkpoint(g, forward, source, target)
+    else:
+        forward(g)
+
+
+def _sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:
     match mixer:
         case Attention():
             attention_forward(g, mixer, source, target)
@@ -202,6 +215,14 @@ def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -
 
 def channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:
     """A channel mixer by its kind, as :func:`sequence_forward`."""
+    forward = partial(_channel_forward, mixer=mixer, source=source, target=target)
+    if g.saving and g.run.recomputes == "mlp":
+        as_checkpoint(g, forward, source, target)
+    else:
+        forward(g)
+
+
+def _channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) -> None:
     match mixer:
         case DenseMLP():
             mlp_forward(g, mixer, source, target)
