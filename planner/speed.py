@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from planner.architecture.counts import is_routed, layer_groups
 from planner.architecture.layers import Architecture, LatentAttention, MixtureOfExperts, Recurrent, SequenceMixer, Weight
 from planner.components.cache import cache_bytes
-from planner.components.optimizers import OPTIMIZERS
 from planner.formats.checkpoint import resolve_format
 from planner.formats.format import Format, weight_bytes
 from planner.gpu import Gpu
@@ -145,10 +144,16 @@ def speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu)
     reading their weights (the cache, which every sequence reads for itself, never gains from a batch). Empty for a card
     whose rates are not known and for weights of unknown size.
     """
-    if fmt.unknown or fmt.file_type or scenario.engine == "llama.cpp":
+    if scenario.engine == "llama.cpp":
+        from planner.engines.llama_cpp.speed import llama_cpp_speed  # noqa: PLC0415  loaded for those who ask
+
+        return llama_cpp_speed(scenario, architecture, fmt, gpu)
+    if fmt.unknown or fmt.file_type:
         return {}
     if scenario.task == "training":
-        return _training_speed(scenario, architecture, fmt, gpu)
+        from planner.step_time import training_speed  # noqa: PLC0415  takes this module's parts and rates
+
+        return training_speed(scenario, architecture, fmt, gpu)
     rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
     if rates is None:
         return {}
@@ -205,30 +210,6 @@ def _pass(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Ra
 def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float) -> float:
     """Seconds of ``times`` ring all-reduces: each rank sends and receives 2 · (n − 1) / n of the size."""
     return times * 2 * (ranks - 1) / ranks * size_bytes / link_bytes
-
-
-def _training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu) -> dict[str, float | str | None]:
-    """Forward, backward, recomputation, the optimizer's reading and writing, and gradients over the link."""
-    ask = scenario.training
-    dtype = "fp32" if ask.precision == "fp32" else "bf16"
-    rates = rates_of(gpu, dtype, TRAINING_FLOPS_FRACTION)
-    if rates is None:
-        return {}
-    frozen = ask.method != "full"
-    passes = 1 + (1 if frozen else BACKWARD) + (1 if ask.checkpointing == "full" else 0)
-    parts = parts_of(architecture, fmt, ask.batch, ask.sequence or 1, 0, all_logits=True)
-    forward = pace_of((part for part in parts if part.name != "cache"), rates)
-    by = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
-    weights = 0.0 if frozen else sum(part.bytes for part in parts_of(architecture, fmt, 1, 1, 0) if part.name != "cache")
-    by["bandwidth"] += weights * (3 + 2 * OPTIMIZERS[ask.optimizer].moments) / rates.bytes
-    if scenario.parallel.data > 1 and rates.link_bytes:
-        by["link"] = all_reduce_s(1, weights, scenario.parallel.data, rates.link_bytes)
-    pace = Pace(sum(by.values()), by)
-    tokens = ask.batch * (ask.sequence or 1) * ask.gradient_accumulation * scenario.parallel.data
-    return {
-        "prefill_s": None, "time_per_token_s": None, "tokens_per_s": tokens / pace.seconds, "step_s": pace.seconds,
-        "bound_by": pace.bound_by,
-    }  # fmt: skip
 
 
 def _products(

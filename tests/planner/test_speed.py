@@ -137,4 +137,4 @@ def test_what_a_card_does_not_say_stays_unsaid() -> None:
     blind = replace(A100, bandwidth_bytes_per_s=None)
     assert ask(gpu=blind) == {}
     assert rates_of(replace(A100, flops={}), "bf16", 1.0) is None
-    assert ask(weights="gguf:Q4_K_M", engine="llama.cpp") == {}
+    assert ask(gpu=blind, weights="gguf:Q4_K_M", engine="llama.cpp") == {}

@@ -80,14 +80,14 @@ def weights_by_device(checkpoint: Checkpoint, placement: Placement) -> tuple[int
 
     is_tied = all(tensor.name != "output.weight" for tensor in checkpoint.tensors)
     for tensor in checkpoint.tensors:
-        for device in _holders(tensor, placement):
+        for device in holders_of(tensor, placement):
             add(tensor, device)
         if is_tied and tensor.name == "token_embd.weight" and placement.output != host:
             add(tensor, placement.output)
     return tuple(sizes)
 
 
-def _holders(tensor: GgufTensor, placement: Placement) -> tuple[int, ...]:
+def holders_of(tensor: GgufTensor, placement: Placement) -> tuple[int, ...]:
     """The devices that load a tensor."""
     if tensor.name.startswith(OF_FIRST_LAYER):
         return (placement.layers[0],)

@@ -67,7 +67,7 @@ class Line:
     def __add__(self, other: Line | int) -> Line:
         if type(other) is Line:
             return Line(self.at + other.at, self.rise + other.rise, self.reach)
-        return Line(self.at + other, self.rise, self.reach)  # type: ignore[operator]
+        return Line(self.at + int(other), self.rise, self.reach)
 
     __radd__ = __add__
 
