@@ -8,25 +8,35 @@ from planner.commands.command import Command, model_name, model_notes, shell_lin
 from planner.scenario import ModelPath
 
 if TYPE_CHECKING:
-    from planner.scenario import Scenario
+    from collections.abc import Mapping
 
-VERSION = "b6700"
+    from planner.scenario import Scenario, Speculation
+
+VERSION = "0.5.0-dev (0c1e57098)"
+"""The release whose buffers are predicted."""
 EVERY_LAYER = 999
 """More than any model has: releases differ in how they spell all."""
-FILE_OPTIONS = {
+VALUED = {
     "n_batch": "--batch-size", "n_ubatch": "--ubatch-size", "type_k": "--cache-type-k", "type_v": "--cache-type-v",
-    "n_gpu_layers": "--n-gpu-layers", "n_cpu_moe": "--n-cpu-moe",
+    "n_gpu_layers": "--n-gpu-layers", "n_cpu_moe": "--n-cpu-moe", "split_mode": "--split-mode", "tensor_split": "--tensor-split",
+    "main_gpu": "--main-gpu",
 }  # fmt: skip
+DRAFT_VALUED = {
+    "n_gpu_layers_draft": "--n-gpu-layers-draft", "type_k_draft": "--cache-type-k-draft", "type_v_draft": "--cache-type-v-draft",
+}  # fmt: skip
+SWITCHES = {"swa_full": "--swa-full", "cpu_moe": "--cpu-moe", "use_mlock": "--mlock"}
+SWITCHES_OFF = {"offload_kqv": "--no-kv-offload", "use_mmap": "--no-mmap"}
+SPECULATIONS = {"ngram": "ngram-simple", "mtp": "draft-mtp", "eagle": "draft-eagle3"}
 
 
 def llama_cpp(scenario: Scenario) -> tuple[Command, ...]:
     """``llama-server``; its context is that of all slots together."""
     ask, given = scenario.inference, dict(scenario.inference.engine_options)
     notes = list(model_notes(scenario))
-    slots = given.get("n_seq_max", ask.batch)
-    options: list[tuple[str, object]] = [_model(scenario, notes), ("--ctx-size", given.get("n_ctx", _cells(scenario)))]
+    slots = int(str(given.get("n_seq_max", ask.batch)))
+    options: list[tuple[str, object]] = [_model(scenario, notes), ("--ctx-size", given.get("n_ctx", _cells(scenario, slots)))]
     options += [("--parallel", slots)]
-    options += [(option, given[name]) for name, option in FILE_OPTIONS.items() if name in given and given[name] != -1]
+    options += [(option, given[name]) for name, option in VALUED.items() if name in given and given[name] != -1]
     cache = {"auto": None, "bf16": "bf16", "fp16": "f16", "fp32": "f32"}.get(ask.kv_cache, ask.kv_cache)
     if cache and "type_k" not in given and "type_v" not in given:
         options += [("--cache-type-k", cache), ("--cache-type-v", cache)]
@@ -36,11 +46,31 @@ def llama_cpp(scenario: Scenario) -> tuple[Command, ...]:
         options.append(("--flash-attn", "on" if given.get("flash_attn", ask.attention != "eager") else "off"))
     if "kv_unified" in given:
         options.append(("--kv-unified" if given["kv_unified"] else "--no-kv-unified", True))
-    options.append(("--swa-full", given.get("swa_full")))
+    options += [(option, True) for name, option in SWITCHES.items() if given.get(name)]
+    options += [(option, True) for name, option in SWITCHES_OFF.items() if given.get(name) is False]
+    options += _speculation(ask.speculation, given, notes)
+    if "n_outputs_max" in given:
+        notes.append("n_outputs_max: llama-server sets it by itself, one token a slot and those proposed")
     version = str(given.get("version") or VERSION)
     return (
         Command("llama-server", "llama.cpp", version, "shell", shell_line(("llama-server",), options) + "\n", notes=tuple(notes)),
     )
+
+
+def _speculation(speculation: Speculation, given: Mapping[str, object], notes: list[str]) -> list[tuple[str, object]]:
+    """What proposes tokens, and how many of them."""
+    if speculation.method == "none":
+        return []
+    options: list[tuple[str, object]] = []
+    if speculation.method in SPECULATIONS:
+        options.append(("--spec-type", SPECULATIONS[speculation.method]))
+    if speculation.method in ("draft", "eagle"):
+        options.append(("--model-draft", "PATH/TO/DRAFT.gguf"))
+        notes.append("put the GGUF file of the draft model for PATH/TO/DRAFT.gguf")
+        options += [(option, given[name]) for name, option in DRAFT_VALUED.items() if name in given and given[name] != -1]
+        if given.get("n_gpu_layers_draft", -1) == -1:
+            options.append(("--n-gpu-layers-draft", EVERY_LAYER))
+    return [*options, ("--draft-max", speculation.tokens or None)]
 
 
 def _model(scenario: Scenario, notes: list[str]) -> tuple[str, object]:
@@ -54,7 +84,7 @@ def _model(scenario: Scenario, notes: list[str]) -> tuple[str, object]:
     return "--hf-repo", f"{name}:{mix}" if mix and ":" not in name else name
 
 
-def _cells(scenario: Scenario) -> int | None:
+def _cells(scenario: Scenario, slots: int) -> int | None:
     ask = scenario.inference
-    longest = ask.max_model_len or ((ask.prompt_tokens or 0) + (ask.new_tokens or 0)) or None
-    return longest * ask.batch if longest else None
+    longest = ask.max_model_len or ask.context_tokens or None
+    return longest * slots if longest else None

@@ -162,3 +162,29 @@ def test_a_plan_of_a_config_alone_says_what_to_fill_in() -> None:
     (command,) = inference("vllm", model={"config": {"model_type": "llama"}})
     assert "PATH/TO/MODEL" in words(command)
     assert any("PATH/TO/MODEL" in note for note in command.notes)
+
+
+def test_llama_server_is_told_how_the_model_is_spread() -> None:
+    options = {
+        "split_mode": "row", "tensor_split": "3,1", "main_gpu": 1, "n_cpu_moe": 12, "offload_kqv": False, "use_mmap": False,
+        "use_mlock": True, "swa_full": True,
+    }  # fmt: skip
+    (command,) = inference("llama.cpp", prompt_tokens=100, new_tokens=28, engine_options=options)
+    expected = {"--split-mode": "row", "--tensor-split": "3,1", "--main-gpu": "1", "--n-cpu-moe": "12", "--n-gpu-layers": "999"}
+    assert {name: option(command, name) for name in expected} == expected
+    assert {"--no-kv-offload", "--no-mmap", "--mlock", "--swa-full"} <= set(words(command))
+    (command,) = inference("llama.cpp", engine_options={"cpu_moe": True, "offload_kqv": True, "use_mmap": True})
+    assert "--cpu-moe" in words(command)
+    assert not {"--no-kv-offload", "--no-mmap"} & set(words(command))
+
+
+@pytest.mark.parametrize(("method", "kind"), [("draft", None), ("ngram", "ngram-simple"), ("mtp", "draft-mtp")])
+def test_llama_server_is_told_what_proposes_tokens(method: str, kind: str | None) -> None:
+    speculation = {"method": method, "tokens": 5, "draft_parameters": 10**9}
+    (command,) = inference("llama.cpp", speculation=speculation, engine_options={"type_k_draft": "q8_0"})
+    assert option(command, "--spec-type") == kind
+    assert option(command, "--draft-max") == "5"
+    drafts = method == "draft"
+    assert ("--model-draft" in words(command)) == drafts
+    assert option(command, "--cache-type-k-draft") == ("q8_0" if drafts else None)
+    assert any("draft model" in note for note in command.notes) == drafts
