@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +18,16 @@ from cli import exits
 from cli.inputs import ERRORS, refuse
 from cli.measure import default_device
 from cli.tables import console, table
-from planner.scenario import parse_scenario
 from planner.units import format_bytes
-from probes.calibration import Figure, Fit, fit, gather
-from probes.history import keep
-from probes.measurement import Measurement
-from probes.orders import load_order
+from probes.battery import Battery, Progress
+from probes.calibration import Fit, fit, gather
+from probes.figures import Figure
 from probes.outcome import Outcome
 from probes.preflight import why_not
 from probes.recording import Recorded, RecordingError, read_recording, recordings_folder
-from probes.request import request
-from probes.session import Limits, ProbeSession
 from resources import calibration as store
-from resources.plan import make_plan
 
 ACTIONS = ("run", "fit", "show", "undo", "reset", "export")
-BUDGET_S = 290.0
-"""The battery begins nothing new after this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One run of the battery."""
-
-    model: str
-    task: str
-    layers: int | None
-    workload: Mapping[str, Any]
-
-    @property
-    def title(self) -> str:
-        """``SmolLM2-135M, inference``."""
-        cut = "" if self.layers is None else f" with {self.layers} layers"
-        return f"{self.model.rpartition('/')[2]}{cut}, {self.task}"
-
-
-BATTERY = (
-    Step("HuggingFaceTB/SmolLM2-135M", "inference", None, {"batch": 8, "prompt_tokens": 1024, "new_tokens": 16}),
-    Step("HuggingFaceTB/SmolLM2-135M", "training", None, {"batch": 4, "sequence": 512}),
-    Step("meta-llama/Llama-3.1-8B", "inference", 4, {"batch": 4, "prompt_tokens": 2048, "new_tokens": 16}),
-    Step("meta-llama/Llama-3.1-8B", "training", 2, {"batch": 1, "sequence": 1024}),
-    Step("Qwen/Qwen3-0.6B", "inference", None, {"batch": 4, "prompt_tokens": 1024, "new_tokens": 16}),
-    Step("Qwen/Qwen3-0.6B", "training", None, {"batch": 2, "sequence": 512}),
-    Step("meta-llama/Llama-3.1-8B", "inference", 2, {"batch": 16, "prompt_tokens": 512, "new_tokens": 16}),
-    Step("meta-llama/Llama-3.1-8B", "training", 1, {"batch": 4, "sequence": 512, "checkpointing": "full"}),
-)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,60 +57,46 @@ def _run(options: argparse.Namespace) -> int:
     problem = why_not()
     if problem:
         return exits.fail(exits.NOT_DONE_HERE, problem)
-    device, begun = options.device or default_device(), time.monotonic()
-    _say("the card's own figures")
-    run, outcome = _probe(load_order("calibrate", device), None)
+    device = options.device or default_device()
+    told = 0
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        for note in progress.notes[told:]:
+            sys.stderr.write(f"{note}\n")
+        told = len(progress.notes)
+        sys.stderr.write(f"{progress.done + 1} of {progress.total}: {progress.title} …\n")
+        sys.stderr.flush()
+
+    battery = Battery(device, tell)
+    outcome = _until_its_end(battery)
+    exits.fail(0, *battery.notes[told:])
     if outcome.kind != "completed":
         return exits.fail(outcome.exit_code, outcome.text)
     if device == "cpu":
-        _print_cpu(run)
+        _print_cpu(battery.figures)
         return exits.DONE
-    for number, step in enumerate(BATTERY, 1):
-        if time.monotonic() - begun > BUDGET_S:
-            _say("five minutes are over; the rest of the battery is left out")
-            break
-        _say(f"{number} of {len(BATTERY)}: {step.title}")
-        outcome = _battery_run(step, device)
-        if outcome.kind == "stopped":
-            return exits.fail(outcome.exit_code, outcome.text)
-        if outcome.kind != "completed":
-            _say(f"left out: {outcome.sentence}")
     options.files = []
     return _fit(options)
 
 
-def _battery_run(step: Step, device: str) -> Outcome:
-    document = {"version": 1, "model": step.model, "weights": "bf16", "task": step.task, step.task: dict(step.workload)}
-    asked = request(make_plan(parse_scenario(document), network=False), device, step.layers)
-    return _probe(asked.order, asked.prediction.to_json())[1]
-
-
-def _probe(order: Mapping[str, Any], prediction: Mapping[str, Any] | None) -> tuple[Measurement, Outcome]:
-    run = Measurement(order.get("scenario") or {}, prediction)
-    with ProbeSession(order, run.add, prediction=prediction, limits=Limits(time_s=120)) as session:
-        outcome = None
-        while outcome is None:
+def _until_its_end(battery: Battery) -> Outcome:
+    """On a thread of its own, so that Ctrl-C stops the run under way and is an outcome."""
+    with ThreadPoolExecutor(1, thread_name_prefix="battery") as pool:
+        running = pool.submit(battery.run)
+        while True:
             try:
-                outcome = session.wait(0.2)
+                return running.result()
             except KeyboardInterrupt:
-                session.stop()
-    if prediction is not None:
-        exits.fail(0, *filter(None, (keep(run, session.recording), session.recording.trouble)))
-    return run, outcome
+                battery.stop()
 
 
-def _print_cpu(run: Measurement) -> None:
-    told = run.result.get("calibration") or {}
+def _print_cpu(told: Mapping[str, Any]) -> None:
     out = console()
     out.print(f"memory bandwidth of a copy: {told.get('bandwidth_bytes_per_s', 0) / 1e9:.1f} GB/s", soft_wrap=True)
     for dtype, rate in (told.get("flops_per_s") or {}).items():
         out.print(f"matrix products in {dtype}: {rate / 1e9:.1f} GFLOP/s", soft_wrap=True)
     out.print("A CPU has no context and no caching allocator to calibrate: nothing is kept.", soft_wrap=True)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text} …\n")
-    sys.stderr.flush()
 
 
 # The fit.
@@ -193,7 +143,7 @@ def _print_fit(fitted: Fit) -> None:
 
 
 def _amount(figure: Figure) -> tuple[str, str]:
-    if figure.name in ("context", "workspace"):
+    if figure.name in ("context", "workspace", "graph"):
         return format_bytes(round(figure.value)), format_bytes(round(figure.band))
     if figure.name.endswith("slack"):
         return f"× {figure.value:.2f}", f"{figure.band:.2f}"

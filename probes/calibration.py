@@ -17,21 +17,22 @@ from planner.faults import Faults
 from planner.footprint import Phase
 from planner.gpu import Gpu
 from planner.machine import CUBLAS_HANDLES, overheads
-from planner.scenario import InlineConfig, parse_scenario
+from planner.scenario import InlineConfig, Scenario, parse_scenario
 from planner.units import MIB
+from probes.achieved import Timing, speed_figures, timing_of, with_speeds
+from probes.figures import BAND_FLOOR, NEEDED_RUNS, Figure
 from probes.measurement import Measurement
 from probes.recording import Recorded
 from probes.worker.layers import keep_layers
 from resources.gpus import UnknownGpu, gpu
-from resources.plan import make_plan
+from resources.plan import find_model, make_plan
 
-NEEDED_RUNS = 3
-"""Fewer can't say whether what fits two holds for a third."""
 SMALLEST_SLACK_BYTES = 4 * MIB
 """Slack below two segments says nothing about the rest."""
-BAND_FLOOR = 0.02
-"""Share of a figure below which its band is not believed, however well a few runs agree."""
+MOST_GRAPH_BYTES = 256 * MIB
+"""More than any captured graph of a step takes."""
 FIGURES = ("context", "workspace", "inference slack", "training slack")
+"""Of the device figure, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +54,6 @@ class Observation:
     def predicted_slack_bytes(self) -> int:
         """Modelled reserved beyond allocated."""
         return self.predicted.reserved - self.predicted.allocated
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One fitted figure with its half-width, and how the held-out error stands with and without it."""
-
-    name: str
-    value: float
-    band: float
-    runs: int
-    accepted: bool
-    why: str
-    error_before: float | None = None
-    error_after: float | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """JSON-ready data."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +79,8 @@ class Evidence:
     card: Gpu
     observations: list[Observation] = field(default_factory=list)
     workspaces: list[int] = field(default_factory=list)
+    graphs: list[int] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
     bandwidths: list[float] = field(default_factory=list)
     flops: dict[str, list[float]] = field(default_factory=dict)
     environments: list[str] = field(default_factory=list)
@@ -120,6 +105,9 @@ def gather(recordings: Iterable[tuple[str, Recorded]]) -> dict[str, Evidence]:
             observation = _observation(name, recorded, run, card)
             if observation is not None:
                 evidence.observations.append(observation)
+            timing = _timing(recorded, run, card)
+            if timing is not None:
+                evidence.timings.append(timing)
         evidence.environments.append(_environment(run))
     return found
 
@@ -137,10 +125,11 @@ def fit(evidence: Evidence) -> Fit:
         figures.append(_judged(name, value, band, count, error, tried, accepted=accepted))
         if accepted:
             kept, error = (*kept, name), tried
-    figures += _speeds(evidence)
+    figures += [*_graphs(evidence), *speed_figures(evidence.card, evidence.timings, evidence.bandwidths, evidence.flops)]
     source = f"measured here {_source(evidence)}"
-    calibration = replace(_calibration(evidence, runs, kept), runs=len(runs), source=source)
-    return Fit(evidence.card.name, _with_speeds(calibration, figures), tuple(figures), before, error)
+    graph_bytes = next((round(figure.value) for figure in figures if figure.name == "graph" and figure.accepted), None)
+    calibration = replace(_calibration(evidence, runs, kept), graph_bytes=graph_bytes, runs=len(runs), source=source)
+    return Fit(evidence.card.name, with_speeds(calibration, figures), tuple(figures), before, error)
 
 
 def _card(run: Measurement) -> Gpu | None:
@@ -165,20 +154,35 @@ def _observation(name: str, recorded: Recorded, run: Measurement, card: Gpu) -> 
 
 def uncalibrated(header: Mapping[str, Any], card: Gpu) -> Mapping[str, Phase]:
     """The closed form of exactly that run on that card with the catalog's figures, by phase; empty where there is none."""
-    config, layers = header.get("config"), (header.get("order") or {}).get("layers")
     try:
-        scenario = parse_scenario(header["scenario"])
-        kept = config if layers is None else keep_layers(config or {}, int(layers))
-        asked = replace(scenario, model=InlineConfig(kept or {}), hardware=replace(scenario.hardware, gpu=card.name))
-        gpus = make_plan(asked, network=False, calibrated=False).footprint.gpus
+        gpus = make_plan(_asked(header, card), network=False, calibrated=False).footprint.gpus
     except (Faults, LookupError, ValueError, TypeError):
         return {}
     return {phase.name: phase for phase in gpus[0].phases} if gpus else {}
 
 
+def _asked(header: Mapping[str, Any], card: Gpu) -> Scenario:
+    """The scenario of a recorded run with the layers that were built. Raises what reading it raises."""
+    config, layers = header.get("config"), (header.get("order") or {}).get("layers")
+    scenario = parse_scenario(header["scenario"])
+    kept = config if layers is None else keep_layers(config or {}, int(layers))
+    return replace(scenario, model=InlineConfig(kept or {}), hardware=replace(scenario.hardware, gpu=card.name))
+
+
+def _timing(recorded: Recorded, run: Measurement, card: Gpu) -> Timing | None:
+    try:
+        scenario = _asked(recorded.header, card)
+        model = find_model(scenario.model, network=False)
+        return timing_of(run, scenario, model.architecture, model.native, card)
+    except (Faults, LookupError, ValueError, TypeError):
+        return None
+
+
 def _take_figures(evidence: Evidence, told: Mapping[str, Any]) -> None:
     if isinstance(told.get("cublas_workspace_bytes"), int):
         evidence.workspaces.append(told["cublas_workspace_bytes"])
+    if isinstance(told.get("graph_bytes"), int):
+        evidence.graphs.append(told["graph_bytes"])
     if isinstance(told.get("bandwidth_bytes_per_s"), int | float):
         evidence.bandwidths.append(float(told["bandwidth_bytes_per_s"]))
     for dtype, rate in (told.get("flops_per_s") or {}).items():
@@ -280,29 +284,12 @@ def _judged(
     return Figure(name, value or 0.0, band, count, accepted, why, before, after)
 
 
-# What says nothing of memory.
-
-
-def _speeds(evidence: Evidence) -> list[Figure]:
-    card = evidence.card
-    peaks: dict[str, tuple[list[float], float | None]] = {"bandwidth": (evidence.bandwidths, card.bandwidth_bytes_per_s)}
-    peaks |= {f"{dtype} FLOP/s": (rates, card.flops_for(dtype)) for dtype, rates in evidence.flops.items()}
-    figures = []
-    for name, (rates, peak) in peaks.items():
-        if rates and peak:
-            shares = [rate / peak for rate in rates]
-            middle = median(shares)
-            band = max(BAND_FLOOR * middle, *(abs(share - middle) for share in shares))
-            sane = 0.05 < middle <= 1.05
-            why = "share of the catalog's peak" if sane else "declined: no share of the catalog's peak that can be"
-            figures.append(Figure(name, middle, band, len(rates), sane, why))
-    return figures
-
-
-def _with_speeds(calibration: Calibration, figures: Sequence[Figure]) -> Calibration:
-    accepted = {figure.name: figure for figure in figures if figure.accepted}
-    bandwidth = accepted.get("bandwidth")
-    flops = tuple((name.split()[0], figure.value) for name, figure in sorted(accepted.items()) if name.endswith("FLOP/s"))
-    if bandwidth is None:
-        return replace(calibration, flops_fractions=flops)
-    return replace(calibration, bandwidth_fraction=bandwidth.value, bandwidth_band=bandwidth.band, flops_fractions=flops)
+def _graphs(evidence: Evidence) -> list[Figure]:
+    """What a captured graph takes, as the card says itself: no run of transformers holds one to check it on."""
+    if not evidence.graphs:
+        return []
+    middle = median(evidence.graphs)
+    band = max(BAND_FLOOR * middle, *(abs(size - middle) for size in evidence.graphs))
+    sane = 0 < middle <= MOST_GRAPH_BYTES
+    why = "as captured here" if sane else "declined: no size that a graph can have"
+    return [Figure("graph", middle, band, len(evidence.graphs), sane, why)]

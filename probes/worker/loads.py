@@ -4,7 +4,8 @@ Orders of these modes have ``mode``, ``device`` and ``budget_bytes`` as the othe
 
 ``ramp``       ``block_bytes``: allocate so much at a time until no more is to be had; ``result`` has ``available_bytes`` and
                ``stopped_by`` (out_of_memory, budget, machine: a tenth of the system's memory is left)
-``calibrate``  nothing: ``result`` has ``calibration`` {cublas_workspace_bytes|null, bandwidth_bytes_per_s, flops_per_s {dtype}}
+``calibrate``  nothing: ``result`` has ``calibration`` {cublas_workspace_bytes|null, graph_bytes|null,
+               bandwidth_bytes_per_s, flops_per_s {dtype}}
 ``script``     ``script`` (a file) or ``module`` (a name), and ``arguments``: run as ``python SCRIPT`` would, on torch's counters.
                What it prints goes to standard error.
 """
@@ -29,6 +30,10 @@ MODES = ("ramp", "calibrate", "script")
 MIB = 2**20
 _LEFT_SHARE = 0.1
 _SMALLEST_BLOCK_BYTES = 2 * MIB
+_GRAPHS = 32
+"""Enough for the driver's steps of 2 MiB to even out."""
+_KERNELS = 320
+"""Of a decoder of 32 layers with ten kernels each."""
 
 
 def run(order: Mapping[str, Any], wire: Wire) -> None:
@@ -188,13 +193,17 @@ def _calibrate(load: Load) -> dict[str, Any]:
     flops: dict[str, float] = {}
     with load.phases.phase("workspace"):
         workspace = None if load.on_cpu else _workspace(load)
+    with load.phases.phase("graphs"):
+        graph = None if load.on_cpu else _graph(load)
     with load.phases.phase("bandwidth"):
         bandwidth = _bandwidth(load)
     with load.phases.phase("flops"):
         for name in ("bf16", "fp16", "fp32"):
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
             flops[name] = _flops(load, dtype)
-    told = {"cublas_workspace_bytes": workspace, "bandwidth_bytes_per_s": bandwidth, "flops_per_s": flops}
+    told = {
+        "cublas_workspace_bytes": workspace, "graph_bytes": graph, "bandwidth_bytes_per_s": bandwidth, "flops_per_s": flops,
+    }  # fmt: skip
     return {"calibration": told}
 
 
@@ -209,6 +218,37 @@ def _workspace(load: Load) -> int:
     torch.mm(a, a, out=out)
     torch.cuda.synchronize(load.device)
     return torch.cuda.memory_allocated(load.device) - before
+
+
+def _graph(load: Load) -> int | None:
+    """What the driver takes for a captured graph of as many kernels as a step of a model has; None where none can be captured."""
+    import torch
+
+    x = torch.ones(256, dtype=torch.bfloat16, device=load.device)
+    x.mul_(1.0)
+    torch.cuda.synchronize(load.device)
+    pool, graphs = torch.cuda.graph_pool_handle(), []
+    before = _outside(load)
+    try:
+        for _ in range(_GRAPHS):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                for _ in range(_KERNELS):
+                    x.mul_(1.0)
+            graph.replay()
+            graphs.append(graph)
+        torch.cuda.synchronize(load.device)
+        return max(0, _outside(load) - before) // _GRAPHS
+    except RuntimeError:
+        return None
+
+
+def _outside(load: Load) -> int:
+    """What is used of the card beside what torch reserves."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(load.device)
+    return total - free - torch.cuda.memory_reserved(load.device)
 
 
 def _bandwidth(load: Load) -> float:
