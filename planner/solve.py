@@ -110,22 +110,48 @@ def layouts(scenario: Scenario, gpus: int) -> Iterator[Scenario]:
     if gpus == 1 or (scenario.task == "inference" and scenario.engine == "transformers"):
         yield _spread(scenario, gpus, Parallel())
         return
-    if scenario.task == "training":
-        sharding = {"deepspeed": "zero3", "fsdp": "fsdp"}.get(scenario.training.engine)
-        kinds = [scenario.parallel.sharding] if scenario.parallel.sharding != "none" or sharding is None else [sharding]
-        for kind in kinds:
+    if scenario.task == "training" and scenario.training.engine != "megatron":
+        for kind in shardings(scenario):
             yield _spread(scenario, gpus, Parallel(data=gpus, sharding=kind))
         return
     for tensor in range(min(gpus, GPUS_OF_A_NODE), 0, -1):
         if gpus % tensor == 0:
-            yield _spread(scenario, gpus, Parallel(tensor=tensor, pipeline=gpus // tensor))
+            kept = scenario.parallel.sharding
+            yield _spread(scenario, gpus, Parallel(tensor=tensor, pipeline=gpus // tensor, sharding=kept))
+
+
+SHARDINGS = {
+    "transformers": ("none", "zero2", "fsdp"),
+    "deepspeed": ("zero1", "zero2", "zero3"),
+    "fsdp": ("fsdp",),
+}
+"""What an engine can share over replicas, that which moves least first. ZeRO 1 holds what ZeRO 2 holds in DeepSpeed's buckets."""
+
+
+def shardings(scenario: Scenario) -> tuple[str, ...]:
+    """The shardings a training may take: its own where it names one."""
+    own = scenario.parallel.sharding
+    return (own,) if own != "none" else SHARDINGS.get(scenario.training.engine, (own,))
+
+
+def smallest_sharding(asked: Asked) -> str | None:
+    """Of what the engine knows the sharding that moves least and fits on the scenario's GPUs; None where none does."""
+    spread = asked.scenario.parallel
+    for kind in SHARDINGS.get(asked.scenario.training.engine, (spread.sharding,)):
+        tried = with_values(asked.scenario, parallel=Parallel(**{**vars(spread), "sharding": kind}))
+        if asked.fits(tried):
+            return kind
+    return None
 
 
 def cheapest_layout(asked: Asked, most: int = MOST_GPUS, gpu: Gpu | None = None) -> Scenario | None:
     """The layout with the fewest GPUs that fits, of those with as many the first of :func:`layouts`; None up to ``most``.
 
-    Counts are tried one by one: whether a layout exists depends on what divides the heads, not on size alone.
+    Counts are tried one by one: whether a layout exists depends on what divides the heads, not on size alone. Only what is
+    sharded over replicas needs less with every GPU, and is found by doubling and halving.
     """
+    if asked.scenario.task == "training" and asked.scenario.training.engine != "megatron":
+        return _fewest_replicas(asked, most, gpu)
     known = False
     for count in range(1, most + 1):
         for scenario in layouts(asked.scenario, count):
@@ -136,6 +162,25 @@ def cheapest_layout(asked: Asked, most: int = MOST_GPUS, gpu: Gpu | None = None)
         if count == GPUS_OF_A_NODE and not known:
             return None
     return None
+
+
+def _fewest_replicas(asked: Asked, most: int, gpu: Gpu | None) -> Scenario | None:
+    """The fewest replicas over which some sharding fits."""
+    alone = _spread(asked.scenario, 1, Parallel())
+    if asked.fits(alone, gpu):
+        return alone
+    best: Scenario | None = None
+    for kind in shardings(asked.scenario):
+
+        def on(count: int, kind: str = kind) -> Scenario:
+            return _spread(asked.scenario, count, Parallel(data=count, sharding=kind))
+
+        bound = most if best is None else best.hardware.gpus - 1
+        if bound < 2 or not asked.fits(on(bound), gpu):
+            continue
+        refused = largest_count(lambda count: not asked.fits(on(count + 1), gpu), bound)
+        best = on(refused + 2)
+    return best
 
 
 def fewest_gpus(asked: Asked, most: int = MOST_GPUS) -> int | None:
