@@ -51,9 +51,13 @@ def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
 
 def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> None:
     """``grouped_mm_experts_forward``: each token's vector once for each of its experts, sorted by expert; then back."""
-    run, routing = g.run, FP32_BYTES if g.run.code.routing == "fp32" else g.run.dtype_bytes
+    run, (ups, downs) = g.run, _expert_weights(mixer)
+    scheme = run.quantised.scheme(downs) if run.quantised is not None else None
+    if scheme is not None and scheme.dtype == "mxfp4":
+        _fused_experts(g, mixer, target)
+        return
+    routing = FP32_BYTES if run.code.routing == "fp32" and scheme is None else run.dtype_bytes
     narrow, weighed = _routed(g, mixer, run.hidden_size), _routed(g, mixer, run.hidden_size, routing)
-    ups, downs = _expert_weights(mixer)
     fetched = hold_from_host(g, (*ups, *downs))
     g.make("selected", narrow, (source,), (), gathered)
     (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
@@ -68,6 +72,14 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
         g.make("summed", run.upcast(run.hidden_size), ("weighed in order",))
         g.make(target, run.hidden(), ("summed",))
     g.free("selected", "expert output", "weighed in order", "summed", "down bias", *fetched)
+
+
+def _fused_experts(g: Graph, mixer: MixtureOfExperts, target: str) -> None:
+    """``Mxfp4GptOssExperts.forward_routed``: gathered and gated inside the first product, added up from the second's rows."""
+    g.hold("expert product", _routed(g, mixer, mixer.intermediate_size))
+    g.hold("expert output", _routed(g, mixer, g.run.hidden_size))
+    g.hold(target, g.run.hidden())
+    g.free("expert product", "expert output")
 
 
 def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
@@ -121,7 +133,9 @@ def _clamped(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None
     g.free("expert open")
     g.make("expert up and one", size, ("expert up",), (), passed_on)
     multiply(g, "expert product", size, "expert up and one", "expert glu")
-    g.free("expert up and one", "expert gate", "expert up", "expert glu", "expert gate part", "expert up part", "expert gate and up")
+    g.free(
+        "expert up and one", "expert gate", "expert up", "expert glu", "expert gate part", "expert up part", "expert gate and up"
+    )
     g.hold("down bias", _routed(g, mixer, g.run.hidden_size))
     g.free("up bias")
 

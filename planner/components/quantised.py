@@ -7,13 +7,15 @@ kernels, which need no whole weight; transformers 5.23 ``integrations/finegraine
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from planner.architecture.counts import is_routed
-from planner.architecture.layers import Architecture, Weight
+from planner.architecture.implementation import implementation_of
+from planner.architecture.layers import Architecture, MixtureOfExperts, Weight
 from planner.components.tape import Level, Size
-from planner.formats.format import Format, scheme_of
+from planner.formats.format import EXPERTS, Format, scheme_of
 from planner.formats.storage import Awq, BitsAndBytes4Bit, Gptq, Plain, Scaled, Scheme
+from planner.modelled import NotModelled
 from planner.record import record
 
 if TYPE_CHECKING:
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 FEW_ROWS = 4
 """Up to so many rows the 4-bit kernel of bitsandbytes needs no whole weight (``_GEMM_4BIT_CUSTOM_FLOOR_M``)."""
 FP8_BLOCK = 128
+ROWS = ("batch", "sequence", "experts_per_token")
+"""Factors of a result's size that are its rows."""
 ABSMAX_BLOCK = 64
-KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "gptq", "awq")
+KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "mxfp4", "gptq", "awq")
 """Formats whose products are derived, by name or by what stands before its first number."""
 
 
@@ -66,12 +70,36 @@ def is_known(fmt: Format) -> bool:
     return fmt.name in KNOWN or fmt.name.partition("-")[0] in ("gptq", "awq")
 
 
+def require_modelled_experts(fmt: Format, architecture: Architecture) -> None:
+    """Raise :class:`NotModelled` where experts are held in the format and how transformers multiplies them is not derived.
+
+    FP8: gated experts without biases that are called by their routes (``FP8Experts``). MXFP4: those of gpt-oss
+    (``Mxfp4GptOssExperts``).
+    """
+    mixers = [
+        channel for layer in architecture.decoder.layers for channel in layer.channel if isinstance(channel, MixtureOfExperts)
+    ]
+    code = implementation_of(architecture.model_type)
+    if not fmt.quantizes & EXPERTS or not (mixers or fmt.quantizes - EXPERTS):
+        fits = bool(fmt.quantizes - EXPERTS)
+    elif fmt.name == "mxfp4":
+        fits = code is not None and code.router == "topk"
+    else:
+        biased = any(is_routed(weight) and weight.role == "bias" for mixer in mixers for weight in mixer.weights)
+        dense = code is None or code.experts == "dense" or biased or not all(mixer.gated for mixer in mixers)
+        fits = not mixers or (fmt.name in ("fp8", "fp8-block") and not dense)
+    if not fits:
+        raise NotModelled(
+            f"weights: transformers runs no experts of {architecture.model_class} held in {fmt.name}, or it is not derived"
+        )
+
+
 def hold_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, size: Size, component: str) -> None:
     """The result ``name`` of a product, and what exists beside it until it is there; a bias is added in a tensor of its own."""
     if isinstance(scheme, Plain):
         _fetched(g, weights, name, size, component)
         return
-    biased = len(weights) > 1
+    biased = any(weight.role == "bias" for weight in weights)
     _product(g, scheme, weights[0], f"{name} without bias" if biased else name, size, component)
     if biased:
         g.hold(name, size, component)
@@ -141,9 +169,9 @@ def _eight_bit(g: Graph, weight: Weight, name: str, size: Size, component: str) 
 
 
 def _fp8(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
-    """``fp8_linear``: the input in FP8 with a scale for 128 values of a row."""
+    """``fp8_linear``, and of all experts at once ``fp8_grouped_matmul``: the input in FP8, a scale for 128 values of a row."""
     inputs = weight.shape[1]
-    rows = {"batch": g.run.batch, "sequence": g.run.sequence}
+    rows = {factor: cast("int", count) for factor, count in size.values.items() if factor in ROWS}
     g.hold(f"{name} input fp8", Size(**rows, in_features=inputs))
     g.hold(f"{name} input scales", Size(**rows, blocks=-(-inputs // FP8_BLOCK), fp32_bytes=4))
     g.hold(name, size, component)

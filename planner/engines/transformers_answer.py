@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from planner.architecture.counts import iter_weights, layer_groups, parameter_count
+from planner.architecture.counts import layer_groups, parameter_count
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE, Task
 from planner.components.frozen import TRAINED_OVER
 from planner.components.layer import require_modelled
-from planner.components.quantised import QuantisedWeights, is_known
+from planner.components.quantised import QuantisedWeights, is_known, require_modelled_experts
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
@@ -20,17 +20,15 @@ from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
-from planner.formats.format import EXPERTS, Format
+from planner.formats.format import Format
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
 from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, trained_segments, training_reserved
 from planner.scenario import Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
+from planner.uncertainty import device_band
 
-RESERVED_BAND = 10
-"""One part in so many is the half-width of the error of ``reserved``: nine in ten replays of traced models lie within it
-(planner/reserve.py)."""
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 COMPUTED_IN = {"fp32": "fp32", "amp-fp16": "fp16"}
 """What a quantised base computes in, by the training's precision; bf16 else."""
@@ -59,7 +57,7 @@ def transformers_answer(
     phases = _meters(settled, architecture, fmt, steps, machine, capacity)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = largest(*(phase.device for phase in phases))
-    uncertainty = device_band(phases, machine)
+    uncertainty = device_band(phases, machine, settled.task)
     return Footprint(
         scenario=to_json(settled),
         level="predict",
@@ -82,12 +80,6 @@ def _host(scenario: Scenario, architecture: Architecture) -> Host:
         return Host()
     components = training_host(scenario, architecture, PLAIN_BYTES.get(scenario.weights, 2))
     return Host(sum(components.values()), components)
-
-
-def device_band(phases: Sequence[Phase], machine: Overheads) -> int:
-    """Half-width of the error of ``device``: the context's, and that of what is reserved beside the weights."""
-    beside = largest(*(phase.reserved - phase.components.get("weights", 0) for phase in phases))
-    return machine.context_band_bytes + beside // RESERVED_BAND
 
 
 def is_spread(scenario: Scenario) -> bool:
@@ -141,9 +133,7 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     if code is not None and code.own_linears:
         raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
     resolved = resolve_format(fmt, architecture)
-    experts = any(weight.role == "expert" for _, weight, _ in iter_weights(architecture))
-    if experts and resolved.quantizes & EXPERTS:
-        raise NotModelled(f"weights: products with experts held in {fmt.name} have no closed form yet")
+    require_modelled_experts(resolved, architecture)
     if training:
         resolved = replace(resolved, rest_dtype=COMPUTED_IN.get(scenario.training.precision, "bf16"))
     return QuantisedWeights(resolved)

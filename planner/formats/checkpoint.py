@@ -91,9 +91,14 @@ def known_bytes(architecture: Architecture, fmt: Format) -> int | None:
 
 
 def resolve_format(fmt: Format, architecture: Architecture) -> Format:
-    """``fmt`` with what depends on the model filled in: the dtype of what it leaves alone, roles, notes that apply."""
+    """``fmt`` with what depends on the model filled in: the dtype of what it leaves alone, roles, notes that apply.
+
+    Beside quantised weights nothing is held in fp32 for want of a dtype in the config (quantizers of transformers,
+    ``update_dtype``).
+    """
     has_experts = any(isinstance(mixer, MixtureOfExperts) for layer in architecture.decoder.layers for mixer in layer.channel)
-    resolved = fmt.for_model(has_experts=has_experts, dtype=architecture.dtype)
+    declared = architecture.dtype != "fp32" or any(key.endswith("dtype") for key in architecture.sources)
+    resolved = fmt.for_model(has_experts=has_experts, dtype=architecture.dtype if declared else "bf16")
     return resolved if has_experts else replace(resolved, notes=())
 
 

@@ -109,7 +109,7 @@ def _replace_experts(model: nn.Module, make: Callable[[nn.Module], StackedExpert
     """Stacked experts, which other quantisers leave alone."""
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
-            if getattr(child, "gate_up_proj", None) is not None and getattr(child, "down_proj", None) is not None:
+            if all(isinstance(getattr(child, name, None), nn.Parameter) for name in StackedExperts.VALUES):
                 setattr(module, child_name, make(child))
 
 

@@ -106,12 +106,13 @@ class Mxfp4Experts(StackedExperts):
         routes, experts = top_k_index.numel(), top_k_index.shape[-1]
         inner = hidden_states.new_empty(routes, self._inner)
         routed = hidden_states.new_empty(routes, self._width)
+        out = routed.view(-1, experts, self._width).sum(1)
         del inner
-        return routed.view(-1, experts, self._width).sum(1)
+        return out
 
 
 class Fp8Experts(StackedExperts):
-    """FP8 values with an fp32 scale for 128×128 of them (integrations/finegrained_fp8.py, FP8Experts)."""
+    """FP8 values with an fp32 scale for 128×128 of them (finegrained_fp8.py, fp8_grouped_mm_experts_forward)."""
 
     def _values(self, weight: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
         return tuple(weight.shape), FP8
@@ -124,14 +125,16 @@ class Fp8Experts(StackedExperts):
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         """(tokens, hidden) through each token's experts: (tokens, hidden)."""
         routes, experts = top_k_index.numel(), top_k_index.shape[-1]
-        gathered = hidden_states.repeat_interleave(experts, 0)
-        gates = _fp8_product(gathered, 2 * self._inner)
-        del gathered
-        inner = gates[..., : self._inner] * gates[..., self._inner :]
-        del gates
-        routed = _fp8_product(inner, self._width).view(routes // experts, experts, self._width)
+        selected = hidden_states.repeat_interleave(experts, 0)
+        out = _fp8_product(selected, 2 * self._inner)
+        gate, up = out.chunk(2, dim=-1)
+        inner = torch.nn.functional.silu(gate) * up
+        del gate, up
+        out = _fp8_product(inner, self._width)
         del inner
-        return (routed * top_k_weights.to(routed.dtype)[..., None]).sum(1)
+        weighted = out * top_k_weights.reshape(-1, 1).to(out.dtype)
+        weighted = weighted.clone()  # back into the order of the tokens
+        return weighted.view(routes // experts, experts, self._width).sum(1)
 
 
 def _fp8_product(x: torch.Tensor, width: int) -> torch.Tensor:

@@ -60,7 +60,32 @@ def test_linears_beside_experts_that_stay_as_they_are(trace, weights: str) -> No
         assert abs(plain - predicted[1][phase] - saved) <= SMALL_TENSORS_BYTES, phase
 
 
-@pytest.mark.parametrize(("config", "weights"), [(EXPERTS, "fp8-block"), (EXPERTS, "gptq-int4-g128"), (FALCON, "nf4")])
+GPT_OSS = EXPERTS | {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 8}
+SCALES_AND_BIASES_BYTES = 160 * 1024
+"""Scales of all experts of a layer lie in one tensor, rounded up once; gpt-oss' biases are in fp32 beside MXFP4."""
+
+
+@pytest.mark.parametrize(("config", "weights"), [(EXPERTS, "fp8-block"), (EXPERTS, "fp8"), (GPT_OSS, "mxfp4")])
+def test_experts_held_in_few_bits_equal_the_trace(trace, config: dict[str, object], weights: str) -> None:
+    work = {"batch": 2, "prompt_tokens": 600, "new_tokens": 4}
+    document = {"version": 1, "model": {"config": config}, "task": "inference", "weights": weights, "inference": work}
+    footprint = make_plan(parse_scenario(document), network=False, device="cuda").footprint
+    traced = trace(footprint.scenario, config, "cuda")
+    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
+    assert predicted.keys() == traced.keys(), footprint.notes
+    for name, allocated in predicted.items():
+        assert abs(allocated - traced[name]["allocated"]) <= 0.002 * traced[name]["allocated"] + SCALES_AND_BIASES_BYTES, name
+
+
+def test_a_fused_linear_with_a_name_of_experts_is_a_linear(trace) -> None:
+    """Phi-3's feed-forward blocks are called as stacked experts are."""
+    config = SMALL | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "pad_token_id": 0}
+    document = {"version": 1, "model": {"config": config}, "task": "inference", "weights": "fp8-block"}
+    footprint = make_plan(parse_scenario(document), network=False, device="cpu").footprint
+    assert trace(footprint.scenario, config, "cpu").keys() == {phase.name for phase in footprint.gpus[0].phases}
+
+
+@pytest.mark.parametrize(("config", "weights"), [(EXPERTS, "mxfp4"), (EXPERTS, "gptq-int4-g128"), (FALCON, "nf4")])
 def test_what_is_not_derived_for_a_model_is_unknown(config: dict[str, object], weights: str) -> None:
     """Experts in a packed format; linears of a class of the model's own, which quantisers pass over."""
     document = {"version": 1, "model": {"config": config}, "task": "inference", "weights": weights}
