@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from probes.orders import load_order
 from probes.recording import read_recording
-from probes.session import Limits
+from probes.session import Limits, ProbeSession
 from tests.probes.fake_nvml import H200, FakeNvml
 from tests.probes.test_session import DONE, Run, run
 
@@ -107,6 +109,35 @@ def test_after_every_fault_the_next_probe_works(tmp_path: Path) -> None:
         assert outcome.kind in ("killed", "crashed")
         probe, outcome = run(tmp_path / f"{number}-next", 'say("memory", allocated=7)\n' + DONE)
         assert (outcome.kind, probe.named("memory")[0]["allocated"]) == ("completed", 7)
+
+
+CUDA_SAYS = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.25 GiB of which 11.31 MiB is free. "
+    "Process 1234 has 79.23 GiB memory in use. Of the allocated memory 78.49 GiB is allocated by PyTorch, and 12.10 MiB is "
+    "reserved by PyTorch but unallocated."
+)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch, which the extra `probe` installs")
+def test_cuda_out_of_memory_is_a_result_of_the_real_worker(tmp_path: Path) -> None:
+    """In the words of c10/cuda/CUDACachingAllocator.cpp, raised in the middle of a load; the next probe works."""
+    script = tmp_path / "full.py"
+    script.write_text(f"import torch\nheld = torch.ones(2**20)\nraise torch.OutOfMemoryError({CUDA_SAYS!r})\n")
+    events: list[dict[str, Any]] = []
+    for asked in (load_order("script", "cpu", script=str(script)), load_order("ramp", "cpu", 4 * 2**20)):
+        path = tmp_path / f"{asked['mode']}.jsonl"
+        with ProbeSession(asked, events.append, recording_path=path, limits=Limits(time_s=60)) as session:
+            outcome = session.wait(70)
+        assert outcome is not None
+        assert read_recording(path).events == events
+        assert [event["pid"] for event in events if event["event"] == "hello" and psutil.pid_exists(event["pid"])] == []
+        if asked["mode"] == "script":
+            assert (outcome.kind, outcome.phase, outcome.requested_bytes) == ("out_of_memory", "script", 20 * 2**20), outcome
+            assert outcome.text.startswith("Out of memory in script: 20.0 MiB was asked for")
+            assert outcome.exit_code == 1
+        else:
+            assert outcome.kind == "completed", outcome
+        events.clear()
 
 
 @pytest.fixture(scope="module")
