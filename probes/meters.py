@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -13,7 +16,7 @@ from probes.nvml import GpuReading, number_or_none
 from probes.sampler import IDLE_INTERVAL_S
 
 WALK_INTERVAL_S = 1.0
-"""Between two searches for new children: each reads the whole process table."""
+"""Between two searches for new children: where the kernel does not tell them, each reads the whole process table."""
 
 
 class ProcessTree:
@@ -36,9 +39,9 @@ class ProcessTree:
         for member in tuple(self._members.values()):
             if member.pid not in found:
                 with _unless_gone():
-                    children = {child.pid: child for child in member.children(recursive=True)}
+                    children = descendants(member)
                     found |= children.keys()
-                    self._members.update(children)
+                    self._members.update({pid: child for pid, child in children.items() if pid not in self._members})
         self._walked_at = time.monotonic()
 
     def rss_bytes(self) -> int | None:
@@ -123,6 +126,43 @@ def kernel_oom_kills() -> int | None:
             return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
     except (OSError, ValueError):
         return None
+
+
+def descendants(process: psutil.Process) -> dict[int, psutil.Process]:
+    """A process's children and theirs. Raises psutil's errors.
+
+    From ``/proc/PID/task/TID/children`` (proc(5)) where that is, whose cost does not grow with what else runs here.
+    """
+    told = _told_children(process.pid)
+    if told is None:
+        return {child.pid: child for child in process.children(recursive=True)}
+    found: dict[int, psutil.Process] = {}
+    while told:
+        pid = told.pop()
+        if pid not in found:
+            with _unless_gone():
+                found[pid] = psutil.Process(pid)
+                told += _told_children(pid) or []
+    return found
+
+
+def _told_children(pid: int) -> list[int] | None:
+    """The children of every thread; None where the kernel does not tell them."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  names alone
+    except OSError:
+        return None
+    pids: list[int] = []
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as told:  # noqa: PTH123  not a file with a life of its own
+                pids += map(int, told.read().split())
+        except FileNotFoundError:
+            if not Path(f"/proc/self/task/{threading.get_native_id()}/children").exists():
+                return None
+        except (OSError, ValueError):
+            continue
+    return pids
 
 
 def _rss_bytes(process: psutil.Process) -> int:

@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from probes.meters import ProbeMeters, ProcessTree, kernel_oom_kills
+from probes.meters import ProbeMeters, ProcessTree, descendants, kernel_oom_kills
 from probes.nvml import GpuReading, MemoryReading, Nvml
 
 HOLD = "import sys; held = bytearray(b'x' * {size}); print('ready', flush=True); sys.stdin.read()"
@@ -38,6 +38,31 @@ sys.stdin.read()
     while tree.rss_bytes() is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert tree.rss_bytes() is None
+
+
+def test_children_of_every_thread_are_found_as_psutil_finds_them() -> None:
+    script = """
+import subprocess, sys, threading
+def start():
+    held.append(subprocess.Popen([sys.executable, '-S', '-c', 'import sys; sys.stdin.read()'], stdin=subprocess.PIPE))
+    started.set()
+    ended.wait()
+held, started, ended = [], threading.Event(), threading.Event()
+thread = threading.Thread(target=start, daemon=True)
+thread.start()
+started.wait()
+print('ready', flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-S", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = psutil.Process(child.pid)
+        found = descendants(process)
+        assert len(found) == 1
+        assert found.keys() == {one.pid for one in process.children(recursive=True)}
+        assert child.stdin is not None
+        child.stdin.close()
 
 
 def test_a_process_that_never_was_has_no_memory() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from probes.sampler import Sampler
+from tests.probes.fake_nvml import H200, FakeNvml
 
 
 def test_the_grid_does_not_drift() -> None:
@@ -67,3 +70,34 @@ def test_stop_leaves_no_thread_and_may_come_twice_or_first() -> None:
     sampler.stop()
     sampler.stop()
     assert threading.active_count() == before
+
+
+COST = """
+import json, sys, tempfile, time
+from pathlib import Path
+from probes.session import ProbeSession
+seen = [0]
+def take(event):
+    seen[0] += event["event"] == "sample"
+order = {"version": 1, "mode": "measure", "scenario": {}, "config": {}}
+command = [sys.executable, "-S", "-c", "import time; time.sleep(30)"]
+path = Path(tempfile.mkdtemp()) / "r.jsonl"
+with ProbeSession(order, take, recording_path=path, command=command) as session:
+    while not seen[0]:
+        time.sleep(0.01)
+    count, cpu_s, begun = seen[0], time.process_time(), time.monotonic()
+    time.sleep(3.0)
+    print(json.dumps([seen[0] - count, (time.process_time() - cpu_s) / (time.monotonic() - begun)]))
+"""
+
+
+def test_a_probe_with_its_samples_takes_two_percent_of_a_core_at_most(tmp_path: Path) -> None:
+    """20 Hz beside a quiet worker, with a GPU, recorded: the processor time of the whole program."""
+    fake = FakeNvml(tmp_path)
+    try:
+        fake.say(H200)
+        count, share = json.loads(fake.run(COST))
+    finally:
+        fake.close()
+    assert 45 <= count <= 62
+    assert share <= 0.02, share
