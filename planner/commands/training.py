@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from planner.commands.command import Command, model_notes, shell_line
 from planner.commands.recipes import axolotl, torchtune
 from planner.commands.transformers import VERSION, loading
+from planner.engine_options import ZERO
 
 if TYPE_CHECKING:
     from planner.scenario import Scenario
@@ -25,6 +26,10 @@ OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
 PRECISIONS: dict[str, dict[str, object]] = {"amp-bf16": {"bf16": True}, "amp-fp16": {"fp16": True}}
 """Arguments of a precision; plain bf16 and fp32 are the dtype the model is loaded in."""
 ADAPTERS = ("lora", "qlora", "dora")
+BY_ACCELERATE = (
+    "the plan is of a loop like torchtitan's: mixed precision reduces gradients in fp32, and micro-batches leave shards; "
+    "accelerate reduces in the dtype it computes in and leaves whole gradients (training.engine transformers plans that)"
+)
 ZERO_STAGE = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
@@ -111,6 +116,8 @@ def _arguments(scenario: Scenario, notes: list[str]) -> list[str]:
     }
     if ask.precision == "fp8":
         notes.append("training.precision: launch with accelerate's mixed_precision: fp8")
+    if "bucket_cap_mb" in ask.engine_options and _sharding(scenario) == "none" and _ranks(scenario) > 1:
+        arguments["ddp_bucket_cap_mb"] = ask.engine_options["bucket_cap_mb"]
     if ask.loss == "fused":
         arguments["use_liger_kernel"] = True
     elif ask.loss == "chunked":
@@ -153,6 +160,8 @@ def _deepspeed(scenario: Scenario, stage: int) -> Command:
     """ZeRO by DeepSpeed's own config keys (``deepspeed/runtime/zero/config.py``)."""
     ask, offload = scenario.training, scenario.offload
     zero: dict[str, object] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    set_here = {name: value for name, value in ask.engine_options.items() if name in ZERO}
+    zero |= {name: value for name, value in set_here.items() if stage == 3 or not name.startswith("stage3_")}
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     device: dict[str, object] = {"device": offload.to, "pin_memory": True}
@@ -187,7 +196,7 @@ def _fsdp(scenario: Scenario) -> Command:
             f"num_processes: {_ranks(scenario)}",
             "fsdp_config:",
             "  fsdp_version: 2",
-            "  fsdp_reshard_after_forward: true",
+            f"  fsdp_reshard_after_forward: {str(bool(ask.engine_options.get('reshard_after_forward', True))).lower()}",
             "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
             f"  fsdp_activation_checkpointing: {str(ask.checkpointing != 'none').lower()}",
             f"  fsdp_offload_params: {str(bool(scenario.offload.weights or scenario.offload.optimizer)).lower()}",
@@ -196,7 +205,8 @@ def _fsdp(scenario: Scenario) -> Command:
             "",
         )
     )
-    return Command("FSDP by accelerate", "accelerate", ACCELERATE, "yaml", text, "fsdp.yaml")
+    notes = (BY_ACCELERATE,) if scenario.training.engine == "fsdp" else ()
+    return Command("FSDP by accelerate", "accelerate", ACCELERATE, "yaml", text, "fsdp.yaml", notes)
 
 
 def _launch(scenario: Scenario, sharding: str) -> Command:

@@ -37,7 +37,9 @@ def loading(scenario: Scenario, attention: str, *, device_map: str | None = "cud
     arguments.append(f"dtype={DTYPES.get(scenario.weights, compute)}")
     if attention in ATTENTION:
         arguments.append(f'attn_implementation="{ATTENTION[attention]}"')
-    if device_map:
+    if scenario.task == "training" and scenario.parallel.tensor > 1:
+        arguments.append('tp_plan="auto"')
+    elif device_map:
         arguments.append(f'device_map="{device_map}"')
     joined = "".join(f"    {argument},\n" for argument in arguments)
     lines.append(f"model = AutoModelForCausalLM.from_pretrained(\n{joined})")

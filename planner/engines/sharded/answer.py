@@ -93,6 +93,8 @@ def require_choices(scenario: Scenario, architecture: Architecture) -> None:
         raise NotModelled(f"training.method: {ask.method} over several GPUs has no closed form yet")
     if ask.method != "full" and ask.precision.startswith("amp") and scenario.engine != "deepspeed":
         raise NotModelled(f"training.precision: {ask.precision} of adapters over several GPUs has no closed form yet")
+    if ask.engine_options.get("contiguous_gradients") is False:
+        raise NotModelled("training.engine_options.contiguous_gradients: reductions without a bucket have no closed form yet")
     require_modelled_training(one_rank(scenario))
     require_modelled(architecture, eager=ask.attention == "eager")
 
