@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from planner.architecture.counts import layer_weights
-from planner.architecture.layers import Architecture
+from planner.architecture.layers import Architecture, Layer
 from planner.components.optimizers import DEFAULT_RANK, OPTIMIZERS
 from planner.components.tape import Level
 from planner.components.trainable import Trainable
@@ -80,7 +80,7 @@ def _loaded(architecture: Architecture, dtype_bytes: int, fmt: Format | None) ->
     weights += [(weight, False) for weight in architecture.head]
     weights += [(weight, True) for layer in architecture.decoder.layers for weight in layer_weights(layer)]
     for weight, in_decoder in weights:
-        if weight.is_buffer:
+        if weight.is_buffer or weight.role == "expert":
             continue
         sizes: tuple[int, ...] = (prod(weight.shape) * dtype_bytes,)
         if fmt is not None:
@@ -88,6 +88,26 @@ def _loaded(architecture: Architecture, dtype_bytes: int, fmt: Format | None) ->
             sizes = tuple(stored.size_bytes for stored in weight_bytes(fmt, weight, path, in_decoder=in_decoder).tensors)
         for _ in range(weight.count):
             yield from sizes
+    for layer in architecture.decoder.layers:
+        yield from _stacked_experts(layer, dtype_bytes, fmt, f"{architecture.decoder.name}.*.")
+
+
+def _stacked_experts(layer: Layer, dtype_bytes: int, fmt: Format | None, path: str) -> Iterator[int]:
+    """All experts of a layer are two tensors (transformers 5.23 ``integrations/moe.py``): the first linears, and the last.
+
+    Quantised ones are two of each kind of tensor.
+    """
+    sizes: dict[tuple[bool, str], int] = {}
+    for weight in layer_weights(layer):
+        if weight.role != "expert":
+            continue
+        stored = {"": prod(weight.shape) * dtype_bytes}
+        if fmt is not None:
+            stored = {one.name: one.size_bytes for one in weight_bytes(fmt, weight, path, in_decoder=True).tensors}
+        for name, size_bytes in stored.items():
+            key = ("down" in weight.name or ".w2" in weight.name, name)
+            sizes[key] = sizes.get(key, 0) + size_bytes * weight.count
+    yield from sizes.values()
 
 
 PLAYED_REPEATS = 128

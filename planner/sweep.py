@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Integers = NDArray[np.int64]
+    Floats = NDArray[np.float64]
 
 VERDICTS: tuple[Verdict, ...] = ("fits", "tight", "does_not_fit", "unknown")
 METERS = ("allocated", "reserved", "device", "headroom", "uncertainty", "verdict")
+CURVE_POINTS = 64
 UNKNOWN = -1
 """Stands for a figure of a cell that has none."""
 FEW_CELLS = 32
@@ -188,6 +190,39 @@ def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
     by_layers = scenario.task == "inference" and scenario.engine in ("transformers", "llama.cpp")
     parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": 1 if by_layers else count})
     return Scenario(**{**vars(scenario), "hardware": hardware, "parallel": parallel})
+
+
+@record
+class SpeedCurve:
+    """Decoding at each concurrency: sequences at once, tokens a second of all together, seconds a token of each."""
+
+    concurrency: Integers
+    tokens_per_s: Floats
+    time_per_token_s: Floats
+
+
+def speed_curve(
+    scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None = None, *, points: int = CURVE_POINTS
+) -> SpeedCurve | None:
+    """Speed against concurrency, from one sequence to as many as fit, at most ``points`` of them evenly spread by ratio.
+
+    None for a training, where not one sequence fits, and where rates of the card or bytes of the weights are not known.
+    """
+    if scenario.task == "training":
+        return None
+    import numpy as np  # noqa: PLC0415
+
+    from planner.speed import tokens_per_s  # noqa: PLC0415  for those who look
+
+    settled, fmt = settled_of(scenario, architecture, native)
+    most = predict(settled, architecture, gpu, native).limits.get("max_batch")
+    if not most or fmt.unknown or fmt.file_type:
+        return None
+    batches = np.unique(np.round(np.geomspace(1, most, points)).astype(np.int64))
+    rates = tokens_per_s(settled, architecture, fmt, gpu, batches.tolist())
+    if rates is None:
+        return None
+    return SpeedCurve(batches, np.array(rates), batches / np.array(rates))
 
 
 def _figures(ask: Callable[[], Footprint]) -> tuple[Any, ...]:

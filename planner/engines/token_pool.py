@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Recurrent
+from planner.calibration import PERMILLE
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
 from planner.engines.serving import (
@@ -37,11 +38,12 @@ from planner.record import record
 from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest, smallest
+from planner.uncertainty import band_permille, rows_of
 
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""
 BAND_BYTES = int(0.3 * GIB)
-ACTIVATION_BAND = 0.3
+ACTIVATION_PERMILLE, WEIGHT_PERMILLE = 300, 10
 """No published run tells activations of these engines apart: the step's closed form is taken, with a wide band."""
 
 
@@ -221,9 +223,22 @@ def flat_server(
     ]
     return Server(
         ranks=setup.ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
-        uncertainty_bytes=BAND_BYTES + int(ACTIVATION_BAND * first.activations_bytes), terms=tuple(terms), notes=setup.notes,
+        uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
+        notes=(*setup.notes, _known_runs(setup.rules.engine)),
         version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
     )  # fmt: skip
+
+
+def _band(engine: str, rank: RankMemory) -> int:
+    """Half-width of the pool's error: a stated one, and that of weights and activations."""
+    name = engine.lower()
+    activations = rank.activations_bytes * band_permille(name, "activations", ACTIVATION_PERMILLE) // PERMILLE
+    return BAND_BYTES + activations + rank.weights_bytes * band_permille(name, "weights", WEIGHT_PERMILLE) // PERMILLE
+
+
+def _known_runs(engine: str) -> str:
+    rows = rows_of(engine.lower())
+    return f"the error band is stated, not measured: recorded runs of {engine} that could be told apart: {rows or 'none'}"
 
 
 def _rank_terms(rank: RankMemory, step_tokens: int, version: str) -> list[Term]:

@@ -59,6 +59,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
+    course.begin_phase()
     _forward_pass(course, architecture, inference_run(architecture, work, work.prompt_tokens))
     steps.append(Step("prefill", course.peak))
     if not generates(architecture):

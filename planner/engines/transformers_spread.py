@@ -28,7 +28,6 @@ from planner.engines.transformers import Generation, Step, drop, final_norm, gen
 from planner.engines.transformers_answer import (
     PLAIN_BYTES,
     assumed,
-    device_band,
     generation_of,
     phases_of,
     quantised_weights,
@@ -47,6 +46,7 @@ from planner.record import record
 from planner.reserve import generation_reserved, reserved_for_weights
 from planner.scenario import Scenario, to_json
 from planner.symbolic.amount import largest
+from planner.uncertainty import device_band
 
 
 @record
@@ -100,7 +100,7 @@ def spread_answer(
     steps = [_steps(part, work, fmt, machine) for part in parts]
     phases = [_meters(part, found, work, machine, capacity) for part, found in zip(parts, steps, strict=True)]
     device_bytes = largest(*(phase.device for one in phases for phase in one))
-    uncertainty = largest(*(device_band(one, machine) for one in phases))
+    uncertainty = largest(*(device_band(one, machine, "inference") for one in phases))
     return Footprint(
         scenario=to_json(settled),
         level="predict",
@@ -178,6 +178,7 @@ def _steps(part: Part, work: Generation, fmt: Format, machine: Overheads) -> lis
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
+    course.begin_phase()
     _forward(course, part, inference_run(part.whole, work, work.prompt_tokens), fmt)
     steps.append(Step("prefill", course.peak))
     if generates(part.whole):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.faults import Faults
-from planner.predict import answer_alone
+from planner.predict import answer_alone, predict
 from planner.scenario import parse_scenario
-from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, sweep
+from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, speed_curve, sweep
 from resources.gpus import find_gpus
 from resources.plan import find_gpu, find_model
 
@@ -26,7 +26,7 @@ MODELS = (
     "deepseek-ai/DeepSeek-V2-Lite",
     "ibm-granite/granite-4.0-h-tiny",
 )
-ENGINES = ("transformers", "vllm", "sglang", "training")
+ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "training")
 
 
 def asked(model: str, engine: str):
@@ -84,10 +84,10 @@ def test_axes_are_broadcast_against_each_other() -> None:
     assert (np.diff(found.device, axis=0) >= 0).all()
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang", "tensorrt-llm", "tgi"])
 def test_the_matrix_of_gpus_is_made_of_predictions(engine) -> None:
     scenario, architecture, _, native = asked(MODELS[0], engine)
-    gpus, counts = find_gpus("")[:40], (1, 2, 3, 8)
+    gpus, counts = find_gpus("")[::4], (1, 2, 3)
     matrix = gpu_matrix(scenario, architecture, native, gpus, counts)
     for row, gpu in enumerate(gpus):
         for column, count in enumerate(counts):
@@ -99,3 +99,24 @@ def test_the_matrix_of_gpus_is_made_of_predictions(engine) -> None:
                 continue
             assert verdict == alone.verdict
             assert matrix.headroom[row, column] == (-1 if alone.headroom_bytes is None else alone.headroom_bytes)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_curve_of_speed_ends_where_the_next_sequence_does_not_fit(engine) -> None:
+    """More sequences at once give more tokens a second, and each waits longer for its own."""
+    scenario, architecture, gpu, native = asked(MODELS[0], engine)
+    curve = speed_curve(scenario, architecture, gpu, native)
+    assert curve.concurrency[0] == 1
+    assert (np.diff(curve.concurrency) > 0).all()
+    assert (np.diff(curve.tokens_per_s) > 0).all()
+    assert (np.diff(curve.time_per_token_s) > 0).all()
+    limits = predict(scenario, architecture, gpu, native).limits
+    assert curve.concurrency[-1] == limits["max_batch"]
+    one = predict(scenario, architecture, gpu, native).speed
+    assert curve.time_per_token_s[0] == pytest.approx(one["time_per_token_s"])
+
+
+def test_what_has_no_speed_has_no_curve() -> None:
+    assert speed_curve(*asked(MODELS[0], "training")) is None
+    scenario, architecture, _, native = asked("meta-llama/Llama-3.1-70B", "transformers")
+    assert speed_curve(scenario, architecture, find_gpu("T4"), native) is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture
+from planner.calibration import PERMILLE
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
 from planner.engines.paged import Layout, Pool
 from planner.engines.serving import (
@@ -41,6 +42,7 @@ from planner.record import record
 from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest
+from planner.uncertainty import band_permille
 
 MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 0), "mxfp4": (8, 0), "nvfp4": (8, 0), "nf4": (7, 0)}
 """``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""
@@ -52,8 +54,8 @@ MULTIPROCESSORS = (
 )  # fmt: skip
 """Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
 OTHER_MULTIPROCESSORS = 108
-GRAPH_BAND = 0.5
-ACTIVATION_BAND = 0.1
+GRAPH_PERMILLE, ACTIVATION_PERMILLE, WEIGHT_PERMILLE = 500, 100, 10
+"""Half-widths of errors where recorded runs are too few (planner/uncertainty.py); no run tells graphs apart."""
 
 
 @record
@@ -240,8 +242,9 @@ def _server(
     version = ".".join(map(str, settings.version))
     first = ranks[0]
     band = NON_TORCH_BAND_BYTES + (COLLECTIVE_BAND_BYTES if plan.split.tensor > 1 else 0)
-    band += int(ACTIVATION_BAND * first.activations_bytes)
-    band += int(GRAPH_BAND * first.graphs_bytes) if settings.release.subtracts_graphs else 0
+    band += first.activations_bytes * band_permille("vllm", "activations", ACTIVATION_PERMILLE) // PERMILLE
+    band += first.weights_bytes * band_permille("vllm", "weights", WEIGHT_PERMILLE) // PERMILLE
+    band += first.graphs_bytes * GRAPH_PERMILLE // PERMILLE if settings.release.subtracts_graphs else 0
 
     def terms() -> list[Term]:
         because = f"vLLM {version} v1/core/kv_cache_utils.py: utilization · total − everything else"
