@@ -14,8 +14,13 @@ from planner.components.tape import Course, Size, Tape
 EMBEDDINGS, TABLES, MASK = "embeddings", "cosines and sines", "mask"
 
 
-def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpointing: bool = False) -> None:
-    """The first layer's input, the embeddings (alive until the model returns; checkpointed they are one), masks, rotary tables."""
+def hold_inputs(
+    course: Course, architecture: Architecture, run: Run, *, checkpointing: bool = False, offloaded: bool = False
+) -> None:
+    """The first layer's input, the embeddings (alive until the model returns), masks, rotary tables.
+
+    Checkpointed the first two are one tensor, unless positions are added or the checkpoint is on the host (``offloaded``).
+    """
     course.hold("workspace", "x", run.stream())
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     _hold_masks(course, run, mixers)
@@ -32,7 +37,7 @@ def hold_inputs(course: Course, architecture: Architecture, run: Run, *, checkpo
         tape.hold(TABLES, kept)
         tape.free("frequencies")
         course.run(tape.span(), 1, "rotary embedding")
-    if not checkpointing:
+    if not checkpointing or offloaded or run.code.keeps_positions:
         course.level.change("workspace", EMBEDDINGS, run.hidden(), 1)
     if checkpointing or run.cached:
         for name, size in outliving(architecture.decoder.layers[0], run).items():

@@ -78,8 +78,9 @@ def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
     """The flash or the memory-efficient kernel. Its log-sum-exp is fp32; the efficient kernel leaves it out without autograd."""
     run = g.run
     saves = [ops.q, ops.k, ops.v, "attended"]
-    if kernel == "flash" or g.saving:
-        g.hold("log_sum_exp", Size(batch=run.batch, sequence=run.sequence, heads=ops.heads, fp32_bytes=4))
+    if kernel == "flash" or g.saving or g.keeping:
+        with g.operator("attention"):
+            g.hold("log_sum_exp", Size(batch=run.batch, sequence=run.sequence, heads=ops.heads, fp32_bytes=4))
         saves.append("log_sum_exp")
     if ops.masked:
         g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
@@ -87,7 +88,8 @@ def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
         if kernel == "efficient":
             _aligned_mask(g, ops)
     rule = _flash_rule if kernel == "flash" and run.cuda else _fused_rule
-    g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule, whole=True)
+    with g.operator("attention"):
+        g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule, whole=True)
     g.free("log_sum_exp", "mask", "mask padded")
 
 

@@ -23,7 +23,7 @@ from planner.architecture.layers import (
 from planner.components.attention import attention_forward
 from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
 from planner.components.cache import cache_component, cached_tensors
-from planner.components.graph import Graph, Record, Stopped, add
+from planner.components.graph import KEPT, Graph, Record, Stopped, add
 from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
@@ -36,6 +36,7 @@ from planner.components.tape import Held, Size, Span
 from planner.modelled import NotModelled
 from planner.record import record
 
+CHECKPOINT = "checkpoint"
 SHARED = ("k rotated", "v")
 """What a layer without keys and values of its own reads of another."""
 
@@ -129,7 +130,7 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     g.name_results()
     if keeps_input:
         g.consume("x")
-        g.hold("checkpoint", run.stream(), "activations")
+        g.hold(CHECKPOINT, run.stream(), "activations")
     elif g.is_saved("x"):
         g.rename("x", "layer input")
     else:
@@ -154,33 +155,55 @@ def layer_backward(run: Run, laid: Laid) -> Span:
     return _finish(g, laid.record, {"y": "d"}) if laid.record.nodes else g.span()
 
 
-def layer_recomputed(layer: Layer, run: Run) -> Span:
+def layer_recomputed(layer: Layer, run: Run, laid: Laid, *, offloaded: bool = False) -> Span:
     """Backward of a checkpointed layer: forward again until the last saved tensor, then backward.
 
     ``torch.utils.checkpoint`` (non-reentrant) begins the second forward when the backward first reads something saved, and
-    stops it as soon as everything saved is back.
+    stops it as soon as everything saved is back. ``laid``: the first forward, whose kept results are not made again;
+    ``offloaded``: the layer's input comes back from the host.
     """
     if waits_for_images(layer):
         return Graph(run).span()
     run = replace(run, cached=False)
     first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")}, constants=run.constants)
     _forward(first, layer)
-    again = {"x": Held(run.stream(), "activations"), "d": Held(run.stream(), "workspace")}
-    g = Graph(run, saving=True, start=again, stop_after=first.record.saves, constants=run.constants)
+    kept = {name: held for name, held in laid.live.items() if name.startswith(KEPT)}
+    again = kept | _checkpointed(run, offloaded=offloaded)
+    g = Graph(run, saving=True, start=again, stop_after=first.record.saves, constants=run.constants, kept=list(kept))
     gradients = {"y": "d"}
     record = g.begin_backward(first.record, gradients)
+    g.bring("x", run.stream(), "" if offloaded else CHECKPOINT)
     try:
         _forward(g, layer)
     except Stopped:
-        g.release_unsaved("x", *gradients.values())
-    return _finish(g, record, gradients, checkpoint=True)
+        g.release_unsaved(*(() if offloaded else ("x",)), *gradients.values(), *kept)
+    return _finish(g, record, gradients, "x", *kept)
 
 
-def _finish(g: Graph, record: Record, gradients: dict[str, str], *, checkpoint: bool = False) -> Span:
-    """Run the backward; the gradient of the input takes the place of the output's."""
+def layer_recomputed_whole(layer: Layer, run: Run, *, offloaded: bool = False) -> Span:
+    """As :func:`layer_recomputed` by ``CheckpointFunction`` (reentrant).
+
+    The second forward runs to its end; its result and the gradient that came are held until the backward inside is over.
+    """
+    if waits_for_images(layer):
+        return Graph(run).span()
+    run = replace(run, cached=False)
+    g = Graph(run, saving=True, start=_checkpointed(run, offloaded=offloaded), constants=run.constants)
+    g.bring("x", run.stream(), "" if offloaded else CHECKPOINT)
+    _forward(g, layer)
+    return _finish(g, g.record, {"y": g.share("d")}, "x", "y", "d")
+
+
+def _checkpointed(run: Run, *, offloaded: bool) -> dict[str, Held]:
+    """What the backward of a checkpointed layer starts with."""
+    kept = {} if offloaded else {CHECKPOINT: Held(run.stream(), "activations")}
+    return kept | {"d": Held(run.stream(), "workspace")}
+
+
+def _finish(g: Graph, record: Record, gradients: dict[str, str], *gone: str) -> Span:
+    """Run the backward; the gradient of the input takes the place of the output's. ``gone``: what goes with the layer."""
     gradients = g.backward(record, gradients)
-    if checkpoint:
-        g.consume("x")
+    g.consume(*(name for name in gone if name not in gradients.values()))
     g.consume(*(gradient for leaf, gradient in gradients.items() if leaf in SHARED))
     if "x" in gradients:
         g.rename(gradients["x"], "d")

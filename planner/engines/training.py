@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
+from planner.components.checkpointing import checkpointing_of
 from planner.components.optimizers import (
     DEFAULT_RANK,
+    FP32_BYTES,
     OPTIMIZERS,
     host_states,
     in_module_order,
@@ -23,7 +25,7 @@ from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.modelled import NotModelled
-from planner.scenario import LOSSES, Scenario
+from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario
 
 
 def training_steps(
@@ -36,7 +38,7 @@ def training_steps(
     tensors = around.owned(trained)
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
-        ask.batch, ask.sequence or 1, dtype_bytes, ask.checkpointing == "full", ask.gradient_accumulation, cuda=cuda,
+        ask.batch, ask.sequence or 1, dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
@@ -59,9 +61,15 @@ def _loss(scenario: Scenario) -> Loss:
 
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:
     """What a training keeps in host memory, by component."""
+    ask, layers = scenario.training, architecture.decoder.layers
     tensors, rank = trained_tensors(scenario, architecture, dtype_bytes)
-    paged = host_states(tensors, scenario.training.optimizer, rank)
-    return {"optimizer_state": paged} if paged else {}
+    width = FP32_BYTES if layers[0].residual_in_fp32 else dtype_bytes
+    inputs = ask.batch * (ask.sequence or 1) * architecture.hidden_size * width
+    found = {
+        "activations": checkpointing_of(ask).host_bytes(inputs, len(layers)),
+        "optimizer_state": host_states(tensors, ask.optimizer, rank),
+    }
+    return {name: size for name, size in found.items() if size}
 
 
 def trained_tensors(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> tuple[tuple[Trainable, ...], int]:
@@ -80,7 +88,7 @@ def require_modelled_training(scenario: Scenario) -> None:
         "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt")),
         "training.precision": (training.precision, ("bf16", "fp32")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
-        "training.checkpointing": (training.checkpointing, ("none", "full")),
+        "training.checkpointing": (training.checkpointing, CHECKPOINTINGS),
         "training.loss": (training.loss, LOSSES),
         "training.attention": (training.attention, ("sdpa", "flash", "eager")),
     })  # fmt: skip

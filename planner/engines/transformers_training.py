@@ -11,16 +11,18 @@ from dataclasses import replace
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
+from planner.components.autocast import CACHED, HALF_BYTES
+from planner.components.checkpointing import Checkpointing
 from planner.components.graph import Graph
 from planner.components.inputs import hold_inputs
-from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed
+from planner.components.layer import Laid
 from planner.components.optimizers import Moment
 from planner.components.quantised import QuantisedWeights
 from planner.components.run import Run
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
-from planner.engines.trained_layers import Reached, reached_by_gradients
+from planner.engines.trained_layers import Reached, TrainedLayers, reached_by_gradients
 from planner.engines.training_loss import INDEX_BYTES, TIED, Loss, highest_logits, like_parameter, loss_backward, loss_forward
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
@@ -33,7 +35,7 @@ class TrainingStep:
     batch: int
     sequence: int
     dtype_bytes: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     accumulation: int
     cuda: bool = True
     eager: bool = False
@@ -41,6 +43,8 @@ class TrainingStep:
     names: tuple[str, ...] = ()
     """Modules that train where not all do; with ``adapters`` none of the model's own does."""
     trained: tuple[Trainable, ...] = ()
+    autocast: bool = False
+    """Products run in 16 bit (``torch.autocast``), over fp32 weights where ``dtype_bytes`` say so."""
     virtual_tokens: int = 0
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
@@ -72,9 +76,9 @@ def training_phases(
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
         trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
-        quantised=work.quantised,
+        quantised=work.quantised, autocast=work.autocast, parameter_bytes=work.dtype_bytes if work.over_masters else 0,
     )  # fmt: skip
-    reached = reached_by_gradients(architecture, run, input_requires=work.checkpointing or work.virtual_tokens > 0)
+    reached = reached_by_gradients(architecture, run, input_requires=bool(work.checkpointing) or work.virtual_tokens > 0)
     if accumulating and not around.holds_gradients:
         _hold_gradients(course, work.trained)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
@@ -99,26 +103,59 @@ def _training_forward(
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     checkpointing, loss = work.checkpointing, work.loss
     around.at("forward", course)
-    hold_inputs(course, architecture, run, checkpointing=checkpointing)
+    hold_inputs(course, architecture, run, checkpointing=bool(checkpointing), offloaded=checkpointing.offloads)
     for name, size, count in _kept_of_embeddings(architecture, run, reached, work):
         course.hold("activations", name, size, count)
-    laid = [layer_forward(each.layer, each.run, saving=not checkpointing, keeps_input=checkpointing) for each in reached.layers]
-    blocks = [(forward.span, each.places) for forward, each in zip(laid, reached.layers, strict=True)]
+    parts = _parts(reached, checkpointing)
+    laid = [checkpointing.forward(each.layer, each.run, covered=covered) for each, covered in parts]
+    blocks = [(forward.span, each.places) for forward, (each, _) in zip(laid, parts, strict=True)]
     around.at("layers", course)
     course.run_stack(around.forward(blocks), "forward of the layers")
     around.at("head", course)
     outside = replace(run, path="", constant_input=not reached.before_norm)
-    norm = final_norm(architecture, outside, saving=True, keeps=loss.keeps_norm(run, reached))
+    norm = final_norm(architecture, outside, saving=True, keeps=loss.keeps_norm(run, reached) and not work.over_masters)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
     # PEFT's own forward holds what it has put the virtual tokens before; a layer that saves its input holds the same.
     held = work.virtual_tokens and "layer input" not in laid[0].live
     mask, embeddings = () if checkpointing else ("mask",), () if held else ("embeddings",)
     drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
-    loss_forward(course, architecture, run, reached, loss)
+    if work.over_masters:
+        _hold_head_casts(course, architecture, run)
+    loss_forward(course, architecture, at_the_head(run), reached, loss)
+    _forget_cached(course)
     drop(course, "embeddings")
     around.at("loss", course)
     return laid
+
+
+def at_the_head(run: Run) -> Run:
+    """Under autocast over fp32 weights logits are in 16 bit."""
+    return replace(run, dtype_bytes=HALF_BYTES) if run.autocast and run.parameter_bytes else run
+
+
+def _hold_head_casts(course: Course, architecture: Architecture, run: Run) -> None:
+    """What autocast makes of the head's input and weight, and autograd keeps."""
+    weight = (architecture.head or architecture.embeddings)[0]
+    course.hold("activations", HEAD_INPUT, at_the_head(run).hidden())
+    course.hold("activations", HEAD_WEIGHT, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=HALF_BYTES))
+
+
+def _widen_gradient(course: Course, run: Run) -> None:
+    """The gradient of the head's input goes on in the dtype of the norm's output; the casts are used up."""
+    _drop_saved(course, HEAD_WEIGHT)
+    _drop_saved(course, HEAD_INPUT)
+    course.hold("workspace", "d wide", run.hidden(), where="backward of the head")
+    _drop_saved(course, "d")
+    _drop_saved(course, "d wide")
+    course.level.change("workspace", "d", run.hidden(), 1)
+
+
+def _forget_cached(course: Course) -> None:
+    """Autocast ends with the loss, and with it its cache of cast weights; those that autograd keeps stay."""
+    for component, name, size, count in list(course.level.items()):
+        if component == "workspace" and name.endswith(CACHED):
+            course.level.change(component, name, size, -count)
 
 
 def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, work: TrainingStep) -> list[tuple[str, Size, int]]:
@@ -132,7 +169,7 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     dropped = run.code.keeps_positions and architecture.decoder.layers[0].dropout
     normed = any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
     added = any("position" in weight.name or "wpe" in weight.name for weight in architecture.embeddings)
-    leaf = not reached.embeddings and work.checkpointing and (added or run.code.scales_embeddings or work.virtual_tokens > 0)
+    leaf = not reached.embeddings and bool(work.checkpointing) and (added or run.code.scales_embeddings or work.virtual_tokens > 0)
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
@@ -151,8 +188,8 @@ def _training_backward(
     else:
         _drop_saved(course, "final norm")
     blocks = [
-        (layer_recomputed(each.layer, each.run) if work.checkpointing else layer_backward(each.run, forward), each.places)
-        for each, forward in zip(reached.layers, laid, strict=False)
+        (work.checkpointing.backward(each.layer, each.run, forward, covered=covered), each.places)
+        for (each, covered), forward in zip(_parts(reached, work.checkpointing), laid, strict=False)
     ]
     around.at("layers backward", course)
     course.run_stack(around.backward(blocks), "backward of the layers", backwards=True)
@@ -167,6 +204,15 @@ def _training_backward(
         _hold_gradients(course, work.trained)
     drop(course, "cosines and sines", "mask")
     around.at("end", course)
+
+
+def _parts(reached: Reached, checkpointing: Checkpointing) -> list[tuple[TrainedLayers, bool]]:
+    """Layers that are alike, and whether they are checkpoints."""
+    return [
+        (TrainedLayers(each.layer, each.run, places), covered)
+        for each in reached.layers
+        for covered, places in checkpointing.parted(each.places)
+    ]
 
 
 def _drop_saved(course: Course, name: str) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from .attribution import ACTIVATIONS, Attribution
 from .build import Built, random_ids
+from .checkpoints import enable_checkpointing
 from .distributed import replicate
-from .errors import WorkerError
 from .losses import make_loss
 from .low_rank import DEFAULT_RANK
 from .optimizers import make_optimizers
@@ -20,9 +20,6 @@ from .parallel import Layout
 from .phases import Phases
 
 STEPS = 2
-SELECTIVE_EVERY = 2
-"""Selective checkpointing recomputes every second layer unless ``checkpoint_every`` says otherwise."""
-_CHECKPOINTING_FIELD = "scenario.training.checkpointing"
 _AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 
 
@@ -69,7 +66,7 @@ class TrainingLoad:
         # The Trainer's default (transformers 5, TrainingArguments.use_cache).
         for config in (self._model.config, self._built.text_config):
             config.use_cache = False
-        self._enable_checkpointing()
+        enable_checkpointing(self._model, self._workload, self._fake)
         named = {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
         params = list(named.values())
         rank = int(self._workload.options.get("projection_rank", DEFAULT_RANK))
@@ -78,27 +75,6 @@ class TrainingLoad:
             self._attribution.watch_gradients(params)
             for optimizer in self._optimizers:
                 self._attribution.watch_optimizer(optimizer)
-
-    def _enable_checkpointing(self) -> None:
-        kind = self._workload.checkpointing
-        if kind == "none":
-            return
-        if not getattr(self._model, "supports_gradient_checkpointing", True):
-            message = f"{_CHECKPOINTING_FIELD}: {type(self._model).__name__} has none; choose none"
-            raise WorkerError("unsupported", message, _CHECKPOINTING_FIELD)
-        every = int(self._workload.options.get("checkpoint_every", SELECTIVE_EVERY)) if kind == "selective" else 1
-        reentrant = bool(self._workload.options.get("use_reentrant", False))
-        # The random state only matters with dropout and is kept in host memory.
-        kwargs = {"use_reentrant": reentrant, "preserve_rng_state": False}
-        if hasattr(self._model, "activation_checkpointing_enable"):
-            self._model.activation_checkpointing_enable(kwargs, every_n_layers=every)
-        elif every == 1:
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-        else:
-            message = f"{_CHECKPOINTING_FIELD}: this transformers checkpoints all layers or none; choose full"
-            raise WorkerError("unsupported", message, _CHECKPOINTING_FIELD)
-        if reentrant:
-            self._model.enable_input_require_grads()
 
     def _step(self, phases: Phases, step: int, device: torch.device) -> None:
         # The Trainer fetches all batches of a step at once and keeps them until its end (trainer.py, get_batch_samples).

@@ -1,0 +1,40 @@
+"""Checkpoints inside a layer: a part that keeps its input alone and runs again before its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from planner.components.graph import Gradients, Graph, Node, Record, Stopped
+
+Forward = Callable[[Graph], None]
+
+
+def as_checkpoint(g: Graph, forward: Forward, source: str, target: str) -> None:
+    """Lay ``forward``, which makes ``target`` of ``source``, as a checkpoint of its own."""
+    before = set(g.live)
+    g.saving = False
+    forward(g)
+    g.saving = True
+    g.free(*(name for name in list(g.live) if name not in before and name != target))
+    again = Graph(g.run, saving=True, start={source: g.live[source]}, constants=g.constants)
+    forward(again)
+    for node in again.record.nodes:
+        node.saves = [storage for storage in node.saves if storage.name != source]
+    g.adopt(Node(target, (source,), rule=partial(_again, forward=forward, record=again.record)), g.live[target].size)
+
+
+def _again(graph: Graph, node: Node, gradient: str, *, forward: Forward, record: Record) -> Gradients:
+    """The part runs again until everything saved is back, and then its backward."""
+    outer, gradients, before = graph.record, graph.gradients, set(graph.live)
+    (source,), saves = node.inputs, node.saves[0].saves
+    graph.record, graph.saving = Record(sizes={source: outer.sizes[source]}), True
+    try:
+        with graph.stopping_after(record.saves):
+            forward(graph)
+    except Stopped:
+        graph.release_unsaved(*before)
+    made = graph.backward(record, {node.out: graph.share(gradient)})
+    node.saves[0].saves = saves
+    graph.record, graph.gradients = outer, gradients
+    return [(source, made[source])] if source in made and not node.constants else []

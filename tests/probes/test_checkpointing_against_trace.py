@@ -1,0 +1,83 @@
+"""Every kind of checkpointing in closed form against the worker's, where layers make the peak."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.scenario import parse_scenario
+from resources.plan import make_plan
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "vocab_size": 400, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 8, "n_positions": 1024, "vocab_size": 400,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+KINDS = {
+    "full": {"checkpointing": "full"},
+    "reentrant": {"checkpointing": "full", "engine_options": {"use_reentrant": True}},
+    "offloaded": {"checkpointing": "full", "engine_options": {"checkpoint_offload": True}},
+    "offloaded, reentrant": {"checkpointing": "full", "engine_options": {"checkpoint_offload": True, "use_reentrant": True}},
+    "every second layer": {"checkpointing": "selective"},
+    "every third layer": {"checkpointing": "selective", "engine_options": {"checkpoint_every": 3}},
+    "attention": {"checkpointing": "selective", "engine_options": {"checkpoint_modules": "attention"}},
+    "feed-forward": {"checkpointing": "selective", "engine_options": {"checkpoint_modules": "mlp"}},
+    "products kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "mm"}},
+    "attention kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "attention"}},
+    "both kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "mm, attention"}},
+}
+LOOSE = ("attention", "feed-forward", "both kept")
+"""GPT-2 drops out inside the parts that run again; the closed form keeps the masks."""
+
+
+def predicted(config: dict[str, object], training: dict[str, object]):
+    document = {"version": 1, "model": {"config": config}, "task": "training", "hardware": {"gpu": "H200 SXM 141GB"}}
+    return make_plan(parse_scenario(document | {"training": training}), network=False).footprint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_equals_its_trace(trace, kind: str) -> None:
+    assert_equal(trace, LLAMA, kind, 0.002)
+
+
+@pytest.mark.parametrize("kind", ["full", "offloaded", "attention", "feed-forward", "both kept"])
+def test_a_kind_equals_its_trace_with_dropout_and_biases(trace, kind: str) -> None:
+    assert_equal(trace, GPT2, kind, 0.02 if kind in LOOSE else 0.005)
+
+
+def assert_equal(trace, config: dict[str, object], kind: str, tolerance: float) -> None:
+    footprint = predicted(config, {"batch": 2, "sequence": 700} | KINDS[kind])
+    traced = trace(footprint.scenario, config)
+    for phase in footprint.gpus[0].phases:
+        assert phase.allocated == pytest.approx(traced[phase.name]["allocated"], rel=tolerance), phase.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "google/gemma-2-2b", "openai-community/gpt2"])
+def test_checkpointing_never_raises_the_live_bytes_of_the_forward(model: str, kind: str) -> None:
+    """Whatever is computed again is not kept."""
+    document = {"version": 1, "model": model, "task": "training"}
+    work = {"batch": 2, "sequence": 1024}
+    without, with_ = (
+        make_plan(parse_scenario(document | {"training": work | more}), network=False).footprint.gpus[0].phases[1]
+        for more in ({}, KINDS[kind])
+    )
+    assert with_.name == "forward"
+    assert with_.allocated < without.allocated
+
+
+def test_inputs_of_offloaded_layers_are_in_host_memory() -> None:
+    footprint = predicted(LLAMA, {"batch": 2, "sequence": 700} | KINDS["offloaded"])
+    assert footprint.host.components == {"activations": 3 * 2 * 700 * 256 * 2}
+    assert footprint.host.bytes == sum(footprint.host.components.values())
+    assert predicted(LLAMA, {"batch": 2, "sequence": 700} | KINDS["full"]).host.bytes == 0
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_saves": "softmax"}, {"checkpoint_saves": "mm", "use_reentrant": True}])
+def test_what_cannot_be_kept_is_unknown_with_the_field(options: dict[str, object]) -> None:
+    footprint = predicted(LLAMA, {"batch": 1, "sequence": 8, "checkpointing": "selective", "engine_options": options})
+    assert footprint.verdict == "unknown"
+    assert any("checkpoint_saves" in note for note in footprint.notes)
