@@ -8,7 +8,8 @@ gradient for the same tensor is added to the first in a tensor of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +27,9 @@ Rule = Callable[["Graph", "Node", str], Gradients]
 
 
 class Stopped(Exception):
+KEPT = "kept result"
+
+
     """Everything that is saved has been made again: ``torch.utils.checkpoint`` stops the second forward here."""
 
 
@@ -78,10 +82,11 @@ class Graph(Tape):
     ``stop_after``: raise :class:`Stopped` at this many saved tensors. ``constants``: tensors that require no gradient; what
     is made of them alone, with frozen weights, requires none either, and autograd neither records nor saves anything for it.
     """
+    ``keeping``: results of the operators that the run's checkpoints keep stay; ``kept``: names of those that are there already.
 
     def __init__(
         self, run: Run, *, saving: bool = False, start: Mapping[str, Held] | None = None, stop_after: int | None = None,
-        constants: Collection[str] = (),
+        constants: Collection[str] = (), keeping: bool = False, kept: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__(saving=saving, start=start)
         self.run = run
@@ -93,6 +98,42 @@ class Graph(Tape):
         self.constants = set(constants)
         self._last: Node | None = None
 
+        self.keeping = keeping
+        self._results: list[Storage] = []
+        self._there = list(kept)
+        self._operator = ""
+
+    @contextmanager
+    def operator(self, name: str) -> Iterator[None]:
+        """What is held inside are results of an operator that checkpoints may keep (torch's selective checkpointing)."""
+        self._operator = name if name in self.run.keeps else ""
+        try:
+            yield
+        finally:
+            self._operator = ""
+
+    def hold(self, name: str, size: Size, component: str = "workspace", *, saved: bool = False) -> None:
+        """A tensor is made; a result that a checkpoint has kept is there already, one that it keeps stays."""
+        if not self._operator:
+            super().hold(name, size, component, saved=saved)
+        elif self._there:
+            super().rename(self._there.pop(0), name)
+        else:
+            super().hold(name, size, "activations" if self.keeping else component)
+            if self.keeping:
+                self._results.append(self._storage(name))
+                self._results[-1].saves += 1
+
+    def relabel(self, name: str, component: str) -> None:
+        """The tensor counts as another component from now on, whatever operator is being laid."""
+        operator, self._operator = self._operator, ""
+        super().relabel(name, component)
+        self._operator = operator
+
+    def name_results(self) -> None:
+        """What was kept goes on under names by which the recomputation knows it."""
+        for index, storage in enumerate(self._results):
+            super().rename(storage.name, f"{KEPT} {index}")
     def make(
         self,
         name: str,
@@ -198,6 +239,11 @@ class Graph(Tape):
             raise Stopped
 
     def save_for_last(self, name: str) -> None:
+    def size_of(self, name: str) -> Size:
+        """A live tensor's size."""
+        storage = self._storages.get(name)
+        return self.record.sizes.get(name) or self._live[storage.name if storage is not None else name].size
+
         """The last operator also keeps a live tensor that it made beside its result."""
         if self._last is not None:
             self._last.saves = (*self._last.saves, self.save(name))
@@ -250,6 +296,37 @@ class Graph(Tape):
         super().rename(name, kept.name)
 
     def release_unsaved(self, *kept: str) -> None:
+    @property
+    def live(self) -> Mapping[str, Held]:
+        """What is live, by the names of the tape."""
+        return self._live
+
+    def bring(self, name: str, size: Size, checkpoint: str = "") -> None:
+        """What a checkpoint kept is back: what is live under the name ``checkpoint``, or from the host in memory of its own."""
+        if checkpoint:
+            super().rename(checkpoint, name)
+        else:
+            self.hold(name, size, "activations")
+        self.record.sizes[name] = size
+
+    def adopt(self, node: Node, size: Size) -> None:
+        """Record a node whose result is held already; it saves its inputs."""
+        self.record.sizes[node.out] = size
+        node.saves = [self.save(source) for source in node.inputs]
+        node.constants = [source for source in node.inputs if source in self.constants]
+        node.unpacks = True
+        self._last = node
+        self.record.nodes.append(node)
+
+    @contextmanager
+    def stopping_after(self, saves: int) -> Iterator[None]:
+        """Raise :class:`Stopped` at so many saved tensors."""
+        self._stop_after = saves
+        try:
+            yield
+        finally:
+            self._stop_after = None
+
         """Every reference of the code but ``kept`` goes at once, as when the second forward of a checkpoint is stopped."""
         saved = {storage.name for storage in self._storages.values() if storage.saves}
         for name in list(self._live):
@@ -327,7 +404,7 @@ class Graph(Tape):
         """Gradients of the weights of a linear or a norm."""
         for weight in node.weights if node.trains else ():
             count = {"count": weight.count} if weight.count > 1 else {}
-            self.hold(f"grad {weight.name}", Size(**count, **factors_of(weight), bytes=self.run.dtype_bytes), "gradients")
+            self.hold(f"grad {weight.name}", Size(**count, **factors_of(weight), bytes=self.run.gradient_bytes), "gradients")
 
     def settle_weight_gradients(self, node: Node) -> None:
         """Where gradients exist already, the new ones are added to them and go."""
@@ -452,7 +529,10 @@ def product(
             record_product(graph, scheme, weights, name, source, size)
         return
     moment = size if copies else None
-    graph.make(name, size, (source,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(source,))
+    with graph.operator("mm"):
+        graph.make(
+            name, size, (source,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(source,)
+        )
 
 
 def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:

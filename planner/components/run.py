@@ -29,7 +29,8 @@ class Run:
     needs no gradient; ``accumulating``: gradients exist already and are added to.
     ``code``: how the family is written; ``eager``: attention as plain products was asked for.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
-    are held, where not in the activations' dtype.
+    are held, where not in the activations' dtype. ``keeps``: operators (mm, attention) whose results a checkpoint keeps;
+    ``recomputes``: the part of a layer (attention, mlp) that alone is a checkpoint.
     """
 
     batch: int
@@ -116,7 +117,7 @@ class Run:
 
 def gradient(tape: Tape, run: Run, weight: Weight) -> None:
     """The gradient of one parameter, kept until the optimizer has used it, or added to what earlier micro-batches left."""
-    name, size = f"grad {weight.name}", Size(**factors_of(weight), bytes=run.dtype_bytes)
+    name, size = f"grad {weight.name}", Size(**factors_of(weight), bytes=run.gradient_bytes)
     tape.hold(name, size, "gradients")
     if run.accumulating:
         tape.consume(name)
