@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 SAMPLED = ("memory", "sample")
 """The events that come by the thousand."""
 FORM_EVENT = "rows"
+RANK = "rank"
+"""The event that wraps what another rank said, and its field with the rank's number: a form is of one rank."""
 DECIMALS = 6
 _LARGEST = 2**62
 _MAX_COLUMNS = 4096
@@ -69,6 +71,8 @@ def read_form(line: Mapping[str, Any]) -> Form | None:
             0 <= form.id < _MAX_FORMS and len(columns) <= _MAX_COLUMNS and all(0 <= decimals <= DECIMALS for _, decimals in columns)
         )
         form.event([0] * len(columns))
+        if form.kind == RANK:
+            int(form.like[RANK]), dict(form.like["of"])
         hash(columns)
     except (LookupError, TypeError, ValueError):
         return None
@@ -83,13 +87,15 @@ class RowWriter:
 
     def lines(self, event: Mapping[str, object]) -> bytes | None:
         """The line of a sampled event, with the declaration before it the first time; None for what is no row."""
-        if event.get("event") not in SAMPLED:
+        if not _is_sampled(event):
             return None
         numbers: list[tuple[Path, int, int]] = []
         try:
-            like = _without_numbers(event, (), numbers)
+            like = _without_numbers({key: value for key, value in event.items() if key != RANK}, (), numbers)
         except _NoRow:
             return None
+        if RANK in event:
+            like[RANK] = event[RANK]
         key = json.dumps([like, [(path, decimals) for path, decimals, _ in numbers]])
         form = self._forms.get(key)
         declaration = b""
@@ -101,6 +107,12 @@ class RowWriter:
             declaration = json.dumps(form.to_json(), separators=(",", ":")).encode("ascii") + b"\n"
         row = ",".join(map(str, (form.id, *(value for *_, value in numbers))))
         return declaration + f"[{row}]\n".encode("ascii")
+
+
+def _is_sampled(event: Mapping[str, object]) -> bool:
+    """Whether it comes by the thousand: from this process or, as what a rank said, from another."""
+    said = event.get("of") if event.get("event") == RANK else event
+    return isinstance(said, Mapping) and said.get("event") in SAMPLED
 
 
 class _NoRow(Exception):
@@ -194,6 +206,15 @@ class RowRun:
             chosen.parts.append(Part(part.form, part.order[rows], part.values[rows]))
         return chosen.events()
 
+    def ranks(self) -> dict[int, RowRun]:
+        """What each other rank said, as rows of its own events at the time at which they were heard."""
+        found: dict[int, RowRun] = {}
+        for part in self.parts:
+            if part.form.kind == RANK:
+                run = found.setdefault(int(part.form.like[RANK]), RowRun(length=self.length))
+                run.parts.append(_said(part))
+        return found
+
     def columns(self, kind: str) -> Columns | None:
         """The events called ``kind`` as columns in order; None without any."""
         parts = [part for part in self.parts if part.form.kind == kind]
@@ -206,6 +227,17 @@ class RowRun:
         index = {form.id: number for number, form in enumerate(forms)}
         form_of = np.concatenate([np.full(len(part.order), index[part.form.id]) for part in parts])[order]
         return Columns(values, forms, form_of)
+
+
+def _said(part: Part) -> Part:
+    """Rows of a wrapped event as rows of the event itself."""
+    inner = [
+        (index, path if path == ("t",) else path[1:], decimals)
+        for index, (path, decimals) in enumerate(part.form.columns)
+        if path == ("t",) or (path[0] == "of" and path != ("of", "t"))
+    ]
+    form = Form(part.form.id, part.form.like["of"], tuple((path, decimals) for _, path, decimals in inner))
+    return Part(form, part.order, part.values[:, [index for index, _, _ in inner]])
 
 
 def _peak_rows(values: Integers, limit: int) -> NDArray[np.intp]:

@@ -211,6 +211,12 @@ def test_columns_say_what_events_say(tmp_path: Path) -> None:
         {"event": "memory", "t": 0.5, "allocated": 99, "reserved": 99, "device": 99, "phase": "other"},
         {"event": "sample", "t": 0.6, "rss": 12, "gpus": [gpu(1, 3, 18)]},
     ]
+    said = [
+        {"event": "rank", "t": round(event["t"] + 0.01, 6), "rank": rank, "of": event}
+        for rank in (1, 2)
+        for event in events[::rank]
+    ]
+    events = sorted([*events, *said], key=lambda event: event["t"])
     with Recording({"scenario": SCENARIO}, tmp_path / "r.jsonl") as recording:
         for event in events:
             recording.append(event)
@@ -220,8 +226,16 @@ def test_columns_say_what_events_say(tmp_path: Path) -> None:
         single.add(event)
     assert whole.steps == single.steps
     assert whole.steps["load", 0].meters == {"allocated": 5, "reserved": 7, "device": 9}
-    for one, other in ((whole.timeline, single.timeline), (whole.samples, single.samples)):
-        assert (one.t, one.labels, one.columns) == (other.t, other.labels, other.columns)
+    assert sorted(whole.ranks) == sorted(single.ranks) == [1, 2]
+    for rank in (0, 1, 2):
+        read, told = (each if rank == 0 else each.ranks[rank] for each in (whole, single))
+        assert read.steps == told.steps
+        for one, other in ((read.timeline, told.timeline), (read.samples, told.samples)):
+            assert (one.t, one.labels, one.columns) == (other.t, other.labels, other.columns)
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert sum(line.startswith("[") for line in lines) == sum(
+        event.get("of", event)["event"] in ("memory", "sample") for event in events
+    )
 
 
 def gpu(index: int, mig_index: int | None, used: int, **more: object) -> dict[str, Any]:
