@@ -26,10 +26,10 @@ Gradients = list[tuple[str, str]]
 Rule = Callable[["Graph", "Node", str], Gradients]
 
 
-class Stopped(Exception):
 KEPT = "kept result"
 
 
+class Stopped(Exception):
     """Everything that is saved has been made again: ``torch.utils.checkpoint`` stops the second forward here."""
 
 
@@ -81,8 +81,8 @@ class Graph(Tape):
 
     ``stop_after``: raise :class:`Stopped` at this many saved tensors. ``constants``: tensors that require no gradient; what
     is made of them alone, with frozen weights, requires none either, and autograd neither records nor saves anything for it.
-    """
     ``keeping``: results of the operators that the run's checkpoints keep stay; ``kept``: names of those that are there already.
+    """
 
     def __init__(
         self, run: Run, *, saving: bool = False, start: Mapping[str, Held] | None = None, stop_after: int | None = None,
@@ -97,7 +97,6 @@ class Graph(Tape):
         self.gradients: dict[str, str] = {}
         self.constants = set(constants)
         self._last: Node | None = None
-
         self.keeping = keeping
         self._results: list[Storage] = []
         self._there = list(kept)
@@ -134,6 +133,7 @@ class Graph(Tape):
         """What was kept goes on under names by which the recomputation knows it."""
         for index, storage in enumerate(self._results):
             super().rename(storage.name, f"{KEPT} {index}")
+
     def make(
         self,
         name: str,
@@ -238,12 +238,12 @@ class Graph(Tape):
         if self.record.saves == self._stop_after:
             raise Stopped
 
-    def save_for_last(self, name: str) -> None:
     def size_of(self, name: str) -> Size:
         """A live tensor's size."""
         storage = self._storages.get(name)
         return self.record.sizes.get(name) or self._live[storage.name if storage is not None else name].size
 
+    def save_for_last(self, name: str) -> None:
         """The last operator also keeps a live tensor that it made beside its result."""
         if self._last is not None:
             self._last.saves = (*self._last.saves, self.save(name))
@@ -295,7 +295,6 @@ class Graph(Tape):
             kept.name += "'"
         super().rename(name, kept.name)
 
-    def release_unsaved(self, *kept: str) -> None:
     @property
     def live(self) -> Mapping[str, Held]:
         """What is live, by the names of the tape."""
@@ -327,6 +326,7 @@ class Graph(Tape):
         finally:
             self._stop_after = None
 
+    def release_unsaved(self, *kept: str) -> None:
         """Every reference of the code but ``kept`` goes at once, as when the second forward of a checkpoint is stopped."""
         saved = {storage.name for storage in self._storages.values() if storage.saves}
         for name in list(self._live):

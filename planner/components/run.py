@@ -51,6 +51,8 @@ class Run:
     names: tuple[str, ...] = ()
     path: str = "layers.*."
     constant_input: bool = False
+    keeps: tuple[str, ...] = ()
+    recomputes: str = ""
 
     def trains(self, weights: Sequence[Weight] = ()) -> bool:
         """Whether weights get gradients (without any: those that are not told)."""
