@@ -56,7 +56,7 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
     forward = _forward(scenario, architecture, fmt, rates, ways)
     passes = 1 + _backward_passes(scenario) + (1 if ask.checkpointing == "full" else 0)
     work = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
-    chunks = int(ask.engine_options.get("virtual_pipeline", 1))
+    chunks = int(str(ask.engine_options.get("virtual_pipeline", 1)))
     idle = (ways.pipeline - 1) / (ask.gradient_accumulation * chunks)
     by = {name: seconds * (1 + idle) for name, seconds in work.items()}
     by["bandwidth"] += _optimizer_s(scenario, architecture, rates, ways)
@@ -70,7 +70,7 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
         "prefill_s": None, "time_per_token_s": None, "tokens_per_s": tokens / pace.seconds, "step_s": pace.seconds,
         "bound_by": pace.bound_by, "bubble": idle / (1 + idle),
         "communication_bytes": volumes.beside + volumes.alone, "model_flops_fraction": arithmetic / pace.seconds,
-        "hours": None if total is None else float(total) / tokens * pace.seconds / 3600,
+        "hours": None if total is None else float(str(total)) / tokens * pace.seconds / 3600,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ Moment = Literal[
     "forward", "layers", "head", "loss", "backward", "head backward", "layers backward", "embeddings backward", "end", "optimizer"
 ]  # fmt: skip
 """Before which part something happens. ``loss``: behind the loss, when the model's forward returns; ``end``: of the backward."""
-Blocks = list[tuple[Span, Sequence[int]]]
+Blocks = Sequence[tuple[Span, Sequence[int]]]
 """A span for each kind of layer, and the positions it stands at."""
 
 

@@ -42,7 +42,8 @@ def bucket_bytes(tensors: tuple[Trainable, ...], cap_mib: int | None) -> list[in
     ``tensors`` in the order of the forward; their gradients come in the reverse.
     """
     caps = [FIRST_BUCKET_BYTES, BUCKET_CAP_MIB * MIB] if cap_mib is None else [cap_mib * MIB] * 2
-    found, size = [], 0
+    found: list[int] = []
+    size = 0
     for tensor in reversed(tensors):
         for _ in range(tensor.times):
             size += tensor.numel * tensor.dtype_bytes

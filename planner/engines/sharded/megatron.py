@@ -151,7 +151,7 @@ def megatron_steps(scenario: Scenario, architecture: Architecture, ways: Ways, s
     tokens = Tokens(ask.batch, own, own // cut, architecture.hidden_size)
     load = _model_states(stage, ways, divided=ways.sharding != "none")
     states = _with_moments(load, stage, ways, MOMENTS[ask.optimizer], divided=ways.sharding != "none")
-    chunks = int(options.get("virtual_pipeline", 1))
+    chunks = int(str(options.get("virtual_pipeline", 1)))
     forward = _activations(states, stage, tokens, chunks, recomputed=ask.checkpointing == "full")
     at_head = _with_logits(forward, stage, tokens, architecture, ways)
     back = _with_transients(forward, stage, tokens, recomputed=ask.checkpointing == "full")

@@ -61,7 +61,7 @@ def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> lis
     """One rank of each pipeline stage; stages lie one behind another (``parallel_state.py``, order tp-cp-ep-dp-pp)."""
     require_megatron(scenario, architecture)
     ask, each = scenario.training, ways.ranks // ways.pipeline
-    chunks = int(ask.engine_options.get("virtual_pipeline", 1))
+    chunks = int(str(ask.engine_options.get("virtual_pipeline", 1)))
     collectives = sum(count > 1 for count in (ways.tensor, ways.pipeline, ways.context, ways.data, ways.expert))
     return [
         RankPlan(
@@ -95,7 +95,7 @@ def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways) -> R
         view, cap = bool(options.get("gradient_as_bucket_view", False)), options.get("bucket_cap_mb")
         around = replicated = Replicated(view=view)
         tensors, _ = trained_tensors(scenario, architecture, bytes_)
-        replicated.hold(weights, tensors, None if cap is None else int(cap))
+        replicated.hold(weights, tensors, None if cap is None else int(str(cap)))
     collectives = int(ways.data > 1) + int(ways.tensor > 1)
     return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, collectives)
 
