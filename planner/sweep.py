@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.architecture.layers import Architecture
+from planner.calibration import Calibration
 from planner.engines.served import told_apart
 from planner.faults import Faults
 from planner.footprint import FITS_PERCENT, TIGHT_PERCENT, Footprint, Verdict
 from planner.formats.checkpoint import BytesUnknown
 from planner.formats.format import Format
 from planner.gpu import Gpu
-from planner.machine import overheads
+from planner.machine import Overheads, overheads
 from planner.modelled import NotModelled
 from planner.predict import Device, answer_alone, predict, settled_of
 from planner.record import record
@@ -156,14 +157,22 @@ def gpu_matrix(
 ) -> Sweep:
     """Figures of shape (GPUs, counts): the scenario on so many of each GPU, split by tensor parallelism.
 
-    Cards of one kind differ by their capacity alone, so each kind and count is one sweep over capacities.
+    Cards of one kind differ by their capacity alone, so each kind and count is one sweep over capacities; for transformers all
+    cards differ by numbers alone.
     """
     import numpy as np  # noqa: PLC0415
 
     found = Sweep(**{name: np.zeros((len(gpus), len(counts)), dtype=np.int64) for name in METERS})
     kinds: dict[object, list[int]] = {}
+    plain_rows = [row for row, gpu in enumerate(gpus) if scenario.engine == "transformers" and gpu.calibration is None]
+    machines = [(gpus[row].capacity_bytes, overheads(gpus[row])) for row in plain_rows]
+    for column, count in enumerate(counts) if plain_rows else ():
+        filled = _by_machine(scenario, architecture, native, gpus[plain_rows[0]], machines, count)
+        for name, row in zip(METERS, filled, strict=True):
+            getattr(found, name)[plain_rows, column] = row
     for row, gpu in enumerate(gpus):
-        kinds.setdefault(_kind(scenario, gpu), []).append(row)
+        if row not in plain_rows:
+            kinds.setdefault(_kind(scenario, gpu), []).append(row)
     for kind, rows in kinds.items():
         gpu = _cards.setdefault(kind, gpus[rows[0]])
         capacities = [gpus[row].capacity_bytes for row in rows]
@@ -172,6 +181,33 @@ def gpu_matrix(
             for name in METERS:
                 getattr(found, name)[rows, column] = getattr(one, name)
     return found
+
+
+def _by_machine(
+    scenario: Scenario,
+    architecture: Architecture,
+    native: Format | None,
+    gpu: Gpu,
+    cards: Sequence[tuple[int, Overheads]],
+    count: int,
+) -> list[Integers]:
+    """The figures of transformers on ``count`` of each card: what a machine adds is a count like its capacity."""
+    import numpy as np  # noqa: PLC0415
+
+    card = _cards.setdefault("any card", gpu)
+    spread = with_counts(on_gpus(scenario, card, count), ("capacity_bytes",), (card.capacity_bytes,))
+    names, values = counts_of(spread)
+    columns = [np.full(len(cards), value) for value in values[:-1]]
+    rows = [(capacity, one.context_bytes, one.context_band_bytes, one.cublas_workspace_bytes) for capacity, one in cards]
+    columns += list(np.array(rows, dtype=np.int64).T)
+
+    def figures(*counts: int) -> tuple[Any, ...]:
+        *work, context, band, workspace = counts
+        calibration = Calibration(context_bytes=context, context_band_bytes=band, cublas_workspace_bytes=workspace)
+        machine = Gpu(**{**vars(card), "calibration": calibration})
+        return _figures(lambda: answer_alone(with_counts(spread, names, work), architecture, machine, native, "cuda"))
+
+    return _fill(question_of(spread, names, architecture, native, METERS), figures, figures, columns)
 
 
 _cards: dict[object, Gpu] = {}
@@ -248,10 +284,11 @@ def _fill(
         return [np.array(row, dtype=np.int64) for row in zip(*cells, strict=True)]
     left = np.arange(columns[0].size)
     found = [np.zeros(left.size, dtype=np.int64) for _ in METERS]
+    constant = [int(column[0]) if (column == column[0]).all() else None for column in columns]
     tried = 0
     while left.size and (run := _run(question, tried, figures, columns, int(left[left.size // 2]))):
         tried += 1
-        holds, values = run(*(column[left] for column in columns))
+        holds, values = run(*(column[left] if one is None else one for column, one in zip(columns, constant, strict=True)))
         holds = np.broadcast_to(holds, left.shape)
         for row, value in zip(found, values, strict=True):
             row[left[holds]] = np.broadcast_to(value, left.shape)[holds]
@@ -300,8 +337,8 @@ def _exact(run: Callable[..., tuple[Any, Any]], columns: Sequence[Integers]) -> 
     """Whether no figure of the largest cell leaves 64 bits: the figures grow with every count."""
     import numpy as np  # noqa: PLC0415
 
-    corner = [column.max() for column in columns]
+    corner = [int(column.max()) for column in columns]
     with np.errstate(over="ignore"):
         quick = run(*(np.array([value]) for value in corner))[1]
-    exact = run(*(np.array([int(value)], dtype=object) for value in corner))[1]
-    return all(int(np.asarray(one).flat[0]) == int(np.asarray(other).flat[0]) for one, other in zip(quick, exact, strict=True))
+    exact = run(*corner)[1]
+    return all(int(np.asarray(one).flat[0]) == int(other) for one, other in zip(quick, exact, strict=True))

@@ -36,7 +36,7 @@ class Program(Generic[Result]):
         return found
 
     def arrays(self) -> Callable[..., tuple[Any, Any]]:
-        """A function of NumPy arrays: where the conditions hold, and the result there."""
+        """A function of NumPy arrays and of ints: where the conditions hold, and the result there."""
         return self._writer.function(" & ".join(f"({one})" for one in self._conditions) or "True", self._result, both=True)
 
 
@@ -162,14 +162,17 @@ def _array_functions() -> dict[str, Any]:
     def largest(*values: Any) -> Any:
         found = values[0]
         for value in values[1:]:
-            found = np.maximum(found, value)
+            found = max(found, value) if type(found) is type(value) is int else np.maximum(found, value)
         return found
 
     def chosen(sizes: Sequence[Any], values: Sequence[Any]) -> Any:
         size, found = sizes[0], values[0]
         for other, value in zip(sizes[1:], values[1:], strict=True):
             more = other > size
-            size, found = np.where(more, other, size), np.where(more, value, found)
+            if type(more) is bool:
+                size, found = (other, value) if more else (size, found)
+            else:
+                size, found = np.where(more, other, size), np.where(more, value, found)
         return found
 
     return {"largest": largest, "chosen": chosen}
