@@ -7,6 +7,7 @@ from dataclasses import replace
 from planner.architecture.layers import Architecture
 from planner.faults import Fault, Faults
 from planner.scenario import Inference, Scenario, Training
+from planner.symbolic.amount import smallest
 
 DEFAULT_GPU = "H100 SXM5 80GB"
 """Stands in when no card is named and none is found; the answer says that it is simulated."""
@@ -62,13 +63,23 @@ def _settle_inference(inference: Inference, limit: int | None, notes: list[str])
 
 def _settle_training(training: Training, limit: int | None, notes: list[str]) -> Training:
     sequence = training.sequence
-    if sequence is None:
+    if training.lengths and training.data != "packed":
+        sequence = _longest(training, notes)
+    elif sequence is None:
         sequence = min(limit or DEFAULT_SEQUENCE_TOKENS, DEFAULT_SEQUENCE_TOKENS)
         notes.append(f"training.sequence: {sequence} by default")
     elif limit is not None and sequence > limit:
         notes.append(f"a sequence of {sequence} tokens exceeds the model's context limit of {limit}")
     attention = "sdpa" if training.attention == "auto" else training.attention
     return replace(training, sequence=sequence, attention=attention)
+
+
+def _longest(training: Training, notes: list[str]) -> int:
+    """Tokens of the longest example, which decides the peak; longer ones than ``sequence`` are cut."""
+    longest, mean = max(training.lengths), -(-sum(training.lengths) // len(training.lengths))
+    sequence = longest if training.sequence is None else smallest(longest, training.sequence)
+    notes.append(f"training.lengths: the peak is that of batches with the longest examples, {sequence} tokens; the mean is {mean}")
+    return sequence
 
 
 def _training_weights(scenario: Scenario, notes: list[str]) -> str:

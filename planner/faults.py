@@ -134,6 +134,17 @@ class Reader:
             return default
         return tuple(value)
 
+    def integers(self, key: str, *, minimum: int, maximum: int) -> tuple[int, ...]:
+        """A non-empty list of whole numbers between two bounds; nothing when it is not given."""
+        value = self.raw(key)
+        if value is None:
+            return ()
+        items = value if isinstance(value, list | tuple) else ()
+        if not items or not all(type(item) is int and minimum <= item <= maximum for item in items):
+            self.fault(key, f"must be a list of whole numbers of at least {minimum}, got {describe(value)}")
+            return ()
+        return tuple(items)
+
     def child(self, key: str) -> Reader:
         """A reader of the object at ``key``; absent or null reads as empty."""
         value = self.raw(key)

@@ -24,9 +24,10 @@ METHODS = ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
 OPTIMIZERS = (
     "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",
-    "sgd_momentum", "muon", "galore", "apollo",
+    "sgd_momentum", "muon", "galore", "apollo", "paged_adamw_32bit", "lion_8bit", "paged_lion_8bit",
 )  # fmt: skip
 CHECKPOINTINGS = ("none", "full", "selective")
+ARRANGEMENTS = ("padded", "packed", "flattened")
 LOSSES = ("default", "chunked", "fused")
 SHARDINGS = ("none", "zero1", "zero2", "zero3", "fsdp")
 OFFLOAD_TARGETS = ("cpu", "nvme")
@@ -152,6 +153,11 @@ class Training:
     """What trains under method ``freeze``: modules by their names or paths (``lm_head``, ``layers.31``); none: the head."""
     virtual_tokens: int = 20
     """Trained vectors before the input (method ``prompt``), or before every layer's keys and values (``prefix``)."""
+    data: str = "padded"
+    """How examples become rows: ``padded`` to the longest of the batch, ``packed`` into rows of ``sequence`` tokens, or
+    ``flattened``: all of a batch in one row, kept apart by their positions (transformers ``DataCollatorWithFlattening``)."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of a sample of examples, where they differ; ``sequence`` then cuts the longer ones."""
 
 
 @record
@@ -351,6 +357,8 @@ def _training(reader: Reader) -> Training:
         engine_options=read_engine_options(engine, "training", reader.child("engine_options")),
         trainable=reader.strings("trainable", ()),
         virtual_tokens=reader.integer("virtual_tokens", 20, minimum=1, maximum=1_000_000),
+        data=reader.choice("data", "padded", ARRANGEMENTS),
+        lengths=reader.integers("lengths", minimum=1, maximum=_MAX_TOKENS),
     )
     lora.refuse_unknown()
     reader.refuse_unknown()
@@ -421,7 +429,11 @@ def _inference_json(inference: Inference) -> dict[str, object]:
 
 def _training_json(training: Training) -> dict[str, object]:
     lora = _fields(training.lora) | {"targets": list(training.lora.targets)}
-    more = {"engine_options": dict(training.engine_options), "trainable": list(training.trainable) or None}
+    more = {
+        "engine_options": dict(training.engine_options),
+        "trainable": list(training.trainable) or None,
+        "lengths": list(training.lengths) or None,
+    }
     return _fields(training) | {"lora": lora} | more
 
 

@@ -17,6 +17,7 @@ TRACED_LAYERS = ("auto", "all")
 METHODS = ("full", "freeze", "lora", "dora", "qlora", "ia3", "prompt", "prefix")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32")
 CHECKPOINTINGS = ("none", "full", "selective")
+ARRANGEMENTS = ("padded", "packed", "flattened")
 LOSSES = ("default", "chunked", "fused")
 DEFAULT_TOKENS = 512
 
@@ -148,10 +149,13 @@ def _inference(reader: _Reader) -> Inference:
 
 
 def _training(reader: _Reader) -> Training:
+    batch, sequence = reader.count("batch", 1), reader.count("sequence", DEFAULT_TOKENS)
+    if reader.choice("data", ARRANGEMENTS, "padded") == "flattened":
+        batch, sequence = 1, batch * sequence
     return Training(
         method=reader.choice("method", METHODS, "full"),
-        batch=reader.count("batch", 1),
-        sequence=reader.count("sequence", DEFAULT_TOKENS),
+        batch=batch,
+        sequence=sequence,
         gradient_accumulation=reader.count("gradient_accumulation", 1),
         precision=reader.choice("precision", PRECISIONS, "bf16"),
         optimizer=reader.text("optimizer", "adamw_fused"),

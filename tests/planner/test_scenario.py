@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from planner.faults import Faults
 from planner.scenario import (
+    ARRANGEMENTS,
     OPTIMIZERS,
     PRECISIONS,
     InlineConfig,
@@ -102,6 +103,8 @@ scenarios = st.fixed_dictionaries(
             optional={
                 "precision": st.sampled_from(PRECISIONS),
                 "optimizer": st.sampled_from(OPTIMIZERS),
+                "data": st.sampled_from(ARRANGEMENTS),
+                "lengths": st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
                 "lora": st.fixed_dictionaries({"rank": st.integers(1, 512), "targets": st.lists(st.just("q_proj"), min_size=1)}),
             },
         ),

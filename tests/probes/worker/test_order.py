@@ -17,6 +17,12 @@ def test_defaults():
     assert order.inference.prompt_tokens > 0
 
 
+@pytest.mark.parametrize(("data", "shape"), [("padded", (4, 256)), ("packed", (4, 256)), ("flattened", (1, 1024))])
+def test_flattened_examples_are_one_row(data, shape):
+    training = parse_order(document(scenario={"training": {"batch": 4, "sequence": 256, "data": data}})).training
+    assert (training.batch, training.sequence) == shape
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
