@@ -21,6 +21,7 @@ from resources.plan import find_gpu, find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "meta-llama/Llama-3.1-8B"
+ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi")
 PLANS = {
     "inference": {"model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"batch": 4, "prompt_tokens": 4096}},
     "training": {"model": "meta-llama/Llama-3.1-8B", "task": "training", "training": {"batch": 1, "sequence": 2048}},
@@ -53,9 +54,11 @@ def test_a_grid_of_ten_thousand_cells(benchmark, task: str) -> None:
     assert grid.device.size == 10_000
 
 
-def test_the_whole_matrix_of_gpus(benchmark) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_whole_matrix_of_gpus(benchmark, engine: str) -> None:
     """Bar: 50 ms for every GPU of the catalog in counts of one to eight."""
-    scenario, found, gpus = parse_scenario(PLANS["inference"]), find_model(MODEL, network=False), find_gpus("")
+    plan = PLANS["inference"] | {"inference": {"engine": engine, "batch": 4, "prompt_tokens": 4096}}
+    scenario, found, gpus = parse_scenario(plan), find_model(MODEL, network=False), find_gpus("")
     matrix = benchmark(lambda: gpu_matrix(scenario, found.architecture, found.native, gpus, range(1, 9)))
     assert matrix.device.shape == (len(gpus), 8)
 
