@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from planner.architecture.layers import Architecture, Weight
+from planner.components.autocast import CACHED, is_wide
 from planner.components.graph import Gradients, Graph, Node, passed_on, product
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
@@ -93,7 +94,7 @@ def _beside_plain(
     base, wide = f"{name} base", _in_bytes(size, adapters.dtype_bytes)
     product(g, base, source, size, weights, component=component)
     x = _cast_input(g, adapters, name, source, weights)
-    _low_rank(g, adapters, name, x, wide, weights)
+    _low_rank(g, adapters, name, x, size if g.run.autocast else wide, weights)
     _add_to_base(g, adapters, name, size, component, added="scaled")
     _free_input(g, source, x)
 
@@ -101,6 +102,7 @@ def _beside_plain(
 def _add_to_base(g: Graph, adapters: Adapters, name: str, size: Size, component: str, added: str = "both") -> None:
     """The adapter's result and the base's: the sum is in the wider dtype, then cast to the base's."""
     wide, base, scaled = _in_bytes(size, adapters.dtype_bytes), f"{name} base", f"{name} {added}"
+    wide = size if g.run.autocast else wide
     if wide.bytes == size.bytes:
         g.make(name, size, (base, scaled), (), passed_on, component=component)
         g.free(scaled, base)
@@ -121,7 +123,8 @@ def _over_quantised(
         g.make(f"{name} copied", size, (base,))
         g.free(base)
         base = f"{name} copied"
-    x = _cast_input(g, adapters, name, source, weights)
+    x = source if g.run.autocast else _cast_input(g, adapters, name, source, weights)
+    wide = size if g.run.autocast else wide
     _low_rank(g, adapters, name, x, wide, weights)
     output = f"{name} scaled"
     if wide.bytes != size.bytes:
@@ -147,12 +150,37 @@ def _low_rank_of(g: Graph, adapters: Adapters, name: str, dropped: str, wide: Si
     """``{name} B`` = B(A(x)) of an input in the adapter's dtype."""
     run, lora, bytes_ = g.run, adapters.lora, adapters.dtype_bytes
     outputs, inputs = weights[0].shape
+    read = dropped
+    if run.autocast and bytes_ != run.dtype_bytes:
+        bytes_ = run.dtype_bytes
+        if is_wide(g.size_of(dropped)):
+            read = f"{name} dropped {CACHED}"
+            g.make(read, run.hidden(inputs), (dropped,))
     narrow = Size(batch=run.batch, sequence=run.sequence, rank=lora.rank, bytes=bytes_)
-    first = partial(_adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
-    second = partial(_adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
-    g.make(f"{name} A", narrow, (dropped,), (), first, for_weights=(dropped,), trains=True)
+    first = partial(
+        _adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=adapters.dtype_bytes)
+    )
+    second = partial(
+        _adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=adapters.dtype_bytes)
+    )
+    g.make(f"{name} A", narrow, (read,), (), first, for_weights=(read,), trains=True)
+    _keep_cast(g, adapters, f"{name} A", Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
+    if read != dropped:
+        g.free(read)
     g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
+    _keep_cast(g, adapters, f"{name} B", Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
     g.free(f"{name} A")
+
+
+def _keep_cast(g: Graph, adapters: Adapters, name: str, size: Size) -> None:
+    """An fp32 adapter under autocast is multiplied in 16 bit: the cast is kept, or cached where nothing is saved."""
+    if not g.run.autocast or adapters.dtype_bytes == g.run.dtype_bytes:
+        return
+    cast = f"{name} weight {CACHED}"
+    g.hold(cast, size)
+    if g.saving:
+        g.save_for_last(cast)
+        g.free(cast)
 
 
 def _dropped(g: Graph, adapters: Adapters, name: str, x: str, weights: Sequence[Weight]) -> str:
@@ -161,7 +189,7 @@ def _dropped(g: Graph, adapters: Adapters, name: str, x: str, weights: Sequence[
         return x
     run, inputs = g.run, weights[0].shape[1]
     dropped, mask = f"{name} dropped", f"{name} dropout mask"
-    g.make(dropped, _in_bytes(run.hidden(inputs), adapters.dtype_bytes), (x,))
+    g.make(dropped, g.size_of(x), (x,))
     g.hold(mask, Size(batch=run.batch, sequence=run.sequence, in_features=inputs, bool_bytes=1))
     g.save_for_last(mask)
     g.free(mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
+from planner.components.autocast import in_16_bit, is_wide, narrowed
 from planner.components.graph import Graph, linear, multiply, sliced
 from planner.components.kernels import (
     FLASH_MAX_HEAD_DIM,
@@ -28,6 +29,11 @@ def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> N
 
     Reads ``source``; leaves ``target``, the block's output, and, computed eagerly, ``probabilities``, which the caller frees.
     """
+    with in_16_bit(g):
+        _attention_forward(g, mixer, source, target)
+
+
+def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> None:
     run, project = g.run, _projections(mixer)
     _project(g, mixer, project, source)
     kv_heads = mixer.cached_kv_heads or mixer.num_kv_heads
@@ -49,15 +55,25 @@ def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> N
         (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
         if overflows(run, mixer):
             keys, values = "k rotated", "v"
+    queries, keys = (_cast_for_attention(g, name) for name in ("q rotated", keys))
     _attend(g, mixer, Operands(
-        "q rotated", keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
+        queries, keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
         seen_keys(run, mixer), needs_mask(run, mixer),
     ))  # fmt: skip
+    g.free("q rotated cast", "k rotated cast")
     if mixer.output_gate:
         _gate(g, mixer)
     linear(g, target, "attended", run.hidden(), project.get("o_proj", ()))
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
     g.free("q", "k", "q new", "k new")
+
+
+def _cast_for_attention(g: Graph, name: str) -> str:
+    """Queries and keys that fp32 cosines have made fp32 are cast again by autocast."""
+    if not g.run.autocast or not is_wide(g.size_of(name)):
+        return name
+    g.make(f"{name} cast", narrowed(g.size_of(name)), (name,))
+    return f"{name} cast"
 
 
 def needs_mask(run: Run, mixer: Attention) -> bool:

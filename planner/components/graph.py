@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from planner.architecture.layers import Weight
+from planner.components.autocast import cast_product, is_wide, narrowed
 from planner.components.frozen import record_product
 from planner.components.quantised import hold_product
 from planner.components.run import Run, factors_of
@@ -528,6 +529,9 @@ def product(
         if graph.saving:
             record_product(graph, scheme, weights, name, source, size)
         return
+    if graph.run.autocast and graph.run.parameter_bytes:
+        cast_product(graph, name, source, size, weights, component, copies=copies)
+        return
     moment = size if copies else None
     with graph.operator("mm"):
         graph.make(
@@ -536,8 +540,18 @@ def product(
 
 
 def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:
-    """A sum."""
-    graph.make(name, size, inputs, (), passed_on)
+    """A sum; under autocast one of its inputs may be in 16 bit."""
+    graph.make(name, size, inputs, (), promoted if graph.run.autocast else passed_on)
+
+
+def promoted(graph: Graph, node: Node, gradient: str) -> Gradients:
+    """A sum of two dtypes: a narrower input's gradient is cast, another's is the sum's own."""
+    size = graph.record.sizes[node.out]
+    made: Gradients = []
+    for tensor in node.wanted:
+        narrow = is_wide(size) and not is_wide(graph.record.sizes[tensor])
+        made.append((tensor, graph.held(f"d {tensor}", node, narrowed(size)) if narrow else graph.share(gradient)))
+    return made
 
 
 def multiply(graph: Graph, name: str, size: Size, *inputs: str) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from planner.architecture.layers import DenseMLP, Weight
 from planner.components.activations import activate
+from planner.components.autocast import in_16_bit
 from planner.components.graph import Graph, linear, multiply
 
 
 def mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
     """down(act(gate) · up), or down(act(up)): reads ``source``, leaves ``target``."""
+    with in_16_bit(g):
+        _mlp_forward(g, mixer, source, target)
+
+
+def _mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
     run, project = g.run, _projections(mixer)
     wide = run.mlp(mixer.intermediate_size)
     if mixer.gated and mixer.fused_gate_up:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
+from planner.components.autocast import widened
 from planner.components.graph import Gradients, Graph, Node, broadcast, power, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -75,7 +76,9 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
         if variant == "none":
             g.rename(cast, name)
         else:
-            g.make(name, narrow, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
+            # Under autocast the weight is fp32 beside a 16-bit result, and their product is fp32.
+            result = widened(narrow) if run.autocast and run.parameter_bytes else narrow
+            g.make(name, result, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
             g.free(cast)
     g.free(scaled, f"{name} variance")
 

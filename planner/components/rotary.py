@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.implementation import RotaryStyle
+from planner.components.autocast import is_wide
 from planner.components.graph import Graph, add, multiply, passed_on, sliced
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
@@ -33,7 +34,9 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
 
     Written inline in the attention (GPT-J), they and the rotated parts stay until its end.
     """
-    if style in ("wide", "pairs_wide"):
+    if g.run.autocast and g.run.parameter_bytes:
+        _rotate_promoted(g, tensors)
+    elif style in ("wide", "pairs_wide"):
         _rotate_wide(g, style, tensors)
     elif style == "complex":
         _rotate_complex(g, tensors)
@@ -104,6 +107,16 @@ def _rotate_wide(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> No
         g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{tensor.name} wide",))
     for tensor in tensors:
         g.free(f"{tensor.name} fp32", f"{tensor.name} wide")
+
+
+def _rotate_promoted(g: Graph, tensors: Sequence[Rotated]) -> None:
+    """Under autocast over an fp32 model cosines and sines are fp32, and so is what is multiplied with them."""
+    for tensor in tensors:
+        source = g.size_of(tensor.name)
+        bytes_ = FP32_BYTES if is_wide(source) else g.run.dtype_bytes
+        half = g.run.heads(tensor.heads, max(tensor.rotary_dim // 2, 1), bytes_)
+        turned, wide = (g.run.heads(tensor.heads, tensor.rotary_dim, each) for each in (bytes_, FP32_BYTES))
+        _rotate_halves(g, tensor.name, tensor.name, wide, half, turned, f"{tensor.name} rotated")
 
 
 def _rotate_complex(g: Graph, tensors: Sequence[Rotated]) -> None:

@@ -26,7 +26,8 @@ class Run:
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
     ``trainable``: weights get gradients, of modules by ``names`` where there are some (``path``: where the layer stands);
     ``adapters``: what trains beside frozen linears; ``constant_input``: nothing before the layer trains, so that its input
-    needs no gradient; ``accumulating``: gradients exist already and are added to.
+    needs no gradient; ``autocast``: products run in 16 bit by ``torch.autocast``; ``parameter_bytes``: of a parameter where it
+    is not of the activations' dtype; ``accumulating``: gradients exist already and are added to.
     ``code``: how the family is written; ``eager``: attention as plain products was asked for.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
     are held, where not in the activations' dtype. ``keeps``: operators (mm, attention) whose results a checkpoint keeps;
@@ -51,12 +52,19 @@ class Run:
     names: tuple[str, ...] = ()
     path: str = "layers.*."
     constant_input: bool = False
+    autocast: bool = False
+    parameter_bytes: int = 0
     keeps: tuple[str, ...] = ()
     recomputes: str = ""
 
     def trains(self, weights: Sequence[Weight] = ()) -> bool:
         """Whether weights get gradients (without any: those that are not told)."""
         return self.trainable and (not self.names or any(is_named(weight, self.path, self.names) for weight in weights))
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of a value of a parameter's gradient."""
+        return self.parameter_bytes or self.dtype_bytes
 
     @property
     def constants(self) -> tuple[str, ...]:

@@ -87,6 +87,13 @@ class Level:
         self.counts[key] = self.counts.get(key, 0) + count
         self.total += count * size.bytes
 
+    def relabel(self, old: str, new: str) -> None:
+        """What counts as one component counts as another."""
+        for component, name, size, count in list(self.items()):
+            if component == old:
+                self.change(old, name, size, -count)
+                self.change(new, name, size, count)
+
     def largest(self, components: Collection[str]) -> int:
         """Bytes of the largest tensor of some components."""
         sizes = [size for (component, _, size), count in self.counts.items() if count and component in components]

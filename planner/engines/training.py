@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
+from planner.components.autocast import require_autocast
 from planner.components.checkpointing import checkpointing_of
 from planner.components.optimizers import (
     DEFAULT_RANK,
@@ -36,11 +37,15 @@ def training_steps(
     ask, weights = scenario.training, weights.fork()
     trained, rank = trained_tensors(scenario, architecture, dtype_bytes)
     tensors = around.owned(trained)
+    autocast = _autocast(scenario, architecture, dtype_bytes)
+    if autocast and dtype_bytes == FP32_BYTES:
+        weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
         ask.batch, ask.sequence or 1, dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
+        autocast=autocast,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
         loss=_loss(scenario),
     )  # fmt: skip
@@ -52,6 +57,20 @@ def training_steps(
 
         return encoder_training_phases(architecture, weights, states, work, transient)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
+    """Whether products run in 16 bit by ``torch.autocast``. Raises :class:`NotModelled` where what that makes is not derived."""
+    ask = scenario.training
+    if not ask.precision.startswith("amp"):
+        return False
+    masters = dtype_bytes == FP32_BYTES
+    if ask.method not in (("full",) if masters else ("lora", "qlora")):
+        raise NotModelled(f"training.precision: {ask.precision} with method {ask.method} has no closed form yet")
+    if masters and (ask.loss != "default" or ask.attention == "eager"):
+        raise NotModelled(f"training.precision: {ask.precision} with this loss or attention has no closed form yet")
+    require_autocast(architecture, masters=masters)
+    return True
 
 
 def _loss(scenario: Scenario) -> Loss:
@@ -86,7 +105,7 @@ def require_modelled_training(scenario: Scenario) -> None:
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
         "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt")),
-        "training.precision": (training.precision, ("bf16", "fp32")),
+        "training.precision": (training.precision, ("bf16", "fp32", "amp-bf16", "amp-fp16")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, CHECKPOINTINGS),
         "training.loss": (training.loss, LOSSES),

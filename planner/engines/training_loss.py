@@ -86,7 +86,7 @@ def highest_logits(architecture: Architecture, run: Run, loss: Loss) -> tuple[in
 
 def like_parameter(weight: Weight, run: Run) -> Size:
     """A gradient of a table or a head."""
-    return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes)
+    return Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.gradient_bytes)
 
 
 def _predicted(run: Run) -> int:
@@ -166,6 +166,10 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     course.run(tape.span(), 1, "backward of the loss")
     around.at("head backward", course)
     tape = Tape(start=tape.span().live)
+    if run.autocast and run.parameter_bytes:
+        _cast_head_backward(tape, architecture, run)
+        course.run(tape.span(), 1, "backward of the head")
+        return
     if architecture.tied_head and reached.head:
         tape.hold(TIED, like_parameter(architecture.embeddings[0], run), "gradients")
     for weight in architecture.head if reached.head else ():
@@ -174,6 +178,19 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
         tape.hold("d", narrow)
     tape.consume("d logits", "d logits fp32", "d capped")
     course.run(tape.span(), 1, "backward of the head")
+
+
+def _cast_head_backward(tape: Tape, architecture: Architecture, run: Run) -> None:
+    """Under autocast: gradients of the head's weight and input in 16 bit, then the weight's own in fp32."""
+    weight = (architecture.head or architecture.embeddings)[0]
+    tape.hold("d head in 16 bit", Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))
+    tape.hold("d", run.hidden())
+    tape.consume("d logits", "d logits fp32", "d capped")
+    if architecture.tied_head:
+        tape.hold(TIED, like_parameter(weight, run), "gradients")
+    for own in architecture.head:
+        gradient(tape, run, own)
+    tape.consume("d head in 16 bit")
 
 
 # -- losses over the predicted tokens alone

@@ -27,6 +27,9 @@ from planner.engines.training_loss import INDEX_BYTES, TIED, Loss, highest_logit
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
+FP32_BYTES = 4
+HEAD_INPUT, HEAD_WEIGHT = "head input in 16 bit", "head weight in 16 bit"
+
 
 @record
 class TrainingStep:
@@ -49,6 +52,11 @@ class TrainingStep:
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
+
+    @property
+    def over_masters(self) -> bool:
+        """Whether products are cast from fp32 weights, which the optimizer changes."""
+        return self.autocast and self.dtype_bytes == FP32_BYTES
 
 
 def training_phases(
@@ -182,7 +190,9 @@ def _training_backward(
     work: TrainingStep,
 ) -> None:  # fmt: skip
     around.at("backward", course)
-    loss_backward(course, architecture, run, reached, around, work.loss)
+    loss_backward(course, architecture, at_the_head(run), reached, around, work.loss)
+    if work.over_masters:
+        _widen_gradient(course, run)
     if architecture.final_norm is not None and reached.before_head:
         course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")
     else:
