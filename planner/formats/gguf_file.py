@@ -157,6 +157,8 @@ def _layer(layer: Layer, hidden_size: int) -> Iterator[Shaped]:
     for mixer in layer.sequence:
         for weight in mixer.weights:
             yield from _sequence_tensors(mixer, weight)
+        if isinstance(mixer, Attention) and mixer.kv == "shared":
+            yield from _unused_keys_values(mixer, hidden_size)
     for channel in layer.channel:
         for weight in channel.weights:
             yield from _channel_tensors(channel, weight, hidden_size)
@@ -165,6 +167,14 @@ def _layer(layer: Layer, hidden_size: int) -> Iterator[Shaped]:
     for weight in layer.weights:
         module = weight.name.removesuffix(".weight")
         yield _LAYER.get(module, module) + _suffix(weight), _stacked(weight)
+
+
+def _unused_keys_values(mixer: Attention, hidden_size: int) -> Iterator[Shaped]:
+    """Projections of layers that reuse another's cache: Gemma 3n and 4 ship them, and the converter keeps them."""
+    yield "attn_k.weight", (mixer.num_kv_heads * mixer.head_dim, hidden_size)
+    yield "attn_v.weight", (mixer.num_kv_heads * mixer.value_head_dim, hidden_size)
+    if mixer.qk_norm == "per_head":
+        yield "k_norm_norm.weight", (mixer.head_dim,)
 
 
 def _sequence_tensors(mixer: SequenceMixer, weight: Weight) -> Iterator[Shaped]:

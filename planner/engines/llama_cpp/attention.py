@@ -6,6 +6,8 @@ Source: llama.cpp ``src/llama-graph.cpp`` (``build_qkv``, ``build_attn``), ``src
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.layers import Attention, LatentAttention
 from planner.engines.llama_cpp.graph import (
     F16,
@@ -24,6 +26,7 @@ from planner.engines.llama_cpp.graph import (
     written,
 )
 from planner.engines.llama_cpp.sketch import Cache, Sketch
+from planner.engines.llama_cpp.sparse import best_cells, masked_but
 
 ROTATION = 64
 """Width of the Hadamard rotation of quantised values; keys use the largest power of two that divides a head."""
@@ -261,6 +264,7 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     q = x
     if mixer.q_lora_rank:
         q = sketch.rms_norm(sketch.linear("q_a_proj", mixer.q_lora_rank, q))
+    picked = best_cells(sketch, mixer.indexer, x, q) if mixer.indexer is not None else None
     q = reshape(sketch.linear("q_b_proj" if mixer.q_lora_rank else "attn_q", heads * (nope + rope), q), nope + rope, heads, tokens)
     both = sketch.linear("kv_a_proj_with_mqa", rank + rope, x)
     latent = view(both, (rank, tokens), (both.nb[1],))
@@ -280,5 +284,7 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     held = view(cache.keys(mixer), (rank + rope, 1, cache.cells, streams))
     values = view(held, (rank, 1, cache.cells, streams), held.nb[1:])
     value_up = sketch.parameter(mixer.v_head_dim, "attn_v_b")
+    if picked is not None:
+        cache = replace(cache, mask=masked_but(cache.mask, picked))
     attended = attend(sketch, queries, held, values, cache, mixer, transposed=False, value_up=value_up)
     return sketch.linear("attn_output", x.ne[0], attended)

@@ -127,19 +127,22 @@ def _cache_kinds(
 ) -> dict[tuple[int, int, int, int], int]:
     """How many layers have a cache on a device, of a window, with keys and values of so many bytes a cell."""
     counts: dict[tuple[int, int, int, int], int] = {}
+
+    def count(*key: int) -> None:
+        found = (key[0], key[1], key[2], key[3])
+        counts[found] = counts.get(found, 0) + 1
+
     mixers = _placed(architecture.decoder.layers, placement)
     widest = max((mixer.num_kv_heads * mixer.value_head_dim for _, mixer in mixers if isinstance(mixer, Attention)), default=0)
     for device, mixer in mixers:
         if isinstance(mixer, Attention) and mixer.kv == "own":
             window = window_of(mixer) if family.windows else 0
             values = mixer.num_kv_heads * mixer.value_head_dim if flash else widest
-            widths = _row(type_k, mixer.num_kv_heads * mixer.head_dim), _row(type_v, values)
+            count(device, window, _row(type_k, mixer.num_kv_heads * mixer.head_dim), _row(type_v, values))
         elif isinstance(mixer, LatentAttention):
-            window, widths = 0, (_row(type_k, mixer.kv_lora_rank + mixer.qk_rope_head_dim), 0)
-        else:
-            continue
-        key = (device, window, *widths)
-        counts[key] = counts.get(key, 0) + 1
+            count(device, 0, _row(type_k, mixer.kv_lora_rank + mixer.qk_rope_head_dim), 0)
+            if mixer.indexer is not None:
+                count(device, 0, _row(type_k, mixer.indexer.head_dim), 0)
     return counts
 
 

@@ -16,8 +16,14 @@ from planner.engines.llama_cpp.model_graph import model_graph
 from planner.engines.llama_cpp.placement import Checkpoint, Placement
 from planner.engines.llama_cpp.scheduler import scheduled
 from planner.engines.llama_cpp.sketch import CopiedWeights, deepstack_layers, placed_layers, rotates, window_of
+from planner.engines.llama_cpp.sparse import is_sparse_latent
 from planner.memo import remember_by_identity
 
+LEAVES = {
+    "attn_q_a": "q_a_proj", "attn_q_b": "q_b_proj", "attn_kv_a_mqa": "kv_a_proj_with_mqa", "indexer.attn_q_b": "wq_b",
+    "indexer.attn_k": "indexer_k", "indexer.proj": "weights_proj",
+}  # fmt: skip
+"""Names of weights in files at hand, by those that graphs are drawn with."""
 Itself = tuple[object, ...]
 Surroundings = tuple[Itself, Itself, Itself, bool]
 
@@ -60,10 +66,12 @@ def course_of(
 
 
 def bends(layers: Sequence[Layer], context: Context) -> list[int]:
-    """Blocks of cells at which the cache of a window is full."""
+    """Blocks of cells at which the cache of a window is full, or as many as sparse attention attends to."""
     unbounded = replace(context, cells=1 << 60)
-    windows = {window_of(mixer) for layer in layers for mixer in layer.sequence} - {0}
-    return [] if context.full_window_cache else [unbounded.window_cells(window) // CELL_BLOCK for window in windows]
+    mixers = [mixer for layer in layers for mixer in layer.sequence]
+    windows = set() if context.full_window_cache else {window_of(mixer) for mixer in mixers} - {0}
+    kept = {mixer.indexer.top_k // CELL_BLOCK for mixer in mixers if isinstance(mixer, LatentAttention) and mixer.indexer}
+    return [*(unbounded.window_cells(window) // CELL_BLOCK for window in windows), *(kept - {0})]
 
 
 def _surroundings(architecture: Architecture, placement: Placement, family: Family) -> list[Surroundings]:
@@ -85,7 +93,7 @@ def _surroundings(architecture: Architecture, placement: Placement, family: Fami
     for index, layer in enumerate(layers):
         itself: Itself = (
             id(layer), devices[index], placement.experts[index], placed[index].cache_device, tuple(turns.get(index, ())),
-            min(index, told_apart if takes_per_layer(layer) else stacked), is_sparse(family, index),
+            _place(layer, index, told_apart, stacked), is_sparse(family, index),
         )  # fmt: skip
         selves.append(itself if layer.sequence else (*itself, selves[-1]))
     ends = len(layers) - 1
@@ -93,6 +101,13 @@ def _surroundings(architecture: Architecture, placement: Placement, family: Fami
     if _layers_divided(placement):
         after = [(*itself, index == ends) for index, itself in enumerate(selves[2:], 1)] + [(placement.output,)]
     return [(selves[index], selves[index + 1], after[index], index == ends) for index in range(len(layers))]
+
+
+def _place(layer: Layer, index: int, told_apart: int, stacked: int) -> int:
+    """What a layer's number says of it: all, where every layer has a leaf of its own; how far it is among the first ones."""
+    if any(map(is_sparse_latent, layer.sequence)):
+        return index
+    return min(index, told_apart if takes_per_layer(layer) else stacked)
 
 
 def _layers_divided(placement: Placement) -> bool:
@@ -158,7 +173,8 @@ def copied_weights(architecture: Architecture, placement: Placement, checkpoint:
     by_layer: dict[int, dict[str, int]] = {}
     for tensor in checkpoint.tensors:
         name = tensor.name.removesuffix(".weight")
-        leaves.setdefault(tensor.layer, {})[name.rsplit(".", 1)[-1] if tensor.layer >= 0 else name] = tensor.size_bytes
+        leaf = name.split(".", 2)[-1] if tensor.layer >= 0 else name
+        leaves.setdefault(tensor.layer, {})[LEAVES.get(leaf, leaf)] = tensor.size_bytes
     for layer, indices in layer_indices(architecture.decoder):
         table = by_layer.setdefault(id(layer), {})
         for index in indices:

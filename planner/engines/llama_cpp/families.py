@@ -105,6 +105,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True, rotates_windows_only=True),
         "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
         "deepseek_v3": replace(_SIGMOID_EXPERTS, expert_groups=8),
+        "deepseek_v32": replace(_SIGMOID_EXPERTS, file="deepseek32.cpp", expert_groups=8),
         "dots1": Family("dots1.cpp", gating="sigmoid", scales_weights=True),
         "ernie4_5": Family("ernie4-5.cpp"),
         "exaone4": Family("exaone4.cpp", windows=True, rotates_windows_only=True),
@@ -120,6 +121,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm4": Family("glm4.cpp"),
         "glm4_moe": Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True),
         "glm4_moe_lite": _SIGMOID_EXPERTS,
+        "glm_moe_dsa": replace(_SIGMOID_EXPERTS, file="glm-dsa.cpp"),
         "gpt2": Family("gpt2.cpp", adds_positions=True),
         "gpt_bigcode": Family("starcoder.cpp", adds_positions=True),
         "gpt_neox": Family("gptneox.cpp"),
@@ -173,12 +175,4 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "starcoder2": Family("starcoder2.cpp"),
     }
 )
-"""Every family whose graph is derived, by ``model_type``."""
-
-UNCOMPARED = frozenset(
-    (
-        "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "llama4", "llama4_text", "nemotron-nas", "qwen3_vl", "qwen3_vl_text",
-        "qwen3_vl_moe", "qwen3_vl_moe_text",
-    )
-)  # fmt: skip
-"""Families derived from the source alone: no run of theirs was compared."""
+"""Every family whose graph is derived, by ``model_type``; each was compared with what the program reserves."""

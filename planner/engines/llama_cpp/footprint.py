@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Attention
 from planner.engines.llama_cpp.context import Context, context_of
-from planner.engines.llama_cpp.families import FAMILIES, UNCOMPARED, Family
+from planner.engines.llama_cpp.families import FAMILIES, Family
 from planner.engines.llama_cpp.laid import COMPONENTS, PHASES, VERSION, Buffers, Laid
 from planner.engines.llama_cpp.options import (
     cache_type_faults,
@@ -111,8 +111,6 @@ def plan_of(
     options = options_of(scenario, architecture, notes)
     count = scenario.hardware.gpus * scenario.hardware.nodes if device_count is None else device_count
     refuse(scenario, architecture, options, count)
-    if architecture.model_type in UNCOMPARED:
-        notes.append(f"llama.cpp's graph of {architecture.model_type} is derived from its source, not compared with a run")
     file = checkpoint or _checkpoint(architecture, scenario, fmt)
     placement = _placement(architecture, options, gpu_layers(scenario, options, architecture), count, kind)
     context = context_of(options, architecture.max_context_tokens)

@@ -100,6 +100,8 @@ class Sketch:
         self.token_ids = given(tokens)
         width = architecture.hidden_size * (1 + self.deepstack_layers)
         self.given_embeddings = given(width, tokens, element_bytes=F32)
+        self.scorer: object = None
+        """The inputs of sparse attention's scorers."""
         self.per_layer: Tensor | None = None
         """What each layer of Gemma 3n and 4 takes in beside its input."""
         self.positions = given(tokens * family.positions_per_token)

@@ -155,6 +155,9 @@ UNLIKE = [
     SMALL | {"model_type": "gemma3n_text", "layer_types": TYPES, "altup_num_inputs": 4, "laurel_rank": 16},
     SMALL | {"model_type": "llama4_text", "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
              "intermediate_size_mlp": 512, "no_rope_layer_interval": 4, "attention_chunk_size": 512},
+    SMALL | {"model_type": "glm_moe_dsa", "num_key_value_heads": 4, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+             "qk_rope_head_dim": 32, "v_head_dim": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+             "moe_intermediate_size": 64, "first_k_dense_replace": 1, "index_n_heads": 4, "index_head_dim": 64, "index_topk": 512},
     {"model_type": "qwen3_vl", "text_config": SMALL | {"model_type": "qwen3_vl_text"}, "vision_config": VISION},
 ]  # fmt: skip
 
@@ -483,8 +486,17 @@ def test_splits_that_leave_no_device_are_refused(options: dict, path: str) -> No
     assert [fault.path for fault in caught.value.faults] == [f"inference.engine_options.{path}"]
 
 
-def test_a_family_without_a_compared_run_is_said_so() -> None:
+def test_layers_that_reuse_keys_and_values_have_no_cache_but_their_projections() -> None:
     document = {"version": 1, "model": "m", "task": "inference", "inference": {"engine": "llama.cpp", "prompt_tokens": 500}}
-    found = llama_cpp_footprint(read_config(UNLIKE[0]), parse_scenario(document), parse_format("bf16"), 1)
-    assert any("not compared with a run" in note for note in found.notes)
-    assert any(term.values.get("layers") == 2 for term in found.terms if term.component == "kv_cache")
+    architecture = unlike(json.dumps(UNLIKE[0]))
+    found = llama_cpp_footprint(architecture, parse_scenario(document), parse_format("bf16"), 1)
+    assert sum(term.values["layers"] for term in found.terms if term.component == "kv_cache") == 5
+    assert sum("attn_k.weight" in tensor.name for tensor in gguf_tensors(architecture, "BF16")) == 8
+
+
+def test_the_scorers_of_sparse_attention_have_a_cache_of_their_own() -> None:
+    config = next(graph["config"] for graph in GRAPHS["models"] if graph["config"]["model_type"] == "glm_moe_dsa")
+    document = {"version": 1, "model": "m", "task": "inference", "inference": {"engine": "llama.cpp", "prompt_tokens": 500}}
+    found = llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format("bf16"), 1)
+    widths = {term.values["key_bytes"] for term in found.terms if term.component == "kv_cache"}
+    assert widths == {2 * (config["kv_lora_rank"] + config["qk_rope_head_dim"]), 2 * config["index_head_dim"]}
