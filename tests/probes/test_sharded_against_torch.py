@@ -73,12 +73,13 @@ def wrap(model: Any, world: int, dtypes: dict[str, Any]) -> None:
 
 
 def measured(
-    config: dict[str, Any], *, rank: int = 0, checkpointing: bool = False, micro: int = 1, adapted: bool = False, **dtypes: Any
-) -> dict[str, int]:
+    config: dict[str, Any], *, rank: int = 0, checkpointing: bool = False, micro: int = 1, adapted: bool = False,
+    tensor: bool = False, **dtypes: Any,
+) -> dict[str, int]:  # fmt: skip
     """Allocated by phase of the second step, each storage rounded to 512 bytes."""
     import transformers
 
-    from probes.worker.distributed import following_shards
+    from probes.worker.distributed import Layout, following_shards, split
     from probes.worker.tracker import StorageTracker
 
     tracker, found = StorageTracker(Unlabelled()), dict[str, int]()
@@ -89,9 +90,12 @@ def measured(
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapted:
             model = with_adapters(base)
-        wrap(base, WORLD, dtypes)
+        if tensor:
+            split(base, Layout("tensor", WORLD), torch.device("cpu"), "fp32")
+        else:
+            wrap(base, WORLD, dtypes)
         found["load"] = tracker.allocated
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=not tensor, foreach=False)
         for _ in range(2):
             for _ in range(micro):
                 ids = torch.randint(0, asked.vocab_size, (BATCH, SEQUENCE))
@@ -109,11 +113,11 @@ def measured(
     return found
 
 
-def predicted(config: dict[str, Any], which: int = 0, **training: Any) -> dict[str, int]:
+def predicted(config: dict[str, Any], which: int = 0, parallel: dict[str, object] | None = None, **training: Any) -> dict[str, int]:
     document = {
         "version": 1, "model": {"config": config}, "task": "training", "hardware": {"gpu": "A100 SXM4 80GB", "gpus": WORLD},
         "training": {"batch": BATCH, "sequence": SEQUENCE, "precision": "fp32", "attention": "sdpa"} | training,
-        "parallel": {"sharding": "fsdp"},
+        "parallel": parallel or {"sharding": "fsdp"},
     }  # fmt: skip
     answer = make_plan(parse_scenario(document), network=False, device="cpu").footprint
     return {phase.name: phase.allocated for phase in answer.gpus[which].phases}
@@ -138,5 +142,18 @@ MIXED = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
 def test_fully_shard(run: dict[str, Any], ask: dict[str, Any]) -> None:
     """Gathered units, prefetch, reductions and shards, phase by phase within a thousandth."""
     found, said = measured(**run), predicted(**ask)
+    for name in PHASES:
+        assert said[name] == pytest.approx(found[name], rel=0.0012, abs=4096), (name, found, said)
+
+
+WIDE = CONFIG | {"num_attention_heads": 8, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_tensor_parallel(*, checkpointing: bool) -> None:
+    """Heads and widths of a rank, the residual stream whole, its part of the logits beside the gathered ones."""
+    found = measured(WIDE, tensor=True, checkpointing=checkpointing)
+    asked = {"optimizer": "adamw", "checkpointing": "full" if checkpointing else "none"}
+    said = predicted(WIDE, parallel={"tensor": WORLD}, **asked)
     for name in PHASES:
         assert said[name] == pytest.approx(found[name], rel=0.0012, abs=4096), (name, found, said)
