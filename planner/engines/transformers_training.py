@@ -12,13 +12,14 @@ from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
 from planner.components.autocast import CACHED, HALF_BYTES
+from planner.components.beside import OF_OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
 from planner.components.graph import Graph
 from planner.components.inputs import hold_inputs
 from planner.components.layer import Laid
 from planner.components.optimizers import Moment
 from planner.components.quantised import QuantisedWeights
-from planner.components.run import Run
+from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
@@ -28,6 +29,7 @@ from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
 FP32_BYTES = 4
+LEAF = "embeddings that require a gradient"
 HEAD_INPUT, HEAD_WEIGHT = "head input in 16 bit", "head weight in 16 bit"
 
 
@@ -114,6 +116,8 @@ def _training_forward(
     hold_inputs(course, architecture, run, checkpointing=bool(checkpointing), offloaded=checkpointing.offloads)
     for name, size, count in _kept_of_embeddings(architecture, run, reached, work):
         course.hold("activations", name, size, count)
+        if name == LEAF and count and not work.virtual_tokens:
+            drop(course, "embeddings")
     parts = _parts(reached, checkpointing)
     laid = [checkpointing.forward(each.layer, each.run, covered=covered) for each, covered in parts]
     blocks = [(forward.span, each.places) for forward, (each, _) in zip(laid, parts, strict=True)]
@@ -181,7 +185,7 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
-        ("embeddings that require a gradient", run.hidden(), int(leaf)),
+        (LEAF, run.hidden(), int(leaf)),
     ]
 
 
@@ -262,6 +266,9 @@ def _embedding_backward(course: Course, architecture: Architecture, run: Run) ->
             tape.rename("tied sum", name)
         if run.accumulating:
             tape.consume(name)
+    for weight in architecture.decoder.weights:
+        if weight.name.rpartition(".")[0].endswith(OF_OWN_INPUTS) and outside.trains((weight,)):
+            gradient(tape, run, weight)
     course.run(tape.span(), 1, "backward of the embeddings")
 
 
