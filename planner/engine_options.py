@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from planner.faults import Reader
@@ -35,7 +36,7 @@ TRANSFORMERS_TRAINING = {
     "version": Option("str", "release of transformers whose loss is computed"),
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
-    "checkpoint_modules": Option("str", "what of a layer selective checkpointing recomputes", choices=("layers", "attention", "mlp")),
+    "checkpoint_modules": Option("str", "what selective checkpointing recomputes", choices=("layers", "attention", "mlp")),
     "checkpoint_saves": Option("str", "operators whose results selective checkpointing keeps: mm, attention"),
     "checkpoint_offload": Option("bool", "inputs of checkpointed layers are held in pinned host memory"),
     "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
@@ -145,6 +146,12 @@ ENGINE_OPTIONS: dict[tuple[str, str], dict[str, Option]] = {
     ("tgi", "inference"): TGI,
     ("llama.cpp", "inference"): LLAMA_CPP,
 }
+
+
+def whole(options: Mapping[str, object], name: str, default: int) -> int:
+    """A whole number among options that were read."""
+    value = options.get(name, default)
+    return value if isinstance(value, int) else default
 
 
 def read_engine_options(engine: str, task: str, reader: Reader) -> dict[str, Value]:

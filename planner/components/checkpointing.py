@@ -13,6 +13,7 @@ from planner.architecture.layers import Layer
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, layer_recomputed_whole
 from planner.components.run import Run
 from planner.components.tape import Span
+from planner.engine_options import whole
 from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Training
@@ -86,4 +87,4 @@ def checkpointing_of(training: Training) -> Checkpointing:
         raise NotModelled("training.engine_options.checkpoint_saves: the reentrant implementation keeps no results; turn it off")
     if set(keeps) - set(OPERATORS):
         raise NotModelled(f"training.engine_options.checkpoint_saves: choose of {', '.join(OPERATORS)}")
-    return Checkpointing(int(options.get("checkpoint_every", 1 if keeps else SELECTIVE_EVERY)), reentrant, "", keeps, offloads)
+    return Checkpointing(whole(options, "checkpoint_every", 1 if keeps else SELECTIVE_EVERY), reentrant, "", keeps, offloads)

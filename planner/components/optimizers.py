@@ -92,7 +92,7 @@ def step_transient(
     tensors: Sequence[Trainable], name: str, rank: int = DEFAULT_RANK, *, clips: bool = False, cuda: bool = True
 ) -> Moment:
     """The highest moment of a step. ``tensors`` in the model's order; ``clips``: gradients are clipped by their norm before."""
-    moments = [list(moment) for moment in OPTIMIZERS[name].step(tensors, rank)]
+    moments: list[Moment] = [list(moment) for moment in OPTIMIZERS[name].step(tensors, rank)]
     if clips:
         moments.append(_clipping(tensors, cuda=cuda))
     return max(moments, key=lambda moment: sum(size.bytes for _, size in moment), default=[])

@@ -79,7 +79,7 @@ def encoder_training_phases(
         course.hold("gradients", f"grad {tensor.name}", Size(**factors, bytes=tensor.dtype_bytes), tensor.times)
     course.hold("workspace", "input ids", Size(batch=run.batch, sequence=run.sequence, int64_bytes=INDEX_BYTES))
     course.begin_phase()
-    step = _Step(course, architecture, run, block, checkpointing=work.checkpointing)
+    step = _Step(course, architecture, run, block, checkpointing=bool(work.checkpointing))
     step.forward()
     steps.append(Step("forward", course.peak))
     course.begin_phase()

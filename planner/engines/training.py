@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
 from planner.components.autocast import require_autocast
-from planner.components.checkpointing import checkpointing_of
+from planner.components.checkpointing import Checkpointing, checkpointing_of
 from planner.components.optimizers import (
     DEFAULT_RANK,
     FP32_BYTES,
@@ -20,13 +20,14 @@ from planner.components.optimizers import (
 from planner.components.quantised import QuantisedWeights
 from planner.components.tape import Level
 from planner.components.trainable import Trainable, head_names, trainable_tensors
+from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.releases import release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.modelled import NotModelled
-from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario
+from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario, Training
 
 
 def training_steps(
@@ -42,7 +43,7 @@ def training_steps(
         weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
-        ask.batch, ask.sequence or 1, dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
+        *shape_of(ask), dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast,
@@ -53,6 +54,8 @@ def training_steps(
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
     if architecture.kind != "decoder":
+        if work.checkpointing not in (Checkpointing(), Checkpointing(1)) or ask.loss != "default":
+            raise NotModelled(f"{architecture.model_class}: this checkpointing or loss is derived for decoders alone")
         from planner.engines.encoder_training import encoder_training_phases  # noqa: PLC0415  loaded for those who ask
 
         return encoder_training_phases(architecture, weights, states, work, transient)
@@ -75,7 +78,7 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
 
 def _loss(scenario: Scenario) -> Loss:
     options = scenario.training.engine_options
-    return Loss(scenario.training.loss, int(options.get("chunk_tokens", CHUNK_TOKENS)), release_of(options.get("version")).copies)
+    return Loss(scenario.training.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), release_of(options.get("version")).copies)
 
 
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:
@@ -83,7 +86,8 @@ def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: i
     ask, layers = scenario.training, architecture.decoder.layers
     tensors, rank = trained_tensors(scenario, architecture, dtype_bytes)
     width = FP32_BYTES if layers[0].residual_in_fp32 else dtype_bytes
-    inputs = ask.batch * (ask.sequence or 1) * architecture.hidden_size * width
+    rows, tokens = shape_of(ask)
+    inputs = rows * tokens * architecture.hidden_size * width
     found = {
         "activations": checkpointing_of(ask).host_bytes(inputs, len(layers)),
         "optimizer_state": host_states(tensors, ask.optimizer, rank),
@@ -91,12 +95,18 @@ def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: i
     return {name: size for name, size in found.items() if size}
 
 
+def shape_of(training: Training) -> tuple[int, int]:
+    """Rows of a micro-batch, and tokens of each: flattened, all examples are one row."""
+    sequence = training.sequence or 1
+    return (1, training.batch * sequence) if training.data == "flattened" else (training.batch, sequence)
+
+
 def trained_tensors(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> tuple[tuple[Trainable, ...], int]:
     """The trained parameters as the optimizer meets them, and the rank that it projects to."""
     norm = architecture.final_norm.weights if architecture.final_norm is not None else ()
     last = tuple(weight.name for weight in (*norm, *architecture.head))
     tensors = in_module_order(trainable_tensors(architecture, scenario.training, dtype_bytes), last)
-    return tensors, int(scenario.training.engine_options.get("projection_rank", DEFAULT_RANK))
+    return tensors, whole(scenario.training.engine_options, "projection_rank", DEFAULT_RANK)
 
 
 def require_modelled_training(scenario: Scenario) -> None:
@@ -114,6 +124,8 @@ def require_modelled_training(scenario: Scenario) -> None:
     for option in ("prepare_for_kbit_training", "quant_skip_modules"):
         if training.engine_options.get(option):
             raise NotModelled(f"training.engine_options.{option} has no closed form yet")
+    if training.data == "flattened" and training.attention != "flash":
+        raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)
 
 

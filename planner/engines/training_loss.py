@@ -292,7 +292,7 @@ def _fused_chunk(architecture: Architecture, run: Run) -> int:
     tokens = 1
     while tokens < wanted:
         tokens *= 2
-    return smallest(tokens, _predicted(run))
+    return smallest(tokens, _predicted(run))  # type: ignore[no-any-return]
 
 
 def _fused_forward(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
