@@ -15,6 +15,7 @@ from planner.engines.sharded.megatron import megatron_steps
 from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
 from planner.engines.training import require_modelled_training, training_steps
 from planner.engines.transformers import Step
+from planner.engines.transformers_answer import assumed
 from planner.explain import terms_of
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats.checkpoint import known_bytes
@@ -27,7 +28,9 @@ from planner.scenario import Hardware, Offload, Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
 from planner.units import GIB
 
+FP32_BYTES = 4
 METHODS = ("full", "lora", "dora")
+"""What a sharding is derived for."""
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each GPU of a communicator: 544 to 688 MB on A100 with NVLink, as published."""
 COLLECTIVE_BAND_BYTES = int(0.3 * GIB)
@@ -46,8 +49,8 @@ def sharded_answer(
     """
     ways = ways_of(settled)
     refuse(settled, architecture, ways)
-    require_choices(settled, architecture)
-    plans = rank_plans(settled, architecture, ways)
+    require_choices(settled, architecture, ways)
+    plans = rank_plans(settled, architecture, ways, fmt)
     answers = [_rank_answer(settled, plan, ways, machine, capacity, cuda=cuda) for plan in plans]
     gpus = tuple(GpuFootprint(plan.index, capacity, phases) for plan, (_, phases) in zip(plans, answers, strict=True))
     device_bytes = largest(*(phase.device for gpu in gpus for phase in gpu.phases))
@@ -65,38 +68,45 @@ def sharded_answer(
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: _terms(plans, answers, machine, settled)),
-        notes=(*notes, *_notes(plans, ways)),
+        notes=(*notes, *assumed(architecture), *_notes(plans, ways)),
     )
 
 
-def one_rank(scenario: Scenario) -> Scenario:
-    """The step of one rank as a scenario of one GPU: what it computes with, without what is around it."""
+def one_rank(scenario: Scenario, sharding: str) -> Scenario:
+    """The step of one rank as a scenario of one GPU: what it computes with, without what is around it.
+
+    FSDP and DeepSpeed compute in the dtype that they gather or cast to, without masters; replicas as one GPU does.
+    """
     ask = scenario.training
-    dtype = "fp32" if COMPUTED_BYTES[ask.precision] == 4 else "bf16"
     hardware = Hardware(**{**vars(scenario.hardware), "gpus": 1, "nodes": 1})
-    alone = {"weights": dtype, "hardware": hardware, "parallel": Parallel(), "offload": Offload()}
-    options = dict(ask.engine_options)
-    if scenario.parallel.sharding in ZERO_STAGES or scenario.engine == "deepspeed":
-        options["autocast_adapter_dtype"] = False  # DeepSpeed casts the whole module, adapters too
-    training = type(ask)(**{**vars(ask), "engine": "transformers", "precision": dtype, "engine_options": options})
-    return Scenario(**{**vars(scenario), **alone, "training": training})
+    alone: dict[str, object] = {"hardware": hardware, "parallel": Parallel(), "offload": Offload()}
+    work: dict[str, object] = {"engine": "transformers"}
+    if sharding != "none":
+        dtype = "fp32" if COMPUTED_BYTES[ask.precision] == FP32_BYTES else "bf16"
+        options = dict(ask.engine_options)
+        if sharding in ZERO_STAGES or ask.precision.startswith("amp"):
+            options["autocast_adapter_dtype"] = False  # adapters are computed in the same dtype
+        alone["weights"] = dtype
+        work |= {"precision": dtype, "engine_options": options}
+    return Scenario(**{**vars(scenario), **alone, "training": type(ask)(**{**vars(ask), **work})})
 
 
-def require_choices(scenario: Scenario, architecture: Architecture) -> None:
+def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) -> None:
     """Raise :class:`NotModelled` for what no derivation covers."""
     ask = scenario.training
     if scenario.engine == "megatron":
         return
-    if ask.precision not in COMPUTED_BYTES:
+    if ways.sharding != "none" and ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
-    if ask.method not in METHODS:
-        raise NotModelled(f"training.method: {ask.method} over several GPUs has no closed form yet")
-    if ask.method != "full" and ask.precision.startswith("amp") and scenario.engine != "deepspeed":
-        raise NotModelled(f"training.precision: {ask.precision} of adapters over several GPUs has no closed form yet")
+    if ways.sharding != "none" and ask.method not in METHODS:
+        raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
+    if architecture.kind != "decoder" and (ways.sharding != "none" or ways.tensor > 1):
+        raise NotModelled(f"{architecture.model_class}: only replicas of encoders are modelled over several GPUs")
     if ask.engine_options.get("contiguous_gradients") is False:
         raise NotModelled("training.engine_options.contiguous_gradients: reductions without a bucket have no closed form yet")
-    require_modelled_training(one_rank(scenario))
-    require_modelled(architecture, eager=ask.attention == "eager")
+    require_modelled_training(one_rank(scenario, ways.sharding))
+    if architecture.kind == "decoder":
+        require_modelled(architecture, eager=ask.attention == "eager")
 
 
 def _rank_answer(
@@ -105,7 +115,10 @@ def _rank_answer(
     if plan.stage is not None:
         steps = megatron_steps(scenario, plan.computed, ways, plan.stage)
     else:
-        steps = training_steps(one_rank(scenario), plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda)
+        alone = one_rank(scenario, ways.sharding)
+        steps = training_steps(
+            alone, plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda, quantised=plan.quantised
+        )
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
             step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES["training"])
@@ -119,7 +132,8 @@ def _meters(plan: RankPlan, steps: Sequence[Step], machine: Overheads, capacity:
     outside = 0
     if machine.context_bytes:
         outside = machine.context_bytes + plan.collectives * COLLECTIVE_BYTES
-        reserved = training_reserved(levels, reserved_for_weights(plan.stored, plan.stored_bytes))
+        stored = plan.quantised.fmt if plan.quantised is not None else None
+        reserved = training_reserved(levels, reserved_for_weights(plan.stored, plan.stored_bytes, stored))
         slack = machine.slack_permille("training")
         if slack != PERMILLE:
             reserved = {name: level.total + (reserved[name] - level.total) * slack // PERMILLE for name, level in levels.items()}

@@ -20,7 +20,7 @@ from functools import cached_property
 from planner.architecture.counts import iter_weights, layer_weights
 from planner.architecture.layers import Architecture, Weight
 from planner.components.tape import Course, Held, Size, Span, rounded
-from planner.components.trainable import Trainable, adapter_dtype_bytes, adapters_of, is_target
+from planner.components.trainable import Trainable, adapters_of, is_target
 from planner.engines.around import Around, Blocks, Moment
 from planner.engines.sharded.moves import Move, gradients_held, gradients_of, moves, then
 from planner.engines.sharded.shards import padded_elements, rows_of_rank
@@ -44,6 +44,8 @@ class Policy:
     compute_bytes: int
     shard_bytes: int
     reduce_bytes: int
+    adapter_bytes: tuple[int, int, int] = (4, 4, 4)
+    """The same three of adapters, which keep a dtype of their own."""
     reshard_after_forward: bool = True
     separate_ends: bool = True
     accumulates: str = ""
@@ -179,12 +181,12 @@ class FullyShard(Around):
         """The rank's rows of each parameter; on the GPU only where they are not offloaded."""
         if self.policy.offloads:
             return ()
-        kept = self.policy.shard_bytes if self._training.method == "full" else None
+        kept = self.policy.shard_bytes if self._training.method == "full" else self.policy.adapter_bytes[1]
         return rows_of_rank(tensors, self.policy.ranks, self.rank, kept)
 
     def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
         """Adapters are sharded like all parameters, chunks of one size on every rank."""
-        return () if self.policy.offloads else rows_of_rank(tensors, self.policy.ranks, 0)
+        return () if self.policy.offloads else rows_of_rank(tensors, self.policy.ranks, 0, self.policy.adapter_bytes[1])
 
     def held_gradients(self) -> list[Move]:
         """Shards that earlier micro-batches left."""
@@ -284,16 +286,16 @@ class FullyShard(Around):
         if ask.method == "full":
             names = frozenset(f"grad {weight.name}" for weight in kept)
             return Unit(sum(sizes), 0, made, sum(sizes), policy.reduce_bytes, policy.shard_bytes, names, policy)
-        width = adapter_dtype_bytes(ask, policy.compute_bytes)
+        computed, stored, reduced = policy.adapter_bytes
         beside = [
             padded_elements(Weight(tensor.name, tensor.shape, "other"), policy.ranks)
             for weight in kept
             if is_target(weight, "layers.*.", ask.lora.targets)
-            for tensor in adapters_of("", weight, 1, ask.method, ask.lora, width, feeds_forward=False)
+            for tensor in adapters_of("", weight, 1, ask.method, ask.lora, computed, feeds_forward=False)
             for _ in range(tensor.times)
         ]
-        made += sum(rounded(size * width) for size in beside)
-        return Unit(sum(sizes), sum(beside) * width, made, sum(beside), width, width, frozenset(), policy)
+        made += sum(rounded(size * computed) for size in beside)
+        return Unit(sum(sizes), sum(beside) * computed, made, sum(beside), reduced, stored, frozenset(), policy)
 
     def _each(self, blocks: Blocks, around: Wrap) -> Blocks:
         """A span for every kind of layer between every kind of neighbours."""

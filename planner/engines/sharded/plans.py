@@ -7,8 +7,10 @@ from dataclasses import field, replace
 
 from planner.architecture.layers import Architecture
 from planner.components.optimizers import OPTIMIZERS
+from planner.components.quantised import QuantisedWeights
 from planner.components.states import plain_weights
 from planner.components.tape import Level, Size
+from planner.components.trainable import adapter_dtype_bytes
 from planner.engines.around import ALONE, Around
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
@@ -18,6 +20,8 @@ from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_ra
 from planner.engines.sharded.tensor import GatheredHead, tensor_rank
 from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
 from planner.engines.training import trained_tensors
+from planner.engines.transformers_answer import PLAIN_BYTES, quantised_weights
+from planner.formats.format import Format
 from planner.record import record
 from planner.scenario import Scenario
 
@@ -44,17 +48,18 @@ class RankPlan:
     host: Mapping[str, int] = field(default_factory=dict, hash=False)
     stage: Stage | None = None
     """Of Megatron's pipeline."""
+    quantised: QuantisedWeights | None = None
 
 
-def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
-    """The distinct ranks of a settled training, rank 0 first."""
+def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> list[RankPlan]:
+    """The distinct ranks of a settled training, rank 0 first. ``fmt``: of the weights."""
     if scenario.engine == "megatron":
         return _megatron(scenario, architecture, ways)
     if ways.tensor > 1:
-        found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor), ways)
+        found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor), ways, fmt)
         gathered = _rank_logits(scenario, architecture, ways)
         return [replace(plan, around=GatheredHead(plan.around, gathered)) if architecture.head else plan for plan in found]
-    return _rank_plans(scenario, architecture, ways)
+    return _rank_plans(scenario, architecture, ways, fmt)
 
 
 def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
@@ -78,41 +83,45 @@ def _rank_logits(scenario: Scenario, architecture: Architecture, ways: Ways) -> 
     return Size(batch=ask.batch, sequence=ask.sequence or 1, vocab_of_rank=columns, bytes=COMPUTED_BYTES[ask.precision])
 
 
-def _rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
+def _rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> list[RankPlan]:
     if ways.sharding == "fsdp":
         return _fully_sharded(scenario, architecture, ways)
     if ways.sharding in ZERO_STAGES:
         return _partitioned(scenario, architecture, ways)
-    return [_replicated(scenario, architecture, ways)]
+    return [_replicated(scenario, architecture, ways, fmt)]
 
 
-def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways) -> RankPlan:
-    bytes_ = KEPT_BYTES[scenario.training.precision]
-    weights = plain_weights(architecture, bytes_).fork()
-    options = scenario.training.engine_options
-    around: Around = ALONE
+def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> RankPlan:
+    """A whole model, quantised or not, with buckets for its gradients where there are others."""
+    quantised = quantised_weights(scenario, architecture, fmt)
+    bytes_ = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
+    weights = (quantised.level(architecture) if quantised is not None else plain_weights(architecture, bytes_)).fork()
+    options, around = scenario.training.engine_options, ALONE
     if ways.data > 1:
         view, cap = bool(options.get("gradient_as_bucket_view", False)), options.get("bucket_cap_mb")
         around = replicated = Replicated(view=view)
         tensors, _ = trained_tensors(scenario, architecture, bytes_)
         replicated.hold(weights, tensors, None if cap is None else int(str(cap)))
     collectives = int(ways.data > 1) + int(ways.tensor > 1)
-    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, collectives)
+    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, collectives, quantised=quantised)
 
 
 def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
     """The policy that accelerate (engine transformers) or torchtitan (engine fsdp) sets up.
 
-    Accelerate reduces in the dtype it computes with (``set_mixed_precision``) and leaves gradients whole while it
-    accumulates (``no_sync``); torchtitan reduces in fp32 and keeps shards.
+    Accelerate reduces in the dtype it computes with (``set_mixed_precision``), casts what trains to fp32 and leaves frozen
+    weights as they are, and gradients whole while it accumulates (``no_sync``); torchtitan reduces in fp32 and keeps shards.
     """
     ask = scenario.training
     options, plain = ask.engine_options, scenario.engine == "fsdp"
     computed, kept = COMPUTED_BYTES[ask.precision], KEPT_BYTES[ask.precision]
     reduced = {"fp32": 4, "bf16": 2}.get(str(options.get("reduce_dtype")), 4 if plain and computed != kept else computed)
     accumulates = "" if ask.gradient_accumulation == 1 else "shards" if plain else "whole"
+    adapters = adapter_dtype_bytes(ask, computed)
+    mixed = computed != kept
     return Policy(
-        ranks, computed, kept, reduced,
+        ranks, computed, kept if ask.method == "full" else computed, reduced,
+        adapter_bytes=(computed, kept, reduced) if mixed else (adapters, adapters, adapters),
         reshard_after_forward=bool(options.get("reshard_after_forward", True)),
         separate_ends=bool(options.get("separate_ends", True)),
         accumulates=accumulates,
