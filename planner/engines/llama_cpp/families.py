@@ -98,16 +98,22 @@ _LFM2 = Family("lfm2.cpp", residual_first=(True, True), gating="sigmoid")
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        **dict.fromkeys(("llama", "mistral", "mixtral", "llava", "llava_next", "vipllava"), _LLAMA),
+        **dict.fromkeys(("llama", "mistral", "mixtral", "llava", "llava_next", "vipllava", "internlm3"), _LLAMA),
+        "apertus": Family("apertus.cpp"),
         "arcee": Family("arcee.cpp"),
         "bloom": Family("bloom.cpp", norms_embeddings=True),
         "cohere": _COHERE,
         "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True, rotates_windows_only=True),
+        "dbrx": Family("dbrx.cpp"),
         "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
         "deepseek_v3": replace(_SIGMOID_EXPERTS, expert_groups=8),
         "deepseek_v32": replace(_SIGMOID_EXPERTS, file="deepseek32.cpp", expert_groups=8),
         "dots1": Family("dots1.cpp", gating="sigmoid", scales_weights=True),
         "ernie4_5": Family("ernie4-5.cpp"),
+        "ernie4_5_moe": Family("ernie4-5-moe.cpp"),
+        "exaone_moe": Family(
+            "exaone-moe.cpp", windows=True, rotates_windows_only=True, gating="sigmoid", scales_weights=True, keeps_hidden=True
+        ),
         "exaone4": Family("exaone4.cpp", windows=True, rotates_windows_only=True),
         "falcon": Family("falcon.cpp", parallel_sum=("channel", "attention", "residual"), norms_before_rows=True),
         "falcon_h1": Family("falcon-h1.cpp"),
@@ -120,6 +126,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm": Family("chatglm.cpp"),
         "glm4": Family("glm4.cpp"),
         "glm4_moe": Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True),
+        "solar_open": Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True),
+        **dict.fromkeys(("glm4v", "glm4v_text", "glm46v"), Family("glm4.cpp", positions_per_token=4)),
+        **dict.fromkeys(
+            ("glm4v_moe", "glm4v_moe_text"),
+            Family("glm4-moe.cpp", keeps_hidden=True, gating="sigmoid", scales_weights=True, positions_per_token=4),
+        ),
         "glm4_moe_lite": _SIGMOID_EXPERTS,
         "glm_moe_dsa": replace(_SIGMOID_EXPERTS, file="glm-dsa.cpp"),
         "gpt2": Family("gpt2.cpp", adds_positions=True),
