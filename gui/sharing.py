@@ -47,7 +47,9 @@ class Sharing(QObject):
 
         scenario, plan = self._state.scenario, self._state.plan
         config = (
-            plan.source.config if plan and isinstance(scenario.model, ModelPath) and plan.scenario.model == scenario.model else None
+            plan.source.whole_config
+            if plan and isinstance(scenario.model, ModelPath) and plan.scenario.model == scenario.model
+            else None
         )
         try:
             self._put(link_of(scenario, config), tr("The link is on the clipboard; Open link from clipboard opens it"))

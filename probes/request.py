@@ -70,7 +70,7 @@ def predict_run(plan: Plan, device: str, layers: int | None = None, new_tokens: 
     """The prediction of the run that :func:`request` would order; without its arguments, of the plan on that device."""
     scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
     if layers is not None:
-        scenario = replace(scenario, model=InlineConfig(keep_layers(plan.source.config, layers)))
+        scenario = replace(scenario, model=InlineConfig(keep_layers(plan.source.whole_config, layers)))
     return make_plan(scenario, device="cpu" if device == "cpu" else "cuda").footprint
 
 

@@ -20,6 +20,8 @@ from resources.tensors import StoredTensor, StoredTensors, fold
 
 Origin = Literal["catalog", "hub", "cache", "folder", "file", "inline"]
 QUANT_CONFIG = "hf_quant_config.json"
+QUANT_KEY = "hf_quant_config"
+"""Where a config that stands for a whole folder carries that file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class ModelSource:
     published_note: str | None = None
     came_from: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """The config as a scenario carries it inline: with what a quantiser wrote beside it."""
+        return {**self.config, **({QUANT_KEY: self.hf_quant_config} if self.hf_quant_config else {})}
 
 
 def resolve(
@@ -137,7 +144,10 @@ def _inline(config: Mapping[str, Any]) -> ModelSource:
     except (TypeError, ValueError, RecursionError) as error:
         raise Faults([Fault("model.config", f"must be JSON: {str(error)[:80]}")]) from None
     plain = parse_object(data, "model.config", CONFIG, infinity=True)
-    return ModelSource("custom architecture", "inline", plain, came_from={"config": "inline"})
+    quant = plain.pop(QUANT_KEY, None)
+    if quant is not None and not isinstance(quant, Mapping):
+        raise Faults([Fault(f"model.config.{QUANT_KEY}", f"must be an object, got {describe(quant)}")])
+    return ModelSource("custom architecture", "inline", plain, hf_quant_config=quant, came_from={"config": "inline"})
 
 
 def _is_repo_id(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.architecture.layers import DenseMLP, Layer, MixtureOfExperts, Norm, Stack
+from planner.architecture.layers import DenseMLP, Layer, MixtureOfExperts, Norm, Stack, Weight
 from planner.components.activations import activate
 from planner.components.graph import Graph, add, linear, multiply, weighted
 from planner.components.mlp import mlp_forward
@@ -61,6 +61,8 @@ def per_layer_width(layer: Layer) -> int:
     return next((weight.shape[0] for weight in layer.weights if weight.name.startswith("per_layer_input_gate.")), 0)
 
 
+OF_OWN_INPUTS = ("per_layer_model_projection", "per_layer_projection_norm")
+"""Modules outside the layers that make their own inputs."""
 OWN_INPUTS = ("looked up for each layer", "inputs of each layer", "embeddings with placeholders")
 
 
@@ -94,14 +96,15 @@ def per_layer_input(g: Graph, layer: Layer, stream: str) -> str:
     if not width:
         return stream
     size = run.rows(width)
-    linear(g, "own gate", stream, size)
+    linear(g, "own gate", stream, size, _of(layer, "per_layer_input_gate."))
     activate(g, "gelu", "own gate", "own activated", size)
     g.free("own gate")
-    multiply(g, "own gated", size, "own activated")
+    # The other factor is the layer's own input, a view of what all layers' were made in.
+    g.make("own gated", size, ("own activated",), ("own activated",))
     g.free("own activated")
-    linear(g, "own", "own gated", run.hidden())
+    linear(g, "own", "own gated", run.hidden(), _of(layer, "per_layer_projection."))
     g.free("own gated")
-    weights = tuple(weight for weight in layer.weights if weight.name.startswith("post_per_layer_input_norm."))
+    weights = _of(layer, "post_per_layer_input_norm.")
     norm_forward(g, Norm("post_per_layer_input_norm", run.hidden_size, "rms", weights), "own normed", "own")
     g.free("own")
     add(g, "residual and own", run.hidden(), stream, "own normed")
@@ -109,3 +112,7 @@ def per_layer_input(g: Graph, layer: Layer, stream: str) -> str:
     multiply(g, "scaled", run.hidden(), "residual and own")
     g.free("residual and own")
     return "scaled"
+
+
+def _of(layer: Layer, module: str) -> tuple[Weight, ...]:
+    return tuple(weight for weight in layer.weights if weight.name.startswith(module))

@@ -58,7 +58,9 @@ def require_modelled(architecture: Architecture, *, eager: bool = False, static:
     if code is None:
         code = LLAMA
         if not all(is_plain(layer) for layer, _ in layer_groups(architecture.decoder)):
-            raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
+            raise NotModelled(
+                f"{architecture.model_class}: what its blocks hold while they compute has no closed form; a rehearsal tells"
+            )
     for layer, _ in layer_groups(architecture.decoder):
         reason = _unmodelled(layer, code, eager=eager)
         if reason:
@@ -214,7 +216,8 @@ def _name_shared(g: Graph, layer: Layer) -> None:
     """Keys and values of another layer, which holds them: this layer's part of their gradients goes into one sum for all."""
     for mixer in layer.sequence:
         if g.saving and isinstance(mixer, Attention) and mixer.kv == "shared":
-            g.record.sizes.update({name: g.run.cache(mixer, name[0], g.run.sequence) for name in SHARED})
+            widths = zip(SHARED, (mixer.head_dim, mixer.value_head_dim), strict=True)
+            g.record.sizes.update({name: g.run.heads(mixer.num_kv_heads, width) for name, width in widths})
 
 
 def sequence_forward(g: Graph, mixer: SequenceMixer, source: str, target: str) -> None:

@@ -44,7 +44,9 @@ def encoding_phases(architecture: Architecture, weights: Level, work: Generation
     """
     block = BLOCKS.get(architecture.model_type)
     if block is None:
-        raise NotModelled(f"{architecture.model_class}: nobody has read yet in which order transformers makes its tensors")
+        raise NotModelled(
+            f"{architecture.model_class}: what its blocks hold while they compute has no closed form; a rehearsal tells"
+        )
     if work.eager or work.dtype_bytes == FP32_BYTES:
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention in 16 bits")
     course = Course()

@@ -7,6 +7,7 @@ position's logits copied to fp32, ids and mask grown by concatenation, outputs d
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -165,7 +166,7 @@ class InferenceLoad:
             raise WorkerError("bad_order", f"{_CACHE_FIELD}: must be one of {', '.join(CACHES)}", _CACHE_FIELD)
         supports = getattr(self._model, "_supports_default_dynamic_cache", None)
         if supports is not None and not supports():
-            return None
+            return self._own_cache()
         if kind == "static":
             return self._make_static_cache()
         if kind == "quantized":
@@ -177,6 +178,15 @@ class InferenceLoad:
         from transformers import EncoderDecoderCache
 
         return EncoderDecoderCache(cache, self._make_dynamic_cache())
+
+    def _own_cache(self) -> Any:
+        """The class a family defines beside its model, which makes one where it is given none: so it is watched from the start."""
+        from transformers import DynamicCache
+
+        module = sys.modules[type(self._model).__module__]
+        own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, DynamicCache)]
+        made = [value for value in own if value.__module__ == module.__name__]
+        return made[0]() if len(made) == 1 else None
 
     def _make_dynamic_cache(self) -> Any:
         from transformers import DynamicCache
@@ -209,6 +219,9 @@ class InferenceLoad:
                 method = getattr(part, name, None)
                 if method is not None:
                     setattr(part, name, self._labelling(part, method))
+            keep = getattr(part, "set_linear_cache", None)
+            if keep is not None:
+                part.set_linear_cache = self._keeping(keep)
 
     def _labelling(self, cache: Any, method: Any) -> Any:
         place = list(inspect.signature(method).parameters).index("layer_idx")
@@ -218,6 +231,16 @@ class InferenceLoad:
             layer_idx = kwargs["layer_idx"] if "layer_idx" in kwargs else args[place]
             self._label_holder(cache.layers[layer_idx] if hasattr(cache, "layers") else cache)
             return out
+
+        return labelled
+
+    def _keeping(self, method: Any) -> Any:
+        """MiniMax hands over the states of its linear layers."""
+
+        def labelled(layer_idx: int, linear_cache: Any) -> None:
+            method(layer_idx, linear_cache)
+            if self._attribution is not None:
+                self._attribution.label(tensors_of([linear_cache]), RECURRENT_STATE)
 
         return labelled
 
