@@ -65,7 +65,7 @@ class BitsandbytesLayout(torch.optim.Optimizer):
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         for parameter in params:
             if not self.state[parameter]:
-                self.state[parameter].update({"step": 0, **self._states(parameter)})
+                self.state[parameter].update(self._states(parameter))
         return params
 
     def _states(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
