@@ -88,13 +88,13 @@ def thinned(events: list[Event]) -> list[Event]:
     return sorted(kept, key=lambda event: event["t"])
 
 
-def measure(scenario: Scenario, device: str, limit_s: float) -> tuple[dict[str, Any], list[Event]]:
-    """One run: header and events of its recording."""
+def measure(scenario: Scenario, device: str, limit_s: float, layers: int | None = None) -> tuple[dict[str, Any], list[Event]]:
+    """One run, with ``layers`` in place of its own if given: header and events of its recording."""
     events: list[Event] = []
     driver = DriverMemory(events)
     driver.start()
     time.sleep(0.4 if device != "cpu" else 0.0)
-    order = scenario.order("measure", device)
+    order = scenario.order("measure", device) | ({} if layers is None else {"layers": layers})
     told = environment()
     header = {
         "highwater_recording": 2, "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -117,6 +117,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--only", default="", help="only scenarios whose name holds this")
+    parser.add_argument("--layers", type=int, help="build only so many: a dry run")
     parser.add_argument("--limit-s", type=float, default=540.0, help="begin no run after so many seconds")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def main() -> int:
         if time.monotonic() - begun > options.limit_s:
             print("the time is over; begin again for the rest")
             break
-        header, events = measure(scenario, options.device, 240.0)
+        header, events = measure(scenario, options.device, 240.0, options.layers)
         lines = [json.dumps(line, separators=(",", ":")) for line in (header, *events)]
         path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
         kind = events[-1]["kind"]

@@ -48,7 +48,17 @@ def test_few_samples_are_kept_and_the_highest_always() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
 def test_a_run_on_the_cpu_leaves_a_recording(tmp_path: Path) -> None:
     """The smallest scenario through the runner as it is started, and begun again: what is there is left out."""
-    command = [sys.executable, "tests/gpu/battery.py", str(tmp_path), "--device", "cpu", "--only", "smol-infer-b1-t512"]
+    command = [
+        sys.executable,
+        "tests/gpu/battery.py",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--only",
+        "smol-infer-b1-t512",
+        "--layers",
+        "1",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*.jsonl.gz")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 from statistics import median
 from typing import Any
 
 import pytest
 
-from planner.allocator import Alloc, AllocatorOptions, Free, replay
+from tests.gpu.allocator import MODELS, mismatch, record_model, record_random
 from tests.gpu.rehearsed import errors, measured_peaks, rehearse
 from tests.gpu.scenarios import SCENARIOS, Scenario
 from tests.gpu.worker_process import Event, result_of, run_worker
@@ -84,30 +83,12 @@ def test_the_card_is_left_as_it_was_found() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_simulated_allocator_does_what_torchs_does(seed: int) -> None:
     """Random storages born and dying: allocated and reserved equal after every step, by torch's own snapshot too."""
-    import torch
+    assert mismatch(record_random(seed)) == ""
 
-    torch.cuda.empty_cache()
-    torch.cuda.memory._record_memory_history(max_entries=100_000)
-    dice = random.Random(seed)
-    held: dict[int, Any] = {}
-    events: list[Alloc | Free] = []
-    start = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    assert start == (0, 0)
-    seen = []
-    for number in range(400):
-        if held and dice.random() < 0.45:
-            gone = dice.choice(list(held))
-            del held[gone]
-            events.append(Free(gone))
-        else:
-            size = dice.choice([512, 3000, 2**20 - 5, 2**20 + 1, 5 * 2**20, 11 * 2**20, 37 * 2**20, dice.randrange(1, 2**26)])
-            held[number] = torch.empty(size, dtype=torch.uint8, device="cuda")
-            events.append(Alloc(number, size))
-        seen.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
-    snapshot = torch.cuda.memory._snapshot()
-    torch.cuda.memory._record_memory_history(enabled=None)
-    timeline = replay(events, AllocatorOptions(torch_version=torch.__version__.split("+")[0]))
-    assert list(zip(timeline.allocated_bytes, timeline.reserved_bytes, strict=True)) == seen
-    assert sum(segment["total_size"] for segment in snapshot["segments"]) == timeline.reserved_bytes[-1]
-    held.clear()
-    torch.cuda.empty_cache()
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_run_reserves_is_what_the_simulated_allocator_reserves(name: str) -> None:
+    """After every storage of a whole run."""
+    recorded = record_model(name)
+    assert len(recorded["steps"]) > 1000
+    assert mismatch(recorded) == ""
