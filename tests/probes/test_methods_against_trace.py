@@ -13,37 +13,37 @@ pytestmark = [
 ]
 """PEFT 0.21 reads an attribute that transformers 5 renames, and sets GPT-2's transposed linears right itself."""
 SMALL = {
-    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
     "vocab_size": 1200, "max_position_embeddings": 1024, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
 }  # fmt: skip
 MODELS = {
     "llama": SMALL | {"model_type": "llama"},
     "qwen2, biases and a tied head": SMALL | {"model_type": "qwen2", "tie_word_embeddings": True},
-    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 8, "n_positions": 1024, "vocab_size": 1200},
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 1024, "vocab_size": 1200},
     "gemma2": SMALL | {"model_type": "gemma2", "head_dim": 32, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gpt_neox, parallel": SMALL | {"model_type": "gpt_neox", "rotary_pct": 0.25},
     "granite": SMALL | {"model_type": "granite", "embedding_multiplier": 12.0},
 }
 EVERY = {"rank": 16, "targets": ["all-linear"]}
-SOME = {"rank": 8, "targets": ["v_proj", "o_proj"]}
+SOME = {"rank": 8, "targets": ["v_proj", "o_proj"], "dropout": 0.1, "rslora": True}
 METHODS = {
     "lora": {"method": "lora", "lora": EVERY},
-    "lora, some": {"method": "lora", "lora": SOME | {"rslora": True}},
-    "lora, dropout": {"method": "lora", "lora": EVERY | {"dropout": 0.1}},
-    "lora, 16 bit": {"method": "lora", "lora": EVERY, "engine_options": {"autocast_adapter_dtype": False}},
-    "lora, accumulated": {"method": "lora", "lora": EVERY, "gradient_accumulation": 2},
-    "lora, fp32": {"method": "lora", "lora": EVERY, "precision": "fp32"},
-    "lora, checkpointed": {"method": "lora", "lora": EVERY, "checkpointing": "full"},
+    "lora, some, accumulated": {"method": "lora", "lora": SOME, "gradient_accumulation": 2},
+    "lora, 16 bit, checkpointed": {
+        "method": "lora", "lora": EVERY, "engine_options": {"autocast_adapter_dtype": False}, "checkpointing": "full",
+    },
+    "lora, mixed precision": {"method": "lora", "lora": EVERY, "precision": "amp-bf16"},
+    "mixed precision": {"precision": "amp-bf16"},
+    "mixed precision, checkpointed": {"precision": "amp-fp16", "checkpointing": "full"},
     "dora": {"method": "dora", "lora": EVERY},
-    "dora, dropout": {"method": "dora", "lora": SOME | {"dropout": 0.1}},
+    "dora, dropout": {"method": "dora", "lora": SOME},
     "ia3": {"method": "ia3", "lora": {"targets": ["k_proj", "v_proj", "down_proj"]}},
     "prompt": {"method": "prompt", "virtual_tokens": 20},
     "head": {"method": "freeze"},
-    "one layer": {"method": "freeze", "trainable": ["layers.1"]},
-    "one projection": {"method": "freeze", "trainable": ["k_proj", "norm"], "checkpointing": "full"},
-}
+    "one projection": {"method": "freeze", "trainable": ["layers.1.self_attn.k_proj", "norm"]},
+}  # fmt: skip
 SMALL_TENSORS_BYTES = 96 * 1024
-"""Positions, scalars and rows of a few KiB, of three layers."""
+"""Positions, scalars and rows of a few KiB."""
 
 
 def assert_equal(trace, config: dict[str, object], training: dict[str, object], weights: str = "native") -> None:
@@ -57,7 +57,7 @@ def assert_equal(trace, config: dict[str, object], training: dict[str, object], 
     for name, phase in predicted.items():
         assert abs(phase.allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
     parts, truth = predicted["optimizer"].components, traced["optimizer"]["components"]
-    for component in ("adapters", "gradients", "optimizer_state"):
+    for component in ("adapters", "gradients", "optimizer_state", "master_weights"):
         assert parts.get(component, 0) == truth.get(component, 0), component
 
 
@@ -66,17 +66,25 @@ def test_every_method_equals_the_trace(trace, method: str) -> None:
     assert_equal(trace, MODELS["llama"], METHODS[method])
 
 
-@pytest.mark.parametrize("model", list(MODELS)[1:])
-def test_lora_on_every_kind_of_block_equals_the_trace(trace, model: str) -> None:
+@pytest.mark.parametrize("model", ["gemma2", "gpt_neox, parallel"])
+def test_lora_on_other_blocks_equals_the_trace(trace, model: str) -> None:
     assert_equal(trace, MODELS[model], METHODS["lora"])
 
 
 @pytest.mark.parametrize("model", ["gpt2", "granite"])
 def test_checkpointing_keeps_frozen_embeddings(trace, model: str) -> None:
     """Their output is told to require a gradient, so that it lives as long as the graph."""
-    assert_equal(trace, MODELS[model], METHODS["lora, checkpointed"])
+    assert_equal(trace, MODELS[model], METHODS["lora"] | {"checkpointing": "full"})
 
 
-@pytest.mark.parametrize("weights", ["nf4", "nf4-dq", "int8"])
+@pytest.mark.parametrize("weights", ["nf4-dq", "int8"])
 def test_adapters_over_quantised_weights_equal_the_trace(trace, weights: str) -> None:
     assert_equal(trace, MODELS["qwen2, biases and a tied head"], {"method": "qlora", "lora": EVERY}, weights)
+
+
+def test_mixed_precision_of_what_nobody_read_is_unknown() -> None:
+    """Norms of GPT-NeoX are on autocast's fp32 list."""
+    document = {"version": 1, "model": {"config": MODELS["gpt_neox, parallel"]}, "task": "training"}
+    plan = make_plan(parse_scenario(document | {"training": {"precision": "amp-bf16"}}), network=False)
+    assert plan.footprint.verdict == "unknown"
+    assert any("mixed precision" in note for note in plan.footprint.notes)
