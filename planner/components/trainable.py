@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
-from planner.architecture.counts import decoder_weights, iter_weights, layer_weights, parameter_count
+from planner.architecture.counts import decoder_weights, is_routed, iter_weights, layer_weights, parameter_count
 from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Stack, Weight
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
@@ -127,6 +127,11 @@ def _tensors(
         return _unfrozen(architecture, names, dtype_bytes)
     if method in VIRTUAL:
         return (_virtual(architecture, method, virtual_tokens),)
+    if lora.targets == (ALL_LINEAR,) and any(is_routed(weight) for _, weight, _ in _parameters(architecture)):
+        raise NotModelled(
+            "training.lora.targets: of a mixture of experts all-linear adapts the experts too, and PEFT adds up their whole "
+            "weights in every forward; that has no closed form yet: name the linear layers, or rehearse"
+        )
     feed_forward = {id(weight) for weight in feed_forward_weights(architecture.decoder)}
     found = tuple(
         tensor
