@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from planner.commands.command import Command, model_notes, shell_line
 from planner.commands.recipes import axolotl, torchtune
 from planner.commands.transformers import VERSION, loading
+from planner.components.checkpointing import SELECTIVE_EVERY
 from planner.engine_options import ZERO
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ MEGATRON = "core 0.14"
 OPTIMIZERS = {
     "adamw_fused": "adamw_torch_fused", "adamw_foreach": "adamw_torch", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor", "lion": "lion_32bit", "sgd": "sgd",
-    "sgd_momentum": "sgd", "galore": "galore_adamw", "apollo": "apollo_adamw",
+    "sgd_momentum": "sgd", "galore": "galore_adamw", "apollo": "apollo_adamw", "paged_adamw_32bit": "paged_adamw_32bit",
+    "lion_8bit": "lion_8bit", "paged_lion_8bit": "paged_lion_8bit",
 }  # fmt: skip
 """Optimizers of the plan by the names of ``TrainingArguments.optim``; Muon is built by hand."""
 OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
@@ -112,7 +114,7 @@ def _arguments(scenario: Scenario, notes: list[str]) -> list[str]:
         "report_to": "none",
         **_optimizer(scenario, notes),
         **PRECISIONS.get(ask.precision, {}),
-        **_checkpointing(scenario),
+        **_checkpointing(scenario, notes),
     }
     if ask.precision == "fp8":
         notes.append("training.precision: launch with accelerate's mixed_precision: fp8")
@@ -141,14 +143,21 @@ def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     return found
 
 
-def _checkpointing(scenario: Scenario) -> dict[str, object]:
+def _checkpointing(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     ask = scenario.training
     if ask.checkpointing == "none" or _sharding(scenario) == "fsdp":
         return {}
-    found: dict[str, object] = {"gradient_checkpointing": True}
-    if "use_reentrant" in ask.engine_options:
-        found["gradient_checkpointing_kwargs"] = {"use_reentrant": bool(ask.engine_options["use_reentrant"])}
-    return found
+    options = ask.engine_options
+    found: dict[str, object] = {"use_reentrant": bool(options["use_reentrant"])} if "use_reentrant" in options else {}
+    by_hand = [name for name in ("checkpoint_modules", "checkpoint_saves") if options.get(name) not in (None, "layers")]
+    if ask.checkpointing == "selective" and by_hand:
+        notes.append(f"training.engine_options.{by_hand[0]}: wrap the modules by hand with torch.utils.checkpoint")
+        return {}
+    if ask.checkpointing == "selective":
+        found["every_n_layers"] = options.get("checkpoint_every", SELECTIVE_EVERY)
+    if options.get("checkpoint_offload"):
+        found["offload"] = True
+    return {"gradient_checkpointing": True} | ({"gradient_checkpointing_kwargs": found} if found else {})
 
 
 def _literal(value: object) -> str:
