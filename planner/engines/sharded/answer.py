@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
-from planner.calibration import PERMILLE
 from planner.components.layer import require_modelled
 from planner.components.trainable import trainable_parameters
 from planner.engines.sharded.layout import ZERO_STAGES, Ways, refuse, ways_of
 from planner.engines.sharded.megatron import megatron_steps
 from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
-from planner.engines.training import require_modelled_training, training_steps
+from planner.engines.training import require_modelled_training, trained_tensors, training_steps
 from planner.engines.transformers import Step
-from planner.engines.transformers_answer import assumed
+from planner.engines.transformers_answer import assumed, phases_of
 from planner.explain import terms_of
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats.checkpoint import known_bytes
@@ -23,7 +22,7 @@ from planner.formats.format import Format
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
-from planner.reserve import reserved_for_weights, settle_reserved, training_reserved
+from planner.reserve import reserved_for_weights, trained_segments, training_reserved
 from planner.scenario import Hardware, Offload, Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
 from planner.units import GIB
@@ -122,29 +121,26 @@ def _rank_answer(
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
             step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES["training"])
-    return steps, _meters(plan, steps, machine, capacity)
+    return steps, _meters(scenario, plan, ways, steps, machine, capacity)
 
 
-def _meters(plan: RankPlan, steps: Sequence[Step], machine: Overheads, capacity: int) -> tuple[Phase, ...]:
+def _meters(
+    scenario: Scenario, plan: RankPlan, ways: Ways, steps: Sequence[Step], machine: Overheads, capacity: int
+) -> tuple[Phase, ...]:
     """The three meters; outside the allocator the CUDA context and NCCL. On a CPU nothing is beyond what is allocated."""
     levels = {step.name: step.peak.level for step in steps}
-    figures = [level.total for level in levels.values()]
-    outside = 0
-    if machine.context_bytes:
-        outside = machine.context_bytes + plan.collectives * COLLECTIVE_BYTES
-        stored = plan.quantised.fmt if plan.quantised is not None else None
-        reserved = training_reserved(levels, reserved_for_weights(plan.stored, plan.stored_bytes, stored))
-        slack = machine.slack_permille("training")
-        if slack != PERMILLE:
-            reserved = {name: level.total + (reserved[name] - level.total) * slack // PERMILLE for name, level in levels.items()}
-        figures = settle_reserved(reserved, levels, capacity - outside)
-    phases = []
-    for (name, level), reserved_bytes in zip(levels.items(), figures, strict=True):
-        components = level.components()
-        if outside:
-            components |= {"allocator_slack": reserved_bytes - level.total, "cuda_context": outside}
-        phases.append(Phase(name, level.total, reserved_bytes, reserved_bytes + outside, components))
-    return tuple(phases)
+    if not machine.context_bytes:
+        return phases_of(levels, {}, "training", machine, capacity)
+    outside = replace(machine, context_bytes=machine.context_bytes + plan.collectives * COLLECTIVE_BYTES)
+    stored = plan.quantised.fmt if plan.quantised is not None else None
+    loaded = reserved_for_weights(plan.stored, plan.stored_bytes, stored)
+    forward = next(step for step in steps if step.name == "forward")
+    logits = (forward.logits_bytes, forward.largest_logits_bytes) if plan.stage is None else None
+    segments = None
+    if ways.sharding == "none" and plan.stage is None:
+        trained, rank = trained_tensors(scenario, plan.computed, plan.stored_bytes)
+        segments = trained_segments(trained, scenario.training.optimizer, rank)
+    return phases_of(levels, training_reserved(levels, loaded, segments, logits), "training", outside, capacity)
 
 
 def _host(plans: Sequence[RankPlan], ways: Ways) -> Host:
