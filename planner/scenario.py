@@ -25,6 +25,7 @@ PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
 OPTIMIZERS = (
     "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",
     "sgd_momentum", "muon", "galore", "apollo", "paged_adamw_32bit", "lion_8bit", "paged_lion_8bit",
+    "soap", "shampoo",
 )  # fmt: skip
 CHECKPOINTINGS = ("none", "full", "selective")
 ARRANGEMENTS = ("padded", "packed", "flattened")

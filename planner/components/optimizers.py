@@ -2,7 +2,7 @@
 
 Every optimizer is two functions: the states of one parameter, and the moments of a step over all of them. Sources: torch 2.13
 ``torch/optim`` (AdamW, SGD, Muon), transformers 5.23 ``optimization.py`` (Adafactor), bitsandbytes 0.45 ``optim/optimizer.py``,
-galore_torch and apollo_torch, SOAP (Vyas et al. 2024) and Shampoo (Gupta et al. 2018) as stated beside them.
+galore_torch and apollo_torch; SOAP (Vyas et al. 2024) and Shampoo (Gupta et al. 2018) as probes/worker/preconditioned.py states.
 """
 
 from __future__ import annotations
@@ -224,6 +224,29 @@ def _apollo(tensor: Trainable, rank: int) -> Iterator[State]:
         yield State(name, _projected_numel(tensor, rank), tensor.dtype_bytes)
 
 
+def _sides(tensor: Trainable) -> list[int]:
+    """The sides of a matrix that are preconditioned."""
+    return [side for side in tensor.shape if side <= WIDEST_PRECONDITIONED] if len(tensor.shape) == 2 else []
+
+
+def _soap(tensor: Trainable, rank: int) -> Iterator[State]:
+    """Two moments; of each side a covariance and its eigenbasis, fp32."""
+    yield from _two_moments(tensor, rank)
+    yield from _squares(tensor, "eigenbases")
+
+
+def _shampoo(tensor: Trainable, rank: int) -> Iterator[State]:
+    """A momentum; of each side a covariance and its inverse root, fp32."""
+    yield from _one_moment(tensor, rank)
+    yield from _squares(tensor, "inverse roots")
+
+
+def _squares(tensor: Trainable, name: str) -> Iterator[State]:
+    for side in _sides(tensor):
+        yield State("covariances", side * side, FP32_BYTES)
+        yield State(name, side * side, FP32_BYTES)
+
+
 # -- moments of a step
 
 
@@ -324,6 +347,30 @@ def _apollo_step(tensors: Sequence[Trainable], rank: int) -> Iterator[Moment]:
     return _low_rank_step(tensors, rank, scales=True)
 
 
+def _soap_step(tensors: Sequence[Trainable], rank: int) -> Iterator[Moment]:  # noqa: ARG001
+    """In fp32: the gradient, Adam's update, and that turned back by one side after the other; later the products of sides."""
+    for tensor in tensors:
+        wide, narrow = _sized(tensor, FP32_BYTES), _sized(tensor, tensor.dtype_bytes)
+        casts = tensor.dtype_bytes != FP32_BYTES
+        whole = [("gradient in fp32", wide)] if casts else []
+        yield [*whole, ("root", narrow), ("quotient", narrow), *([("quotient in fp32", wide)] if casts else [])]
+        turned = [("turned by one side", wide), ("turned by both sides", wide)][: len(_sides(tensor))]
+        yield [*whole, ("quotient", wide), *turned]
+        for side in _sides(tensor):
+            product = Size(rows=side, columns=side, fp32_bytes=FP32_BYTES)
+            yield [*whole, ("quotient", wide), *turned[:1], ("covariance of the gradient", product)]
+
+
+def _shampoo_step(tensors: Sequence[Trainable], rank: int) -> Iterator[Moment]:  # noqa: ARG001
+    """In fp32: the momentum and its products with the inverse root of each side; before, the products of sides."""
+    for tensor in tensors:
+        wide = _sized(tensor, FP32_BYTES)
+        casts = [("cast to fp32", wide)] if tensor.dtype_bytes != FP32_BYTES else []
+        yield [*casts, *[("turned by one side", wide), ("turned by both sides", wide)][: len(_sides(tensor))]]
+        for side in _sides(tensor):
+            yield [*casts, ("covariance of the gradient", Size(rows=side, columns=side, fp32_bytes=FP32_BYTES))]
+
+
 OPTIMIZERS = {
     "adamw_fused": Optimizer(_two_moments, _in_place, 2),
     "adamw_foreach": Optimizer(_two_moments, _all_at_once, 2),
@@ -340,5 +387,7 @@ OPTIMIZERS = {
     "muon": Optimizer(_muon, _muon_step, 1),
     "galore": Optimizer(_galore, _galore_step, 1),
     "apollo": Optimizer(_apollo, _apollo_step, 1),
+    "soap": Optimizer(_soap, _soap_step, 2),
+    "shampoo": Optimizer(_shampoo, _shampoo_step, 1),
 }
 QUANTISED = tuple(name for name in OPTIMIZERS if name.endswith("_8bit"))

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import WorkerError
 from .low_rank import DEFAULT_RANK, LowRankAdam
+from .preconditioned import Preconditioned
 
 # Imported here and not at its use: the module makes tensors of its own, which a tracker would count.
 try:
@@ -109,20 +110,27 @@ def make_optimizers(
     if fake and name in _BITSANDBYTES:
         states = 2 if "adamw" in name else 1
         return [BitsandbytesLayout(params, states, 8 if name.endswith("_8bit") else 32, paged=name.startswith("paged_"))]
+    if name in _PRECONDITIONED:
+        _require_rehearsal(name, fake)
+        return [Preconditioned(params, rotates=name == "soap")]
     make = _MAKERS.get(name)
     if make is None:
-        known = ", ".join(sorted([*_MAKERS, *_LOW_RANK]))
+        known = ", ".join(sorted([*_MAKERS, *_LOW_RANK, *_PRECONDITIONED]))
         raise WorkerError("unsupported", f"{_FIELD}: {name!r} has no implementation here; choose one of {known}", _FIELD)
     return make(params)
 
 
 def _low_rank(name: str, named: Mapping[str, nn.Parameter], fake: bool, rank: int) -> torch.optim.Optimizer:
     """Matrices inside the layers are projected, as ``optim_target_modules`` of the Trainer asks."""
+    _require_rehearsal(name, fake)
+    projected = [value for path, value in named.items() if value.dim() == 2 and any(map(str.isdigit, path.split(".")))]
+    return LowRankAdam(named.values(), projected, rank, random=name == "apollo")
+
+
+def _require_rehearsal(name: str, fake: bool) -> None:
     if not fake:
         message = f"{_FIELD}: {name} is only rehearsed here; choose another to measure"
         raise WorkerError("unsupported", message, _FIELD)
-    projected = [value for path, value in named.items() if value.dim() == 2 and any(map(str.isdigit, path.split(".")))]
-    return LowRankAdam(named.values(), projected, rank, random=name == "apollo")
 
 
 def _adamw(**kwargs: Any) -> Callable[[Parameters], list[torch.optim.Optimizer]]:
@@ -163,6 +171,7 @@ def _bitsandbytes(class_name: str) -> Callable[[Parameters], list[torch.optim.Op
 
 
 _LOW_RANK = ("galore", "apollo")
+_PRECONDITIONED = ("soap", "shampoo")
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit",
     "lion_8bit": "Lion8bit", "paged_lion_8bit": "PagedLion8bit",
