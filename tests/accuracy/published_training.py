@@ -239,7 +239,7 @@ def _of_trainer(row: Row) -> dict[str, Any]:
 def _of_peft_loop(row: Row) -> dict[str, Any]:
     """peft, method_comparison/MetaMathQA/run.py: a loop of its own around AdamW, nothing checkpointed."""
     method = "dora" if row.run.endswith("-dora") else "lora"
-    return {"method": method, "lora": {"rank": row.setup["rank"], "targets": sorted(row.setup["targets"])}}
+    return {"method": method, "lora": {"rank": row.setup["rank"] or 8, "targets": sorted(row.setup["targets"])}}
 
 
 # -- rehearsing

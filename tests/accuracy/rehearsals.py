@@ -24,11 +24,21 @@ sys.path.insert(0, str(ROOT))
 CATALOG = ROOT / "resources" / "data" / "models.json"
 KEPT = ROOT / "tests" / "data" / "rehearsed.json.gz"
 TIME_LIMIT_S = 300
+LORA = {"method": "lora", "lora": {"rank": 16, "targets": ["all-linear"]}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "inference 2x512": ("inference", {"batch": 2, "prompt_tokens": 512, "new_tokens": 4}),
     "inference 4x4096": ("inference", {"batch": 4, "prompt_tokens": 4096, "new_tokens": 4}),
     "training 1x2048": ("training", {"batch": 1, "sequence": 2048, "optimizer": "adamw_fused"}),
-}
+    "training 2x4096 checkpointed, foreach": (
+        "training", {"batch": 2, "sequence": 4096, "optimizer": "adamw_foreach", "checkpointing": "full"}
+    ),
+    "lora 1x2048": ("training", {"batch": 1, "sequence": 2048, "optimizer": "adamw_fused", **LORA}),
+    "lora 2x4096 checkpointed, foreach": (
+        "training", {"batch": 2, "sequence": 4096, "optimizer": "adamw_foreach", "checkpointing": "full", **LORA}
+    ),
+}  # fmt: skip
+OF_EVERY_MODEL = ("inference 2x512", "inference 4x4096", "training 1x2048")
+"""The other cases are rehearsed for the smallest model of each family."""
 SHOWN_PHASES = (("prefill", 0), ("decode", 0), ("forward", 2), ("backward", 2), ("optimizer", 2))
 Results = dict[str, dict[str, Any]]
 
@@ -99,6 +109,16 @@ def catalog() -> dict[str, Any]:
     return dict(json.loads(CATALOG.read_text()))
 
 
+def smallest_of_families(known: dict[str, Any]) -> set[str]:
+    """Of each model type the model with the fewest parameters among those that train."""
+    trained = read_kept()["results"].get("training 1x2048", {})
+    families: dict[str, list[tuple[int, str]]] = {}
+    for model, entry in known.items():
+        if trained.get(model, {}).get("outcome") == "completed":
+            families.setdefault(entry["config"]["model_type"], []).append((trained[model]["parameters"], model))
+    return {min(members)[1] for members in families.values()}
+
+
 def read_kept() -> dict[str, Any]:
     """What was kept: ``versions`` and ``results`` by case and model."""
     if not KEPT.exists():
@@ -125,9 +145,11 @@ def update(models: list[str], cases: list[str], *, again: bool) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     known = catalog()
+    chosen = smallest_of_families(known)
     for case in cases:
         for model in models:
-            if model in read_kept()["results"].get(case, {}) and not again:
+            left_out = case not in OF_EVERY_MODEL and model not in chosen
+            if not again and (left_out or model in read_kept()["results"].get(case, {})):
                 continue
             result = run_case(known[model]["config"], case)
             kept = read_kept()

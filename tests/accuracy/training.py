@@ -63,6 +63,10 @@ def _trainer_case(row: published.Row) -> Case:
     if reason is not None:
         return Case(row.id, group=group, scenario=None, reason=reason, **known)
     scenario = published.scenario_of(row)
+    if _ia3(row):
+        scenario["training"] |= {"method": "ia3", "lora": {"targets": sorted(row.setup["targets"])}}
+    if row.what == "reserved_p99_of_train_steps":
+        group += ", longest batch"
     if (row.gpus or 1) > 1:
         group += " FSDP"
         scenario["hardware"]["gpus"] = row.gpus
@@ -77,9 +81,13 @@ def _trainer_case(row: published.Row) -> Case:
 
 def _reason(row: published.Row) -> str | None:
     """Why a row is not predicted; shards are, where one rank of many can't be rehearsed."""
-    if row.what == "reserved_p99_of_train_steps":
-        return "padded lengths are not published"
+    if row.what == "reserved_p99_of_train_steps" and _ia3(row):
+        return None
     return published.reason(replace(row, gpus=1))
+
+
+def _ia3(row: published.Row) -> bool:
+    return row.setup["engine"] == "peft loop" and row.method == "ia3"
 
 
 # -- rows of other frameworks
@@ -334,7 +342,7 @@ HEADS = ("rows", "median", "mean", "p95", "max", "bias", "under")
 
 def summary(comparisons: list[Comparison]) -> str:
     """By kind of run and meter, ours and each estimator's."""
-    lines = [f"{'run':<24}{'meter':<24}{'estimator':<18}{''.join(f'{head:>9}' for head in HEADS)}"]
+    lines = [f"{'run':<32}{'meter':<30}{'estimator':<18}{''.join(f'{head:>9}' for head in HEADS)}"]
     groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for found in comparisons:
         groups[found.case.group, found.case.what].append(found)
@@ -342,7 +350,7 @@ def summary(comparisons: list[Comparison]) -> str:
         for who in (OURS, *ESTIMATORS):
             errors = [found.error(who) for found in members if who in found.predicted]
             if errors:
-                lines.append(f"{group:<24}{what:<24}{who:<18}{_figures(errors)}")
+                lines.append(f"{group:<32}{what:<30}{who:<18}{_figures(errors)}")
     return "\n".join(lines)
 
 
@@ -355,11 +363,11 @@ def _figures(errors: list[float]) -> str:
 
 
 def listing(comparisons: list[Comparison]) -> str:
-    lines = [f"{'row':<7}{'run':<24}{'':<42}{'meter':<24}{'measured':>16}{'predicted':>16}{'error':>9}"]
+    lines = [f"{'row':<7}{'run':<32}{'':<42}{'meter':<30}{'measured':>16}{'predicted':>16}{'error':>9}"]
     for found in comparisons:
         case, mine = found.case, found.predicted[OURS]
         lines.append(
-            f"{case.id:<7}{case.group:<24}{case.note[:40]:<42}{case.what:<24}{case.measured_bytes:>16,.0f}{mine:>16,.0f}"
+            f"{case.id:<7}{case.group:<32}{case.note[:40]:<42}{case.what:<30}{case.measured_bytes:>16,.0f}{mine:>16,.0f}"
             f"{found.error(OURS):>+9.2%}"
         )
     return "\n".join(lines)
