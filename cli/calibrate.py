@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from cli.measure import default_device
 from cli.tables import console, table
 from planner.units import format_bytes
 from probes.battery import Battery, Progress
-from probes.calibration import Fit, fit, gather
+from probes.calibration import Fit, fit, gather, recordings
 from probes.figures import Figure
 from probes.outcome import Outcome
 from probes.preflight import why_not
-from probes.recording import Recorded, RecordingError, read_recording, recordings_folder
+from probes.recording import RecordingError
 from resources import calibration as store
 
 ACTIONS = ("run", "fit", "show", "undo", "reset", "export")
@@ -103,8 +103,7 @@ def _print_cpu(told: Mapping[str, Any]) -> None:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    paths = [Path(name) for name in options.files] or sorted(recordings_folder().glob("*.jsonl"))
-    found = gather(_readable(paths, strict=bool(options.files)))
+    found = gather(recordings([Path(name) for name in options.files]))
     if not found:
         return exits.fail(exits.NOT_DONE_HERE, "no recording of a run on a GPU was found; measure some first, or `calibrate run`")
     for evidence in found.values():
@@ -116,16 +115,6 @@ def _fit(options: argparse.Namespace) -> int:
         elif not fitted.is_better:
             console().print("Nothing proved itself: predictions stay as they are.", soft_wrap=True)
     return exits.DONE
-
-
-def _readable(paths: Sequence[Path], *, strict: bool) -> Iterable[tuple[str, Recorded]]:
-    """The recordings; those in the folder that can't be read are passed over, those named are not."""
-    for path in paths:
-        try:
-            yield path.name, read_recording(path)
-        except (OSError, RecordingError):
-            if strict:
-                raise
 
 
 def _print_fit(fitted: Fit) -> None:

@@ -8,7 +8,8 @@ import psutil
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 from planner.units import MIB
-from probes.nvml import GpuReading, Nvml, NvmlState
+from probes.drivers import Drivers
+from probes.nvml import GpuReading, NvmlState
 from probes.sampler import IDLE_INTERVAL_S, Sampler
 from resources.gpus import UnknownGpu, gpu
 
@@ -35,7 +36,7 @@ class Machine(QObject):
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._nvml = Nvml()
+        self._nvml = Drivers()
         self._sampler = Sampler(self._sample, IDLE_INTERVAL_S, "gpu-strip")
         self._state: NvmlState | None = None
         self._names: tuple[str, ...] = ()

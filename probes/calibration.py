@@ -6,9 +6,10 @@ Every figure is tried in turn. It is kept when, fitted on all recordings but one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -22,7 +23,7 @@ from planner.units import MIB
 from probes.achieved import Timing, speed_figures, timing_of, with_speeds
 from probes.figures import BAND_FLOOR, NEEDED_RUNS, Figure
 from probes.measurement import Measurement
-from probes.recording import Recorded
+from probes.recording import SUFFIX, Recorded, RecordingError, read_recording, recordings_folder
 from probes.worker.layers import keep_layers
 from resources.gpus import UnknownGpu, gpu
 from resources.plan import find_model, make_plan
@@ -84,6 +85,19 @@ class Evidence:
     bandwidths: list[float] = field(default_factory=list)
     flops: dict[str, list[float]] = field(default_factory=dict)
     environments: list[str] = field(default_factory=list)
+
+
+def recordings(paths: Sequence[Path] = ()) -> Iterator[tuple[str, Recorded]]:
+    """The recordings at these paths with their names; without any, all that lie in the recordings folder and can be read.
+
+    Raises OSError or :class:`probes.recording.RecordingError` for a path that was named.
+    """
+    for path in paths or sorted(recordings_folder().glob(f"*{SUFFIX}")):
+        try:
+            yield path.name, read_recording(path)
+        except (OSError, RecordingError):
+            if paths:
+                raise
 
 
 def gather(recordings: Iterable[tuple[str, Recorded]]) -> dict[str, Evidence]:

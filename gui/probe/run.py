@@ -66,6 +66,7 @@ class Run:
 
     def _phase(self, event: Mapping[str, Any]) -> None:
         if event.get("state") == "begin":
+            self._end_band(float(event["t"]))
             self.bands.append(Band(str(event.get("name")), int(event.get("step") or 0), float(event["t"])))
         elif self.bands:
             band = self.bands[-1]
@@ -83,8 +84,12 @@ class Run:
 
     def _outcome(self, event: Mapping[str, Any]) -> None:
         self.outcome = event
+        self._end_band(self.last_s)
+
+    def _end_band(self, t: float) -> None:
+        """A phase that has not ended: the run did, or it begins anew after a lost connection."""
         if self.bands and self.bands[-1].end_s is None:
-            self.bands[-1].end_s = self.last_s
+            self.bands[-1].end_s = t
 
     def _raise(self, values: tuple[float, ...]) -> None:
         self.highest_bytes = max([self.highest_bytes, *(value for value in values if value == value)])  # noqa: PLR0124  NaN
