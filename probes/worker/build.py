@@ -60,7 +60,7 @@ def build(order: Order) -> Built:
     """Build the order's model on meta. Buffers keep their values in a measurement (they index embeddings)."""
     config, layers = read_config(order.config, order.layers)
     dtype = choose_dtype(order, config)
-    model_class = choose_class(config)
+    model_class = choose_class(config, training=order.task == "training")
     play_flash(order.fake and order.attention == "flash")
     try:
         with _without_memory(order.fake):
@@ -153,10 +153,15 @@ def native_dtype(config: Any, quantised: bool = False) -> torch.dtype:
     return torch.bfloat16 if quantised else torch.float32
 
 
-def choose_class(config: Any) -> Any:
-    """The class the config names, else the first auto class that knows the config."""
+def choose_class(config: Any, *, training: bool = True) -> Any:
+    """The class the config names, else the first auto class that knows the config.
+
+    BERT's checkpoints name their pre-training heads; but for training they are taken for the encoder, as embedders use them.
+    """
     import transformers
 
+    if not training and getattr(config, "model_type", "") == "bert" and _names_pretraining(config):
+        return transformers.AutoModel._model_mapping[type(config)]
     for name in getattr(config, "architectures", None) or []:
         model_class = getattr(transformers, name, None)
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
@@ -167,6 +172,10 @@ def choose_class(config: Any) -> Any:
         if auto_class is not None and type(config) in auto_class._model_mapping:
             return auto_class._model_mapping[type(config)]
     raise WorkerError("unsupported", f"transformers {transformers.__version__} has no model class for {type(config).__name__}")
+
+
+def _names_pretraining(config: Any) -> bool:
+    return any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in getattr(config, "architectures", None) or [])
 
 
 def materialise(model: nn.Module, make: Maker, entering: Callable[[str], None] = lambda _path: None) -> None:

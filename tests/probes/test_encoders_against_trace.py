@@ -23,6 +23,7 @@ WHISPER = {
 }  # fmt: skip
 MODELS = {
     "bert": BERT | {"model_type": "bert", "architectures": ["BertModel"]},
+    "bert, named for its pre-training": BERT | {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
     "roberta, masked": BERT | {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]},
     "modernbert": BERT
     | {
@@ -35,6 +36,7 @@ MODELS = {
     "t5": T5 | {"feed_forward_proj": "relu"},
     "t5, gated": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5, deep": T5 | {"feed_forward_proj": "relu", "num_layers": 10, "num_decoder_layers": 10},
+    "t5, unequal": T5 | {"feed_forward_proj": "relu", "num_layers": 2, "num_decoder_layers": 4},
     "whisper": WHISPER | {"encoder_layers": 3, "decoder_layers": 3},
     "whisper, many decoder layers": WHISPER | {"encoder_layers": 1, "decoder_layers": 12},
 }
