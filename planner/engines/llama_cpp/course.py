@@ -65,9 +65,9 @@ class Line:
         return f"{self.at}{self.rise:+}m"
 
     def __add__(self, other: Line | int) -> Line:
-        if type(other) is Line:
+        if isinstance(other, Line):
             return Line(self.at + other.at, self.rise + other.rise, self.reach)
-        return Line(self.at + int(other), self.rise, self.reach)
+        return Line(self.at + other, self.rise, self.reach)
 
     __radd__ = __add__
 
