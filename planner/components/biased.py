@@ -72,7 +72,7 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
     return f"{name} of every sequence", kept
 
 
-def _kernel(g: Graph, mixer: Attention, operands: tuple[str, str, str], bias: tuple[str, str], at: str) -> None:
+def _kernel(g: Graph, mixer: Attention, operands: tuple[str, ...], bias: tuple[str, str], at: str) -> None:
     """The memory-efficient kernel; without autograd it leaves out its log-sum-exp."""
     run, saves = g.run, [*operands, f"{at}attended", bias[1]]
     if g.saving:

@@ -72,8 +72,9 @@ def t5_block(g: Graph, layer: Layer) -> None:
         assert isinstance(mixer, Attention)  # noqa: S101  there is nothing else
         name = "cross attention" if mixer.kv == "cross" else "attention"
         norm_forward(g, next(norms), f"{name} norm", stream)
-        crossed = {"encoded": ENCODED, "keys": source_tokens(g)} if mixer.kv == "cross" else {}
-        biased_attention(g, mixer, f"{name} norm", name, **crossed)
+        across = mixer.kv == "cross"
+        keys = source_tokens(g) if across else 0
+        biased_attention(g, mixer, f"{name} norm", name, encoded=ENCODED if across else "", keys=keys)
         drop_out(g, layer, name, g.run.hidden())
         add(g, f"{name} residual", g.run.hidden(), stream, name)
         g.free(name, f"{name} norm", *((stream,) if index else ()))

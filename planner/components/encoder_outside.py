@@ -149,8 +149,8 @@ def _softmax_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
 def _norm_of(stack: Stack, run: Run, names: tuple[str, ...]) -> Norm | None:
     """The norm among a stack's own weights whose module ends in one of ``names``."""
     found = tuple(weight for weight in stack.weights if weight.name.rpartition(".")[0].endswith(names))
-    kind = "layer" if len(found) > 1 or not any("final_layer_norm" in weight.name for weight in found) else "rms"
-    return Norm(found[0].name, run.hidden_size, kind, found) if found else None
+    is_layer = len(found) > 1 or not any("final_layer_norm" in weight.name for weight in found)
+    return Norm(found[0].name, run.hidden_size, "layer" if is_layer else "rms", found) if found else None
 
 
 def _side(stack: Stack) -> str:
