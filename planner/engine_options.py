@@ -40,6 +40,7 @@ TRANSFORMERS_TRAINING = {
     "checkpoint_saves": Option("str", "operators whose results selective checkpointing keeps: mm, attention"),
     "checkpoint_offload": Option("bool", "inputs of checkpointed layers are held in pinned host memory"),
     "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
+    "ema": Option("bool", "a moving average of the parameters is kept beside them"),
     "chunk_tokens": Option("int", "tokens of one chunk of the chunked loss", 1, _TOKENS),
     "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),
     "prepare_for_kbit_training": Option("bool", "PEFT casts what is not quantised to fp32"),

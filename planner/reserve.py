@@ -13,7 +13,7 @@ from math import prod
 from planner.architecture.counts import layer_weights
 from planner.architecture.layers import Architecture, Layer
 from planner.components.optimizers import DEFAULT_RANK, OPTIMIZERS
-from planner.components.tape import Level
+from planner.components.tape import Level, rounded
 from planner.components.trainable import Trainable
 from planner.formats import Format, weight_bytes
 from planner.memo import remember_by_identity
@@ -23,10 +23,14 @@ from planner.symbolic.amount import largest, smallest
 
 @record
 class TrainedSegments:
-    """Bytes of the segments that hold optimizer states, and of those that hold the gradients when nothing else is cached."""
+    """Bytes of the segments that hold optimizer states, and of those that hold the gradients when nothing else is cached.
+
+    ``held_bytes``: of the states in these segments.
+    """
 
     states_bytes: int
     gradients_bytes: int
+    held_bytes: int
 
 
 @remember_by_identity(64)
@@ -49,7 +53,9 @@ def trained_segments(tensors: Sequence[Trainable], optimizer: str, rank: int = D
     kinds = [
         [state.numel * state.width for state in OPTIMIZERS[optimizer].states(each, rank) if not state.on_host] for each in tensors
     ]
-    return TrainedSegments(_segments(tensors, kinds), _segments(tensors, [[each.numel * each.dtype_bytes] for each in tensors]))
+    held = sum(each.times * sum(map(rounded, sizes)) for each, sizes in zip(tensors, kinds, strict=True))
+    gradients = [[each.numel * each.dtype_bytes] for each in tensors]
+    return TrainedSegments(_segments(tensors, kinds), _segments(tensors, gradients), held)
 
 
 def _segments(tensors: Sequence[Trainable], sizes: Sequence[Sequence[int]]) -> int:
@@ -112,7 +118,7 @@ def _stacked_experts(layer: Layer, dtype_bytes: int, fmt: Format | None, path: s
 
 PLAYED_REPEATS = 128
 """So many tensors of a kind are allocated one by one."""
-LOADED = ("weights", "quantization_state", "workspace")
+LOADED = ("weights", "master_weights", "quantization_state", "workspace")
 """Components that the segments of the loaded weights hold."""
 TRANSIENT = ("workspace", "activations", "logits")
 """Components whose tensors come and go."""
@@ -148,9 +154,10 @@ def training_reserved(
     parts = {name: level.components() for name, level in levels.items()}
     load, backward, optimizer = levels["load"].total, levels["backward"], parts["optimizer"]
     states, gradients = optimizer.get("optimizer_state", 0), optimizer.get("gradients", 0)
-    found = segments or TrainedSegments(states, gradients)
+    found = segments or TrainedSegments(states, gradients, states)
     all_logits, one = logits or (parts["forward"].get("logits", 0), backward.largest(TRANSIENT))
-    static = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED) + found.states_bytes
+    static = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED)
+    static += found.states_bytes + largest(0, states - found.held_bytes)
     updated = levels["optimizer"].total - load - states
     if gradients:
         updated += found.gradients_bytes - gradients

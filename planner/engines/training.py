@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
-from planner.components.autocast import require_autocast
+from planner.components.autocast import HALF_BYTES, require_autocast
 from planner.components.checkpointing import Checkpointing, checkpointing_of
 from planner.components.optimizers import (
     DEFAULT_RANK,
@@ -18,7 +18,7 @@ from planner.components.optimizers import (
     step_transient,
 )
 from planner.components.quantised import QuantisedWeights
-from planner.components.tape import Level
+from planner.components.tape import BLOCK_BYTES, Level, Size
 from planner.components.trainable import Trainable, head_names, trainable_tensors
 from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
@@ -46,11 +46,13 @@ def training_steps(
         *shape_of(ask), dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
-        autocast=autocast,
+        autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
         loss=_loss(scenario),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
+    if ask.engine_options.get("ema"):
+        states = _with_average(states, weights, around)
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
     if architecture.kind != "decoder":
@@ -60,6 +62,11 @@ def training_steps(
 
         return encoder_training_phases(architecture, weights, states, work, transient)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def prepares(training: Training) -> bool:
+    """Whether PEFT casts what is not quantised to fp32 first (``prepare_model_for_kbit_training``)."""
+    return bool(training.engine_options.get("prepare_for_kbit_training"))
 
 
 def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
@@ -74,6 +81,16 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
         raise NotModelled(f"training.precision: {ask.precision} with this loss or attention has no closed form yet")
     require_autocast(architecture, masters=masters)
     return True
+
+
+def _with_average(states: Level, weights: Level, around: Around) -> Level:
+    """The states and a moving average of the model, a copy of all that was loaded (``torch.optim.swa_utils.AveragedModel``)."""
+    if around is not ALONE:
+        raise NotModelled("training.engine_options.ema: an average of sharded parameters has no closed form yet")
+    states = states.fork()
+    size = Size.stated(weights.total + BLOCK_BYTES, "everything that was loaded, and a counter", loaded_bytes=weights.total)
+    states.change("optimizer_state", "averaged parameters", size, 1)
+    return states
 
 
 def _loss(scenario: Scenario) -> Loss:
@@ -121,9 +138,10 @@ def require_modelled_training(scenario: Scenario) -> None:
         "training.loss": (training.loss, LOSSES),
         "training.attention": (training.attention, ("sdpa", "flash", "eager")),
     })  # fmt: skip
-    for option in ("prepare_for_kbit_training", "quant_skip_modules"):
-        if training.engine_options.get(option):
-            raise NotModelled(f"training.engine_options.{option} has no closed form yet")
+    if training.engine_options.get("quant_skip_modules"):
+        raise NotModelled("training.engine_options.quant_skip_modules has no closed form yet")
+    if prepares(training) and (training.method != "qlora" or training.precision.startswith("amp")):
+        raise NotModelled("training.engine_options.prepare_for_kbit_training is modelled for method qlora without mixed precision")
     if training.data == "flattened" and training.attention != "flash":
         raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .attribution import ACTIVATIONS, Attribution
+from .attribution import ACTIVATIONS, OPTIMIZER_STATE, Attribution
 from .build import Built, random_ids
 from .checkpoints import enable_checkpointing
 from .distributed import replicate
@@ -45,6 +46,7 @@ class TrainingLoad:
         self._workload = workload
         self._attribution = attribution
         self._optimizers: list[torch.optim.Optimizer] = []
+        self._average: AveragedModel | None = None
         self._fake = fake
         self._loss = make_loss(workload, fake)
 
@@ -71,10 +73,18 @@ class TrainingLoad:
         params = list(named.values())
         rank = int(self._workload.options.get("projection_rank", DEFAULT_RANK))
         self._optimizers = make_optimizers(self._workload.optimizer, named, self._fake, rank)
+        if self._workload.options.get("ema"):
+            self._keep_average()
         if self._attribution is not None:
             self._attribution.watch_gradients(params)
             for optimizer in self._optimizers:
                 self._attribution.watch_optimizer(optimizer)
+
+    def _keep_average(self) -> None:
+        """A moving average of the parameters, in a copy of the model."""
+        self._average = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn())
+        if self._attribution is not None:
+            self._attribution.label([*self._average.parameters(), *self._average.buffers()], OPTIMIZER_STATE)
 
     def _step(self, phases: Phases, step: int, device: torch.device) -> None:
         # The Trainer fetches all batches of a step at once and keeps them until its end (trainer.py, get_batch_samples).
@@ -114,5 +124,7 @@ class TrainingLoad:
             torch.nn.utils.clip_grad_norm_([p for p in self._model.parameters() if p.requires_grad], float(norm))
         for optimizer in self._optimizers:
             optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._model)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)

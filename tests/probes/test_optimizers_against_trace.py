@@ -46,3 +46,9 @@ def test_a_loop_over_tied_parameters_equals_its_steps(trace, optimizer: str) -> 
 
 def test_clipping_equals_its_trace(trace) -> None:
     assert_equal(trace, SMALL, {"optimizer": "sgd", "engine_options": {"max_grad_norm": 1.0}})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_moving_average_equals_its_trace(trace, method: str) -> None:
+    assert_equal(trace, SMALL, {"optimizer": "adamw_8bit", "method": method, "engine_options": {"ema": True}})
