@@ -6,11 +6,13 @@ Source: bitsandbytes 0.50 ``autograd/_functions.py`` (``MatMul4Bit``, ``MatMul8b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from planner.architecture.layers import Weight
-from planner.components.quantised import ABSMAX_BLOCK
+from planner.components.autocast import CACHED, narrowed
+from planner.components.quantised import ABSMAX_BLOCK, hold_product
 from planner.components.tape import Size
 from planner.formats.storage import BitsAndBytes4Bit, Scaled, Scheme
 
@@ -19,6 +21,20 @@ if TYPE_CHECKING:
 
 TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")
 """Formats over which adapters are derived."""
+
+
+def wide_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, source: str, size: Size, component: str) -> None:
+    """A 4-bit layer computes in 16 bit: its input is cast, and its result is cast back or, with an fp32 bias, is a sum of both."""
+    run, result, read = g.run, f"{name} {CACHED}", f"{name} input {CACHED}"
+    g.make(read, narrowed(g.size_of(source)), (source,))
+    g.run = replace(run, dtype_bytes=run.compute_bytes)
+    hold_product(g, scheme, weights[:1], result, narrowed(size), "workspace")
+    g.run = run
+    if g.saving:
+        record_product(g, scheme, weights, result, read, narrowed(size))
+    g.free(read)
+    g.make(name, size, (result,), component=component)
+    g.free(result)
 
 
 def record_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, source: str, size: Size) -> None:
@@ -36,9 +52,14 @@ def _dequantised(g: Graph, node: Node, gradient: str, scheme: Scheme, weight: We
     scales = Size(blocks=-(-outputs * inputs // ABSMAX_BLOCK), fp32_bytes=4)
     nested = isinstance(scheme, BitsAndBytes4Bit) and scheme.double_quant
     held = g.held(f"{node.out} scales", node, scales) if nested else ""
-    whole = Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes)
-    weight_again = g.held(f"{node.out} whole weight", node, whole)
+    computed = g.run.compute_bytes or g.run.dtype_bytes
+    weight_again = g.held(f"{node.out} whole weight", node, Size(out_features=outputs, in_features=inputs, bytes=computed))
     g.consume(held)
+    if computed != g.run.dtype_bytes and isinstance(scheme, Scaled):
+        whole = Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes)
+        cast = g.held(f"{node.out} whole weight cast", node, whole)
+        g.consume(weight_again)
+        weight_again = cast
     made = [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
     g.consume(weight_again)
     return made

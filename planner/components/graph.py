@@ -15,7 +15,7 @@ from functools import partial
 
 from planner.architecture.layers import Weight
 from planner.components.autocast import cast_product, is_wide, narrowed
-from planner.components.frozen import record_product
+from planner.components.frozen import record_product, wide_product
 from planner.components.quantised import hold_product
 from planner.components.run import Run, factors_of
 from planner.components.tape import Held, Size, Tape
@@ -525,6 +525,9 @@ def product(
     """A linear without an adapter, its weight plain or quantised."""
     scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
     if scheme is not None:
+        if graph.run.compute_bytes and graph.run.quantised is not None and graph.run.quantised.is_four_bit(weights):
+            wide_product(graph, scheme, weights, name, source, size, component)
+            return
         hold_product(graph, scheme, weights, name, size, component)
         if graph.saving:
             record_product(graph, scheme, weights, name, source, size)

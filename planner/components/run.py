@@ -27,7 +27,8 @@ class Run:
     ``trainable``: weights get gradients, of modules by ``names`` where there are some (``path``: where the layer stands);
     ``adapters``: what trains beside frozen linears; ``constant_input``: nothing before the layer trains, so that its input
     needs no gradient; ``autocast``: products run in 16 bit by ``torch.autocast``; ``parameter_bytes``: of a parameter where it
-    is not of the activations' dtype; ``accumulating``: gradients exist already and are added to.
+    is not of the activations' dtype; ``compute_bytes``: of a value in a product with a 4-bit weight, where activations are
+    wider; ``accumulating``: gradients exist already and are added to.
     ``code``: how the family is written; ``eager``: attention as plain products was asked for.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
     are held, where not in the activations' dtype. ``keeps``: operators (mm, attention) whose results a checkpoint keeps;
@@ -54,6 +55,7 @@ class Run:
     constant_input: bool = False
     autocast: bool = False
     parameter_bytes: int = 0
+    compute_bytes: int = 0
     keeps: tuple[str, ...] = ()
     recomputes: str = ""
 

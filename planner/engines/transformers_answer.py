@@ -15,7 +15,14 @@ from planner.components.quantised import QuantisedWeights, is_known, require_mod
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
-from planner.engines.training import require_choices, require_modelled_training, trained_tensors, training_host, training_steps
+from planner.engines.training import (
+    prepares,
+    require_choices,
+    require_modelled_training,
+    trained_tensors,
+    training_host,
+    training_steps,
+)
 from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
@@ -135,7 +142,8 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     resolved = resolve_format(fmt, architecture)
     require_modelled_experts(resolved, architecture)
     if training:
-        resolved = replace(resolved, rest_dtype=COMPUTED_IN.get(scenario.training.precision, "bf16"))
+        rest = "fp32" if prepares(scenario.training) else COMPUTED_IN.get(scenario.training.precision, "bf16")
+        resolved = replace(resolved, rest_dtype=rest)
     return QuantisedWeights(resolved)
 
 

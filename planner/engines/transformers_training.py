@@ -50,6 +50,8 @@ class TrainingStep:
     trained: tuple[Trainable, ...] = ()
     autocast: bool = False
     """Products run in 16 bit (``torch.autocast``), over fp32 weights where ``dtype_bytes`` say so."""
+    compute_bytes: int = 0
+    """Of a value in a 4-bit product, where what surrounds it was cast to fp32 (``prepare_model_for_kbit_training``)."""
     virtual_tokens: int = 0
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
@@ -86,7 +88,8 @@ def training_phases(
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
         trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
-        quantised=work.quantised, autocast=work.autocast, parameter_bytes=work.dtype_bytes if work.over_masters else 0,
+        quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
+        parameter_bytes=work.dtype_bytes if work.over_masters else 0,
     )  # fmt: skip
     reached = reached_by_gradients(architecture, run, input_requires=bool(work.checkpointing) or work.virtual_tokens > 0)
     if accumulating and not around.holds_gradients:
