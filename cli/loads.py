@@ -36,8 +36,9 @@ def run(options: argparse.Namespace) -> int:
         remote, device = place_of(options.device or default_device(), options.python)
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
-    if remote and options.script is not None:
-        return exits.fail(exits.BAD_INPUT, "--script: a script is run on this machine only; copy it and run it there")
+    own = "--script" if options.script is not None else "--module" if options.module is not None else ""
+    if remote and own:
+        return exits.fail(exits.BAD_INPUT, f"{own}: what is yours is run on this machine only; copy it and run it there")
     problem = "" if remote else why_not()
     if problem:
         return exits.fail(exits.NOT_DONE_HERE, problem)
@@ -53,14 +54,15 @@ def run(options: argparse.Namespace) -> int:
     trouble = keep(measurement, session.recording)
     _show(measurement, outcome, options, str(session.recording.path or ""))
     exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
-    if outcome.exit_code and outcome.stderr_tail and options.script is not None:
+    if outcome.exit_code and outcome.stderr_tail and own:
         sys.stderr.write(outcome.stderr_tail.rstrip() + "\n")
     return exits.fail(outcome.exit_code, outcome.text) if outcome.exit_code else exits.DONE
 
 
 def _bad(options: argparse.Namespace) -> str:
-    if options.scenario is not None or options.attach is not None or (options.load and options.script is not None):
-        return "--load and --script stand alone: neither with each other, nor with a scenario or --attach"
+    kinds = [options.load, options.script, options.module]
+    if options.scenario is not None or options.attach is not None or sum(kind is not None for kind in kinds) > 1:
+        return "--load, --script and --module stand alone: neither with each other, nor with a scenario or --attach"
     if options.load and options.command is not None:
         return "--load takes no command"
     if options.script is not None and not options.script.is_file():
@@ -71,16 +73,17 @@ def _bad(options: argparse.Namespace) -> str:
 def _more(options: argparse.Namespace) -> dict[str, object]:
     if options.load:
         return {}
-    return {"script": str(options.script.absolute()), "arguments": options.command or []}
+    what = {"script": str(options.script.absolute())} if options.script is not None else {"module": options.module}
+    return {**what, "arguments": options.command or []}
 
 
 def _limits(options: argparse.Namespace) -> Limits:
     """A script may think for long without a word."""
-    return Limits(time_s=options.time_limit, silence_s=None if options.script is not None else Limits().silence_s)
+    return Limits(time_s=options.time_limit, silence_s=Limits().silence_s if options.load else None)
 
 
 def _title(options: argparse.Namespace) -> str:
-    return "plain allocations" if options.load else str(options.script)
+    return "plain allocations" if options.load else str(options.script or options.module)
 
 
 def _wait(session: ProbeSession) -> Outcome:

@@ -1,6 +1,6 @@
 """Measure a scenario: a short load in a child process, beside its prediction.
 
-Without a scenario: a ramp of plain allocations (--load ramp), or a script of your own (--script FILE).
+Without a scenario: a ramp of plain allocations (--load ramp), or a script or module of your own (--script FILE, --module NAME).
 Or watch what is not Highwater's: a process that runs (--attach PID), or a command that is launched (-- COMMAND…), with what
 its log says of memory, beside the plan if a scenario is given.
 """
@@ -31,7 +31,8 @@ TAKES_COMMAND = True
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Scenario, device, limits, recording; or whom to watch."""
-    parser.usage = "main.py measure [options] SCENARIO | --load ramp | --script FILE | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
+    alone = "--load ramp | --script FILE | --module NAME"
+    parser.usage = f"main.py measure [options] SCENARIO | {alone} | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument(
         "--device", metavar="WHERE",
@@ -52,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--script", type=Path, metavar="FILE", help="no scenario: run this Python script on torch's counters; -- ARGS"
     )
+    parser.add_argument("--module", metavar="NAME", help="no scenario: the same for a Python module, as python -m does")
     parser.add_argument("--attach", type=int, metavar="PID", help="watch a process that runs; it is never ended")
     parser.add_argument("--log", type=Path, metavar="FILE", help="with --attach: the file its output goes to")
     parser.add_argument("--snapshot", action="store_true", help="record the CUDA allocator's segments after the run")
@@ -63,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the probe to its end and print predicted, measured and error."""
     if options.record is not None and options.record.exists():
         return exits.fail(exits.BAD_INPUT, f"--record: {options.record} exists already; name a new file")
-    if options.load or options.script is not None:
+    if options.load or options.script is not None or options.module is not None:
         from cli import loads  # noqa: PLC0415  only for those who have no model
 
         return loads.run(options)

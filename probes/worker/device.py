@@ -208,7 +208,8 @@ def as_out_of_memory(error: BaseException) -> OutOfMemory | None:
     if isinstance(error, torch.OutOfMemoryError):
         free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
         return OutOfMemory(text, _size_in(text, "Tried to allocate "), free)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+    told = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+    if isinstance(error, MemoryError) or any(words in text for words in told):
         return OutOfMemory(text or "the machine has no memory left", _plain_bytes_in(text), machine_memory()[0] or None)
     return None
 

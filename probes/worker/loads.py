@@ -40,8 +40,10 @@ def run(order: Mapping[str, Any], wire: Wire) -> None:
     """Run an order of one of :data:`MODES` and send its result. Raises :class:`WorkerError`."""
     mode, device = order["mode"], order.get("device") or "cpu"
     kind, _, index = str(device).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise WorkerError("bad_order", f'device: must be "cpu" or "cuda:N", got {device!r}', "device")
+    if kind not in ("cpu", "cuda", "xpu", "mps") or (index and not index.isdigit()):
+        raise WorkerError("bad_order", f'device: must be "cpu" or "cuda:N" ("xpu:N", "mps"), got {device!r}', "device")
+    if mode == "calibrate" and kind in ("xpu", "mps"):
+        raise WorkerError("unsupported", "calibrating needs a CUDA device; predictions know no others' overheads", "device")
     _check(order)
     try:
         import torch
@@ -88,17 +90,21 @@ class Load:
         import torch
 
         from . import device as devices
+        from . import vendors
         from .phases import Phases
 
         self.order, self.wire = order, wire
+        meter: Any
         self.budget_bytes: int | None = order.get("budget_bytes")
         self.on_cpu = str(order.get("device") or "cpu") == "cpu"
         self.counting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.on_cpu:
             self.device, meter = torch.device("cpu"), self._cpu_meter()
-        else:
+        elif str(order["device"]).startswith("cuda"):
             self.device = devices.open_cuda(str(order["device"]), self.budget_bytes)
             meter = devices.CudaMeter(self.device)
+        else:
+            self.device, meter = vendors.open_device(str(order["device"]), self.budget_bytes)
         self.phases = Phases(wire, meter)
 
     def _cpu_meter(self) -> Any:
@@ -169,7 +175,8 @@ def _no_more(load: Load, taken: int, block: int) -> str:
     if load.budget_bytes is not None and taken + block > load.budget_bytes:
         return "budget"
     free, total = devices.machine_memory()
-    return "machine" if load.on_cpu and total and free - block < _LEFT_SHARE * total else ""
+    shared = load.on_cpu or load.device.type == "mps"
+    return "machine" if shared and total and free - block < _LEFT_SHARE * total else ""
 
 
 def _take(load: Load, held: list[Any], block: int) -> bool:

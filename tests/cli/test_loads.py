@@ -32,12 +32,13 @@ def test_a_ramp_says_what_is_available(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @needs_torch
-def test_a_script_of_ones_own(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_or_a_module_of_ones_own(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script = home / "mine.py"
     script.write_text("import sys, torch\nheld = torch.ones(int(sys.argv[1]))\nraise SystemExit(int(sys.argv[2]))\n")
     assert parser.run(["measure", "--script", str(script), "--device", "cpu", "--", str(8 * MIB), "0"]) == 0
     assert "32.0 MiB" in capsys.readouterr().out
-    assert parser.run(["measure", "--script", str(script), "--device", "cpu", "--", "8", "5"]) == 3
+    monkeypatch.chdir(home)
+    assert parser.run(["measure", "--module", "mine", "--device", "cpu", "--", "8", "5"]) == 3
     assert "exit status 5" in capsys.readouterr().err
 
 
@@ -46,6 +47,8 @@ def test_a_script_of_ones_own(home: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["scenario.json", "--load", "ramp"], "stand alone"),
         (["--load", "ramp", "--script", "x.py"], "stand alone"),
+        (["--script", __file__, "--module", "json"], "stand alone"),
+        (["--module", "json", "--device", "ssh:box"], "run on this machine only"),
         (["--load", "ramp", "--", "x"], "takes no command"),
         (["--script", "/no/such.py"], "there is no file /no/such.py"),
     ],
