@@ -47,6 +47,8 @@ def llama_cpp(scenario: Scenario) -> tuple[Command, ...]:
     if "kv_unified" in given:
         options.append(("--kv-unified" if given["kv_unified"] else "--no-kv-unified", True))
     options += [(option, True) for name, option in SWITCHES.items() if given.get(name)]
+    if scenario.offload.kv_cache:
+        given.setdefault("offload_kqv", False)
     options += [(option, True) for name, option in SWITCHES_OFF.items() if given.get(name) is False]
     options += _speculation(ask.speculation, given, notes)
     if "n_outputs_max" in given:

@@ -31,6 +31,8 @@ from planner.scenario import Scenario
 
 __all__ = ["COMPONENTS", "PHASES", "VERSION", "Buffers", "LlamaCppFootprint", "Plan", "llama_cpp_footprint", "plan_of"]
 
+VOCABULARY_DIFFERENCE = 128
+"""``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``: vocabularies that differ by more are no longer taken for the same."""
 PLAIN_FILE_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -118,6 +120,7 @@ def plan_of(
     if scenario.inference.speculation.method == "draft":
         asked.append(draft_options(options))
         models.append(_draft(scenario, fmt, asked[1], context, count, kind))
+        notes.extend(_vocabulary_notes(architecture, models[1].architecture))
     notes.extend(_placement_notes(placement, options))
     if architecture.max_context_tokens and context.cells > architecture.max_context_tokens:
         notes.append(f"{context.cells} cells a sequence exceed the model's context limit of {architecture.max_context_tokens}")
@@ -160,9 +163,17 @@ def _placement_notes(placement: Placement, options: Mapping[str, object]) -> lis
     notes = []
     if placement.device_count > 1 and not options.get("tensor_split") and options.get("split_mode", "layer") == "layer":
         notes.append("layers are split evenly; llama.cpp splits by the memory it finds free on each device: set tensor_split")
+    if placement.host in placement.layers and options.get("use_mmap", True):
+        notes.append("weights that the CPU computes with are counted once; repacked ones stay in the mapped file too (--no-repack)")
     if placement.row_shares:
         notes.append("split_mode row: products spread over devices take memory for a moment that is not counted")
     return notes
+
+
+def _vocabulary_notes(target: Architecture, draft: Architecture) -> list[str]:
+    if abs(target.vocab_size - draft.vocab_size) <= VOCABULARY_DIFFERENCE:
+        return []
+    return [f"the draft model's vocabulary has {draft.vocab_size} entries, the target's {target.vocab_size}: llama.cpp translates"]
 
 
 def _family(architecture: Architecture) -> Family:

@@ -42,6 +42,8 @@ def options_of(scenario: Scenario, architecture: Architecture, notes: list[str])
         "type_v": cache,
         "n_outputs_max": sequences * (1 + proposed),
     }
+    if scenario.offload.kv_cache:
+        defaults["offload_kqv"] = False
     taken = {name: value for name, value in defaults.items() if name not in options}
     if "n_ctx" in taken:
         notes.append(f"inference.engine_options.n_ctx: {taken['n_ctx']}, the prompt and new tokens of {sequences} slots")
@@ -88,6 +90,9 @@ def refuse(scenario: Scenario, architecture: Architecture, options: Mapping[str,
         if getattr(scenario.parallel, dimension) != 1
     )
     faults.extend(_device_faults(options, devices))
+    if scenario.offload.kv_cache not in (0.0, 1.0):
+        message = f"llama.cpp keeps every cache on the host or none beside its layer; use 0 or 1, got {scenario.offload.kv_cache:g}"
+        faults.append(Fault("offload.kv_cache", message))
     if faults:
         raise Faults(faults)
     method = scenario.inference.speculation.method

@@ -500,3 +500,22 @@ def test_the_scorers_of_sparse_attention_have_a_cache_of_their_own() -> None:
     found = llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format("bf16"), 1)
     widths = {term.values["key_bytes"] for term in found.terms if term.component == "kv_cache"}
     assert widths == {2 * (config["kv_lora_rank"] + config["qk_rope_head_dim"]), 2 * config["index_head_dim"]}
+
+
+def test_a_cache_that_is_offloaded_whole_stays_on_the_host() -> None:
+    def ask(share: float):
+        document = {"version": 1, "model": "m", "task": "inference", "weights": "gguf:Q4_K_M", "offload": {"kv_cache": share},
+                    "inference": {"engine": "llama.cpp", "prompt_tokens": 1000, "new_tokens": 24}}  # fmt: skip
+        return llama_cpp_footprint(model("llama3.1-8b-L32"), parse_scenario(document), parse_format("gguf:Q4_K_M"), 1)
+
+    assert ask(1.0).devices[0].kv_cache == 0
+    assert ask(1.0).host.kv_cache == ask(0.0).devices[0].kv_cache
+    with pytest.raises(Faults, match=r"offload\.kv_cache: .*use 0 or 1"):
+        ask(0.5)
+
+
+def test_what_is_not_counted_is_said() -> None:
+    assert any("repacked" in note for note in footprint("llama3.1-8b-L32", 1, options={"n_gpu_layers": 5}).notes)
+    assert not any("repacked" in note for note in footprint("llama3.1-8b-L32", 1).notes)
+    speculation = {"method": "draft", "tokens": 4, "draft": report().runs()["models"]["tinyllama-1.1b-L22"]}
+    assert any("vocabulary" in note for note in footprint("llama3.1-8b-L32", speculation=speculation).notes)
