@@ -71,7 +71,7 @@ def sharded_answer(
     )
 
 
-def one_rank(scenario: Scenario, sharding: str) -> Scenario:
+def one_rank(scenario: Scenario, ways: Ways) -> Scenario:
     """The step of one rank as a scenario of one GPU: what it computes with, without what is around it.
 
     FSDP and DeepSpeed compute in the dtype that they gather or cast to, without masters; replicas as one GPU does.
@@ -79,11 +79,11 @@ def one_rank(scenario: Scenario, sharding: str) -> Scenario:
     ask = scenario.training
     hardware = Hardware(**{**vars(scenario.hardware), "gpus": 1, "nodes": 1})
     alone: dict[str, object] = {"hardware": hardware, "parallel": Parallel(), "offload": Offload()}
-    work: dict[str, object] = {"engine": "transformers"}
-    if sharding != "none":
+    work: dict[str, object] = {"engine": "transformers", "sequence": (ask.sequence or 1) // ways.context}
+    if ways.sharding != "none":
         dtype = "fp32" if COMPUTED_BYTES[ask.precision] == FP32_BYTES else "bf16"
         options = dict(ask.engine_options)
-        if sharding in ZERO_STAGES or ask.precision.startswith("amp"):
+        if ways.sharding in ZERO_STAGES or ask.precision.startswith("amp"):
             options["autocast_adapter_dtype"] = False  # adapters are computed in the same dtype
         alone["weights"] = dtype
         work |= {"precision": dtype, "engine_options": options}
@@ -103,7 +103,7 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
         raise NotModelled(f"{architecture.model_class}: only replicas of encoders are modelled over several GPUs")
     if ask.engine_options.get("contiguous_gradients") is False:
         raise NotModelled("training.engine_options.contiguous_gradients: reductions without a bucket have no closed form yet")
-    require_modelled_training(one_rank(scenario, ways.sharding))
+    require_modelled_training(one_rank(scenario, ways))
     if architecture.kind == "decoder":
         require_modelled(architecture, eager=ask.attention == "eager")
 
@@ -114,7 +114,7 @@ def _rank_answer(
     if plan.stage is not None:
         steps = megatron_steps(scenario, plan.computed, ways, plan.stage)
     else:
-        alone = one_rank(scenario, ways.sharding)
+        alone = one_rank(scenario, ways)
         steps = training_steps(
             alone, plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda, quantised=plan.quantised
         )

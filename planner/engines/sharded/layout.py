@@ -58,8 +58,8 @@ def refuse(scenario: Scenario, architecture: Architecture, ways: Ways) -> None:
     faults += [fault for fault in tensor_faults(architecture, ways.tensor) if fault.path not in {each.path for each in faults}]
     if ways.pipeline > 1 and scenario.engine != "megatron":
         faults.append(Fault("parallel.pipeline", f"{scenario.engine} has no pipeline parallelism here; use 1 or engine megatron"))
-    if ways.context > 1 and scenario.engine != "megatron":
-        faults.append(Fault("parallel.context", f"{scenario.engine} has no context parallelism here; use 1 or engine megatron"))
+    if ways.context > 1 and scenario.engine != "megatron" and ways.sharding != "fsdp":
+        faults.append(Fault("parallel.context", "it goes with sharding fsdp or engine megatron; use 1 or one of these"))
     if ways.tensor > 1 and ways.sharding in ZERO_STAGES and scenario.engine != "megatron":
         faults.append(Fault("parallel.tensor", f"{ways.sharding} beside tensor parallelism is not read here; use 1"))
     faults += _of_experts(scenario, architecture, ways)

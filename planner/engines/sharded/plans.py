@@ -9,15 +9,16 @@ from planner.architecture.layers import Architecture
 from planner.components.optimizers import OPTIMIZERS
 from planner.components.quantised import QuantisedWeights
 from planner.components.states import plain_weights
-from planner.components.tape import Level, Size
+from planner.components.tape import Level
 from planner.components.trainable import adapter_dtype_bytes
 from planner.engines.around import ALONE, Around
+from planner.engines.sharded.beside import Beside, Holds, gathered_head, gathered_keys
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
 from planner.engines.sharded.layout import ZERO_STAGES, Ways
 from planner.engines.sharded.megatron import BF16_BYTES, Stage, require_megatron, stages
 from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_rank
-from planner.engines.sharded.tensor import GatheredHead, tensor_rank
+from planner.engines.sharded.tensor import tensor_rank
 from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
 from planner.engines.training import trained_tensors
 from planner.engines.transformers_answer import PLAIN_BYTES, quantised_weights
@@ -55,11 +56,17 @@ def rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: 
     """The distinct ranks of a settled training, rank 0 first. ``fmt``: of the weights."""
     if scenario.engine == "megatron":
         return _megatron(scenario, architecture, ways)
-    if ways.tensor > 1:
-        found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor), ways, fmt)
-        gathered = _rank_logits(scenario, architecture, ways)
-        return [replace(plan, around=GatheredHead(plan.around, gathered)) if architecture.head else plan for plan in found]
-    return _rank_plans(scenario, architecture, ways, fmt)
+    found = _rank_plans(scenario, tensor_rank(architecture, ways.tensor) if ways.tensor > 1 else architecture, ways, fmt)
+    bytes_ = found[0].compute_bytes
+    if ways.tensor > 1 and architecture.head:
+        found = [_beside(plan, gathered_head(architecture, scenario.training, ways, bytes_)) for plan in found]
+    if ways.context > 1:
+        found = [_beside(plan, gathered_keys(plan.computed, scenario.training, ways, bytes_)) for plan in found]
+    return found
+
+
+def _beside(plan: RankPlan, holds: Holds) -> RankPlan:
+    return replace(plan, around=Beside(plan.around, holds), collectives=plan.collectives + 1)
 
 
 def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
@@ -75,12 +82,6 @@ def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> lis
         )
         for stage in stages(architecture, ways, chunks, ask.gradient_accumulation)
     ]  # fmt: skip
-
-
-def _rank_logits(scenario: Scenario, architecture: Architecture, ways: Ways) -> Size:
-    ask = scenario.training
-    columns = -(-architecture.vocab_size // ways.tensor)
-    return Size(batch=ask.batch, sequence=ask.sequence or 1, vocab_of_rank=columns, bytes=COMPUTED_BYTES[ask.precision])
 
 
 def _rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> list[RankPlan]:
@@ -102,8 +103,8 @@ def _replicated(scenario: Scenario, architecture: Architecture, ways: Ways, fmt:
         around = replicated = Replicated(view=view)
         tensors, _ = trained_tensors(scenario, architecture, bytes_)
         replicated.hold(weights, tensors, None if cap is None else int(str(cap)))
-    collectives = int(ways.data > 1) + int(ways.tensor > 1)
-    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, collectives, quantised=quantised)
+    replicas = int(ways.data > 1)
+    return RankPlan(0, architecture, architecture, weights, around, bytes_, bytes_, replicas, quantised=quantised)
 
 
 def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
@@ -142,7 +143,7 @@ def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -
         weights = plain_weights(stored, policy.shard_bytes)
         plan = RankPlan(
             index, architecture, stored, weights, FullyShard(architecture, policy, scenario.training, index), policy.compute_bytes,
-            policy.shard_bytes, int(policy.ranks > 1) + int(ways.tensor > 1),
+            policy.shard_bytes, int(policy.ranks > 1),
         )  # fmt: skip
         found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
     return found

@@ -23,9 +23,6 @@ from planner.architecture.layers import (
     SequenceMixer,
     Weight,
 )
-from planner.components.tape import Course, Size
-from planner.components.trainable import Trainable
-from planner.engines.around import Around, Blocks, Moment
 from planner.faults import Fault
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
@@ -109,39 +106,3 @@ def _with_weights(mixer: Mixer, split: Split) -> Mixer:
 def has_experts(architecture: Architecture) -> bool:
     """Whether any layer has routed experts."""
     return any(isinstance(channel, MixtureOfExperts) for layer in architecture.decoder.layers for channel in layer.channel)
-
-
-class GatheredHead(Around):
-    """The rank's part of the logits, which stays until the loss is there, around what ``inner`` does."""
-
-    def __init__(self, inner: Around, logits: Size) -> None:
-        self._inner, self._logits = inner, logits
-        self.holds_gradients = inner.holds_gradients
-
-    def adds_gradients(self, *, accumulating: bool) -> bool:
-        """As the sharding does."""
-        return self._inner.adds_gradients(accumulating=accumulating)
-
-    def owned(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
-        """As the sharding does."""
-        return self._inner.owned(tensors)
-
-    def stored(self, tensors: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
-        """As the sharding does."""
-        return self._inner.stored(tensors)
-
-    def at(self, moment: Moment, course: Course) -> None:
-        """The part is made before the whole, and goes when the model returns."""
-        if moment == "loss":
-            course.hold("logits", "logits of the rank", self._logits, -1)
-        self._inner.at(moment, course)
-        if moment == "head":
-            course.hold("logits", "logits of the rank", self._logits, where="head")
-
-    def forward(self, blocks: Blocks) -> Blocks:
-        """As the sharding does."""
-        return self._inner.forward(blocks)
-
-    def backward(self, blocks: Blocks) -> Blocks:
-        """As the sharding does."""
-        return self._inner.backward(blocks)
