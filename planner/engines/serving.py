@@ -43,6 +43,8 @@ class RankMemory:
     graphs_bytes: int
     libraries_bytes: int
     host_bytes: int = 0
+    states_bytes: int = 0
+    """Recurrent states in slots of their own beside the pool."""
 
     @property
     def fixed_bytes(self) -> int:
@@ -68,6 +70,8 @@ class Server:
     """Whether the engine counts its tokens as maximum concurrency · ``max_model_len``."""
     max_requests: int | None = None
     prefix_caching: bool = True
+    swap_bytes: int = 0
+    """Host memory that each GPU's worker pins for preempted requests."""
     refused: tuple[str, ...] = ()
     """Why the server would not start whatever its pool."""
 
@@ -114,6 +118,14 @@ def refuse_context(ask: Inference, limit: int | None, max_model_len: int, engine
     return faults
 
 
+def refuse_chunks(ask: Inference, step_tokens: int, prompt_tokens: int, engine: str, option: str) -> list[Fault]:
+    """A prompt that is not cut into chunks must fit one step (vLLM ``SchedulerConfig.verify_max_model_len``, others alike)."""
+    if ask.chunked_prefill is not False or prompt_tokens <= step_tokens:
+        return []
+    message = f"without chunked prefill {engine} takes a prompt in one step: {prompt_tokens} tokens exceed {option} {step_tokens}"
+    return [Fault("inference.chunked_prefill", f"{message}; raise it or use true")]
+
+
 def refuse_dtype(fmt: Format, gpu: Gpu, engine: str, minimum: Mapping[str, tuple[int, int]]) -> list[Fault]:
     """Formats the card's kernels can't read. ``minimum``: compute capability by the beginning of a format's name."""
     if gpu.compute_capability is None:
@@ -147,6 +159,30 @@ def refuse_layout(scenario: Scenario, engine: str) -> list[Fault]:
         message = f"{spread.tensor} · {spread.pipeline} · {spread.data} ranks need {ranks} GPUs, there are {cards}"
         faults.append(Fault("hardware.gpus", message))
     return faults
+
+
+def refuse_offload(scenario: Scenario, engine: str, offloads: Sequence[str]) -> list[Fault]:
+    """Keeping on the host what the engine has no way to keep there. ``offloads``: what it has."""
+    asked = {"weights": scenario.offload.weights, "kv_cache": scenario.offload.kv_cache}
+    faults = [
+        Fault(f"offload.{name}", f"{engine} has no way to keep {name.replace('_', ' ')} on the host; use 0")
+        for name, share in asked.items()
+        if share and name not in offloads
+    ]
+    if scenario.offload.kv_cache == 1 and not faults:
+        message = f"{engine} computes on blocks of the GPU's pool, blocks on the host are beside it; use less than 1"
+        faults.append(Fault("offload.kv_cache", message))
+    if scenario.offload.optimizer:
+        faults.append(Fault("offload.optimizer", "a served model has no optimizer; use 0"))
+    return faults
+
+
+def refuse_speculation(scenario: Scenario, engine: str, methods: Sequence[str]) -> list[Fault]:
+    """Ways of proposing tokens that the engine does not have."""
+    method = scenario.inference.speculation.method
+    if method in ("none", *methods):
+        return []
+    return [Fault("inference.speculation.method", f"{engine} proposes no tokens by {method}; use none or {', '.join(methods)}")]
 
 
 def refuse_expert(scenario: Scenario, architecture: Architecture) -> list[Fault]:
@@ -271,6 +307,7 @@ def serving_footprint(
     asked = blocks_asked(pool, scenario, server)
     replicas = scenario.parallel.data
     weights = sum(rank.weights_bytes for rank in server.ranks) * scenario.parallel.tensor
+    host = _host(scenario, server)
     return Footprint(
         scenario=to_json(scenario),
         level="predict",
@@ -278,15 +315,40 @@ def serving_footprint(
         trainable_parameters=0,
         weight_bytes=weights,
         gpus=gpus,
-        host=Host(sum(rank.host_bytes for rank in server.ranks), {"weights": sum(rank.host_bytes for rank in server.ranks)}),
+        host=Host(sum(host.values()), host),
         verdict=verdict,
         headroom_bytes=(pool.blocks - asked) * pool.block_bytes,
         uncertainty_bytes=server.uncertainty_bytes,
         limits=LaterMapping(lambda: _limits(scenario, server, replicas)),
         terms=LaterSequence(lambda: (*server.terms, _context_term(machine))),
-        notes=(*notes, *server.notes, *reasons, f"as {server.version} sets up its memory on {gpu.name}"),
+        notes=(
+            *notes,
+            *server.notes,
+            *reasons,
+            *_shared_memory(gpu, host),
+            f"as {server.version} sets up its memory on {gpu.name}",
+        ),
         extra=LaterMapping(lambda: {"engine": _engine_figures(server)}),
     )
+
+
+def _host(scenario: Scenario, server: Server) -> dict[str, int]:
+    """What lies in host memory: weights of all replicas, and blocks that the cache keeps beside its pools on the GPUs."""
+    spread, share = scenario.parallel, scenario.offload.kv_cache
+    weights = sum(rank.host_bytes for rank in server.ranks) * spread.data
+    pools = sum(server.pool.blocks * pool.block_bytes for pool in server.pools) * spread.tensor * spread.data
+    parts, whole = parts_of(share)
+    blocks = pools * parts // (whole - parts) if share else 0
+    held = {"weights": weights, "kv_cache": blocks + server.swap_bytes * len(server.ranks) * spread.tensor * spread.data}
+    return {name: size for name, size in held.items() if size} if scenario.offload.to == "cpu" else {}
+
+
+def _shared_memory(gpu: Gpu, host: Mapping[str, int]) -> list[str]:
+    if not gpu.unified or not host:
+        return []
+    return [
+        f"host and GPU share one memory on {gpu.name}: what lies on the host takes {sum(host.values()) / GIB:.2f} GiB of the same"
+    ]
 
 
 def _engine_figures(server: Server) -> dict[str, object]:
@@ -369,7 +431,7 @@ def _gpus(scenario: Scenario, server: Server, machine: Overheads, capacity: int)
 
 def _phases(rank: RankMemory, pool: Pool, machine: Overheads) -> tuple[Phase, ...]:
     weights = {"weights": rank.weights_bytes, "adapters": rank.adapters_bytes}
-    served = weights | {"kv_cache": pool.size_bytes, "cuda_graphs": rank.graphs_bytes}
+    served = weights | {"kv_cache": pool.size_bytes, "recurrent_state": rank.states_bytes, "cuda_graphs": rank.graphs_bytes}
     context = machine.context_bytes + rank.libraries_bytes
     return (
         _phase("load", weights, machine.context_bytes),

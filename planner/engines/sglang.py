@@ -30,6 +30,7 @@ RULES = Rules(
     cache_bytes={"auto": 0, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1},
     refused_formats={"gguf": "GGUF mixes are loaded tensor by tensor; use llama.cpp", "hqq": "no HQQ loader"},
     state_bytes=4,
+    offloads=("weights", "kv_cache"),
     minimum_capability={"bf16": (8, 0), "fp8": (8, 0), "awq": (7, 5), "gptq": (6, 0), "nvfp4": (10, 0), "mxfp4": (8, 0)},
 )
 BEFORE_HEURISTIC = (0, 5, 0)
@@ -40,6 +41,8 @@ TIERS = (
     (1 << 20, 16384, 512, 512),
 )  # fmt: skip
 """(GiB below, chunked_prefill_size, cuda_graph_max_bs below four GPUs, from four on)."""
+MAX_PREFILL_TOKENS = 16384
+"""Of a step that is not cut into chunks (``max_prefill_tokens``)."""
 LARGE_GIB = 60
 LEAST_REQUESTS, MOST_REQUESTS = 2048, 4096
 STATES = 512
@@ -104,6 +107,8 @@ def _settings(scenario: Scenario, capacity: int) -> tuple[Settings, list[str]]:
     options, spread = scenario.inference.engine_options, scenario.parallel
     _, chunk, small, wide = next(tier for tier in TIERS if capacity < tier[0] * GIB)
     chunk = _integer(options, "chunked_prefill_size", chunk)
+    if scenario.inference.chunked_prefill is False:
+        chunk = MAX_PREFILL_TOKENS
     batch = _integer(options, "cuda_graph_max_bs", small if spread.tensor < 4 else wide)
     given = options.get("mem_fraction_static")
     if isinstance(given, int | float) and not isinstance(given, bool):

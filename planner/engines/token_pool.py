@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Recurrent
@@ -21,6 +22,8 @@ from planner.engines.serving import (
     refuse_expert,
     refuse_format,
     refuse_layout,
+    refuse_offload,
+    refuse_speculation,
     require_decoder,
     share_of,
     value_bytes,
@@ -59,6 +62,9 @@ class Rules:
     minimum_capability: Mapping[str, tuple[int, int]]
     state_bytes: int = 0
     """Bytes of a value of recurrent states; 0: as the model's own rule says."""
+    offloads: tuple[str, ...] = ()
+    """What it can keep on the host."""
+    speculations: tuple[str, ...] = ("draft", "ngram", "mtp", "eagle")
 
 
 @record
@@ -130,6 +136,8 @@ def _refuse(
 ) -> None:
     faults = [
         *refuse_layout(scenario, rules.engine),
+        *refuse_offload(scenario, rules.engine, rules.offloads),
+        *refuse_speculation(scenario, rules.engine, rules.speculations),
         *refuse_expert(scenario, architecture),
         *split_faults(architecture, split),
         *refuse_format(fmt, rules.engine, rules.refused_formats),
@@ -214,7 +222,8 @@ def flat_server(
             blocks = smallest(blocks, most_tokens // page_tokens)
         layouts.append(Layout((spec,), spec.page_bytes))
         pools.append(Pool((spec,), spec.page_bytes, blocks))
-    first = setup.ranks[0]
+    ranks = tuple(replace(rank, states_bytes=states * state) for rank, state in zip(setup.ranks, setup.state_bytes, strict=True))
+    first = ranks[0]
     version = f"{setup.rules.engine} {setup.rules.version}"
     terms = [
         *weight_terms(setup.stages, [rank.weights_bytes for rank in setup.ranks], setup.rules.source),
@@ -222,7 +231,7 @@ def flat_server(
         *pool_terms(pools, layouts[0], because),
     ]
     return Server(
-        ranks=setup.ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
+        ranks=ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
         uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
         notes=(*setup.notes, _known_runs(setup.rules.engine)),
         version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
@@ -252,6 +261,12 @@ def _rank_terms(rank: RankMemory, step_tokens: int, version: str) -> list[Term]:
         found.append(
             Term("cuda_graphs", "2 · sizes · graph_bytes", {}, rank.graphs_bytes, "modelled", f"{version}: captured batch sizes")
         )
+    if rank.adapters_bytes:
+        formula = "count · rank · Σ linears (in + out / tensor) · 2"
+        found.append(Term("adapters", formula, {}, rank.adapters_bytes, "derived", f"{version}: slots are taken up front"))
+    if rank.states_bytes:
+        because = f"{version}: a slot for each sequence that may run"
+        found.append(Term("recurrent_state", "slots · state_bytes", {}, rank.states_bytes, "derived", because))
     if rank.libraries_bytes:
         found.append(
             Term("cuda_context", "NCCL", {}, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")

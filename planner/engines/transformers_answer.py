@@ -77,7 +77,7 @@ def transformers_answer(
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: terms_of(steps, phases, architecture, machine, settled.task)),
-        notes=(*notes, *assumed(architecture)),
+        notes=(*notes, *assumed(architecture), *unshared(settled)),
     )
 
 
@@ -92,6 +92,19 @@ def _host(scenario: Scenario, architecture: Architecture) -> Host:
 def is_spread(scenario: Scenario) -> bool:
     """Whether weights or cache lie on more than one device."""
     return scenario.hardware.gpus * scenario.hardware.nodes > 1 or bool(scenario.offload.weights or scenario.offload.kv_cache)
+
+
+def unshared(scenario: Scenario) -> tuple[str, ...]:
+    """What a server would share or capture, and ``generate`` does not, or not in what is counted."""
+    ask = scenario.inference
+    if scenario.task == "training":
+        return ()
+    found = {
+        f"transformers expands {ask.samples} samples to sequences of their own before the prefill": ask.samples > 1,
+        "transformers keeps every sequence's prefix itself: inference.shared_prefix saves nothing": ask.shared_prefix > 0,
+        "generate compiles the forward for a static cache on a GPU; what its graphs hold is not counted": static_cache(scenario),
+    }
+    return tuple(note for note, holds in found.items() if holds)
 
 
 def assumed(architecture: Architecture) -> tuple[str, ...]:
@@ -160,10 +173,12 @@ def _generation(
 
 
 def generation_of(scenario: Scenario, dtype_bytes: int, quantised: QuantisedWeights | None, *, cuda: bool) -> Generation:
-    """What ``generate`` is asked."""
+    """What ``generate`` is asked: each sample is a sequence from its prompt on, the last turn reads what is kept of the others."""
     ask = scenario.inference
+    new = ask.new_tokens or 1
+    prompt = ask.context_tokens - new if ask.conversation.turns > 1 else ask.prompt_tokens or 1
     return Generation(
-        ask.batch, ask.prompt_tokens or 1, ask.new_tokens or 1, dtype_bytes, cuda=cuda, eager=ask.attention == "eager",
+        ask.batch * ask.samples, prompt, new, dtype_bytes, cuda=cuda, eager=ask.attention == "eager",
         static_cache=static_cache(scenario), quantised=quantised,
     )  # fmt: skip
 
@@ -178,6 +193,14 @@ def require_modelled_generation(scenario: Scenario) -> None:
         "inference.kv_cache": (inference.kv_cache, ("auto",)),
         "inference.engine_options": (cache, ("dynamic", "static")),
     })  # fmt: skip
+    asked = {
+        "speculation: assisted generation": inference.speculation.method != "none",
+        "adapters: adapters beside each other": inference.adapters.count > 0,
+        "chunked_prefill: a prefill in chunks": inference.chunked_prefill is True,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise NotModelled(f"inference.{what} by transformers has no closed form yet")
     if scenario.parallel != Parallel():
         raise NotModelled("parallel: transformers' own tensor parallelism (tp_plan) has no closed form yet; a device map needs 1")
 

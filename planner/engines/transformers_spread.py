@@ -33,6 +33,7 @@ from planner.engines.transformers_answer import (
     quantised_weights,
     require_modelled_generation,
     static_cache,
+    unshared,
 )
 from planner.explain import terms_of
 from planner.faults import Fault, Faults
@@ -113,7 +114,7 @@ def spread_answer(
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: _terms(steps, phases, architecture, machine)),
-        notes=(*notes, *assumed(architecture), *_notes(parts), *_overflow(phases[-1], capacity)),
+        notes=(*notes, *assumed(architecture), *unshared(settled), *_notes(parts), *_overflow(phases[-1], capacity)),
     )
 
 

