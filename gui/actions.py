@@ -46,6 +46,8 @@ class Act(Enum):
     MEASURE = auto()
     REHEARSE = auto()
     STOP = auto()
+    WATCH = auto()
+    CALIBRATE = auto()
     HELP = auto()
     SHORTCUTS = auto()
     ABOUT = auto()
@@ -88,13 +90,15 @@ _SPECS: dict[Act, _Spec] = {
     Act.UNITS_GIB: _Spec("&GiB (2³⁰ bytes)", value="GiB"),
     Act.UNITS_GB: _Spec("G&B (10⁹ bytes)", value="GB"),
     Act.UNITS_MIB: _Spec("&MiB (2²⁰ bytes)", value="MiB"),
-    Act.ZOOM_IN: _Spec("Zoom &in", _KEY.ZoomIn, "Everything larger, from the next start"),
-    Act.ZOOM_OUT: _Spec("Zoom &out", _KEY.ZoomOut, "Everything smaller, from the next start"),
-    Act.ZOOM_RESET: _Spec("&Normal size", "Ctrl+0", "As the system has it, from the next start"),
+    Act.ZOOM_IN: _Spec("Zoom &in", _KEY.ZoomIn, "Larger texts, and room for them"),
+    Act.ZOOM_OUT: _Spec("Zoom &out", _KEY.ZoomOut, "Smaller texts"),
+    Act.ZOOM_RESET: _Spec("&Normal size", "Ctrl+0", "Texts as they were made"),
     Act.NEXT_PANE: _Spec("Next pa&ne", "F6", "From the form to the tab, to the why panel, and around"),
     Act.MEASURE: _Spec("&Measure", "Ctrl+R", "Run the load in a child process and draw its memory", "measure"),
     Act.REHEARSE: _Spec("&Rehearse", "Ctrl+E", "Run the model on fake tensors and open its peaks; needs no GPU", "rehearse"),
     Act.STOP: _Spec("&Stop", "Ctrl+.", "End the run; what was recorded stays", "stop"),
+    Act.WATCH: _Spec("&Watch a process or a command …", "Ctrl+Shift+W", "Plot what is not Highwater's against the plan"),
+    Act.CALIBRATE: _Spec("&Calibrate …", "", "Let predictions use what this machine adds outside the tensors"),
     Act.HELP: _Spec("&Help on this tab", _KEY.HelpContents, "What the tab in front shows and does"),
     Act.SHORTCUTS: _Spec("&Keyboard shortcuts"),
     Act.ABOUT: _Spec("&About Highwater"),

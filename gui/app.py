@@ -24,27 +24,25 @@ from gui.pins import Pins
 from gui.settings import THEME, ZOOM_PERCENT, Settings
 from gui.state import State
 from gui.theme import theme
+from gui.translate import tr
 from gui.warm_up import WarmUp
 from gui.window import DEFAULT_SIZE, MainWindow
 from planner.scenario import Scenario
 from resources.home import highwater_home
 
 logger = logging.getLogger(__name__)
-_NORMAL_ZOOM = 100
 _SETTLE_MS, _SETTLE_LIMIT_MS = 150, 8_000
 
 
 def run(scenario: Scenario | None = None, paths: Sequence[Path] = ()) -> int:
     """Open the window, on ``scenario`` or the first plan, with ``paths`` opened in it; returns the exit status."""
-    zoom = Settings().get(ZOOM_PERCENT)
-    if zoom != _NORMAL_ZOOM:
-        os.environ.setdefault("QT_SCALE_FACTOR", str(zoom / 100))
     application = make_application()
     reporter = CrashReporter(highwater_home(), application)
     reporter.install()
     left = reporter.enable_faulthandler()
     window = make_window(scenario)
     theme().choose(window.context.settings.get(THEME))
+    theme().zoom(window.context.settings.get(ZOOM_PERCENT))
     window.show()
     window.context.machine.start()
     WarmUp(window.context.operations, window)
@@ -52,7 +50,9 @@ def run(scenario: Scenario | None = None, paths: Sequence[Path] = ()) -> int:
         window.open_file(path)
     if left:
         logger.warning("the last start ended in a crash:\n%s", left)
-        window.say(f"The last start ended in a crash; its stack is in the log and was in {highwater_home() / 'crash.txt'}")
+        window.say(
+            tr("The last start ended in a crash; its stack is in the log and was in {}").format(highwater_home() / "crash.txt")
+        )
     status = application.exec()
     reporter.close()
     return status

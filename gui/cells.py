@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, QRect, QRectF, Qt
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QRect, QRectF, Qt, Slot
 from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QAbstractItemView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
 
 from gui.painting import paint_component
 from gui.text import LEFT, RIGHT, write
-from gui.theme import font, theme
+from gui.theme import font, px, theme
+from gui.translate import tr
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
 _SELECTED = QStyle.StateFlag.State_Selected
@@ -48,7 +49,7 @@ class CellModel(QAbstractTableModel):
 
     def __init__(self, columns: Sequence[Column], parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.columns = tuple(columns)
+        self.columns = translated(columns)
         self._cells: list[list[Cell]] = []
 
     def show_cells(self, rows: Sequence[list[Cell]]) -> None:
@@ -71,7 +72,7 @@ class CellModel(QAbstractTableModel):
     def show_columns(self, columns: Sequence[Column]) -> None:
         """Begin anew under other headings."""
         self.beginResetModel()
-        self.columns, self._cells = tuple(columns), []
+        self.columns, self._cells = translated(columns), []
         self.endResetModel()
 
     def cell(self, row: int, column: int) -> Cell:
@@ -108,6 +109,11 @@ class CellModel(QAbstractTableModel):
         return side | Qt.AlignmentFlag.AlignVCenter
 
 
+def translated(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """The headings in the language of the window."""
+    return tuple(Column(tr(column.heading), column.figures) for column in columns)
+
+
 class CellDelegate(QStyledItemDelegate):
     """Paints the cells of a :class:`CellModel`."""
 
@@ -129,11 +135,31 @@ class CellDelegate(QStyledItemDelegate):
             write(painter, room, cell.text, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
 
 
+class _Rows(QObject):
+    """Rows as high as their texts need."""
+
+    def __init__(self, table: QTableView, height: int) -> None:
+        super().__init__(table)
+        self._table, self._height, self._percent = table, height, 100
+        self.restyle()
+
+    @Slot()
+    def restyle(self) -> None:
+        """Look sizes and colours up again."""
+        self._table.setFont(font(tabular=True))
+        self._table.verticalHeader().setDefaultSectionSize(px(self._height))
+        self._table.viewport().update()
+        ratio, self._percent = theme().percent / self._percent, theme().percent
+        header = self._table.horizontalHeader()
+        for column in range(header.count()) if ratio != 1 else ():
+            if header.sectionResizeMode(column) != QHeaderView.ResizeMode.Stretch:
+                header.resizeSection(column, round(header.sectionSize(column) * ratio))
+
+
 def dress(table: QTableView, model: CellModel, row_height: int) -> None:
     """Give ``table`` the model, the delegate and the habits that all tables share."""
     table.setModel(model)
     table.setItemDelegate(CellDelegate(table))
-    table.setFont(font(tabular=True))
     table.setShowGrid(False)
     table.setWordWrap(False)
     table.setTabKeyNavigation(False)
@@ -142,10 +168,10 @@ def dress(table: QTableView, model: CellModel, row_height: int) -> None:
     table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
     table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
     table.verticalHeader().hide()
-    table.verticalHeader().setDefaultSectionSize(row_height)
     table.horizontalHeader().setHighlightSections(False)
     table.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
-    theme().changed.connect(table.viewport().update)
+    resized = _Rows(table, row_height)
+    theme().changed.connect(resized.restyle)
 
 
 _ROLES: dict[int, Callable[[Cell], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QDialog, QDialogButtonBox, QVBoxLayout, QWidget
@@ -98,7 +99,7 @@ class HelpWindow(QDialog):
 
     def show_tab(self, name: str, title: str) -> None:
         """Show the page of the tab ``name``."""
-        self._show(title, HELP.get(name, ()))
+        self._show(title, tuple(replace(one, text=tr(one.text)) for one in HELP.get(name, ())))
 
     def show_shortcuts(self, shortcuts: Mapping[str, str]) -> None:
         """Show every command that has a key."""

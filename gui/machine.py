@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
+from gui.units import format_bytes
 from planner.units import MIB
 from probes.drivers import Drivers
 from probes.nvml import GpuReading, NvmlState
@@ -86,6 +87,11 @@ class Machine(QObject):
         largest = max(fullest.processes, key=lambda process: process.used_bytes or 0, default=None)
         held = (largest.used_bytes or 0) if largest else 0
         return Now(fullest.memory.free_bytes or 0, self._holders.get(largest.pid, "") if largest else "", held)
+
+    def holders(self) -> list[str]:
+        """Every process that holds memory of a GPU, as ``4711 python · 21.00 GiB``."""
+        held = {process.pid: process.used_bytes for reading in self._readings for process in reading.processes}
+        return [f"{pid} {self._holders.get(pid, '')} · {format_bytes(size or 0)}" for pid, size in held.items()]
 
     def _sample(self) -> None:
         readings = self._nvml.readings()

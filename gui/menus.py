@@ -24,7 +24,7 @@ MENUS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     )),
     ("&View", ("tabs", None, ("&Theme", THEMES), ("&Units", UNITS), None, Act.ZOOM_IN, Act.ZOOM_OUT, Act.ZOOM_RESET, None,
                Act.NEXT_PANE)),
-    ("&Probe", (Act.MEASURE, Act.REHEARSE, Act.STOP)),
+    ("&Probe", (Act.MEASURE, Act.REHEARSE, Act.STOP, None, Act.WATCH, None, Act.CALIBRATE)),
     ("&Help", (Act.HELP, Act.SHORTCUTS, Act.ABOUT)),
 )  # fmt: skip
 

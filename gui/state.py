@@ -155,6 +155,11 @@ class State(QObject):
         self.scenario_changed.emit(scenario)
         self._recompute()
 
+    @Slot()
+    def predict_anew(self) -> None:
+        """The same scenario again: what is known of its card has changed."""
+        self._recompute()
+
     def close(self) -> None:
         """Explain nothing any more."""
         self._pause.stop()

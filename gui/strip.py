@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QWidget
 from gui.icons import icon
 from gui.machine import Machine
 from gui.theme import font, set_role, theme
+from gui.translate import tr
 from gui.units import format_bytes
 from probes.nvml import GpuReading
 
@@ -23,7 +24,7 @@ class GpuStrip(QWidget):
         super().__init__(parent)
         self._machine = machine
         self._icon = QLabel()
-        self._words = QLabel("Looking for GPUs …")
+        self._words = QLabel(tr("Looking for GPUs …"))
         self._cells: list[_Cell] = []
         self._row = QHBoxLayout(self)
         self._row.setContentsMargins(14, 5, 14, 5)
@@ -31,7 +32,7 @@ class GpuStrip(QWidget):
         set_role(self, "strip")
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         set_role(self._words, "small")
-        self.setAccessibleName("GPUs of this machine")
+        self.setAccessibleName(tr("GPUs of this machine"))
         self._row.addWidget(self._icon)
         self._row.addWidget(self._words, 1)
         machine.changed.connect(self._rebuild)
@@ -53,7 +54,7 @@ class GpuStrip(QWidget):
         for cell in self._cells:
             self._row.insertWidget(self._row.count() - 1, cell)
         state = self._machine.state
-        self._words.setText("" if state is None or self._cells else str(state) or "The NVIDIA driver lists no GPU.")
+        self._words.setText("" if state is None or self._cells else str(state) or tr("The NVIDIA driver lists no GPU."))
 
     @Slot(object)
     def _show(self, readings: tuple[GpuReading, ...]) -> None:
@@ -87,7 +88,7 @@ class _Cell(QWidget):
         if known:
             self._bar.setValue(_STEPS * (memory.used_bytes or 0) // (memory.total_bytes or 1))
         self._text.setText(reading.trouble or _words(reading))
-        self.setAccessibleName(f"GPU {reading.index}: {self._text.text()}")
+        self.setAccessibleName(tr("GPU {}: {}").format(reading.index, self._text.text()))
 
 
 def _words(reading: GpuReading) -> str:

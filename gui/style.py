@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,10 +117,10 @@ QLabel[role="badge"] { color: @tight; border: 1px solid @tight; border-radius: 4
 """
 
 
-def style_sheet(colour: Callable[[str], str], *, dark: bool) -> str:
-    """The sheet with every ``@name`` replaced by its colour."""
+def style_sheet(colour: Callable[[str], str], pixels: Callable[[int], int], *, dark: bool) -> str:
+    """The sheet with every ``@name`` replaced by its colour, and sizes of texts by what ``pixels`` makes of them."""
     sheet = _SHEET.replace("@icons", _ICONS.as_posix()).replace("@tone", "dark" if dark else "light")
     names = sorted({part.split()[0].strip(";,") for part in sheet.split("@")[1:]}, key=len, reverse=True)
     for name in names:
         sheet = sheet.replace(f"@{name}", colour(name))
-    return sheet
+    return re.sub(r"(font-size|min-height): (\d+)px", lambda found: f"{found[1]}: {pixels(int(found[2]))}px", sheet)

@@ -7,12 +7,13 @@ from functools import lru_cache
 from PySide6.QtCore import QPointF, QRect, QRectF, Qt
 from PySide6.QtGui import QColor, QFontMetricsF, QPainter, QStaticText
 
-from gui.theme import NORMAL, font
+from gui.theme import NORMAL, font, kept_until_zoomed
 
 _KEPT = 4096
 LEFT, RIGHT, CENTRE = 0.0, 1.0, 0.5
 
 
+@kept_until_zoomed
 @lru_cache(maxsize=_KEPT)
 def width_of(text: str, size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> float:
     """How wide ``text`` is in pixels."""
@@ -40,6 +41,7 @@ def write(
     painter.drawStaticText(QPointF(left, room.top() + (room.height() - height) / 2), static)
 
 
+@kept_until_zoomed
 @lru_cache(maxsize=_KEPT)
 def _laid(text: str, size: int, bold: bool, tabular: bool) -> tuple[QStaticText, float, float]:  # noqa: FBT001  a cache key
     static = QStaticText(text)
@@ -48,12 +50,14 @@ def _laid(text: str, size: int, bold: bool, tabular: bool) -> tuple[QStaticText,
     return static, static.size().width(), static.size().height()
 
 
+@kept_until_zoomed
 @lru_cache(maxsize=_KEPT)
 def _elided(text: str, width: int, size: int, bold: bool, tabular: bool) -> str:  # noqa: FBT001  a cache key
     metrics = QFontMetricsF(font(size, bold=bold, tabular=tabular))
     return metrics.elidedText(text, Qt.TextElideMode.ElideRight, width)
 
 
+@kept_until_zoomed
 @lru_cache(maxsize=256)
 def wrapped(text: str, width: int, size: int = NORMAL) -> tuple[str, ...]:
     """``text`` in lines of at most ``width`` pixels, broken between words."""

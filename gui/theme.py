@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QFont, QFontDatabase, QGuiApplication, QPalette
@@ -38,6 +39,7 @@ SCHEMES = {
 }  # fmt: skip
 FONT_FILES = tuple((Path(__file__).parent / "fonts").glob("*.otf"))
 SMALL, NORMAL, LARGE, DISPLAY = 11, 12, 15, 21
+Kept = TypeVar("Kept")
 
 
 class Theme(QObject):
@@ -50,8 +52,12 @@ class Theme(QObject):
         self._application = application
         self._choice = "system"
         self._dark = False
+        self._applied: tuple[bool, int] | None = None
+        self._family = _load_family()
+        self.percent = 100
+        """How large texts are, and what holds them."""
         application.setStyle("Fusion")
-        application.setFont(_load_font())
+        application.setFont(_plain_font(self._family, NORMAL))
         application.styleHints().colorSchemeChanged.connect(self._follow)
 
     @property
@@ -64,6 +70,15 @@ class Theme(QObject):
         self._choice = name
         self._application.styleHints().setColorScheme(SCHEMES[name])
         self._apply()
+
+    def zoom(self, percent: int) -> None:
+        """Write everything so large, from now on."""
+        if percent != self.percent:
+            self.percent = percent
+            for kept in _OF_SIZES:
+                kept.cache_clear()
+            self._application.setFont(_plain_font(self._family, px(NORMAL)))
+            self._apply()
 
     def colour(self, name: str) -> QColor:
         """The colour of a role, as it is now; whoever changes it takes a copy."""
@@ -81,8 +96,11 @@ class Theme(QObject):
     def _apply(self) -> None:
         system_dark = self._application.styleHints().colorScheme() == Qt.ColorScheme.Dark
         self._dark = self._choice == "dark" or (self._choice == "system" and system_dark)
+        if self._applied == (self._dark, self.percent):
+            return
+        self._applied = (self._dark, self.percent)
         self._application.setPalette(self._palette())
-        self._application.setStyleSheet(style_sheet(lambda name: self.colour(name).name(), dark=self._dark))
+        self._application.setStyleSheet(style_sheet(lambda name: self.colour(name).name(), px, dark=self._dark))
         self.changed.emit()
 
     def _palette(self) -> QPalette:
@@ -123,11 +141,26 @@ def _fill(component: str, dark: bool) -> tuple[QColor, str]:  # noqa: FBT001  a 
     return QColor(fill.dark if dark else fill.light), fill.hatch
 
 
+def px(size: int) -> int:
+    """``size`` pixels of a text of normal size, or of what holds it, as large as texts are now."""
+    return round(size * theme().percent / 100)
+
+
+def kept_until_zoomed(function: Kept) -> Kept:
+    """What a cache holds of texts is wrong once they have another size."""
+    _OF_SIZES.append(function)
+    return function
+
+
+_OF_SIZES: list[Any] = []
+
+
+@kept_until_zoomed
 @lru_cache(maxsize=32)
 def font(size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> QFont:
     """The window's font in pixels; ``tabular`` gives every figure the same width."""
     made = QFont(QApplication.font())
-    made.setPixelSize(size)
+    made.setPixelSize(px(size))
     made.setWeight(QFont.Weight.DemiBold if bold else QFont.Weight.Normal)
     if tabular:
         made.setFeature(QFont.Tag("tnum"), 1)
@@ -156,11 +189,15 @@ def _luminance(colour: QColor) -> float:
     return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
 
 
-def _load_font() -> QFont:
+def _load_family() -> str:
     """The bundled font: a bare machine may have none, and then Qt draws no text at all."""
     families: list[str] = []
     for file in FONT_FILES:
         families += QFontDatabase.applicationFontFamilies(QFontDatabase.addApplicationFont(str(file)))
-    made = QFont(families[:1]) if families else QFont()
-    made.setPixelSize(NORMAL)
+    return families[0] if families else ""
+
+
+def _plain_font(family: str, size: int) -> QFont:
+    made = QFont([family]) if family else QFont()
+    made.setPixelSize(size)
     return made

@@ -9,8 +9,10 @@ from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from gui.page import FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
 from gui.theme import set_role
+from gui.translate import tr
 from gui.units import format_bytes, units
-from planner.words import CERTAINTIES, COMPONENTS, PHASES, word
+from gui.words import word
+from planner.words import CERTAINTIES, COMPONENTS, PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +34,7 @@ class WhyPanel(QWidget):
         self._behind: tuple[tuple[str, str], list[Paragraph]] = (("", ""), [])
         """What was explained last, and how: it stays for the moment until the terms of an edit have come."""
         self._page = Page()
-        self._page.setAccessibleName("Why this number")
+        self._page.setAccessibleName(tr("Why this number"))
         self._lay_out()
         state.plan_changed.connect(self._refresh)
         state.explained.connect(self._refresh)
@@ -51,7 +53,7 @@ class WhyPanel(QWidget):
     def _lay_out(self) -> None:
         set_role(self, "side")
         self.setMinimumWidth(NARROW)
-        heading = QLabel("WHY")
+        heading = QLabel(tr("WHY"))
         set_role(heading, "section")
         column = QVBoxLayout(self)
         column.setContentsMargins(14, 12, 6, 8)
@@ -70,7 +72,7 @@ class WhyPanel(QWidget):
         if footprint is None:
             return []
         if shown is None:
-            return [Paragraph(TITLE, "No closed form"), *notes(footprint)]
+            return [Paragraph(TITLE, tr("No closed form")), *notes(footprint)]
         _, phase = shown
         component = selection.component
         if component is None or not phase.components.get(component):
@@ -87,7 +89,7 @@ def headline(phase: Phase, component: str) -> list[Paragraph]:
     return [
         Paragraph(TITLE, named.label),
         Paragraph(SIZE, format_bytes(size)),
-        Paragraph(MUTED, f"{size:,} bytes · {word(PHASES, phase.name).label.lower()}"),
+        Paragraph(MUTED, tr("{} bytes · {}").format(f"{size:,}", word(PHASES, phase.name).label.lower())),
         Paragraph(MUTED, named.meaning),
     ]
 
@@ -100,30 +102,32 @@ def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[T
 
 def notes(footprint: Footprint) -> list[Paragraph]:
     """What was taken by default, and what else there is to know."""
-    heading = [Paragraph(HEAD, "DEFAULTS AND NOTES")] if footprint.notes else []
+    heading = [Paragraph(HEAD, tr("DEFAULTS AND NOTES"))] if footprint.notes else []
     return [*heading, *(Paragraph(SMALL_PRINT, note) for note in footprint.notes)]
 
 
 def opened(peak: OpenedPeak) -> list[Paragraph]:
     """What lived at the highest moment of a rehearsed phase, and who reached it."""
     phase = word(PHASES, peak.phase).label
-    place = f"at {peak.phase} of {peak.module or 'the model'}: {peak.operator}" if peak.operator else "held from the start"
+    place = tr("held from the start")
+    if peak.operator:
+        place = tr("at {} of {}: {}").format(peak.phase, peak.module or tr("the model"), peak.operator)
     groups = peak.condensed()
     rest = groups[_GROUPS_SHOWN:]
     told = [line for group in groups[:_GROUPS_SHOWN] for line in _group(group)]
     if rest:
-        told.append(Paragraph(PART, format_bytes(sum(group.bytes for group in rest)), "The rest"))
+        told.append(Paragraph(PART, format_bytes(sum(group.bytes for group in rest)), tr("The rest")))
     return [
-        Paragraph(TITLE, f"{phase}, rehearsed peak"),
+        Paragraph(TITLE, tr("{}, rehearsed peak").format(phase)),
         Paragraph(SIZE, format_bytes(peak.allocated_bytes)),
         Paragraph(FORMULA, place),
-        Paragraph(MUTED, f"{peak.allocated_bytes:,} bytes allocated. What lived then, largest first:"),
+        Paragraph(MUTED, tr("{} bytes allocated. What lived then, largest first:").format(f"{peak.allocated_bytes:,}")),
         *told,
     ]
 
 
 def _group(group: TensorGroup) -> list[Paragraph]:
-    count = f"{group.count:,} tensor{'s' if group.count > 1 else ''}"
+    count = (tr("{} tensors") if group.count > 1 else tr("{} tensor")).format(f"{group.count:,}")
     made = " · ".join(filter(None, (count, group.operator, group.module)))
     return [Paragraph(PART, word(COMPONENTS, group.component).label, format_bytes(group.bytes)), Paragraph(SMALL_PRINT, made)]
 
@@ -132,7 +136,7 @@ def _terms(terms: list[Term]) -> list[Paragraph]:
     """Each term with the numbers put in; sources and certainties that repeat are told once, after the last."""
     if not terms:
         return []
-    parts = [Paragraph(HEAD, "FORMULA" if len(terms) == 1 else f"SUM OF {len(terms)} TERMS")]
+    parts = [Paragraph(HEAD, tr("FORMULA") if len(terms) == 1 else tr("SUM OF {} TERMS").format(len(terms)))]
     for term, after in zip(terms, [*terms[1:], None], strict=True):
         parts += _term(term, alone=len(terms) == 1)
         if after is None or (after.certainty, after.because) != (term.certainty, term.because):

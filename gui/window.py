@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialog, QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
 from gui.actions import THEMES, UNITS, Act, icon_of, make_action
 from gui.context import Context
@@ -23,7 +23,7 @@ from gui.settings import UNITS as UNITS_SETTING
 from gui.sharing import Sharing
 from gui.strip import GpuStrip
 from gui.tabs import TABS
-from gui.theme import set_role, theme
+from gui.theme import px, set_role, theme
 from gui.translate import tr
 from gui.units import units
 from gui.why import NARROW as WHY_NARROW
@@ -32,6 +32,9 @@ from gui.why import WhyPanel
 from planner.scenario import ModelPath
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gui.calibrate.window import CalibrateWindow
     from planner.report.content import Levels
     from resources.plan import Plan
 
@@ -39,7 +42,7 @@ DEFAULT_SIZE = (1400, 900)
 MINIMUM_SIZE = (1000, 680)
 _STATUS_MS = 8_000
 _NARROW_BELOW = 1230
-_ZOOM_STEP, _ZOOM_RANGE = 10, (70, 250)
+_ZOOM_STEP, _ZOOM_RANGE = 10, (80, 160)
 
 
 class MainWindow(QMainWindow):
@@ -157,7 +160,8 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         slots = {
             Act.QUIT: self.close, Act.PIN: self._pin, Act.MEASURE: self._measure, Act.REHEARSE: self._rehearse,
-            Act.STOP: self._stop, Act.FOCUS_MODEL: self._focus_model, Act.NEXT_PANE: self._next_pane,
+            Act.STOP: self._stop, Act.WATCH: self._watch, Act.CALIBRATE: self.calibrate,
+            Act.FOCUS_MODEL: self._focus_model, Act.NEXT_PANE: self._next_pane,
             Act.ZOOM_IN: self._zoom_in, Act.ZOOM_OUT: self._zoom_out, Act.ZOOM_RESET: self._zoom_reset,
         }  # fmt: skip
         for act, slot in {**slots, **self.documents.slots, **self.sharing.slots, **self.guide.slots}.items():
@@ -201,15 +205,18 @@ class MainWindow(QMainWindow):
     def showEvent(self, event: QShowEvent) -> None:
         """Share the width out once it is known: a narrow window takes from the why panel first."""
         if not event.spontaneous():
-            why = WHY_WIDTH if self.width() >= DEFAULT_SIZE[0] * 0.85 else WHY_NARROW
-            self._splitter.setSizes([FORM_WIDTH, self.width() - FORM_WIDTH - why, why])
+            self._share_out()
             self.tabs.tabBar().setFocus()
         super().showEvent(event)
+
+    def _share_out(self) -> None:
+        why = px(WHY_WIDTH) if self.width() >= px(DEFAULT_SIZE[0]) * 0.85 else WHY_NARROW
+        self._splitter.setSizes([px(FORM_WIDTH), self.width() - px(FORM_WIDTH) - why, why])
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """Where there is little room, the tabs' names are written small, so that all of them can be seen."""
         super().resizeEvent(event)
-        role = "narrow" if self.width() < _NARROW_BELOW else ""
+        role = "narrow" if self.width() < px(_NARROW_BELOW) else ""
         if self.tabs.tabBar().property("role") != role:
             set_role(self.tabs.tabBar(), role)
 
@@ -221,7 +228,7 @@ class MainWindow(QMainWindow):
         settings.set(ADVANCED, self.form.advanced)
         save_session(settings, self._context.state.scenario)
         self.statusBar().clearMessage()
-        for widget in self._built.values():
+        for widget in (*self._built.values(), *self.findChildren(QDialog)):
             widget.close()
         self._context.machine.stop()
         self._context.state.close()
@@ -285,7 +292,9 @@ class MainWindow(QMainWindow):
     def _zoom(self, percent: int) -> None:
         percent = min(max(percent, _ZOOM_RANGE[0]), _ZOOM_RANGE[1])
         self._context.settings.set(ZOOM_PERCENT, percent)
-        self.say(tr("{} % from the next start").format(percent))
+        theme().zoom(percent)
+        self._share_out()
+        self.say(tr("Texts at {} %").format(percent))
 
     @Slot()
     def _restyle(self) -> None:
@@ -316,6 +325,25 @@ class MainWindow(QMainWindow):
     def _stop(self) -> None:
         if "probe" in self._built:
             self._built["probe"].stop()  # type: ignore[attr-defined]
+
+    @Slot()
+    def _watch(self) -> None:
+        self.show_tab("probe").ask_watch()  # type: ignore[attr-defined]
+
+    @Slot()
+    def calibrate(self, paths: Sequence[Path] = ()) -> CalibrateWindow:
+        """Open the Calibrate window; with recordings, on what they say."""
+        from gui.calibrate.window import CalibrateWindow  # noqa: PLC0415  not needed for the first paint
+
+        found = self.findChild(CalibrateWindow)
+        if found is None:
+            found = CalibrateWindow(self._context, self)
+            found.changed.connect(self._context.state.predict_anew)
+        found.show()
+        found.raise_()
+        if paths:
+            found.fit_on(paths)
+        return found
 
     @Slot()
     def _focus_model(self) -> None:

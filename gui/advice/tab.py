@@ -14,9 +14,10 @@ from gui.operations import Operation
 from gui.theme import set_role
 from gui.translate import tr
 from gui.units import format_bytes
+from gui.words import word
 from planner.advise import Advice, advise
 from planner.predict import predict
-from planner.words import VERDICTS, word
+from planner.words import VERDICTS
 
 if TYPE_CHECKING:
     from gui.context import Context

@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 from gui.cells import Cell, CellModel, Column, dress
 from gui.translate import tr
 from gui.units import format_bytes
-from planner.words import VERDICTS, word
+from gui.words import word
+from planner.words import VERDICTS
 
 if TYPE_CHECKING:
     from planner.advise import Advice

@@ -14,7 +14,8 @@ from gui.icons import icon
 from gui.theme import set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
-from planner.words import VERDICTS, word
+from gui.words import word
+from planner.words import VERDICTS
 
 if TYPE_CHECKING:
     from resources.plan import Plan

@@ -7,13 +7,14 @@ from math import nan
 
 from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import Cell, CellModel, Column, dress, translated
 from gui.compare.difference import Figure, Input, differing_inputs, figures
 from gui.translate import tr
 from gui.units import format_bytes
+from gui.words import word
 from planner.footprint import METERS as METER_NAMES
 from planner.footprint import Footprint
-from planner.words import COMPONENTS, METERS, Word, word
+from planner.words import COMPONENTS, METERS, Word
 
 _ROW_HEIGHT, _FIRST_WIDTH = 24, 190
 
@@ -32,7 +33,7 @@ class DifferenceTable(QTableView):
         columns = (Column(tr("At the peak")), *(Column(name, figures=True) for name in names))
         rows = [_input_cells(one) for one in differing_inputs(footprints)]
         rows += [_figure_cells(one) for one in figures(footprints)]
-        if columns != self.differences.columns:
+        if translated(columns) != self.differences.columns:
             self.differences.show_columns(columns)
             header = self.horizontalHeader()
             header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)

@@ -13,7 +13,8 @@ from gui.cells import Cell, CellModel, Column, dress
 from gui.fits.answers import COUNTS, Answer, CardRow
 from gui.translate import tr
 from gui.units import format_bytes
-from planner.words import VERDICTS, word
+from gui.words import word
+from planner.words import VERDICTS
 
 _ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 70, 600
 _MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}

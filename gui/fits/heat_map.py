@@ -10,10 +10,11 @@ from gui.fits.answers import GOOD, Answer, Map
 from gui.form.summary import token_words
 from gui.painting import mixed, paint_hatch
 from gui.text import CENTRE, RIGHT, width_of, write
-from gui.theme import SMALL, ink_on, theme
+from gui.theme import SMALL, ink_on, px, theme
 from gui.translate import tr
+from gui.words import word
 from planner.palette import DIAGONAL
-from planner.words import VERDICTS, word
+from planner.words import VERDICTS
 
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 8, 40, 8
 _LEAST_CELL, _MOST_CELL = 22, 40
@@ -55,7 +56,7 @@ class HeatMap(QWidget):
         """Where a cell is drawn; row 0 is the lowest."""
         width, height = self._cell_size()
         count = len(self._map.batches) if self._map else 1
-        return QRectF(_LEFT + column * width, _TOP + (count - 1 - row) * height, width, height)
+        return QRectF(px(_LEFT) + column * width, px(_TOP) + (count - 1 - row) * height, width, height)
 
     @property
     def current(self) -> Answer | None:
@@ -64,16 +65,16 @@ class HeatMap(QWidget):
 
     def sizeHint(self) -> QSize:
         """Cells as high as text wants."""
-        return QSize(460, _TOP + _BOTTOM + 9 * 28)
+        return QSize(460, px(_TOP) + px(_BOTTOM) + 9 * 28)
 
     def minimumSizeHint(self) -> QSize:
         """As low as text allows."""
-        return QSize(300, _TOP + _BOTTOM + 9 * _LEAST_CELL)
+        return QSize(300, px(_TOP) + px(_BOTTOM) + 9 * px(_LEAST_CELL))
 
     def _cell_size(self) -> tuple[float, float]:
         columns, rows = (len(self._map.contexts), len(self._map.batches)) if self._map else (1, 1)
-        height = min((self.height() - _TOP - _BOTTOM) / rows, _MOST_CELL)
-        return (self.width() - _LEFT - _RIGHT) / columns, height
+        height = min((self.height() - px(_TOP) - px(_BOTTOM)) / rows, px(_MOST_CELL))
+        return (self.width() - px(_LEFT) - px(_RIGHT)) / columns, height
 
     def _at(self, position: QPointF) -> tuple[int, int] | None:
         if self._map is None:
@@ -167,12 +168,19 @@ class HeatMap(QWidget):
         ink = theme().colour("muted")
         for row, batch in enumerate(found.batches):
             room = self.cell_rectangle(row, 0)
-            write(painter, QRectF(0, room.top(), _LEFT - 8, room.height()), f"{batch}", ink, SMALL, tabular=True, align=RIGHT)
+            write(painter, QRectF(0, room.top(), px(_LEFT) - 8, room.height()), f"{batch}", ink, SMALL, tabular=True, align=RIGHT)
         for column, context in enumerate(found.contexts):
             room = self.cell_rectangle(0, column)
             write(painter, QRectF(room.left(), room.bottom() + 2, room.width(), 16), token_words(context), ink, SMALL, align=CENTRE)
         base = self.cell_rectangle(0, 0).bottom() + 18
-        write(painter, QRectF(_LEFT, base, self.width() - _LEFT - _RIGHT, 16), tr("Context, tokens"), ink, SMALL, align=CENTRE)
+        write(
+            painter,
+            QRectF(px(_LEFT), base, self.width() - px(_LEFT) - px(_RIGHT), 16),
+            tr("Context, tokens"),
+            ink,
+            SMALL,
+            align=CENTRE,
+        )
         painter.save()
         painter.translate(12, (self.cell_rectangle(len(found.batches) - 1, 0).top() + self.cell_rectangle(0, 0).bottom()) / 2)
         painter.rotate(-90)

@@ -13,10 +13,11 @@ from gui.fits.answers import GOOD
 from gui.fits.speeds import Pace
 from gui.painting import mixed, paint_hatch
 from gui.text import CENTRE, LEFT, RIGHT, write
-from gui.theme import SMALL, theme
+from gui.theme import SMALL, px, theme
 from gui.translate import tr
+from gui.words import word
 from planner.palette import DIAGONAL
-from planner.words import VERDICTS, word
+from planner.words import VERDICTS
 
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 30, 40, 66
 _DOT, _REACH = 4.0, 18.0
@@ -85,10 +86,10 @@ class SpeedChart(QWidget):
         return _round_up(max(pace.wait_s for pace in self.paces))
 
     def _x(self, index: float) -> float:
-        return _LEFT + (index + 0.5) * (self.width() - _LEFT - _RIGHT) / max(len(self.paces), 1)
+        return px(_LEFT) + (index + 0.5) * (self.width() - px(_LEFT) - px(_RIGHT)) / max(len(self.paces), 1)
 
     def _y(self, value: float, most: float) -> float:
-        return self.height() - _BOTTOM - value / most * (self.height() - _TOP - _BOTTOM)
+        return self.height() - px(_BOTTOM) - value / most * (self.height() - px(_TOP) - px(_BOTTOM))
 
     def _at(self, position: QPointF) -> int | None:
         nearest = min(range(len(self.paces)), key=lambda index: abs(self._x(index) - position.x()), default=None)
@@ -155,32 +156,32 @@ class SpeedChart(QWidget):
         if first is None:
             return
         left = self._x(first) - self._pitch / 2
-        room = QRectF(left, _TOP, self.width() - _RIGHT - left, self.height() - _TOP - _BOTTOM)
+        room = QRectF(left, px(_TOP), self.width() - px(_RIGHT) - left, self.height() - px(_TOP) - px(_BOTTOM))
         ground = mixed(theme().colour("surface"), theme().colour("over"), 0.07)
         painter.fillRect(room, ground)
         paint_hatch(painter, room, DIAGONAL, mixed(ground, theme().colour("over"), 0.16))
         painter.setPen(QPen(theme().colour("over"), 2))
         painter.drawLine(room.topLeft(), room.bottomLeft())
-        write(painter, room.adjusted(6, 2, 0, 0).intersected(QRectF(left, _TOP, 400, 18)), tr("Does not fit"),
+        write(painter, room.adjusted(6, 2, 0, 0).intersected(QRectF(left, px(_TOP), 400, 18)), tr("Does not fit"),
               theme().colour("over"), SMALL, bold=True)  # fmt: skip
 
     def _paint_axes(self, painter: QPainter) -> None:
-        right, bottom = self.width() - _RIGHT, self.height() - _BOTTOM
+        right, bottom = self.width() - px(_RIGHT), self.height() - px(_BOTTOM)
         rate_ink, wait_ink, ink = (theme().colour(name) for name in ("accent", "device", "muted"))
         for part in range(5):
             y = round(self._y(part / 4, 1.0)) + 0.5
             painter.setPen(theme().colour("grid"))
-            painter.drawLine(QPointF(_LEFT, y), QPointF(right, y))
+            painter.drawLine(QPointF(px(_LEFT), y), QPointF(right, y))
             rate, wait = f"{self._most_rate * part / 4:,.4g}", f"{1000 * self._most_wait * part / 4:,.4g}"
-            write(painter, QRectF(0, y - 8, _LEFT - 8, 16), rate, rate_ink, SMALL, tabular=True, align=RIGHT)
-            write(painter, QRectF(right + 8, y - 8, _RIGHT - 8, 16), wait, wait_ink, SMALL, tabular=True, align=LEFT)
+            write(painter, QRectF(0, y - 8, px(_LEFT) - 8, 16), rate, rate_ink, SMALL, tabular=True, align=RIGHT)
+            write(painter, QRectF(right + 8, y - 8, px(_RIGHT) - 8, 16), wait, wait_ink, SMALL, tabular=True, align=LEFT)
         head = QRectF(6, 4, self.width() - 12, 18)
         write(painter, head, tr("— Tokens a second, all together"), rate_ink, SMALL, bold=True)
         write(painter, head, self._wait_words, wait_ink, SMALL, bold=True, align=RIGHT)
         for index, pace in enumerate(self.paces):
             room = QRectF(self._x(index) - 30, bottom + 4, 60, 16)
             write(painter, room, f"{pace.batch}", ink, SMALL, tabular=True, align=CENTRE)
-        write(painter, QRectF(_LEFT, bottom + 20, right - _LEFT, 16), tr("Sequences at once"), ink, SMALL, align=CENTRE)
+        write(painter, QRectF(px(_LEFT), bottom + 20, right - px(_LEFT), 16), tr("Sequences at once"), ink, SMALL, align=CENTRE)
 
     @property
     def _wait_words(self) -> str:

@@ -30,8 +30,8 @@ _PAUSE_MS = 120
 _QUESTIONS = 4
 _VIEW_WIDTH = 150
 VIEWS = (
-    ("map", tr("Context × batch"), tr("What fits of every load on this card")),
-    ("speed", tr("Speed × concurrency"), tr("How fast the load runs with more sequences at once")),
+    ("map", "Context × batch", "What fits of every load on this card"),
+    ("speed", "Speed × concurrency", "How fast the load runs with more sequences at once"),
 )
 _NO_ANSWER = "There is no closed form for this choice yet, so nothing can be turned around. Rehearse it in the Probe tab."
 
@@ -43,7 +43,7 @@ class FitsTab(QWidget):
         super().__init__(parent)
         self._state, self._operations = context.state, context.operations
         self.heat_map, self.speeds, self.table = HeatMap(), SpeedChart(), CardTable()
-        self.views = Segments(VIEWS, width=_VIEW_WIDTH)
+        self.views = Segments([(name, tr(label), tr(tip)) for name, label, tip in VIEWS], width=_VIEW_WIDTH)
         self.views.set_value("map")
         self.answers = [InverseAnswer() for _ in range(_QUESTIONS)]
         self.note = QLabel(wordWrap=True, visible=False)

@@ -13,12 +13,13 @@ from gui.painting import paint_component, paint_hatch
 from gui.scale import ticks
 from gui.state import Selection
 from gui.text import CENTRE, RIGHT, width_of, write
-from gui.theme import SMALL, ink_on, theme
+from gui.theme import SMALL, ink_on, px, theme
 from gui.translate import tr
 from gui.units import format_bytes, units
+from gui.words import word
 from planner.footprint import TIGHT_BELOW
 from planner.palette import DIAGONAL, SOLID
-from planner.words import COMPONENTS, word
+from planner.words import COMPONENTS
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10
@@ -45,7 +46,7 @@ class Bars(QWidget):
 
     def __init__(self, label_width: int = _LABEL_WIDTH, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._label_width = label_width
+        self._plain_label_width = label_width
         self._rows: tuple[Row, ...] = ()
         self._by_row: list[list[_Segment]] = []
         self._pixels_per_byte = 0.0
@@ -55,8 +56,8 @@ class Bars(QWidget):
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setAccessibleName("Memory by phase and component")
-        theme().changed.connect(self.update)
+        self.setAccessibleName(tr("Memory by phase and component"))
+        theme().changed.connect(self._relabel)
         units().changed.connect(self._relabel)
 
     @property
@@ -92,6 +93,7 @@ class Bars(QWidget):
     @Slot()
     def _relabel(self) -> None:
         self._place()
+        self.updateGeometry()
         self.update()
 
     @Slot(object)
@@ -115,8 +117,12 @@ class Bars(QWidget):
         """Rows keep their height, bars may shrink."""
         return QSize(260, self._height())
 
+    @property
+    def _label_width(self) -> int:
+        return px(self._plain_label_width)
+
     def _height(self) -> int:
-        return _TOP + _BOTTOM + max(_ROOM_FOR_ROWS, len(self._rows)) * (_ROW + _GAP)
+        return px(_TOP) + px(_BOTTOM) + max(_ROOM_FOR_ROWS, len(self._rows)) * (px(_ROW) + px(_GAP))
 
     def _limit(self) -> float:
         """The right end of the axis: a little beyond the capacity and the largest bar."""
@@ -128,8 +134,8 @@ class Bars(QWidget):
         return self._label_width + size_bytes * self._pixels_per_byte
 
     def _row_top(self, index: int) -> float:
-        pitch = (self._height() - _TOP - _BOTTOM) / len(self._rows)
-        return _TOP + index * pitch + (pitch - _ROW) / 2
+        pitch = (self._height() - px(_TOP) - px(_BOTTOM)) / len(self._rows)
+        return px(_TOP) + index * pitch + (pitch - px(_ROW)) / 2
 
     @property
     def _segments(self) -> list[_Segment]:
@@ -137,12 +143,12 @@ class Bars(QWidget):
 
     def _place(self) -> None:
         self._by_row = [[] for _ in self._rows]
-        self._pixels_per_byte = max(1, self.width() - self._label_width - _RIGHT) / self._limit()
+        self._pixels_per_byte = max(1, self.width() - self._label_width - px(_RIGHT)) / self._limit()
         for index, row in enumerate(self._rows):
             begin, top = 0, self._row_top(index)
             for component, size_bytes in row.parts:
                 left, right = self._x(begin), self._x(begin + size_bytes)
-                rectangle = QRectF(left, top, right - left, _ROW)
+                rectangle = QRectF(left, top, right - left, px(_ROW))
                 label = _fitting(component, size_bytes, right - left)
                 self._by_row[index].append(_Segment(index, component, size_bytes, rectangle, label))
                 begin += size_bytes
@@ -228,30 +234,30 @@ class Bars(QWidget):
         painter.end()
 
     def _paint_axis(self, painter: QPainter) -> None:
-        bottom = self.height() - _BOTTOM
+        bottom = self.height() - px(_BOTTOM)
         for position, label in ticks(self._limit(), max(3, min(8, self.width() // 70))):
             x = round(self._x(position)) + 0.5
             painter.setPen(theme().colour("grid"))
-            painter.drawLine(QPointF(x, _TOP), QPointF(x, bottom))
+            painter.drawLine(QPointF(x, px(_TOP)), QPointF(x, bottom))
             write(painter, QRectF(x - 50, bottom + 4, 100, 18), label, theme().colour("muted"), SMALL, tabular=True, align=CENTRE)
 
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
         top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")
-        write(painter, QRectF(0, top, self._label_width - 12, _ROW), row.label, ink, bold=row.peak, align=RIGHT)
+        write(painter, QRectF(0, top, self._label_width - 12, px(_ROW)), row.label, ink, bold=row.peak, align=RIGHT)
         for segment in self._by_row[index]:
             self._paint_segment(painter, segment, row)
         self._paint_error(painter, row, top)
         end, text = self._x(row.total_bytes + row.error_bytes) + 8, format_bytes(row.total_bytes)
         if row.capacity_bytes and self._crosses(end, width_of(text, bold=row.peak, tabular=True), row.capacity_bytes):
             end = self._x(row.capacity_bytes) + 8
-        write(painter, QRectF(end, top, 140, _ROW), text, ink, bold=row.peak, tabular=True)
+        write(painter, QRectF(end, top, 140, px(_ROW)), text, ink, bold=row.peak, tabular=True)
 
     def _paint_error(self, painter: QPainter, row: Row, top: float) -> None:
         """The error band as a whisker at the end of the bar, below the words."""
         left, right = (round(self._x(row.total_bytes + sign * row.error_bytes)) + 0.5 for sign in (-1, 1))
         if right - left < _LEAST_WHISKER:
             return
-        middle = round(top + _ROW - _WHISKER - 1) + 0.5
+        middle = round(top + px(_ROW) - _WHISKER - 1) + 0.5
         for colour, width in (("surface", 4), ("text", 1.5)):
             painter.setPen(QPen(theme().colour(colour), width))
             painter.drawLine(QPointF(left, middle), QPointF(right, middle))
@@ -295,15 +301,15 @@ class Bars(QWidget):
             self._paint_own_capacities(painter)
             return
         capacity = max(capacities)
-        x, bottom = round(self._x(capacity)) + 0.5, float(self.height() - _BOTTOM)
+        x, bottom = round(self._x(capacity)) + 0.5, float(self.height() - px(_BOTTOM))
         edge = self._x(capacity * TIGHT_BELOW)
         faint = QColor(theme().colour("capacity"))
         faint.setAlphaF(0.35)
-        paint_hatch(painter, QRectF(edge, _TOP, x - edge, bottom - _TOP), DIAGONAL, faint)
+        paint_hatch(painter, QRectF(edge, px(_TOP), x - edge, bottom - px(_TOP)), DIAGONAL, faint)
         painter.setPen(QPen(theme().colour("capacity"), 1.5))
-        painter.drawLine(QPointF(x, _TOP - 4), QPointF(x, bottom))
+        painter.drawLine(QPointF(x, px(_TOP) - 4), QPointF(x, bottom))
         text, left = _capacity_words(capacity), self._capacity_text_left()
-        room = QRectF(left, 0, self.width() - left, _TOP - 5)
+        room = QRectF(left, 0, self.width() - left, px(_TOP) - 5)
         write(painter, room, text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
 
     def _paint_free(self, painter: QPainter) -> None:
@@ -315,15 +321,15 @@ class Bars(QWidget):
             painter.setPen(QPen(theme().colour(colour), width, style))
             for index, free in known:
                 x, top = round(self._x(free)) + 0.5, self._row_top(index)
-                painter.drawLine(QPointF(x, top - _GAP / 2), QPointF(x, top + _ROW + _GAP / 2))
+                painter.drawLine(QPointF(x, top - px(_GAP) / 2), QPointF(x, top + px(_ROW) + px(_GAP) / 2))
         text = (
             tr("Free now {}").format(format_bytes(known[0][1])) if len({free for _, free in known}) == 1 else tr("Dashed: free now")
         )
         width = width_of(text, SMALL, bold=True, tabular=True) + 4
         beside = self._x(known[0][1]) + width / 2
         limit = self._capacity_text_left()
-        left = min(beside, limit - _GAP) - width
-        write(painter, QRectF(max(left, 0), 0, width, _TOP - 5), text, theme().colour("accent"), SMALL, bold=True, tabular=True)
+        left = min(beside, limit - px(_GAP)) - width
+        write(painter, QRectF(max(left, 0), 0, width, px(_TOP) - 5), text, theme().colour("accent"), SMALL, bold=True, tabular=True)
 
     def _capacity_text_left(self) -> float:
         """Where the words over the capacity line begin."""
@@ -340,8 +346,8 @@ class Bars(QWidget):
             if row.capacity_bytes:
                 x, top = round(self._x(row.capacity_bytes)) + 0.5, self._row_top(index)
                 painter.setPen(QPen(theme().colour("capacity"), 1.5))
-                painter.drawLine(QPointF(x, top - 4), QPointF(x, top + _ROW + 4))
-        write(painter, QRectF(self._label_width, 0, 400, _TOP - 5), tr("The line is each card's capacity"),
+                painter.drawLine(QPointF(x, top - 4), QPointF(x, top + px(_ROW) + 4))
+        write(painter, QRectF(self._label_width, 0, 400, px(_TOP) - 5), tr("The line is each card's capacity"),
               theme().colour("capacity"), SMALL, bold=True)  # fmt: skip
 
 

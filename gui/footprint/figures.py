@@ -7,7 +7,7 @@ from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from gui.text import RIGHT, width_of, write
-from gui.theme import NORMAL, SMALL, theme
+from gui.theme import NORMAL, SMALL, px, theme
 
 _GAP, _LINE, _LEAST_LINE = "    ", 16, 12
 _MOST = 3
@@ -31,16 +31,16 @@ class Figures(QWidget):
 
     def sizeHint(self) -> QSize:
         """Room for three small lines."""
-        return QSize(120, _MOST * _LEAST_LINE)
+        return QSize(120, _MOST * px(_LEAST_LINE))
 
     def minimumSizeHint(self) -> QSize:
         """The longest part in each line."""
-        return QSize(120, _MOST * _LEAST_LINE)
+        return QSize(120, _MOST * px(_LEAST_LINE))
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """As few lines as there is room for."""
         lines = self._lines()
-        pitch, size = (_LINE, NORMAL) if len(lines) < _MOST else (_LEAST_LINE, SMALL)
+        pitch, size = (px(_LINE), NORMAL) if len(lines) < _MOST else (px(_LEAST_LINE), SMALL)
         painter = QPainter(self)
         top = (self.height() - len(lines) * pitch) // 2
         for number, line in enumerate(lines):

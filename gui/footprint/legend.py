@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QPointF, QRectF, QSize
+from PySide6.QtCore import QPointF, QRectF, QSize, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from gui.painting import paint_component
 from gui.text import width_of, write
-from gui.theme import SMALL, theme
-from planner.words import COMPONENTS, word
+from gui.theme import SMALL, px, theme
+from gui.translate import tr
+from gui.words import word
+from planner.words import COMPONENTS
 
 _SWATCH, _LINE, _SPACE = 10, 20, 16
 
@@ -23,8 +25,8 @@ class Legend(QWidget):
         policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
-        self.setAccessibleName("Legend")
-        theme().changed.connect(self.update)
+        self.setAccessibleName(tr("Legend"))
+        theme().changed.connect(self._restyle)
 
     def show_components(self, components: tuple[str, ...]) -> None:
         """List these components."""
@@ -36,13 +38,18 @@ class Legend(QWidget):
                 self.updateGeometry()
             self.update()
 
+    @Slot()
+    def _restyle(self) -> None:
+        self.updateGeometry()
+        self.update()
+
     def hasHeightForWidth(self) -> bool:
         """The text flows."""
         return True
 
     def heightForWidth(self, width: int) -> int:
         """Lines needed at ``width``."""
-        return (max((int(at.y()) for _, at in self._flow(width)), default=0) // _LINE + 1) * _LINE
+        return (max((int(at.y()) for _, at in self._flow(width)), default=0) // px(_LINE) + 1) * px(_LINE)
 
     def sizeHint(self) -> QSize:
         """One or two lines."""
@@ -51,18 +58,18 @@ class Legend(QWidget):
     def _flow(self, width: int) -> list[tuple[str, QPointF]]:
         placed, x, y = [], 0.0, 0.0
         for name in self._components:
-            needed = _SWATCH + 6 + width_of(word(COMPONENTS, name).label, SMALL)
+            needed = px(_SWATCH) + 6 + width_of(word(COMPONENTS, name).label, SMALL)
             if x and x + needed > width:
-                x, y = 0.0, y + _LINE
+                x, y = 0.0, y + px(_LINE)
             placed.append((name, QPointF(x, y)))
-            x += needed + _SPACE
+            x += needed + px(_SPACE)
         return placed
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Swatch and name, one after the other."""
         painter = QPainter(self)
         for name, at in self._flow(self.width()):
-            paint_component(painter, QRectF(at.x(), at.y() + (_LINE - _SWATCH) / 2, _SWATCH, _SWATCH), name)
-            box = QRectF(at.x() + _SWATCH + 6, at.y(), 200, _LINE)
+            paint_component(painter, QRectF(at.x(), at.y() + (px(_LINE) - px(_SWATCH)) / 2, px(_SWATCH), px(_SWATCH)), name)
+            box = QRectF(at.x() + px(_SWATCH) + 6, at.y(), 200, px(_LINE))
             write(painter, box, word(COMPONENTS, name).label, theme().colour("muted"), SMALL)
         painter.end()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gui.words import word
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import Footprint
-from planner.words import PHASES, word
+from planner.words import PHASES
 
 
 @dataclass(frozen=True, slots=True)

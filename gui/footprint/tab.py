@@ -17,11 +17,12 @@ from gui.footprint.table import ComponentTable, Line, Reason, lines_of, reasons_
 from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
-from gui.theme import set_role
+from gui.theme import px, set_role, theme
 from gui.units import format_bytes, units
+from gui.words import word
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
 from planner.footprint import METERS as METER_NAMES
-from planner.words import METERS, PHASES, word
+from planner.words import METERS, PHASES
 
 if TYPE_CHECKING:
     from gui.context import Context
@@ -59,7 +60,7 @@ class FootprintTab(QWidget):
         chart.addWidget(self.bars)
         chart.addWidget(self._legend)
         row = QHBoxLayout()
-        row.addWidget(_of_fixed_size(self.phases))
+        row.addWidget(_Room(self.phases))
         row.addWidget(self._meters, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
@@ -151,12 +152,18 @@ class FootprintTab(QWidget):
         self._state.select(Selection(now.component, str(phase), now.gpu))
 
 
-def _of_fixed_size(phases: Segments) -> QWidget:
+class _Room(QWidget):
     """Room for the phases of any task: a change of task must not lay the whole window out anew."""
-    room = QWidget()
-    room.setFixedSize(_MOST_PHASES * _PHASE_WIDTH, SEGMENT_HEIGHT)
-    line = QHBoxLayout(room)
-    line.setContentsMargins(0, 0, 0, 0)
-    line.addWidget(phases)
-    line.addStretch(1)
-    return room
+
+    def __init__(self, phases: Segments) -> None:
+        super().__init__()
+        line = QHBoxLayout(self)
+        line.setContentsMargins(0, 0, 0, 0)
+        line.addWidget(phases)
+        line.addStretch(1)
+        theme().changed.connect(self._restyle)
+        self._restyle()
+
+    @Slot()
+    def _restyle(self) -> None:
+        self.setFixedSize(_MOST_PHASES * px(_PHASE_WIDTH), px(SEGMENT_HEIGHT))

@@ -12,11 +12,13 @@ from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidge
 
 from gui.cells import PADDING, Cell, CellModel, Column, dress
 from gui.text import wrapped, write
-from gui.theme import theme
+from gui.theme import px, theme
+from gui.translate import tr
 from gui.units import format_bytes
+from gui.words import word
 from planner.footprint import COMPONENTS as ORDER
 from planner.footprint import Phase, Term
-from planner.words import CERTAINTIES, COMPONENTS, Word, word
+from planner.words import CERTAINTIES, COMPONENTS, Word
 
 _SURENESS = ("", "exact", "measured", "derived", "modelled")
 _COLUMNS = (
@@ -74,7 +76,7 @@ def _formula(terms: list[Term]) -> str:
     largest = max(terms, key=lambda term: term.bytes, default=None)
     if largest is None:
         return ""
-    return f"{largest.formula}   + {len(terms) - 1} more" if len(terms) > 1 else largest.formula
+    return largest.formula + tr("   + {} more").format(len(terms) - 1) if len(terms) > 1 else largest.formula
 
 
 class ComponentModel(CellModel):
@@ -118,7 +120,7 @@ class ComponentTable(QTableView):
         super().__init__(parent)
         self.components = ComponentModel(self)
         dress(self, self.components, _ROW_HEIGHT)
-        self.setAccessibleName("Components of the phase")
+        self.setAccessibleName(tr("Components of the phase"))
         self.setSortingEnabled(True)
         self.sortByColumn(1, Qt.SortOrder.DescendingOrder)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
@@ -132,13 +134,13 @@ class ComponentTable(QTableView):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """The formula is shown where there is room for it; the why panel has it anyway."""
-        narrow = self.width() < _ROOM_FOR_FORMULA
+        narrow = self.width() < px(_ROOM_FOR_FORMULA)
         self.setColumnHidden(4, narrow)
         header = self.horizontalHeader()
         header.setSectionResizeMode(4, QHeaderView.ResizeMode.Stretch)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch if narrow else QHeaderView.ResizeMode.Interactive)
         for column, width in _NARROW if narrow else _WIDE:
-            self.setColumnWidth(column, width)
+            self.setColumnWidth(column, px(width))
         super().resizeEvent(event)
 
     def choose(self, component: str | None) -> None:
@@ -157,7 +159,7 @@ class ComponentTable(QTableView):
         if self.components.rowCount():
             return
         painter = QPainter(self.viewport())
-        for number, line in enumerate(wrapped(_NO_CLOSED_FORM, self.viewport().width() - 4 * PADDING)):
+        for number, line in enumerate(wrapped(tr(_NO_CLOSED_FORM), self.viewport().width() - 4 * PADDING)):
             room = QRect(2 * PADDING, 2 * PADDING + number * _LINE, self.viewport().width() - 4 * PADDING, _LINE)
             write(painter, room, line, theme().colour("muted"))
         painter.end()
@@ -186,7 +188,7 @@ def _cells(line: Line) -> list[Cell]:
     named, sure = word(COMPONENTS, line.component), word(CERTAINTIES, line.certainty) if line.certainty else _NOT_YET
     return [
         Cell(named.label, line.component, named.meaning, swatch=line.component),
-        Cell(format_bytes(line.size_bytes), line.size_bytes, f"{line.size_bytes:,} bytes"),
+        Cell(format_bytes(line.size_bytes), line.size_bytes, tr("{} bytes").format(f"{line.size_bytes:,}")),
         Cell(f"{line.share:.1%}".replace("%", " %"), line.share, named.meaning, "muted"),
         Cell(sure.label, line.certainty, sure.meaning, "muted"),
         Cell(line.formula, line.formula, line.formula, "muted"),

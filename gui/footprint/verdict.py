@@ -10,10 +10,11 @@ from PySide6.QtWidgets import QFrame, QSizePolicy, QToolTip, QWidget
 
 from gui.icons import icon
 from gui.text import CENTRE, width_of, wrapped, write
-from gui.theme import DISPLAY, NORMAL, SMALL, set_role, theme
+from gui.theme import DISPLAY, NORMAL, SMALL, px, set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
-from planner.words import PHASES, VERDICTS, word
+from gui.words import word
+from planner.words import PHASES, VERDICTS
 
 if TYPE_CHECKING:
     from gui.machine import Now
@@ -41,7 +42,7 @@ class VerdictCard(QFrame):
         self._dimmed = False
         set_role(self, "card")
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        theme().changed.connect(self.update)
+        theme().changed.connect(self._restyle)
 
     def show_footprint(self, footprint: Footprint, where: str, *, simulated: bool, now: Now | None = None) -> None:
         """Show ``footprint`` on the GPU called ``where``; ``simulated`` when that GPU is not in this machine.
@@ -52,7 +53,7 @@ class VerdictCard(QFrame):
         if shown != (self._verdict, self._figures, self._detail, self._simulated):
             self._verdict, self._figures, self._detail, self._simulated = shown
             self._wrap()
-            self.setAccessibleName(f"Verdict: {self.text}. {self._detail}")
+            self.setAccessibleName(tr("Verdict: {}. {}").format(self.text, self._detail))
             self.update()
 
     def set_dimmed(self, dimmed: bool) -> None:  # noqa: FBT001  a setter
@@ -60,6 +61,12 @@ class VerdictCard(QFrame):
         if dimmed != self._dimmed:
             self._dimmed = dimmed
             self.update()
+
+    @Slot()
+    def _restyle(self) -> None:
+        self._wrap()
+        self.updateGeometry()
+        self.update()
 
     @property
     def dimmed(self) -> bool:
@@ -73,7 +80,7 @@ class VerdictCard(QFrame):
 
     def sizeHint(self) -> QSize:
         """One line of figures, and as many of detail as it takes."""
-        return QSize(300, 2 * _EDGE + _HEAD + _GAP + len(self._lines) * _LINE)
+        return QSize(300, 2 * px(_EDGE) + px(_HEAD) + px(_GAP) + len(self._lines) * px(_LINE))
 
     def minimumSizeHint(self) -> QSize:
         """The width gives way."""
@@ -88,7 +95,7 @@ class VerdictCard(QFrame):
         """Tool tips: what the badge says, what the verdict means."""
         if event.type() == QEvent.Type.ToolTip and isinstance(event, QHelpEvent):
             over_badge = self._simulated and self._badge().contains(event.pos())
-            QToolTip.showText(event.globalPos(), _SIM if over_badge else word(VERDICTS, self._verdict).meaning, self)
+            QToolTip.showText(event.globalPos(), tr(_SIM) if over_badge else word(VERDICTS, self._verdict).meaning, self)
             return True
         return super().event(event)
 
@@ -99,13 +106,17 @@ class VerdictCard(QFrame):
         if self._dimmed:
             painter.setOpacity(0.45)
         colour, label = theme().colour(ROLES[self._verdict]), word(VERDICTS, self._verdict).label
-        icon(self._verdict, ROLES[self._verdict]).paint(painter, _MARGIN, _EDGE + 2, _ICON, _ICON)
-        left, right = _MARGIN + _ICON + _SPACE, self._badge().left() if self._simulated else self.width() - _MARGIN
-        write(painter, QRect(left, _EDGE, right - left, _HEAD), label, colour, DISPLAY, bold=True)
-        left += round(width_of(label, DISPLAY, bold=True)) + _SPACE
-        write(painter, QRect(left, _EDGE, right - left, _HEAD), self._figures, theme().colour("text"), DISPLAY, tabular=True)
+        icon(self._verdict, ROLES[self._verdict]).paint(painter, px(_MARGIN), px(_EDGE) + 2, px(_ICON), px(_ICON))
+        left, right = px(_MARGIN) + px(_ICON) + px(_SPACE), self._badge().left() if self._simulated else self.width() - px(_MARGIN)
+        write(painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), label, colour, DISPLAY, bold=True)
+        left += round(width_of(label, DISPLAY, bold=True)) + px(_SPACE)
+        write(
+            painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), self._figures, theme().colour("text"), DISPLAY, tabular=True
+        )
         for number, line in enumerate(self._lines):
-            room = QRect(_MARGIN, _EDGE + _HEAD + _GAP + number * _LINE, self.width() - 2 * _MARGIN, _LINE)
+            room = QRect(
+                px(_MARGIN), px(_EDGE) + px(_HEAD) + px(_GAP) + number * px(_LINE), self.width() - 2 * px(_MARGIN), px(_LINE)
+            )
             write(painter, room, line, theme().colour("muted"), NORMAL)
         if self._simulated:
             self._paint_badge(painter)
@@ -117,16 +128,16 @@ class VerdictCard(QFrame):
         painter.setPen(QPen(theme().colour("tight"), 1))
         painter.setBrush(Qt.BrushStyle.NoBrush)
         painter.drawRoundedRect(QRectF(badge).adjusted(0.5, 0.5, -0.5, -0.5), 4, 4)
-        write(painter, badge, "SIM", theme().colour("tight"), SMALL, bold=True, align=CENTRE)
+        write(painter, badge, tr("SIM"), theme().colour("tight"), SMALL, bold=True, align=CENTRE)
 
     def _badge(self) -> QRect:
-        top = _EDGE + (_HEAD - _BADGE.height()) // 2
-        return QRect(self.width() - _MARGIN - _BADGE.width(), top, _BADGE.width(), _BADGE.height())
+        top = px(_EDGE) + (px(_HEAD) - _BADGE.height()) // 2
+        return QRect(self.width() - px(_MARGIN) - _BADGE.width(), top, _BADGE.width(), _BADGE.height())
 
     @Slot()
     def _wrap(self) -> None:
         """Break the detail into lines; the card grows only when their number changes."""
-        lines = wrapped(self._detail, self.width() - 2 * _MARGIN, NORMAL)[:_MOST_LINES]
+        lines = wrapped(self._detail, self.width() - 2 * px(_MARGIN), NORMAL)[:_MOST_LINES]
         grown = len(lines) != len(self._lines)
         self._lines = lines
         if grown:
@@ -142,13 +153,13 @@ def _figures(footprint: Footprint) -> str:
     worst = _worst(footprint)
     if worst is None:
         weights = footprint.weight_bytes
-        return f"weights alone {format_bytes(weights)}" if weights else ""
+        return tr("weights alone {}").format(format_bytes(weights)) if weights else ""
     gpu, phase = worst
     peak = format_bytes(phase.device)
     if not gpu.capacity_bytes:
         return peak
     (number, unit), capacity = peak.split(), format_bytes(gpu.capacity_bytes)
-    return f"{number} of {capacity}" if capacity.endswith(unit) else f"{peak} of {capacity}"
+    return tr("{} of {}").format(number if capacity.endswith(unit) else peak, capacity)
 
 
 def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
@@ -156,10 +167,10 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
     worst = _worst(footprint)
     if worst is None:
         return "  ·  ".join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
-    parts.append(f"peak in {word(PHASES, worst[1].name).label.lower()}")
+    parts.append(tr("peak in {}").format(word(PHASES, worst[1].name).label.lower()))
     if footprint.headroom_bytes is not None:
         short = footprint.headroom_bytes < 0
-        parts.append(f"{'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))}")
+        parts.append((tr("short by {}") if short else tr("headroom {}")).format(format_bytes(abs(footprint.headroom_bytes))))
     if footprint.uncertainty_bytes:
         parts.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
     if now is not None:

@@ -13,6 +13,7 @@ from gui.form.card import ModelCard
 from gui.form.dimensions import Dimension, dimensions_of, with_dimension
 from gui.form.editors import ChoiceField, NumberField
 from gui.theme import set_role
+from gui.translate import tr
 from planner.architecture.config import UnknownArchitecture
 from planner.faults import Fault, Faults
 from planner.scenario import InlineConfig
@@ -35,7 +36,7 @@ class CustomArchitecture(QDialog):
         self.card = ModelCard()
         self._general = QLabel(wordWrap=True, visible=False)
         self._buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
-        self.use = QPushButton("Use this architecture", default=True)
+        self.use = QPushButton(tr("Use this architecture"), default=True)
         self._build(label)
         for field in self.fields.values():
             field.editor.edited.connect(self._changed)
@@ -52,8 +53,8 @@ class CustomArchitecture(QDialog):
         return self._general.text()
 
     def _build(self, label: str) -> None:
-        self.setWindowTitle("Custom architecture")
-        title, hint = QLabel(f"Starting from {label}", wordWrap=True), QLabel(_HINT, wordWrap=True)
+        self.setWindowTitle(tr("Custom architecture"))
+        title, hint = QLabel(tr("Starting from {}").format(label), wordWrap=True), QLabel(tr(_HINT), wordWrap=True)
         set_role(title, "title")
         set_role(hint, "small")
         set_role(self._general, "fault")

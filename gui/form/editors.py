@@ -20,7 +20,8 @@ from PySide6.QtWidgets import (
 )
 
 from gui.icons import icon
-from gui.theme import font, set_role, theme
+from gui.theme import font, px, set_role, theme
+from gui.translate import tr
 from planner.units import GIB
 
 _SUFFIXES = {"k": 2**10, "m": 2**20}
@@ -54,7 +55,8 @@ class NumberField(QAbstractSpinBox):
         super().__init__(parent)
         self._doubles, self._least = doubles, least
         self._default = 1
-        self.setFont(font(tabular=True))
+        self._restyle_figures()
+        theme().changed.connect(self._restyle_figures)
         self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)
         self.lineEdit().installEventFilter(LeaveUndo(self))
         self.lineEdit().textEdited.connect(self._typed)
@@ -73,7 +75,7 @@ class NumberField(QAbstractSpinBox):
         """What an empty field stands for."""
         if isinstance(value, int):
             self._default = value
-            self.lineEdit().setPlaceholderText(f"{value}  (default)")
+            self.lineEdit().setPlaceholderText(tr("{}  (default)").format(value))
 
     def set_placeholder(self, value: object) -> None:
         """What an empty field stands for, in few words."""
@@ -103,6 +105,11 @@ class NumberField(QAbstractSpinBox):
         _wheel_if_focused(self, event, super().wheelEvent)
 
     @Slot()
+    def _restyle_figures(self) -> None:
+        for part in (self, self.lineEdit()):
+            part.setFont(font(tabular=True))
+
+    @Slot()
     def _typed(self) -> None:
         self.edited.emit(self.value())
 
@@ -129,7 +136,7 @@ class SizeField(NumberField):
         """What an empty field stands for."""
         if isinstance(value, int):
             self._default = value
-            self.lineEdit().setPlaceholderText(f"{value / GIB:.2f}  (default)")
+            self.lineEdit().setPlaceholderText(tr("{}  (default)").format(f"{value / GIB:.2f}"))
 
     def stepBy(self, steps: int) -> None:
         """One GiB for each step of the arrows."""
@@ -167,7 +174,7 @@ class ShareField(NumberField):
 
     def set_default(self, _value: object) -> None:
         """Nothing is offloaded by default."""
-        self.lineEdit().setPlaceholderText("0  (none)")
+        self.lineEdit().setPlaceholderText(tr("0  (none)"))
 
     def stepBy(self, steps: int) -> None:
         """A tenth for each step of the arrows."""
@@ -274,7 +281,7 @@ class SearchField(QLineEdit):
         self._completer.setWidget(self)
         self._completer.setMaxVisibleItems(14)
         self._completer.activated.connect(self._take)
-        self._list = QAction("Show all", self)
+        self._list = QAction(tr("Show all"), self)
         self._list.triggered.connect(self._show_all)
         self.addAction(self._list, QLineEdit.ActionPosition.TrailingPosition)
         self.installEventFilter(LeaveUndo(self))
@@ -359,6 +366,7 @@ class Segments(QWidget):
         self._group.setExclusive(True)
         self._group.idClicked.connect(self._clicked)
         self._values: list[str] = []
+        theme().changed.connect(self._restyle)
         self._row = QHBoxLayout(self)
         self._row.setContentsMargins(0, 0, 0, 0)
         self._row.setSpacing(0)
@@ -385,10 +393,15 @@ class Segments(QWidget):
             button = QToolButton(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
             if self._width:
-                button.setFixedSize(self._width, SEGMENT_HEIGHT)
+                button.setFixedSize(px(self._width), px(SEGMENT_HEIGHT))
             self._group.addButton(button, index)
             self._row.addWidget(button)
         return button
+
+    @Slot()
+    def _restyle(self) -> None:
+        for button in self._group.buttons() if self._width else ():
+            button.setFixedSize(px(self._width), px(SEGMENT_HEIGHT))
 
     def value(self) -> object:
         """The chosen value, None before any."""

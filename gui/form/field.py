@@ -8,7 +8,7 @@ from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
 from gui.form.editors import ChoiceField, NamesField, NumberField, SearchField
-from gui.theme import set_role
+from gui.theme import px, set_role, theme
 from gui.translate import tr
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class Field(QWidget):
             set_role(self.editor, "bad" if message else "")
             self.editor.setAccessibleDescription(message or tr(self.spec.tip))
 
+    @Slot()
+    def restyle(self) -> None:
+        """Room for the label."""
+        self.label.setFixedWidth(px(LABEL_WIDTH))
+
     @property
     def fault(self) -> str:
         """What is shown to be wrong."""
@@ -81,7 +86,8 @@ class Field(QWidget):
             self.label.hide()
             grid.addWidget(self.editor, 0, 0, 1, 2)
         else:
-            self.label.setFixedWidth(LABEL_WIDTH)
+            self.restyle()
+            theme().changed.connect(self.restyle)
             grid.addWidget(self.label, 0, 0)
             grid.addWidget(self.editor, 0, 1)
         grid.addWidget(self._fault, 1, 0 if self.spec.wide else 1, 1, 2 if self.spec.wide else 1)

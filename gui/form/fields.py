@@ -12,6 +12,7 @@ from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, Searc
 from gui.form.model_box import ModelBox
 from gui.form.modules import ModulesField
 from gui.form.options import OptionsField
+from gui.translate import tr
 from planner.scenario import (
     ATTENTIONS,
     CHECKPOINTINGS,
@@ -116,11 +117,11 @@ def _options() -> Editor:
 
 
 def _on_off() -> Editor:
-    return ChoiceField([(False, "off"), (True, "on")])
+    return ChoiceField([(False, tr("off")), (True, tr("on"))])
 
 
 def _as_engine() -> Editor:
-    return ChoiceField([(None, "as the engine has it"), (True, "on"), (False, "off")])
+    return ChoiceField([(None, tr("as the engine has it")), (True, tr("on")), (False, tr("off"))])
 
 
 def _share() -> Editor:
@@ -128,7 +129,7 @@ def _share() -> Editor:
 
 
 def _task() -> Editor:
-    return Segments([(name, name.capitalize(), "") for name in TASKS])
+    return Segments([(name, tr(name.capitalize()), "") for name in TASKS])
 
 
 def _model() -> Editor:

@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QFileDialog, QMenu, QToolButton, QWidget
 
 from gui.form.custom import CustomArchitecture
 from gui.state import State
+from gui.translate import tr
 from planner.scenario import InlineConfig, ModelPath
 
 
@@ -21,10 +22,10 @@ class ModelMenu(QObject):
         super().__init__(parent)
         self._state, self._parent = state, parent
         self.menu = QMenu(button)
-        self.menu.addAction("Open &file …").triggered.connect(self.file_asked)
-        self.menu.addAction("Open f&older …").triggered.connect(self._open_folder)
+        self.menu.addAction(tr("Open &file …")).triggered.connect(self.file_asked)
+        self.menu.addAction(tr("Open f&older …")).triggered.connect(self._open_folder)
         self.menu.addSeparator()
-        self.custom = self.menu.addAction("&Custom architecture …")
+        self.custom = self.menu.addAction(tr("&Custom architecture …"))
         self.custom.triggered.connect(self.edit_dimensions)
         self.menu.aboutToShow.connect(self._enable)
         button.setMenu(self.menu)
@@ -54,7 +55,7 @@ class ModelMenu(QObject):
 
     @Slot()
     def _open_folder(self) -> None:
-        path = QFileDialog.getExistingDirectory(self._parent, "Open model folder")
+        path = QFileDialog.getExistingDirectory(self._parent, tr("Open model folder"))
         if path:
             self.open_path(path)
 

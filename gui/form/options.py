@@ -5,6 +5,7 @@ from __future__ import annotations
 from PySide6.QtWidgets import QWidget
 
 from gui.form.editors import NamesField
+from gui.translate import tr
 
 _WORDS = {"true": True, "false": False}
 
@@ -14,7 +15,7 @@ class OptionsField(NamesField):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setPlaceholderText("name=value, …")
+        self.setPlaceholderText(tr("name=value, …"))
 
     def value(self) -> object:
         """The options by name."""

@@ -18,7 +18,8 @@ from gui.form.model_menu import ModelMenu
 from gui.form.modules import Module, ModulesField, linear_modules
 from gui.icons import icon
 from gui.state import State, value_at
-from gui.theme import set_role, theme
+from gui.theme import px, set_role, theme
+from gui.translate import tr
 from planner.scenario import InlineConfig, ModelPath, Scenario
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class FormPanel(QScrollArea):
         self.fields = {spec.path: Field(spec) for spec in FIELDS}
         self.card = ModelCard()
         self._general = QLabel(wordWrap=True, visible=False)
-        self._fold = QToolButton(text="Advanced", checkable=True, checked=advanced)
+        self._fold = QToolButton(text=tr("Advanced"), checkable=True, checked=advanced)
         self._groups: list[tuple[FieldSpec, QWidget]] = []
         self._build()
         self._connect()
@@ -99,14 +100,14 @@ class FormPanel(QScrollArea):
             self._groups.append((together[0], group))
 
     def _heading(self, section: Section) -> QWidget:
-        label = QLabel(section.upper())
+        label = QLabel(tr(section).upper())
         set_role(label, "section")
         if section != "Model":
             return label
         row, line = QWidget(), QHBoxLayout()
         line.setContentsMargins(0, 0, 0, 0)
-        self._open = QToolButton(toolTip="Open a model's folder, config.json, .gguf or .safetensors, or edit its dimensions")
-        self._open.setAccessibleName("Open or edit a model")
+        self._open = QToolButton(toolTip=tr("Open a model's folder, config.json, .gguf or .safetensors, or edit its dimensions"))
+        self._open.setAccessibleName(tr("Open or edit a model"))
         self.menu = ModelMenu(self._state, self._open, self)
         set_role(self._open, "link")
         line.addWidget(label)
@@ -118,7 +119,7 @@ class FormPanel(QScrollArea):
     def _add_fold(self, column: QVBoxLayout) -> None:
         set_role(self._fold, "fold")
         self._fold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        self._fold.setAccessibleName("Advanced fields")
+        self._fold.setAccessibleName(tr("Advanced fields"))
         column.addSpacing(4)
         column.addWidget(self._fold)
         self._add_groups(column, sorted((spec for spec in FIELDS if spec.advanced), key=lambda spec: spec.task or "~"))
@@ -226,6 +227,7 @@ class FormPanel(QScrollArea):
 
     @Slot()
     def _restyle(self) -> None:
+        self.setMinimumWidth(px(WIDTH))
         self._open.setIcon(icon("folder", "muted"))
         self._turn_fold()
 

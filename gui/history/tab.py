@@ -45,6 +45,9 @@ class HistoryTab(QWidget):
             "open": self._button(tr("&Open"), tr("Put the run's scenario into the form")),
             "pin": self._button(tr("Co&mpare"), tr("Pin the plans of the selected runs")),
             "replay": self._button(tr("&Replay"), tr("Play the recording into the Probe tab")),
+            "calibrate": self._button(
+                tr("Cali&brate …"), tr("Fit this machine's overheads on the recordings of the selected runs")
+            ),
             "export": self._button(tr("&Export …"), tr("The selected runs, or all, as CSV or JSON")),
             "delete": self._button(tr("&Delete"), tr("Forget the selected runs; their recordings stay")),
         }
@@ -77,7 +80,14 @@ class HistoryTab(QWidget):
         self._pause.timeout.connect(self.refresh)
         self.table.chosen.connect(self._show_choice)
         self.table.opened.connect(self._open)
-        slots = {"open": self._open, "pin": self._pin, "replay": self._replay, "export": self._export, "delete": self._delete}
+        slots = {
+            "open": self._open,
+            "pin": self._pin,
+            "replay": self._replay,
+            "calibrate": self._calibrate,
+            "export": self._export,
+            "delete": self._delete,
+        }
         for name, slot in slots.items():
             self.buttons[name].clicked.connect(slot)
         self._context.state.run_kept.connect(self.refresh)
@@ -123,6 +133,7 @@ class HistoryTab(QWidget):
         self.buttons["pin"].setEnabled(bool(chosen))
         self.buttons["replay"].setEnabled(len(chosen) == 1 and bool(chosen[0].recording))
         self.buttons["delete"].setEnabled(bool(chosen))
+        self.buttons["calibrate"].setEnabled(any(run.recording for run in chosen))
         self.buttons["export"].setEnabled(bool(self.table.runs.rowCount()))
 
     @Slot()
@@ -156,6 +167,10 @@ class HistoryTab(QWidget):
             self.window().replay(path)
         else:
             self._say(tr("The recording is gone: {}").format(path))
+
+    @Slot()
+    def _calibrate(self) -> None:
+        self.window().calibrate([Path(run.recording) for run in self.table.selected() if run.recording])
 
     @Slot()
     def _delete(self) -> None:

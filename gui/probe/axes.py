@@ -15,6 +15,8 @@ from gui.text import CENTRE, RIGHT, write
 from gui.theme import SMALL, theme
 
 _WANTED = 6
+_SPARE = 24
+"""Rooms are measured by a font that writes narrower."""
 _GRID = 0.12
 
 
@@ -34,7 +36,8 @@ class _Axis(pg.AxisItem):
         lines, texts = self._laid
         painter.setPen(QPen(mixed(theme().colour("surface"), theme().colour("muted"), _GRID), 1))
         painter.drawLines(lines)
-        for room, text in texts:
+        for measured, text in texts:
+            room = measured.adjusted(-_SPARE, 0, _SPARE * (self._align == CENTRE), 0)
             write(painter, room, text, theme().colour("muted"), SMALL, tabular=True, align=self._align)
 
     def _lay_out(self) -> None:

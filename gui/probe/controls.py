@@ -10,6 +10,7 @@ from gui.form.editors import ChoiceField, NumberField
 from gui.icons import icon
 from gui.machine import Machine
 from gui.theme import set_role, theme
+from gui.translate import tr
 from planner.units import GIB
 
 _ONE_ROW, _TWO_ROWS = 860, 470
@@ -29,16 +30,18 @@ class Controls(QWidget):
     def __init__(self, machine: Machine, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._machine = machine
-        self.measure = QPushButton("Measure", toolTip="Run the load in a child process and draw its memory (Ctrl+R)")
-        self.rehearse = QPushButton("Rehearse", toolTip="Run the model on fake tensors and open its peaks; needs no GPU (Ctrl+E)")
-        self.stop = QPushButton("Stop", toolTip="End the run; what was recorded stays (Ctrl+.)", enabled=False)
+        self.measure = QPushButton(tr("Measure"), toolTip=tr("Run the load in a child process and draw its memory (Ctrl+R)"))
+        self.rehearse = QPushButton(
+            tr("Rehearse"), toolTip=tr("Run the model on fake tensors and open its peaks; needs no GPU (Ctrl+E)")
+        )
+        self.stop = QPushButton(tr("Stop"), toolTip=tr("End the run; what was recorded stays (Ctrl+.)"), enabled=False)
         self.device = ChoiceField([("cpu", "CPU")])
         self.layers = NumberField()
         self.new_tokens = NumberField(doubles=True)
         self.budget_gib = NumberField()
         self._card = ""
         self._choices: list[tuple[str, str]] = []
-        self._new_tokens_label = QLabel("New tokens")
+        self._new_tokens_label = QLabel(tr("New tokens"))
         self._lay_out()
         self._connect()
         self._list_devices()
@@ -65,7 +68,7 @@ class Controls(QWidget):
 
     def set_plan(self, task: str, card: str, layers: int, new_tokens: int | None) -> None:
         """Show the fields of the task and the plan's card; the plan's own values are the defaults."""
-        self.layers.lineEdit().setPlaceholderText(f"all {layers}")
+        self.layers.lineEdit().setPlaceholderText(tr("all {}").format(layers))
         self.new_tokens.set_placeholder(new_tokens)
         self.new_tokens.setVisible(task == "inference")
         self._new_tokens_label.setVisible(task == "inference")
@@ -94,20 +97,20 @@ class Controls(QWidget):
             ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),
         )
         for name, field, width, tip in named:
-            field.setAccessibleName(name or "Device")
-            field.setToolTip(tip)
+            field.setAccessibleName(tr(name or "Device"))
+            field.setToolTip(tr(tip))
             field.setFixedWidth(width)
             row = first if field is self.device else second
             row.setSpacing(8)
             if name:
-                label = self._new_tokens_label if field is self.new_tokens else QLabel(name)
+                label = self._new_tokens_label if field is self.new_tokens else QLabel(tr(name))
                 set_role(label, "muted")
                 label.setBuddy(field)
                 row.addWidget(label)
             row.addWidget(field)
         first.addStretch(1)
         second.addStretch(1)
-        self.budget_gib.lineEdit().setPlaceholderText("GiB")
+        self.budget_gib.lineEdit().setPlaceholderText(tr("GiB"))
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """One row while there is room, else two."""

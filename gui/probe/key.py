@@ -10,9 +10,11 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from gui.painting import rehearsed_fill
 from gui.text import RIGHT, width_of, write
-from gui.theme import SMALL, theme
+from gui.theme import SMALL, px, theme
+from gui.translate import tr
+from gui.words import word
 from planner.footprint import METERS as METER_NAMES
-from planner.words import CPU_METERS, METERS, word
+from planner.words import CPU_METERS, METERS
 
 _LINE, _SPACE, _HEIGHT, _TITLE_ROOM = 20, 14, 20, 90
 _SHORT_LINE, _SHORT_SPACE = 11, 8
@@ -28,9 +30,9 @@ class PlotKey(QWidget):
         self._on_cpu = False
         self._rehearsed = False
         self._title = ""
-        self.setFixedHeight(_HEIGHT)
+        self.setFixedHeight(px(_HEIGHT))
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setAccessibleName(_WHAT_IS_WHAT)
+        self.setAccessibleName(tr(_WHAT_IS_WHAT))
         theme().changed.connect(self.update)
 
     def set_contents(self, *, on_cpu: bool, rehearsed: bool, title: str) -> None:
@@ -43,30 +45,30 @@ class PlotKey(QWidget):
 
     def sizeHint(self) -> QSize:
         """One line of text."""
-        return QSize(400, _HEIGHT)
+        return QSize(400, px(_HEIGHT))
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Line and name, one after the other."""
         painter = QPainter(self)
         x, entries = 8.0, self._entries()
-        needed = x + sum(_LINE + 6 + width_of(label, SMALL) + _SPACE for _, label in entries)
-        line, space = (_LINE, _SPACE) if needed <= self.width() else (_SHORT_LINE, _SHORT_SPACE)
+        needed = x + sum(px(_LINE) + 6 + width_of(label, SMALL) + px(_SPACE) for _, label in entries)
+        line, space = (px(_LINE), px(_SPACE)) if needed <= self.width() else (_SHORT_LINE, _SHORT_SPACE)
         for paint_sign, label in entries:
-            paint_sign(painter, QRectF(x, 0, line, _HEIGHT))
+            paint_sign(painter, QRectF(x, 0, line, px(_HEIGHT)))
             width = width_of(label, SMALL)
-            write(painter, QRectF(x + line + 5, 0, width + 4, _HEIGHT), label, theme().colour("muted"), SMALL)
+            write(painter, QRectF(x + line + 5, 0, width + 4, px(_HEIGHT)), label, theme().colour("muted"), SMALL)
             x += line + 5 + width + space
         if self.width() - x >= _TITLE_ROOM:
             whole = f"{self._title} · CPU" if self._on_cpu and "CPU" not in self._title else self._title
-            write(painter, QRectF(x, 0, self.width() - x - 4, _HEIGHT), whole, theme().colour("text"), SMALL, align=RIGHT)
+            write(painter, QRectF(x, 0, self.width() - x - 4, px(_HEIGHT)), whole, theme().colour("text"), SMALL, align=RIGHT)
         painter.end()
 
     def _entries(self) -> list[tuple[Sign, str]]:
         table = CPU_METERS if self._on_cpu else METERS
         named = [(meter, word(table, meter).label.removesuffix(" (CPU)")) for meter in reversed(METER_NAMES)]
         entries = [(_line(meter, Qt.PenStyle.SolidLine), label) for meter, label in named]
-        entries.append((_line("muted", Qt.PenStyle.DashLine), "Predicted"))
-        return [*entries, (_area, "Rehearsed")] if self._rehearsed else entries
+        entries.append((_line("muted", Qt.PenStyle.DashLine), tr("Predicted")))
+        return [*entries, (_area, tr("Rehearsed"))] if self._rehearsed else entries
 
 
 def _line(colour: str, style: Qt.PenStyle) -> Sign:

@@ -21,9 +21,11 @@ from gui.probe.series import thinned
 from gui.probe.zoom import Zoom
 from gui.scale import round_up, round_up_span
 from gui.theme import SMALL, font, theme
+from gui.translate import tr
 from gui.units import format_bytes
+from gui.words import word
 from planner.footprint import METERS
-from planner.words import PHASES, word
+from planner.words import PHASES
 
 FRAME_MS = 33
 _LEAST_POINTS = 200
@@ -31,6 +33,9 @@ _MIN_SPAN_S = 2.0
 _NOTHING_BYTES = 512
 """Below the smallest tensor: there is nothing to put a scale to."""
 _ROOM_ABOVE = 1.12
+_RANKS_DRAWN = 15
+_RANK_STYLES = (Qt.PenStyle.DashLine, Qt.PenStyle.DotLine, Qt.PenStyle.DashDotLine)
+_NOTHING = np.array([])
 _CAPACITY_IN_VIEW = 3.0
 """The capacity line is drawn when it is at most this many times the highest level; else it is told in words."""
 
@@ -63,7 +68,7 @@ class ProbePlot(QWidget):
         self._timer = QTimer(self, interval=FRAME_MS)
         self._timer.timeout.connect(self._frame)
         self.widget.scene().sigMouseClicked.connect(self._clicked)
-        self.widget.setAccessibleName("Memory of the run over time")
+        self.widget.setAccessibleName(tr("Memory of the run over time"))
         theme().changed.connect(self.restyle)
         self.restyle()
 
@@ -150,10 +155,14 @@ class ProbePlot(QWidget):
         self._area.setZValue(-10)
         self._course = {meter: pg.PlotCurveItem(connect="finite") for meter in ("reserved", "allocated")}
         self._curves = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
+        self._ranks = [pg.PlotCurveItem(connect="finite") for _ in range(_RANKS_DRAWN)]
         self._predicted = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
         self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
         groups = (self._course, self._curves, self._predicted, self._peaks)
         for item in (self._bands, self._differences, self._area, *(one for group in groups for one in group.values())):
+            plot.addItem(item)
+        for item in self._ranks:
+            item.setZValue(-1)
             plot.addItem(item)
 
     @Slot()
@@ -173,6 +182,9 @@ class ProbePlot(QWidget):
             self._predicted[meter].setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
             self._peaks[meter].setBrush(pg.mkBrush(colour))
             self._peaks[meter].setPen(pg.mkPen(theme().colour("surface"), width=1))
+        for number, item in enumerate(self._ranks):
+            ink = mixed(theme().colour("surface"), theme().colour("allocated"), 0.65)
+            item.setPen(pg.mkPen(ink, width=1, style=_RANK_STYLES[number % len(_RANK_STYLES)]))
         self._area.setBrush(rehearsed_fill())
         self._area.setPen(None)
         for meter, item in self._course.items():
@@ -229,6 +241,9 @@ class ProbePlot(QWidget):
         most = 2 * max(_LEAST_POINTS, round(self.widget.width() * self.devicePixelRatioF()))
         for column, meter in enumerate(METERS):
             _draw(self._curves[meter], *thinned(times[seen], self._run.samples.column(column)[seen], most))
+        for number, item in enumerate(self._ranks):
+            ring = self._run.ranks.get(number + 1)
+            _draw(item, *(thinned(ring.time_s, ring.column(0), most) if ring else (_NOTHING, _NOTHING)))
             ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
             heights = [float((band.peaks or {})[meter]) for band in ended]
             _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))

@@ -11,6 +11,7 @@ from gui.probe.series import Ring
 from planner.footprint import METERS
 
 _KEPT_SAMPLES = 72_000
+_KEPT_OF_RANK = 20_000
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Run:
 
     def __init__(self) -> None:
         self.samples = Ring(len(METERS), _KEPT_SAMPLES)
+        self.ranks: dict[int, Ring] = {}
+        """Of a run on several GPUs, the meters of every rank but the first, whose are :attr:`samples`."""
         self.bands: list[Band] = []
         self.notes: list[str] = []
         self.device: Mapping[str, Any] = {}
@@ -64,6 +67,13 @@ class Run:
         self.samples.add(float(event["t"]), values)
         self._raise(values)
 
+    def _rank(self, event: Mapping[str, Any]) -> None:
+        told, rank = event.get("of"), event.get("rank")
+        if isinstance(told, Mapping) and isinstance(rank, int) and told.get("event") == "memory":
+            values = tuple(_number(told.get(meter)) for meter in METERS)
+            self.ranks.setdefault(rank, Ring(len(METERS), _KEPT_OF_RANK)).add(float(event["t"]), values)
+            self._raise(values)
+
     def _phase(self, event: Mapping[str, Any]) -> None:
         if event.get("state") == "begin":
             self._end_band(float(event["t"]))
@@ -96,6 +106,7 @@ class Run:
 
     _HANDLERS: ClassVar[dict[str, Callable[[Run, Mapping[str, Any]], None]]] = {
         "hello": _hello, "memory": _memory, "phase": _phase, "progress": _progress, "note": _note, "outcome": _outcome,
+        "rank": _rank,
     }  # fmt: skip
 
 

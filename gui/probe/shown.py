@@ -19,6 +19,8 @@ class Shown:
     def __init__(self) -> None:
         self.levels: Levels = {}
         self.on_cpu = True
+        self.outside = False
+        """Whether what is measured was watched from outside."""
         self.title = ""
         self.run: Run | None = None
         self.measurement: Measurement | None = None
@@ -42,13 +44,13 @@ class Shown:
             self.run = self.measurement = self.rehearsed = None
         self.levels, self.title, self.on_cpu = levels, title, on_cpu
 
-    def measure(self, measurement: Measurement, run: Run) -> None:
-        """Show a measurement."""
-        self.measurement, self.run = measurement, run
+    def measure(self, measurement: Measurement, run: Run, *, outside: bool = False) -> None:
+        """Show a measurement, or what was watched from ``outside``."""
+        self.measurement, self.run, self.outside = measurement, run, outside
 
     def rows(self) -> tuple[Comparison, ...]:
         """The table."""
-        return compare(self.levels, self.measurement, self.rehearsed, on_cpu=self.on_cpu)
+        return compare(self.levels, self.measurement, self.rehearsed, on_cpu=self.on_cpu, outside=self.outside)
 
 
 def levels_of(prediction: Mapping[str, Any]) -> Levels:

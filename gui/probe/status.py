@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWi
 from gui.elided import ElidedLabel
 from gui.icons import icon
 from gui.theme import set_role, theme
+from gui.translate import tr
 
 _LOOKS = {"completed": ("fits", "fits"), "out_of_memory": ("does_not_fit", "over"), "stopped": ("unknown", "muted")}
 _TROUBLE = ("tight", "tight")
@@ -21,6 +22,7 @@ class StatusLine(QWidget):
     """Says it in words, with an icon; errors stay until the next run."""
 
     open_asked = Signal()
+    watch_asked = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -29,13 +31,19 @@ class StatusLine(QWidget):
         self._text = QLabel(wordWrap=True, textInteractionFlags=Qt.TextInteractionFlag.TextSelectableByMouse)
         self._notes = QLabel(wordWrap=True, visible=False)
         self._path = ElidedLabel(visible=False)
-        self._open = QPushButton("Open recording …", toolTip="Replay a run into the plot (Ctrl+Shift+O)")
+        self._open = QPushButton(tr("Open recording …"), toolTip=tr("Replay a run into the plot (Ctrl+Shift+O)"))
+        self._watch = QPushButton(
+            tr("Watch …"), toolTip=tr("Plot a process or a command that is not Highwater's against the plan (Ctrl+Shift+W)")
+        )
         self._lay_out()
+        self._watch.clicked.connect(self.watch_asked)
         self._open.clicked.connect(self.open_asked)
         theme().changed.connect(self._restyle)
         self.say(
-            "Measure runs the plan in a child process; Rehearse plays it on fake tensors, as any card would. "
-            "Both are drawn beside the prediction."
+            tr(
+                "Measure runs the plan in a child process; Rehearse plays it on fake tensors, as any card would. "
+                "Both are drawn beside the prediction."
+            )
         )
 
     @property
@@ -88,6 +96,7 @@ class StatusLine(QWidget):
         row.setSpacing(8)
         row.addWidget(self._icon, 0, Qt.AlignmentFlag.AlignTop)
         row.addLayout(words, 1)
+        row.addWidget(self._watch, 0, Qt.AlignmentFlag.AlignTop)
         row.addWidget(self._open, 0, Qt.AlignmentFlag.AlignTop)
 
     @Slot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QCloseEvent, QShowEvent
@@ -22,15 +22,21 @@ from gui.probe.run import Run
 from gui.probe.shown import Shown, title_of
 from gui.probe.status import StatusLine
 from gui.probe.table import ComparisonTable
+from gui.probe.watch_dialog import WatchDialog, one_line
+from gui.probe.watching import LiveWatch, keep_watch
 from gui.state import Selection
 from gui.theme import set_role
+from gui.translate import tr
 from gui.units import units
-from planner.words import PHASES, word
+from gui.words import word
+from planner.commands import commands_of
+from planner.words import PHASES
 from probes.history import keep
 from probes.measurement import Measurement
 from probes.recording import Event, Recorded, read_recording, recordings_folder
 from probes.rehearsal import Rehearsal
 from probes.request import Request, predict_run, request
+from probes.watch import Attach, Launch
 
 if TYPE_CHECKING:
     from gui.context import Context
@@ -51,6 +57,8 @@ class ProbeTab(QWidget):
         self.status = StatusLine()
         self.table = ComparisonTable()
         self.live = LiveProbe(self)
+        self.watch = LiveWatch(self)
+        self._machine = context.machine
         self._key = PlotKey()
         self._shown = Shown()
         self._now = Run()
@@ -76,11 +84,11 @@ class ProbeTab(QWidget):
         """Run the plan on the chosen device."""
         controls = self.controls
         if controls.device.value() == controls.CARD:
-            self.status.complain("This card is not in this machine: choose another device to measure on, or rehearse.")
+            self.status.complain(tr("This card is not in this machine: choose another device to measure on, or rehearse."))
         elif (plan := self._ready_plan()) is not None:
             work = partial(request, plan, str(controls.device.value()), controls.layers.value(), controls.new_tokens.value(),
                            controls.budget_bytes)  # fmt: skip
-            self._start(work, "Starting the probe …")
+            self._start(work, tr("Starting the probe …"))
 
     @Slot()
     def rehearse(self) -> None:
@@ -88,17 +96,50 @@ class ProbeTab(QWidget):
         controls = self.controls
         if (plan := self._ready_plan()) is not None:
             work = partial(ask_rehearsal, plan, str(controls.device.value()), controls.layers.value(), controls.new_tokens.value())
-            self._start(work, "Starting the rehearsal …")
+            self._start(work, tr("Starting the rehearsal …"))
+
+    @Slot()
+    def ask_watch(self) -> WatchDialog | None:
+        """Ask whom to watch."""
+        if self._ready_plan() is None:
+            return None
+        lines = [one_line(found.text) for found in commands_of(self._state.settled) if not found.file]
+        dialog = WatchDialog(self._machine.holders(), next((line for line in lines if "\n" not in line), ""), self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.chosen.connect(self.begin_watch)
+        dialog.show()
+        return dialog
+
+    @Slot(object)
+    def begin_watch(self, target: Launch | Attach) -> None:
+        """Watch a process or a command, beside the plan."""
+        plan = self._ready_plan()
+        if plan is not None:
+            self.controls.set_running(True)
+            self.status.say(tr("Beginning to watch …"))
+            work = partial(_watched_plan, plan, target)
+            self._operations.start(Operation("probe", work, self._begin_watch, self._fail))
+
+    @Slot(object)
+    def _begin_watch(self, found: tuple[Launch | Attach, str, Mapping[str, Any]]) -> None:
+        target, phase, prediction = found
+        self._rehearsing = False
+        self._open(prediction["scenario"], prediction, on_cpu=not self._machine.readings, title=_watch_title(target))
+        self._shown.measure(Measurement(prediction["scenario"], prediction), self._now, outside=True)
+        self._refresh(self._now.total_bytes)
+        self.watch.start(target, phase, prediction["scenario"], prediction)
 
     def _ready_plan(self) -> Plan | None:
         """The plan, unless something stands in the way, which is said."""
-        if self.live.running or self._operations.running("probe"):
+        if self.live.running or self.watch.running or self._operations.running("probe"):
             return None
         if self._state.plan is None or not self._state.current:
-            self.status.complain("The scenario has faults: mend them in the form, then try again.")
+            self.status.complain(tr("The scenario has faults: mend them in the form, then try again."))
             return None
         if self.controls.bad:
-            self.status.complain(f"{' and '.join(self.controls.bad)}: must be a whole number of at least 1, or empty.")
+            self.status.complain(
+                tr("{}: must be a whole number of at least 1, or empty.").format(tr(" and ").join(map(tr, self.controls.bad)))
+            )
             return None
         return self._state.plan
 
@@ -111,13 +152,14 @@ class ProbeTab(QWidget):
     def stop(self) -> None:
         """End the run."""
         self.live.stop()
-        if self.live.running:
-            self.status.say("Stopping …")
+        self.watch.stop()
+        if self.live.running or self.watch.running:
+            self.status.say(tr("Stopping …"))
 
     def replay(self, path: Path) -> None:
         """Show a recording."""
-        if self.live.running:
-            self.status.complain("A run is under way: stop it before opening a recording.")
+        if self.live.running or self.watch.running:
+            self.status.complain(tr("A run is under way: stop it before opening a recording."))
             return
         self._operations.start(Operation("probe", partial(_read, path), self._show_recorded, self._fail))
 
@@ -129,6 +171,7 @@ class ProbeTab(QWidget):
     def closeEvent(self, event: QCloseEvent) -> None:
         """End what runs."""
         self.live.close()
+        self.watch.close()
         super().closeEvent(event)
 
     def _lay_out(self) -> None:
@@ -159,10 +202,13 @@ class ProbeTab(QWidget):
         self.controls.rehearse_asked.connect(self.rehearse)
         self.controls.stop_asked.connect(self.stop)
         self.controls.changed.connect(self._show_plan)
+        self.status.watch_asked.connect(self.ask_watch)
         self.status.open_asked.connect(self._ask_recording)
         self.live.told.connect(self._take)
         self.live.rehearsed.connect(self._take_rehearsed)
         self.live.ended.connect(self._ended)
+        self.watch.told.connect(self._take)
+        self.watch.ended.connect(self._watch_ended)
         self._state.plan_changed.connect(self._show_plan)
         units().changed.connect(self._show_units)
         self.plot.picked.connect(self._pick_phase)
@@ -188,7 +234,7 @@ class ProbeTab(QWidget):
         device = str(controls.device.value())
         prediction = predict_run(plan, device, controls.layers.value(), controls.new_tokens.value())
         where = plan.gpu.name if device == controls.CARD else controls.device.currentText().partition("  ")[0]
-        self._shown.preview(prediction, f"Predicted for {where}", on_cpu=device == "cpu")
+        self._shown.preview(prediction, tr("Predicted for {}").format(where), on_cpu=device == "cpu")
         self._refresh()
 
     def _refresh(self, capacity_bytes: int | None = None) -> None:
@@ -222,8 +268,10 @@ class ProbeTab(QWidget):
         self._refresh((order.get("card") or {}).get("capacity_bytes"))
         self.live.start(asked, prediction)
 
-    def _open(self, scenario: Mapping[str, object], prediction: Mapping[str, object] | None, *, on_cpu: bool) -> None:
-        self._shown.open(prediction, title_of(scenario), on_cpu=on_cpu)
+    def _open(
+        self, scenario: Mapping[str, object], prediction: Mapping[str, object] | None, *, on_cpu: bool, title: str = ""
+    ) -> None:
+        self._shown.open(prediction, title or title_of(scenario), on_cpu=on_cpu)
         self._now = Run()
         self.status.show_notes([])
         self.status.show_path(None)
@@ -254,6 +302,8 @@ class ProbeTab(QWidget):
         self._show_table()
 
     def _doing(self) -> str:
+        if self.watch.running:
+            return self._shown.title
         run, verb = self._now, "Rehearsing" if self._rehearsing else "Measuring"
         where = "as on CPU" if self._rehearsing and self._shown.on_cpu else f"as on {self._card}" if self._rehearsing else ""
         where = where or ("on CPU" if run.on_cpu else f"on {run.device.get('name', 'the device')}")
@@ -273,6 +323,14 @@ class ProbeTab(QWidget):
         if ended is not None:
             self._operations.start(Operation("keep run", partial(keep, ended, self.live.recording), self._kept, self._fail))
 
+    @Slot()
+    def _watch_ended(self) -> None:
+        self.controls.set_running(False)
+        self._show_outcome()
+        self.status.show_path(self.watch.recording.path)
+        work = partial(keep_watch, self.watch.watched, self.watch.recording)
+        self._operations.start(Operation("keep run", work, self._kept, self._fail))
+
     @Slot(object)
     def _kept(self, trouble: str) -> None:
         """The run is in the history, or it is said why not."""
@@ -284,12 +342,12 @@ class ProbeTab(QWidget):
         shown = self._shown
         if self._rehearsing and shown.rehearsed is not None and shown.rehearsed.outcome is not None:
             answered = shown.rehearsed.outcome.get("kind") in ("completed", "out_of_memory")
-            self.status.show_outcome(shown.rehearsed.outcome, _REHEARSED if answered else "")
+            self.status.show_outcome(shown.rehearsed.outcome, tr(_REHEARSED) if answered else "")
             self.status.show_notes([*shown.rehearsed.notes])
             if shown.rehearsed.highest is not None:
                 self._pick_phase(shown.rehearsed.highest.phase)
         elif self._now.outcome is not None:
-            self.status.show_outcome(self._now.outcome, _RAN_ON_CPU if self._now.on_cpu else "")
+            self.status.show_outcome(self._now.outcome, tr(_RAN_ON_CPU) if self._now.on_cpu and not self._shown.outside else "")
         self._show_table()
 
     @Slot(str)
@@ -305,7 +363,7 @@ class ProbeTab(QWidget):
 
     @Slot()
     def _ask_recording(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open recording", str(recordings_folder()), "Recordings (*.jsonl)")
+        path, _ = QFileDialog.getOpenFileName(self, tr("Open recording"), str(recordings_folder()), "Recordings (*.jsonl)")
         if path:
             self.replay(Path(path))
 
@@ -324,10 +382,11 @@ class ProbeTab(QWidget):
             self._shown.measure(folded, self._now)
             self._refresh(self._now.total_bytes)
         self.status.show_path(path)
-        torn = ["Its last line was torn and is left out."] if recorded.skipped_lines else []
+        torn = [tr("Its last line was torn and is left out.")] if recorded.skipped_lines else []
         self.status.show_notes([*self._now.notes, *torn])
         if self._now.outcome is None:
-            self.status.complain(f"The recording ends without an outcome{f', in {self._now.phase}' if self._now.phase else ''}.")
+            where = tr(", in {}").format(word(PHASES, self._now.phase).label) if self._now.phase else ""
+            self.status.complain(tr("The recording ends without an outcome{}.").format(where))
         self._show_outcome()
 
 
@@ -335,6 +394,16 @@ def _asked(work: Callable[[], Request]) -> tuple[Request, Mapping[str, object]]:
     """The request with its prediction as JSON: its limits take long to be worked out."""
     asked = work()
     return asked, asked.prediction.to_json()
+
+
+def _watch_title(target: Launch | Attach) -> str:
+    return tr("Watching {}").format(target.command[0] if isinstance(target, Launch) else tr("process {}").format(target.pid))
+
+
+def _watched_plan(plan: Plan, target: Launch | Attach) -> tuple[Launch | Attach, str, Mapping[str, object]]:
+    """Whom to watch, the phase of the plan that takes most, and the prediction as JSON."""
+    peak = plan.footprint.gpus[0].peak
+    return target, peak.name if peak else "load", plan.footprint.to_json()
 
 
 def _read(path: Path) -> tuple[Path, Recorded, Measurement, Rehearsed | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import isnan, nan
+from typing import Any
 
 from PySide6.QtCore import QModelIndex, Signal, Slot
 from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
@@ -12,9 +13,11 @@ from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 from gui.cells import Cell, CellModel, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
+from gui.translate import tr
 from gui.units import format_bytes
+from gui.words import word
 from planner.footprint import METERS as METER_NAMES
-from planner.words import CPU_METERS, METERS, PHASES, word
+from planner.words import CPU_METERS, METERS, PHASES
 from probes.measurement import Measurement
 
 _COLUMNS = (
@@ -41,6 +44,7 @@ class Comparison:
     measured_bytes: float
     error: float
     on_cpu: bool
+    rank: int = 0
 
 
 def compare(
@@ -49,13 +53,18 @@ def compare(
     rehearsed: Rehearsed | None = None,
     *,
     on_cpu: bool = False,
+    outside: bool = False,
 ) -> tuple[Comparison, ...]:
-    """Every phase of any level, in the order of the prediction; ``on_cpu`` is where a run would be or was."""
-    measured = {step.name: step.meters for step in measurement.phases} if measurement else {}
+    """Every phase of any level, in the order of the prediction; ``on_cpu`` is where a run would be or was.
+
+    ``outside``: it was watched from outside, where only what the process holds in all can be seen.
+    """
+    seen = ("device",) if outside else METER_NAMES
+    measured = _only(seen, {step.name: step.meters for step in measurement.phases} if measurement else {})
     played = rehearsed.meters if rehearsed else {}
-    errors = measurement.error() if measurement else rehearsed.errors if rehearsed else {}
+    errors = _only(seen, measurement.error()) if measurement else rehearsed.errors if rehearsed else {}
     names = dict.fromkeys([*levels, *played, *measured])
-    return tuple(
+    first = tuple(
         Comparison(
             phase,
             meter,
@@ -68,6 +77,26 @@ def compare(
         for phase in names
         for meter in METER_NAMES
     )
+    return (*first, *_of_ranks(measurement, on_cpu=on_cpu)) if measurement else first
+
+
+def _of_ranks(measurement: Measurement, *, on_cpu: bool) -> Iterator[Comparison]:
+    """The peaks of every other rank, in the meter that compares."""
+    meter = "allocated" if on_cpu else "device"
+    for rank, run in sorted(measurement.ranks.items()):
+        errors, levels = run.error(), _levels(run.prediction)
+        for step in run.phases:
+            predicted = _number(levels, step.name, meter)
+            yield Comparison(step.name, meter, predicted, nan, step.meters[meter], _number(errors, step.name, meter), on_cpu, rank)
+
+
+def _levels(prediction: Mapping[str, Any] | None) -> Levels:
+    gpus = (prediction or {}).get("gpus") or [{}]
+    return {phase["name"]: phase for phase in gpus[0].get("phases") or ()}
+
+
+def _only(meters: Collection[str], table: Mapping[str, Mapping[str, float | None]]) -> Mapping[str, Mapping[str, float | None]]:
+    return {phase: {meter: value for meter, value in row.items() if meter in meters} for phase, row in table.items()}
 
 
 class ComparisonModel(CellModel):
@@ -97,7 +126,7 @@ class ComparisonTable(QTableView):
         super().__init__(parent)
         self.comparisons = ComparisonModel(self)
         dress(self, self.comparisons, _ROW_HEIGHT)
-        self.setAccessibleName("Predicted, rehearsed and measured memory")
+        self.setAccessibleName(tr("Predicted, rehearsed and measured memory"))
         header = self.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         for column, width in _WIDTHS:
@@ -114,7 +143,7 @@ class ComparisonTable(QTableView):
 def _cells(row: Comparison) -> list[Cell]:
     phase, meter = word(PHASES, row.phase), word(CPU_METERS if row.on_cpu else METERS, row.meter)
     return [
-        Cell(phase.label, row.phase, phase.meaning),
+        Cell(f"{phase.label} · GPU {row.rank}" if row.rank else phase.label, row.phase, phase.meaning),
         Cell(meter.label, row.meter, meter.meaning, "muted"),
         _size_cell(row.predicted_bytes),
         _size_cell(row.rehearsed_bytes),
@@ -130,12 +159,12 @@ def _size_cell(value: float) -> Cell:
 def _error_cell(row: Comparison) -> Cell:
     if isnan(row.error):
         tip = _CPU_COMPARES if row.on_cpu and row.meter != "allocated" else ""
-        return Cell("", row.error, tip, bold=True)
+        return Cell("", row.error, tr(tip), bold=True)
     size = abs(row.error)
     ink = "fits" if size <= _CLOSE else "tight" if size <= _NEAR else "over"
     text = f"{row.error:+.1%}".replace("%", " %").replace("-", "−")
-    level = "Rehearsed" if isnan(row.measured_bytes) else "Measured"
-    return Cell(text, row.error, f"{level} against predicted", ink, bold=True)
+    told = tr("Rehearsed against predicted") if isnan(row.measured_bytes) else tr("Measured against predicted")
+    return Cell(text, row.error, told, ink, bold=True)
 
 
 def _number(table: Mapping[str, Mapping[str, float | None]], phase: str, meter: str) -> float:

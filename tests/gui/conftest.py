@@ -63,8 +63,8 @@ def open_window(qtbot, home):
     windows = []
 
     def opened(scenario=FIRST_SCENARIO, size=(1400, 900), scheme="light", settings=None):
-        window = make_window(scenario, settings or Settings(home / f"settings{len(windows)}.ini"))
         theme().choose(scheme)
+        window = make_window(scenario, settings or Settings(home / f"settings{len(windows)}.ini"))
         window.resize(*size)
         window.show()
         qtbot.waitExposed(window)

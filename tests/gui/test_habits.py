@@ -220,11 +220,23 @@ def test_units_change_every_size_and_not_the_bytes(window):
     assert tab.verdict.text == before
 
 
-def test_zoom_is_kept_for_the_next_start(window):
-    window.action(Act.ZOOM_IN).trigger()
-    assert window.context.settings.get(ZOOM_PERCENT) == 110
-    window.action(Act.ZOOM_RESET).trigger()
+def test_zoom_makes_texts_and_their_room_larger_at_once(window):
+    tab, field = window.show_tab("footprint"), window.form.fields["inference.batch"]
+
+    def sizes():
+        heads = tab.table.horizontalHeader().font().pixelSize(), field.label.font().pixelSize(), field.editor.font().pixelSize()
+        return (*heads, field.label.width(), tab.bars.sizeHint().height(), tab.table.verticalHeader().defaultSectionSize())
+
+    before = sizes()
+    try:
+        for _ in range(3):
+            window.action(Act.ZOOM_IN).trigger()
+        assert window.context.settings.get(ZOOM_PERCENT) == 130
+        assert all(now > then for now, then in zip(sizes(), before, strict=True))
+    finally:
+        window.action(Act.ZOOM_RESET).trigger()
     assert window.context.settings.get(ZOOM_PERCENT) == 100
+    assert sizes() == before
 
 
 def test_the_palette_finds_and_runs_with_the_keyboard_alone(window, qtbot):

@@ -189,6 +189,22 @@ def drawn(tab, qtbot):
     return plot
 
 
+def test_every_rank_has_a_line_and_its_peaks():
+    """What another rank says comes as an event within an event."""
+    prediction = {"gpus": [{"phases": [{"name": "load", "allocated": 100, "reserved": 100, "device": 100}]}]}
+    run, measurement = Run(), Measurement({}, prediction)
+    for event in events():
+        for one in (event, {"event": "rank", "rank": 1, "t": event["t"], "of": event}):
+            run.take(one)
+            measurement.add(one)
+    assert list(run.ranks) == [1]
+    assert list(run.ranks[1].column(0)) == [90, 150]
+    assert [(band.name, band.step) for band in run.bands] == [("load", 0), ("prefill", 0)]
+    rows = [row for row in compare({}, measurement) if row.rank]
+    assert (rows[0].phase, rows[0].meter, rows[0].predicted_bytes, rows[0].measured_bytes) == ("load", "device", 100, 120)
+    assert round(rows[0].error, 6) == 0.2
+
+
 def test_the_difference_to_the_prediction_is_shaded(drawn):
     """Of every phase that has ended: from the predicted level to the level that was reached."""
     (found,) = drawn.differences
