@@ -20,6 +20,7 @@ from cli.tables import console
 from planner.units import MIB
 from probes.history import keep
 from probes.measurement import Measurement
+from probes.monitor import who_holds
 from probes.outcome import Outcome
 from probes.preflight import why_not
 from probes.remote import place_of
@@ -119,7 +120,8 @@ def _measure(options: argparse.Namespace) -> int:
             console().print(f"recording: {recording.path}", soft_wrap=True)
     exits.fail(outcome.exit_code, *filter(None, (recording.trouble, trouble)))
     if outcome.exit_code:
-        exits.fail(outcome.exit_code, outcome.text)
+        held = who_holds() if outcome.kind == "out_of_memory" and remote is None and device != "cpu" else []
+        exits.fail(outcome.exit_code, outcome.text, *held)
     return outcome.exit_code
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import psutil
 
+from planner.units import format_bytes
 from probes.drivers import Driver, Drivers
 from probes.nvml import GpuReading, NvmlState, number_or_none
 from probes.recording import Event, Recording, RecordingState
@@ -178,6 +179,20 @@ class Monitor:
             self._recording.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+def who_holds(nvml: Driver | None = None, limit: int = 5) -> list[str]:
+    """``GPU 0: python3 (pid 77, alice) holds 12.0 GiB`` for the processes that hold most, most first; empty where none is told."""
+    monitor = Monitor(nvml)
+    try:
+        held = [holder for holder in monitor.read().holders if holder.used_bytes]
+    finally:
+        monitor.close()
+    return [
+        f"GPU {holder.gpu}: {holder.name or 'a process'} (pid {holder.pid}{f', {holder.user}' if holder.user else ''}) holds "
+        f"{format_bytes(holder.used_bytes or 0)}"
+        for holder in held[:limit]
+    ]
 
 
 def sort_holders(holders: Iterable[Holder], sort: Sort) -> list[Holder]:

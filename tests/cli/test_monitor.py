@@ -170,3 +170,14 @@ def test_processes_are_sorted_with_unknown_sizes_last() -> None:
 
 def test_a_sparkline_leaves_gaps() -> None:
     assert sparkline([0.0, 0.5, None, 1.0, 1.2]) == "▁▅ ██"
+
+
+def test_who_holds_a_card_is_told_most_first(fake: FakeNvml) -> None:
+    """After a run that found no memory; processes of nobody known and without a size are left out."""
+    fake.say(H200 | {"0.processes": f"{os.getpid()}:1073741824 4194304:2147483648 77:na"})
+    script = "import json; from probes.monitor import who_holds; print(json.dumps(who_holds()))"
+    first, second = json.loads(fake.run(script))
+    assert first == "GPU 0: a process (pid 4194304) holds 2.00 GiB"
+    assert second.startswith("GPU 0: ")
+    assert f"(pid {os.getpid()}, " in second
+    assert second.endswith("holds 1.00 GiB")
