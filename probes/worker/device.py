@@ -200,6 +200,14 @@ def check_machine_memory(needed_bytes: int) -> None:
         )
 
 
+def check_free(free_bytes: int, needed_bytes: int) -> None:
+    """Raise :class:`OutOfMemory` before a card is filled with what it cannot hold: others may be at work on it."""
+    if needed_bytes > free_bytes:
+        raise OutOfMemory(
+            f"the weights take {needed_bytes} bytes and {free_bytes} bytes of the card are free", needed_bytes, free_bytes
+        )
+
+
 def as_out_of_memory(error: BaseException) -> OutOfMemory | None:
     """The error as :class:`OutOfMemory` if that is what it says, whatever its type."""
     if isinstance(error, OutOfMemory):

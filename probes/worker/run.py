@@ -210,6 +210,8 @@ class Run:
     def _on_cuda(self) -> None:
         device, meter = self._open_card()
         assert self._built is not None
+        if self._layout is None:
+            devices.check_free(meter.read().free, weight_bytes(self._built.model))
         self._walk = Walk(self._built.model, meter, masters=self._amp)
         self._phases = Phases(self._wire, meter, on_begin=self._walk.begin, walk_components=self._walk.components)
         with self._sampling():

@@ -123,6 +123,17 @@ def test_a_budget_beyond_what_is_free_is_out_of_memory_before_anything_is_built(
     assert events.result["free_bytes"] == TOTAL - OTHERS - CONTEXT
 
 
+def test_weights_that_a_card_cannot_hold_are_not_begun(card, monkeypatch):
+    """Others may be at work on it."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device=None: (100_000, TOTAL))
+    order = parse_order(order_json("measure", LLAMA, "inference", WORK["inference"], device="cuda:0"))
+    events = Events()
+    worker_run.run(order, events)
+    assert not [fields for event, fields in events if event == "phase"]
+    assert (events.result["outcome"], events.result["free_bytes"]) == ("out_of_memory", 100_000)
+    assert events.result["requested_bytes"] > 300_000
+
+
 def test_a_card_that_is_not_there_is_named(card):
     with pytest.raises(WorkerError, match="cuda:3: this machine has 1 CUDA devices"):
         worker_run.hello(Events(), parse_order(order_json("measure", LLAMA, "inference", {}, device="cuda:3")))
