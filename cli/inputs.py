@@ -41,13 +41,13 @@ def plan_of(scenario: Scenario) -> Plan:
 
 
 def detected_gpu() -> str | None:
-    """The catalog's name of the first NVIDIA GPU here, None without one."""
-    from probes.drivers import Drivers  # noqa: PLC0415  loads the driver's library
+    """The catalog's name of the first GPU here that CUDA shows, None without one."""
+    from probes.drivers import Drivers, visible  # noqa: PLC0415  loads the driver's library
     from resources.gpus import UnknownGpu, gpu  # noqa: PLC0415
 
     nvml = Drivers()
     try:
-        readings = nvml.readings() if nvml.open().available else ()
+        readings = visible(nvml.readings()) if nvml.open().available else ()
         return gpu(readings[0].name, readings[0].memory.total_bytes).name if readings else None
     except (UnknownGpu, ValueError):
         return None

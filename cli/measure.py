@@ -126,12 +126,12 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def default_device() -> str:
-    """``cuda:0`` where NVML sees a GPU, else ``cpu``."""
-    from probes.drivers import Drivers  # noqa: PLC0415
+    """``cuda:0`` where CUDA shows a GPU, else ``cpu``."""
+    from probes.drivers import Drivers, visible  # noqa: PLC0415
 
     nvml = Drivers()
     try:
-        return "cuda:0" if nvml.open().available and nvml.readings() else "cpu"
+        return "cuda:0" if nvml.open().available and visible(nvml.readings()) else "cpu"
     finally:
         nvml.close()
 

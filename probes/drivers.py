@@ -5,6 +5,8 @@ Intel's and Apple's are known through torch alone (:mod:`probes.worker.vendors`)
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -80,6 +82,31 @@ class Drivers:
     def memory(self) -> tuple[GpuReading, ...]:
         """Memory of every GPU."""
         return _joined(self._nvml.memory(), self._amd.memory())
+
+
+def visible(readings: Sequence[GpuReading], chosen: str | None = None) -> tuple[GpuReading, ...]:
+    """The GPUs that CUDA shows a program, in its order: all, or those that ``CUDA_VISIBLE_DEVICES`` (``chosen``) names.
+
+    By number, or by the beginning of a UUID; as CUDA does, the list ends at what names no GPU (CUDA C++ programming guide,
+    environment variables). Numbers are taken to be the driver's, which they are for cards of one kind and with
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES") if chosen is None else chosen
+    if chosen is None:
+        return tuple(readings)
+    found: list[GpuReading] = []
+    for word in chosen.split(","):
+        named = [gpu for gpu in readings if _is_named(gpu, word.strip())]
+        if not named:
+            break
+        found += named[:1]
+    return tuple(found)
+
+
+def _is_named(gpu: GpuReading, word: str) -> bool:
+    if word.isascii() and word.isdigit():
+        return gpu.index == int(word)
+    return word.startswith(("GPU-", "MIG-")) and gpu.uuid.startswith(word)
 
 
 def _joined(nvidia: tuple[GpuReading, ...], amd: tuple[GpuReading, ...]) -> tuple[GpuReading, ...]:

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from probes.amd import LIBRARY_NOT_FOUND, state_of
-from probes.drivers import Drivers
-from probes.nvml import GpuReading, NvmlState
 from tests.probes.fake_nvml import H200, PROJECT, FakeNvml
 
 MI300X = {
@@ -159,39 +157,6 @@ def test_processes_are_listed_once_a_second_at_most(monkeypatch: pytest.MonkeyPa
     for _ in range(5):
         found.readings()
     assert asked.count("amdsmi_get_gpu_process_list") == 1
-
-
-class Stub:
-    """A driver with so many GPUs, or a state."""
-
-    driver_version, cuda_version = "1", ""
-
-    def __init__(self, count: int, state: NvmlState | None = None) -> None:
-        self.state, self._count = state or NvmlState(), count
-
-    def open(self) -> NvmlState:
-        return self.state
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def readings(self) -> tuple[GpuReading, ...]:
-        return tuple(GpuReading(index, f"u{index}", "n") for index in range(self._count))
-
-    memory = readings
-
-
-def test_cards_of_both_makers_are_numbered_on() -> None:
-    both: Any = Drivers(Stub(2), Stub(1))  # type: ignore[arg-type]
-    assert [gpu.index for gpu in both.readings()] == [gpu.index for gpu in both.memory()] == [0, 1, 2]
-    assert both.driver_version == "1, 1"
-
-
-@pytest.mark.parametrize(
-    ("nvidia", "amd", "told"), [(0, LIBRARY_NOT_FOUND, 0), (12, 0, 0), (12, LIBRARY_NOT_FOUND, 12), (12, 34, 34), (0, 34, 0)]
-)
-def test_the_state_is_that_of_the_driver_that_is_here(nvidia: int, amd: int, told: int) -> None:
-    assert Drivers(Stub(0, NvmlState(nvidia)), Stub(0, NvmlState(amd))).state.code == told  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
