@@ -56,7 +56,7 @@ class Implementation:
     repeats_keys: bool = True
     norms_first: bool = False
     sums_in_place: bool = False
-    router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk"] = "softmax"
+    router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk", "softplus"] = "softmax"
     routing: Literal["fp32", "model"] = "model"
     experts: Literal["grouped", "dense"] = "grouped"
     rotates_each: bool = False
@@ -116,6 +116,7 @@ WRITTEN: dict[str, Implementation] = {
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
     "deepseek_v3": DEEPSEEK,
+    "deepseek_v4": Implementation(norm="wide", attention="eager", router="softplus"),
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),

@@ -20,7 +20,7 @@ from planner.architecture.layers import (
 )
 from planner.components.recurrent.states import STATES, state_tensors
 from planner.components.run import Run
-from planner.components.tape import Size
+from planner.components.tape import Size, rounded
 from planner.record import record
 
 Number = Any
@@ -166,6 +166,9 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
     found: dict[str, Size] = {}
     for mixer in layer.sequence if run.cached and run.past_tokens else ():
         match mixer:
+            case Attention() if mixer.compression is not None:
+                found["k past"] = run.cache(mixer, "k", run.past_tokens)
+                found["compressed past"] = compressed_cache(mixer, run, run.past_tokens, whole=True)
             case Attention() if mixer.kv == "own":
                 tokens = run.static_cells(mixer) if run.static_tokens else run.past_tokens
                 found |= {f"{name} past": run.cache(mixer, name, tokens) for name in ("k", "v")}
@@ -182,6 +185,15 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
     return found
 
 
+def compressed_cache(mixer: Attention, run: Run, tokens: int, *, whole: bool) -> Size:
+    """Compressed entries after ``tokens``, and what waits for the next window; ``whole``: all projections it is a view of."""
+    assert mixer.compression is not None  # noqa: S101  the caller has looked
+    entries = _compressed_entries(mixer.compression, mixer.head_dim, tokens, run.dtype_bytes)
+    total = run.batch * sum(entry.cell_bytes * (entry.held_cells if whole else entry.cells) for entry in entries)
+    values = {"batch": run.batch, "tokens": tokens, "rate_tokens": mixer.compression.rate_tokens}
+    return Size.stated(rounded(total), "batch · Σ of entries and of what waits for the next", **values)
+
+
 def cache_component(name: str) -> str:
     """What a cached tensor of that name counts as."""
     return "recurrent_state" if name in STATES else "kv_cache"
@@ -196,6 +208,10 @@ def held_tensors(layer: Layer, run: Run, prompt_tokens: int) -> dict[str, Size]:
     if run.static_tokens:
         return found
     for mixer in layer.sequence:
+        if isinstance(mixer, Attention) and mixer.compression is not None and run.past_tokens > prompt_tokens:
+            found["k past"] = run.cache(mixer, "k", min(run.past_tokens, mixer.window_tokens or run.past_tokens))
+            found["compressed past"] = compressed_cache(mixer, run, run.past_tokens, whole=False)
+            continue
         window = (mixer.window_tokens or mixer.chunk_tokens) if isinstance(mixer, Attention) else None
         if isinstance(mixer, Attention) and mixer.kv == "own" and window is not None and run.past_tokens > prompt_tokens:
             found |= {f"{name} past": run.cache(mixer, name, min(run.past_tokens, window)) for name in ("k", "v")}

@@ -23,6 +23,7 @@ from planner.architecture.layers import (
 from planner.components.attention import attention_forward
 from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
 from planner.components.cache import cache_component, cached_tensors
+from planner.components.compressed import hyper_layer, streams_of
 from planner.components.graph import KEPT, Graph, Record, Stopped, add
 from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
@@ -101,7 +102,7 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: b
         }
     else:
         reasons = {
-            "attention that reads other sequences or compressed entries": not mixer.causal or mixer.compression is not None,
+            "attention that reads other sequences": not mixer.causal,
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")
@@ -259,7 +260,9 @@ def _channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) ->
 def _forward(g: Graph, layer: Layer) -> None:
     """``x`` to ``y``; ``x`` stays, its owner frees it."""
     _name_shared(g, layer)
-    if is_side_by_side(layer):
+    if streams_of(layer) > 1:
+        hyper_layer(g, layer)
+    elif is_side_by_side(layer):
         side_by_side(g, layer)
     elif layer.parallel:
         _parallel(g, layer)

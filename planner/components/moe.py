@@ -105,10 +105,13 @@ def _gated(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
         activate(g, mixer.activation, "expert gate and up", "expert product", size)
         g.free("expert gate and up")
         return
+    if g.run.code.router == "softplus":  # DeepSeek-V4 clamps both
+        g.hold("expert gate clamped", size)
+        g.hold("expert up clamped", size)
     g.parts("expert gate and up", {"expert gate": size, "expert up": size})
     activate(g, mixer.activation, "expert gate", "expert activated", size)
     multiply(g, "expert product", size, "expert activated", "expert up")
-    g.free("expert activated", "expert gate", "expert up", "expert gate and up")
+    g.free("expert activated", "expert gate", "expert up", "expert gate and up", "expert gate clamped", "expert up clamped")
 
 
 def _expert_weights(mixer: MixtureOfExperts) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:

@@ -48,6 +48,8 @@ class Run:
     eager: bool = False
     static_tokens: int = 0
     residual_in_fp32: bool = False
+    streams: int = 1
+    """Residual streams that run side by side (DeepSeek-V4)."""
     quantised: QuantisedWeights | None = None
     adapters: Adapters | None = None
     names: tuple[str, ...] = ()
@@ -80,6 +82,8 @@ class Run:
 
     def stream(self) -> Size:
         """What runs from layer to layer: hidden states, in fp32 where the residual is kept so."""
+        if self.streams > 1:
+            return self.heads(self.streams, self.hidden_size)
         return self.upcast(self.hidden_size) if self.residual_in_fp32 else self.hidden()
 
     def upcast(self, width: int, rows: int = 1) -> Size:

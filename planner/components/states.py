@@ -22,16 +22,22 @@ SHARED_CODES = ("nested_quant_map",)
 def plain_weights(architecture: Architecture, dtype_bytes: int) -> Level:
     """Weights in one 16- or 32-bit dtype, with the allocator's rounding and the rotary frequencies as workspace."""
     level = Level()
-    payload = held = tensors = 0
+    payload = held = tensors = wide = 0
     for _, weight, times in iter_weights(architecture):
         if not weight.is_buffer:
             count = times * weight.count
-            each = prod(weight.shape) * dtype_bytes
+            kept_wide = weight.dtype == "fp32" and dtype_bytes != FP32_BYTES
+            each = prod(weight.shape) * (FP32_BYTES if kept_wide else dtype_bytes)
             tensors += count
             payload += count * each
             held += count * rounded(each)
-    values = {"parameters": payload // dtype_bytes, "bytes": dtype_bytes}
-    level.change("weights", "weights", Size.stated(payload, "parameters · bytes", **values), 1)
+            wide += count * prod(weight.shape) * kept_wide
+    values = {"parameters": (payload - wide * FP32_BYTES) // dtype_bytes + wide, "bytes": dtype_bytes}
+    formula = "parameters · bytes"
+    if wide:
+        values |= {"in_fp32": wide, "more_bytes": FP32_BYTES - dtype_bytes}
+        formula = "parameters · bytes + in_fp32 · more_bytes"
+    level.change("weights", "weights", Size.stated(payload, formula, **values), 1)
     if held > payload:
         size = Size.stated(held - payload, "each tensor rounded up to 512 bytes", tensors=tensors)
         level.change("workspace", "rounding of the weights", size, 1)

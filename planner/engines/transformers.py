@@ -11,6 +11,7 @@ from planner.architecture.counts import layer_groups, layer_indices
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer
 from planner.components.cache import cache_component, held_tensors
+from planner.components.compressed import streams_of
 from planner.components.graph import Graph
 from planner.components.inputs import SHARED, hold_inputs
 from planner.components.layer import Laid, layer_forward
@@ -95,7 +96,7 @@ def inference_run(architecture: Architecture, work: Generation, sequence: int, p
         past_tokens=past,
         code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
-        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
+        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32, streams=streams_of(architecture.decoder.layers[0]),
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from .unroll import Slot, Unroller, slots_of, window_breaks
 MakeUnroller = Callable[[Callable[[], list[Slot]]], Unroller]
 
 CACHES = ("dynamic", "static", "quantized")
+_COMPRESSED_UPDATES = ("store_compression_weights", "update_compressor_states", "update_overlap_state")
+"""How DeepSeek-V4's layers of a cache take what waits for a window, and entries."""
 _STATE_NAMES = ("conv", "recurrent", "ssm", "linear")
 _CACHE_FIELD = "scenario.inference.engine_options.cache_implementation"
 
@@ -219,6 +221,11 @@ class InferenceLoad:
                 method = getattr(part, name, None)
                 if method is not None:
                     setattr(part, name, self._labelling(part, method))
+            for layer in getattr(part, "layers", ()):
+                for name in _COMPRESSED_UPDATES:
+                    method = getattr(layer, name, None)
+                    if method is not None:
+                        setattr(layer, name, self._labelling_layer(layer, method))
             keep = getattr(part, "set_linear_cache", None)
             if keep is not None:
                 part.set_linear_cache = self._keeping(keep)
@@ -230,6 +237,14 @@ class InferenceLoad:
             out = method(*args, **kwargs)
             layer_idx = kwargs["layer_idx"] if "layer_idx" in kwargs else args[place]
             self._label_holder(cache.layers[layer_idx] if hasattr(cache, "layers") else cache)
+            return out
+
+        return labelled
+
+    def _labelling_layer(self, layer: Any, method: Any) -> Any:
+        def labelled(*args: Any, **kwargs: Any) -> Any:
+            out = method(*args, **kwargs)
+            self._label_holder(layer)
             return out
 
         return labelled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.blocks import block, decoder, linear, moe, num_layers, scale
 from planner.architecture.config import Config
 from planner.architecture.families.latent import hyper_connection, hyper_head, sparse_indexer
@@ -11,6 +13,7 @@ from planner.architecture.layers import (
     Attention,
     Compression,
     Indexer,
+    Layer,
     MixtureOfExperts,
     Weight,
 )
@@ -28,8 +31,27 @@ def deepseek_v4(config: Config) -> Architecture:
     mixers = {name: compressed_attention(config, name) for name in dict.fromkeys(types)}
     experts = {name: v4_experts(config, hashed=name == "hash_moe") for name in dict.fromkeys(channels)}
     kinds = list(zip(types, channels, strict=False))
-    made = {kind: block(config, mixers[kind[0]], experts[kind[1]], weights=streams) for kind in dict.fromkeys(kinds)}
-    return decoder(config, [made[kind] for kind in kinds], weights=hyper_head(config))
+    made = {kind: wide(block(config, mixers[kind[0]], experts[kind[1]], weights=streams)) for kind in dict.fromkeys(kinds)}
+    found = decoder(config, [made[kind] for kind in kinds], weights=in_fp32(hyper_head(config)))
+    assert found.final_norm is not None  # noqa: S101  the decoder has one
+    return replace(found, final_norm=replace(found.final_norm, weights=in_fp32(found.final_norm.weights)))
+
+
+def wide(layer: Layer) -> Layer:
+    """The layer with what the class keeps in fp32 marked: norms, sinks, position biases (``_keep_in_fp32_modules_strict``)."""
+    return replace(
+        layer,
+        sequence=tuple(replace(mixer, weights=in_fp32(mixer.weights)) for mixer in layer.sequence),
+        norms=tuple(replace(norm, weights=in_fp32(norm.weights)) for norm in layer.norms),
+        weights=in_fp32(layer.weights),
+    )
+
+
+def in_fp32(weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+    """Those that are no product's."""
+    return tuple(
+        replace(weight, dtype="fp32") if weight.role in ("norm", "other") and not weight.is_buffer else weight for weight in weights
+    )
 
 
 def compressed_types(config: Config) -> tuple[str, ...]:
