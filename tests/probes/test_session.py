@@ -416,7 +416,7 @@ def test_starting_returns_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
     started = time.monotonic()
     probe.session.start()
     probe.session.stop()
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 0.5
     probe.finish()
     assert threading.active_count() == before
 
