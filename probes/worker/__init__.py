@@ -41,7 +41,8 @@ Keys the worker reads inside the scenario beyond the common ones, with their def
 "cache_nbits": 4, "cache_q_group_size": 64, "cache_residual_length": 128}``; ``training.engine_options`` =
 ``{"use_reentrant": false, "max_grad_norm": null, "checkpoint_every": 2, "autocast_adapter_dtype": true,
 "prepare_for_kbit_training": false, "quant_skip_modules": "", "chunk_tokens": 1024, "projection_rank": 128}``;
-``training.lora.alpha`` (twice the rank) and ``dropout`` (0).
+``training.lora.alpha`` (twice the rank), ``dropout`` (0) and ``rslora`` (false); ``training.trainable`` (names of the modules
+that method ``freeze`` trains; none: the head) and ``training.virtual_tokens`` (20, methods ``prompt`` and ``prefix``).
 
 Events
 ------
