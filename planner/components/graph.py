@@ -102,15 +102,21 @@ class Graph(Tape):
         self._results: list[Storage] = []
         self._there = list(kept)
         self._operator = ""
+        self._laid: dict[str, int] = {}
 
     @contextmanager
     def operator(self, name: str) -> Iterator[None]:
         """What is held inside are results of an operator that checkpoints may keep (torch's selective checkpointing)."""
-        self._operator = name if name in self.run.keeps else ""
+        self._operator = name if self._is_kept(name) else ""
         try:
             yield
         finally:
             self._operator = ""
+
+    def _is_kept(self, operator: str) -> bool:
+        """Whether checkpoints keep this result: every one of the operator, or the first and then every second one."""
+        self._laid[operator] = self._laid.get(operator, 0) + 1
+        return operator in self.run.keeps or (f"{operator}/2" in self.run.keeps and self._laid[operator] % 2 == 1)
 
     def hold(self, name: str, size: Size, component: str = "workspace", *, saved: bool = False) -> None:
         """A tensor is made; a result that a checkpoint has kept is there already, one that it keeps stays."""

@@ -25,8 +25,10 @@ _OPTIONS = "scenario.training.engine_options"
 PARTS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe")}
 """How modules of a layer are named: by what their names contain."""
 aten = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten.addmm.default)
 OPERATORS = {
-    "mm": (aten.mm.default, aten.addmm.default),
+    "mm": PRODUCTS,
+    "mm/2": PRODUCTS,
     "attention": (
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_efficient_attention.default,
@@ -86,7 +88,26 @@ def _keeping(saves: tuple[str, ...], reentrant: bool) -> Callable[[], Any]:
         raise WorkerError("bad_order", f"{_OPTIONS}.checkpoint_saves: {reason}", f"{_OPTIONS}.checkpoint_saves")
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+    if "mm/2" in saves:
+        every = {op for name in saves if name != "mm/2" for op in OPERATORS[name]}
+        return lambda: create_selective_checkpoint_contexts(_every_second(every))
     return functools.partial(create_selective_checkpoint_contexts, [op for name in saves for op in OPERATORS[name]])
+
+
+def _every_second(every: set[Any]) -> Callable[..., Any]:
+    """torchtitan's policy: of matrix products the first is kept and then every second one, counted anew in each run."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    counts = {False: 0, True: 0}
+
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        kept = op in every
+        if op in PRODUCTS:
+            counts[context.is_recompute] += 1
+            kept = kept or counts[context.is_recompute] % 2 == 1
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return policy
 
 
 def _checkpoint_parts(model: nn.Module, part: str) -> None:

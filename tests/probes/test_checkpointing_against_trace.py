@@ -27,6 +27,7 @@ KINDS = {
     "products kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "mm"}},
     "attention kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "attention"}},
     "both kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "mm, attention"}},
+    "every second product kept": {"checkpointing": "selective", "engine_options": {"checkpoint_saves": "mm/2, attention"}},
 }
 LOOSE = ("attention", "feed-forward", "both kept")
 """GPT-2 drops out inside the parts that run again; the closed form keeps the masks."""
