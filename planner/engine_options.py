@@ -37,9 +37,7 @@ TRANSFORMERS_TRAINING = {
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
     "checkpoint_modules": Option("str", "what selective checkpointing recomputes", choices=("layers", "attention", "mlp")),
-    "checkpoint_saves": Option(
-        "str", "operators whose results selective checkpointing keeps: mm (or mm/2, every second), attention"
-    ),
+    "checkpoint_saves": Option("str", "operators whose results selective checkpoints keep: mm (or mm/2, every second), attention"),
     "checkpoint_offload": Option("bool", "inputs of checkpointed layers are held in pinned host memory"),
     "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
     "ema": Option("bool", "a moving average of the parameters is kept beside them"),

@@ -24,8 +24,9 @@ from resources.gpus import gpu  # noqa: E402
 UNITS = {"MB (MiB)": 2**20, "GB (GiB)": GIB}
 """The tables print MiB and GiB as MB and GB: weights and cache alone add up only so."""
 CAVEAT = """Measured with transformers 4.46 and 4.51 on one GPU, batch 1; predicted as transformers 5.23 allocates. Where rows miss:
-FP8 of models with a tied head held a head of its own (the difference is vocabulary x hidden x 2 bytes, to the MiB); AWQ ran
-AutoAWQ's modules, which kept more with every token; some runs of one prompt token ended before 2,048 new ones.
+FP8 of models with a tied head held a head of its own (the difference is vocabulary x hidden x 2 bytes, to 2 MiB of 0.6B, 4 MiB
+of 1.7B and 21 MiB of 4B); AWQ ran AutoAWQ's modules, which kept more with every token; some runs of one prompt token ended
+before 2,048 new ones.
 """
 CARDS = {"H20 96GB": "H20 96GB", "A100 80GB": "A100 SXM4 80GB"}
 

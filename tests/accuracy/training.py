@@ -228,7 +228,7 @@ class Facts:
     vocabulary: int
     batch: int
     sequence: int
-    checkpointing: bool
+    checkpointing: str
     gpus: int
 
 
@@ -250,7 +250,7 @@ def facts(plan: Plan, found: Footprint) -> Facts:
         vocabulary=architecture.vocab_size,
         batch=training.batch,
         sequence=training.sequence or 1,
-        checkpointing=training.checkpointing != "none",
+        checkpointing=training.checkpointing,
         gpus=plan.scenario.hardware.gpus * plan.scenario.hardware.nodes,
     )
 
@@ -266,11 +266,9 @@ def deepspeed_three(run: Facts) -> float:
 
 
 def megatron(run: Facts) -> float:
-    """Megatron-LM ``report_theoretical_memory``: 18 B a parameter, 1.05 · (s·b·h·34 a layer, logits and last norm in 16 bit)."""
+    """Megatron-LM ``report_theoretical_memory``: 6 + 12/GPUs B a parameter, 1.05 · (34·s·b·h·L + 2·s·b·(V + h))."""
     tokens = run.sequence * run.batch
     layers = tokens * run.hidden * 34 * run.layers + 8 * tokens + tokens * run.hidden
-    if run.checkpointing:
-        layers = 2 * tokens * run.hidden * run.layers + 34 * tokens * run.hidden
     states = run.weight_bytes - 2 * run.trained + (6 + 12 / run.gpus) * run.trained
     return states + 1.05 * (layers + 2 * tokens * (run.vocabulary + run.hidden))
 
@@ -278,9 +276,10 @@ def megatron(run: Facts) -> float:
 def llm_analysis(run: Facts) -> float:
     """llm-analysis ``training``: fp32 gradients, 12 B of states; by layer 13·s·b·h + 4·a·s·b + 4·s·b·f and two fp32 norms."""
     tokens = run.sequence * run.batch
-    attention = (5 * 2 + 1) * tokens * run.hidden + 2 * (2 * tokens * run.hidden + 4 * run.heads * tokens)
+    kernel = 0 if run.checkpointing == "selective" else 2 * (2 * tokens * run.hidden + 4 * run.heads * tokens)
+    attention = (5 * 2 + 1) * tokens * run.hidden + kernel
     mlp = 2 * tokens * run.hidden + 4 * tokens * run.intermediate
-    layer = 2 * tokens * run.hidden if run.checkpointing else attention + mlp + 2 * 4 * tokens * run.hidden
+    layer = 2 * tokens * run.hidden if run.checkpointing == "full" else attention + mlp + 2 * 4 * tokens * run.hidden
     ends = 2 * tokens * run.hidden + 4 * tokens * run.hidden + 2 * tokens * run.vocabulary
     states = run.weight_bytes + 16 * run.trained / run.gpus
     return states + layer * run.layers + ends + 2 * tokens * run.vocabulary
@@ -294,7 +293,7 @@ def accelerate(run: Facts) -> float:
 def cookbook(run: Facts) -> float:
     """EleutherAI cookbook ``calc_transformer_mem``: 2 + 4 + 12 B a parameter, s·b·h·L·(34 + 5·a·s/h), 34 when checkpointed."""
     tokens = run.sequence * run.batch
-    inner = 34 if run.checkpointing else 34 + 5 * run.heads * run.sequence / run.hidden
+    inner = 34 if run.checkpointing != "none" else 34 + 5 * run.heads * run.sequence / run.hidden
     return run.weight_bytes + 4 * run.trained + 12 * run.trained / run.gpus + tokens * run.hidden * run.layers * inner
 
 
