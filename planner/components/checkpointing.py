@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planner.architecture.layers import Layer
+from planner.architecture.layers import Architecture, Layer, MixtureOfExperts
 from planner.components.layer import Laid, layer_backward, layer_forward, layer_recomputed, layer_recomputed_whole
 from planner.components.run import Run
 from planner.components.tape import Span
@@ -71,8 +71,8 @@ class Checkpointing:
         return -(-layers // self.every) * input_bytes if self.offloads else 0
 
 
-def checkpointing_of(training: Training) -> Checkpointing:
-    """What a scenario asks for. Raises :class:`NotModelled` for what excludes each other."""
+def checkpointing_of(training: Training, architecture: Architecture | None = None) -> Checkpointing:
+    """What a scenario asks for. Raises :class:`NotModelled` for what excludes each other, or is not derived for the model."""
     options = training.engine_options
     if training.checkpointing == "none":
         return Checkpointing()
@@ -81,6 +81,8 @@ def checkpointing_of(training: Training) -> Checkpointing:
         return Checkpointing(1, reentrant, offloads=offloads)
     part = str(options.get("checkpoint_modules", "layers"))
     if part != "layers":
+        if part == "mlp" and architecture is not None and any(map(_has_experts, architecture.decoder.layers)):
+            raise NotModelled("training.engine_options.checkpoint_modules: experts alone are not derived; choose layers")
         return Checkpointing(part=part)
     keeps = tuple(name.strip() for name in str(options.get("checkpoint_saves", "")).split(",") if name.strip())
     if keeps and reentrant:
@@ -88,3 +90,7 @@ def checkpointing_of(training: Training) -> Checkpointing:
     if set(keeps) - set(OPERATORS):
         raise NotModelled(f"training.engine_options.checkpoint_saves: choose of {', '.join(OPERATORS)}")
     return Checkpointing(whole(options, "checkpoint_every", 1 if keeps else SELECTIVE_EVERY), reentrant, "", keeps, offloads)
+
+
+def _has_experts(layer: Layer) -> bool:
+    return any(isinstance(channel, MixtureOfExperts) for channel in layer.channel)

@@ -43,7 +43,7 @@ def training_steps(
         weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
-        *shape_of(ask), dtype_bytes, checkpointing_of(ask), ask.gradient_accumulation, cuda=cuda,
+        *shape_of(ask), dtype_bytes, checkpointing_of(ask, architecture), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,

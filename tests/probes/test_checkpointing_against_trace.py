@@ -82,3 +82,15 @@ def test_what_cannot_be_kept_is_unknown_with_the_field(options: dict[str, object
     footprint = predicted(LLAMA, {"batch": 1, "sequence": 8, "checkpointing": "selective", "engine_options": options})
     assert footprint.verdict == "unknown"
     assert any("checkpoint_saves" in note for note in footprint.notes)
+
+
+def test_experts_that_run_again_are_unknown() -> None:
+    document = {
+        "version": 1,
+        "model": "Qwen/Qwen3-30B-A3B",
+        "task": "training",
+        "training": {"batch": 1, "sequence": 8} | KINDS["feed-forward"],
+    }
+    footprint = make_plan(parse_scenario(document), network=False).footprint
+    assert footprint.verdict in ("unknown", "does_not_fit")
+    assert any("checkpoint_modules" in note for note in footprint.notes)
