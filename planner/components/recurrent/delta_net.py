@@ -128,7 +128,7 @@ def _pairs(g: Graph, pairs: Size) -> None:
     g.hold("decay differences", pairs)
     g.hold("decay masked", pairs)
     g.free("decay differences")
-    g.make("decay of pairs", pairs, (), ("decay of pairs",))
+    g.make("decay of pairs", pairs, ("decay part",), ("decay of pairs",))
     g.free("decay masked")
     for name, left in (("system", "k beta"), ("scores", "q padded")):
         multiply(g, f"{name} product", pairs, left, "k padded")
