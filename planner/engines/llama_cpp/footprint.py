@@ -119,26 +119,29 @@ def plan_of(
     models, asked = [Laid(architecture, family, context, placement, file)], [options]
     if scenario.inference.speculation.method == "draft":
         asked.append(draft_options(options))
-        models.append(_draft(scenario, fmt, asked[1], context, count, kind))
-        notes.extend(_vocabulary_notes(architecture, models[1].architecture))
+        models.append(_draft(scenario, fmt, asked[1], models[0], count, kind))
     notes.extend(_placement_notes(placement, options))
     if architecture.max_context_tokens and context.cells > architecture.max_context_tokens:
         notes.append(f"{context.cells} cells a sequence exceed the model's context limit of {architecture.max_context_tokens}")
     return Plan(tuple(models), tuple(asked), tuple(notes))
 
 
-def _draft(scenario: Scenario, fmt: Format, options: Mapping[str, object], target: Context, count: int, kind: DeviceKind) -> Laid:
+def _draft(scenario: Scenario, fmt: Format, options: Mapping[str, object], target: Laid, count: int, kind: DeviceKind) -> Laid:
     """The draft model beside the one it drafts for (``server_context::load_model``)."""
     config = scenario.inference.speculation.draft
     if config is None:
         raise NotModelled("a draft model under llama.cpp needs its config: give inference.speculation.draft")
     architecture = _read(config)
     faults = cache_type_faults(architecture, options)
+    vocabularies = architecture.vocab_size, target.architecture.vocab_size
+    if abs(vocabularies[0] - vocabularies[1]) > VOCABULARY_DIFFERENCE:
+        message = f"llama.cpp refuses a draft model of {vocabularies[0]} tokens for a vocabulary of {vocabularies[1]}"
+        faults.append(Fault("inference.speculation.draft", message))
     if faults:
         raise Faults(faults)
     placement = _placement(architecture, options, integer(options, "n_gpu_layers", -1), count, kind)
     file = _converted(architecture, fmt.file_type or PLAIN_FILE_TYPES.get(fmt.name, "F16"))
-    context = context_of(dict(options) | {"n_ctx": target.cells * target.streams}, None)
+    context = context_of(dict(options) | {"n_ctx": target.context.cells * target.context.streams}, None)
     return Laid(architecture, _family(architecture), context, placement, file, "draft")
 
 
@@ -168,12 +171,6 @@ def _placement_notes(placement: Placement, options: Mapping[str, object]) -> lis
     if placement.row_shares:
         notes.append("split_mode row: products spread over devices take memory for a moment that is not counted")
     return notes
-
-
-def _vocabulary_notes(target: Architecture, draft: Architecture) -> list[str]:
-    if abs(target.vocab_size - draft.vocab_size) <= VOCABULARY_DIFFERENCE:
-        return []
-    return [f"the draft model's vocabulary has {draft.vocab_size} entries, the target's {target.vocab_size}: llama.cpp translates"]
 
 
 def _family(architecture: Architecture) -> Family:

@@ -517,5 +517,9 @@ def test_a_cache_that_is_offloaded_whole_stays_on_the_host() -> None:
 def test_what_is_not_counted_is_said() -> None:
     assert any("repacked" in note for note in footprint("llama3.1-8b-L32", 1, options={"n_gpu_layers": 5}).notes)
     assert not any("repacked" in note for note in footprint("llama3.1-8b-L32", 1).notes)
+
+
+def test_a_draft_of_another_vocabulary_is_refused() -> None:
     speculation = {"method": "draft", "tokens": 4, "draft": report().runs()["models"]["tinyllama-1.1b-L22"]}
-    assert any("vocabulary" in note for note in footprint("llama3.1-8b-L32", speculation=speculation).notes)
+    with pytest.raises(Faults, match=r"inference\.speculation\.draft: .*32000 tokens"):
+        footprint("llama3.1-8b-L32", speculation=speculation)
