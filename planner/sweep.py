@@ -168,8 +168,8 @@ def gpu_matrix(
     machines = [(gpus[row].capacity_bytes, overheads(gpus[row])) for row in plain_rows]
     for column, count in enumerate(counts) if plain_rows else ():
         filled = _by_machine(scenario, architecture, native, gpus[plain_rows[0]], machines, count)
-        for name, row in zip(METERS, filled, strict=True):
-            getattr(found, name)[plain_rows, column] = row
+        for name, figures in zip(METERS, filled, strict=True):
+            getattr(found, name)[plain_rows, column] = figures
     for row, gpu in enumerate(gpus):
         if row not in plain_rows:
             kinds.setdefault(_kind(scenario, gpu), []).append(row)

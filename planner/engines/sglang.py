@@ -129,7 +129,7 @@ def default_permille(version: str, capacity: int, ranks: int, chunk_tokens: int,
     kept = (512 + graph_batch * 2 + ranks * 128) * MIB + max(chunk_tokens, 2048) * 3 * MIB // 2
     if capacity > LARGE_GIB * GIB:
         kept = max(kept, 10 * GIB)
-    doubled = largest(0, 2 * PERMILLE * (capacity - kept) + capacity)
+    doubled: int = largest(0, 2 * PERMILLE * (capacity - kept) + capacity)
     permille = doubled // (2 * capacity)
     if doubled % (2 * capacity) == 0 and permille % 2 == 1:
         return permille - 1

@@ -120,7 +120,8 @@ def _unstartable(settings: Settings, capacity: int, machine: Overheads) -> tuple
 
 
 def _percent_free(free: int, capacity: int) -> int:
-    return largest(0, 100 * free) // capacity
+    above: int = largest(0, 100 * free)
+    return above // capacity
 
 
 def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, settings: Settings) -> Plan:
