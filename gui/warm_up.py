@@ -6,6 +6,7 @@ import logging
 
 from PySide6.QtCore import QObject, QTimer, Slot
 
+from gui.libraries import load_hub, load_plot
 from gui.operations import Operation, Operations
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,6 @@ class WarmUp(QObject):
 
 
 def load_slow_libraries() -> None:
-    """The Hub's client with its session, and the plot's library."""
-    from huggingface_hub.utils import get_session  # noqa: PLC0415  that is what this is for
-
-    from resources import hub  # noqa: F401, PLC0415
-
-    get_session()
-    from gui.probe import tab  # noqa: F401, PLC0415
+    """The Hub's client and the plot."""
+    load_hub()
+    load_plot()

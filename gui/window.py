@@ -54,10 +54,11 @@ class MainWindow(QMainWindow):
         for part in (context.operations, context.machine, context.state, context.pins):
             part.setParent(self)
         units().choose(context.settings.get(UNITS_SETTING))
-        self.form = FormPanel(context.state, advanced=context.settings.get(ADVANCED))
-        self.why = WhyPanel(context.state)
-        self.strip = GpuStrip(context.machine)
-        self.tabs = QTabWidget(documentMode=True)
+        self._lay_out()
+        self.form = FormPanel(context.state, advanced=context.settings.get(ADVANCED), parent=self._splitter)
+        self.tabs = QTabWidget(self._splitter, documentMode=True)
+        self.why = WhyPanel(context.state, self._splitter)
+        self.strip = GpuStrip(context.machine, self.centralWidget())
         self.documents, self.sharing, self.guide = Documents(self), Sharing(self), Guide(self)
         self._built: dict[str, QWidget] = {}
         self._actions: dict[Act, QAction] = {act: make_action(act, self) for act in Act}
@@ -106,6 +107,16 @@ class MainWindow(QMainWindow):
             return None
         return {step.name: dict(step.meters) for step in measurement.phases}
 
+    def _lay_out(self) -> None:
+        """The frame comes first: Qt styles whatever is moved into another widget anew, with all that is in it."""
+        centre = QWidget()
+        self.setCentralWidget(centre)
+        self._splitter = QSplitter(Qt.Orientation.Horizontal, centre, childrenCollapsible=False, handleWidth=1)
+        self._column = QVBoxLayout(centre)
+        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.setSpacing(0)
+        self._column.addWidget(self._splitter, 1)
+
     def _build(self) -> None:
         self.setWindowTitle("Highwater")
         self.setWindowIcon(window_icon())
@@ -115,24 +126,15 @@ class MainWindow(QMainWindow):
         self.tabs.tabBar().setDrawBase(False)
         self.tabs.tabBar().setAccessibleName(tr("Views of the plan"))
         for tab in TABS:
-            page = QWidget()
+            page = QWidget(self.tabs)
             page.setLayout(QVBoxLayout())
             page.layout().setContentsMargins(0, 0, 0, 0)
             self.tabs.setTabToolTip(self.tabs.addTab(page, tr(tab.title)), tr(tab.tip))
         self._corner = Corner(self._actions, self.documents.examples)
         self.menuBar().setCornerWidget(self._corner)
-        self._splitter = QSplitter(Qt.Orientation.Horizontal, childrenCollapsible=False, handleWidth=1)
-        for part in (self.form, self.tabs, self.why):
-            self._splitter.addWidget(part)
         for index, stretch in enumerate((0, 1, 0)):
             self._splitter.setStretchFactor(index, stretch)
-        centre = QWidget()
-        column = QVBoxLayout(centre)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(0)
-        column.addWidget(self._splitter, 1)
-        column.addWidget(self.strip)
-        self.setCentralWidget(centre)
+        self._column.addWidget(self.strip)
         self.statusBar().setSizeGripEnabled(False)
         self.statusBar().hide()
 

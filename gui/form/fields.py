@@ -4,16 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, SearchField, Segments, ShareField, SizeField
+from gui.form.generic import NumbersField, all_leaves, editor_of
 from gui.form.model_box import ModelBox
 from gui.form.modules import ModulesField
 from gui.form.options import OptionsField
 from gui.translate import tr
 from planner.scenario import (
+    ARRANGEMENTS,
     ATTENTIONS,
     CHECKPOINTINGS,
     HISTORIES,
@@ -140,7 +142,7 @@ def _gpu() -> Editor:
     return SearchField(lambda text: [found.name for found in find_gpus(text)])
 
 
-FIELDS: tuple[FieldSpec, ...] = (
+_NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("model", "&Model", "Any words of its name, or a folder, config.json, .gguf or .safetensors.", "Model", _model, wide=True),
     FieldSpec("weights", "&Weights", "How the weights are stored. Native: as the checkpoint has them.", "Model", _choices(*WEIGHTS)),
     FieldSpec("task", "&Task", "Run the model, or train it.", "Workload", _task, wide=True),
@@ -160,6 +162,8 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("training.lora.dropout", "LoRA dropout", "Share of the adapters' inputs that is dropped; a mask of it is kept for the backward.", "Workload", _share, "training", advanced=True, when=_low_rank),
     FieldSpec("training.lora.rslora", "rsLoRA", "Scale by the root of the rank. It changes no size.", "Workload", _on_off, "training", advanced=True, when=_low_rank),
     FieldSpec("training.lora.alpha", "LoRA alpha", "Scale of the adapters; empty: twice the rank. It changes no size.", "Workload", _count, "training", advanced=True, when=_low_rank),
+    FieldSpec("training.data", "Arrangement", "How examples become rows: padded, packed, or one after the other in one row.", "Workload", _choices(*ARRANGEMENTS), "training", advanced=True),
+    FieldSpec("training.lengths", "Lengths", "Tokens of a sample of examples where they differ, parted by commas.", "Workload", NumbersField, "training", advanced=True),
     FieldSpec("training.gradient_accumulation", "Accumulation", "Micro-batches before each optimizer step.", "Workload", _count, "training", advanced=True),
     FieldSpec("training.loss", "Loss", "Default upcasts all logits to fp32; chunked and fused do not.", "Workload", _choices(*LOSSES), "training", advanced=True),
     FieldSpec("inference.engine", "&Engine", "The framework that runs the model.", "Engine", _choices(*INFERENCE_ENGINES), "inference"),
@@ -196,3 +200,21 @@ FIELDS: tuple[FieldSpec, ...] = (
     FieldSpec("offload.to", "Offload to", "Where it is kept.", "Parallelism", _choices(*OFFLOAD_TARGETS), advanced=True),
     FieldSpec("hardware.capacity_bytes", "Capacity, GiB", "Memory of one GPU, for a budget or a modified card; empty: the catalog's.", "Hardware", _size, advanced=True),
 )  # fmt: skip
+_PLACES: dict[str, Section] = {
+    "inference": "Workload", "training": "Workload", "hardware": "Hardware", "parallel": "Parallelism", "offload": "Parallelism",
+}  # fmt: skip
+
+
+def _others() -> Iterator[FieldSpec]:
+    """What the table does not name, so that nothing of a scenario is out of reach."""
+    named = {spec.path for spec in _NAMED}
+    for path, annotation in all_leaves().items():
+        head, _, rest = path.partition(".")
+        make = editor_of(annotation)
+        if path not in named and make is not None:
+            label = (rest or head).replace(".", " ").replace("_", " ").capitalize()
+            task = head if head in TASKS else None
+            yield FieldSpec(path, label, path, _PLACES.get(head, "Model"), make, task, advanced=True)
+
+
+FIELDS: tuple[FieldSpec, ...] = (*_NAMED, *_others())

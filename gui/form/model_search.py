@@ -7,6 +7,7 @@ from functools import partial
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 from gui.form.suggestions import Suggestion
+from gui.libraries import load_hub
 from gui.operations import Operation, Operations
 from resources.hub_cache import cached_models
 from resources.hub_errors import HubError, RateLimited, Slow
@@ -109,6 +110,7 @@ def _cached(text: str) -> list[Suggestion]:
 
 
 def _on_hub(text: str) -> list[Suggestion]:
+    load_hub()
     from resources import hub  # noqa: PLC0415  huggingface_hub takes a quarter second to import
 
     return [Suggestion(model.id, "Hub", _tip(model.license, gated=model.gated)) for model in hub.search(text, _LIMIT)]

@@ -38,7 +38,9 @@ class FormPanel(QScrollArea):
     def __init__(self, state: State, *, advanced: bool = False, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._state = state
-        self.fields = {spec.path: Field(spec) for spec in FIELDS}
+        self._body = QWidget()
+        self.setWidget(self._body)
+        self.fields = {spec.path: Field(spec, self._body) for spec in FIELDS}
         self.card = ModelCard()
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text=tr("Advanced"), checkable=True, checked=advanced)
@@ -63,7 +65,7 @@ class FormPanel(QScrollArea):
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.setMinimumWidth(WIDTH)
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        body = QWidget()
+        body = self._body
         body.setAttribute(Qt.WidgetAttribute.WA_StaticContents)
         set_role(body, "side")
         set_role(self._general, "fault")
@@ -75,7 +77,6 @@ class FormPanel(QScrollArea):
         column.addWidget(self._general)
         self._add_fold(column)
         column.addStretch(1)
-        self.setWidget(body)
 
     def _add_section(self, column: QVBoxLayout, section: Section) -> None:
         if column.count():
@@ -89,7 +90,7 @@ class FormPanel(QScrollArea):
     def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
         """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
         for _, members in groupby(specs, key=lambda spec: (spec.task, spec.advanced, spec.when)):
-            group = QWidget()
+            group = QWidget(self._body)
             rows = QVBoxLayout(group)
             rows.setContentsMargins(0, 0, 0, 0)
             rows.setSpacing(_SPACING)

@@ -99,10 +99,8 @@ def test_unknown_is_a_third_state(open_window, qtbot):
     window = open_window(
         Scenario("meta-llama/Llama-3.1-8B", "inference", inference=Inference("transformers"), hardware=Hardware(None))
     )
-    window.context.state.edit("training.engine", "megatron")
-    window.context.state.edit("task", "training")
-    if window.context.state.footprint.verdict != "unknown":
-        pytest.skip("there is a closed form for it now")
+    window.context.state.edit("inference.kv_cache", "fp8")
+    assert window.context.state.footprint.verdict == "unknown"
     tab = window.show_tab("fits")
     qtbot.waitUntil(lambda: tab.settled, timeout=20_000)
     assert {answer.share for row in tab._fits.map.answers for answer in row} == {None}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
@@ -9,6 +7,7 @@ from PySide6.QtTest import QTest
 from gui.examples import EXAMPLES
 from gui.form.editors import read_count
 from gui.form.fields import FIELDS
+from gui.form.generic import NumbersField, TextField, all_leaves, editor_of
 from planner.scenario import ModelPath, parse_scenario, to_json
 from resources.catalog import model_ids
 from resources.gpus import gpu_names
@@ -239,13 +238,23 @@ NOT_IN_THE_FORM = {"inference.speculation.draft"}
 
 
 def test_every_choice_of_a_scenario_can_be_made_in_the_form():
-    def leaves(value, prefix=""):
-        for item in dataclasses.fields(value):
-            inner, path = getattr(value, item.name), f"{prefix}{item.name}"
-            yield from leaves(inner, f"{path}.") if dataclasses.is_dataclass(inner) else [path]
+    """Those that the table of fields does not name get a field by their type."""
+    assert set(all_leaves()) - {spec.path for spec in FIELDS} <= NOT_IN_THE_FORM
+    made = {annotation: editor_of(annotation) for annotation in ("int | None", "float", "bool", "str", "tuple[int, ...]")}
+    assert all(made.values())
+    assert editor_of("Model") is None
 
-    scenario = parse_scenario({"version": 1, "model": "m", "task": "inference"})
-    assert set(leaves(scenario)) - {spec.path for spec in FIELDS} == NOT_IN_THE_FORM
+
+def test_numbers_and_words_of_such_fields_are_read_as_they_are_typed(qtbot):
+    numbers, word = NumbersField(), TextField()
+    numbers.setText("512, 2k, x")
+    assert numbers.value() == (512, 2048, "x")
+    numbers.set_value((1, 2))
+    assert numbers.text() == "1, 2"
+    word.setText(" packed ")
+    assert word.value() == "packed"
+    word.set_value(None)
+    assert word.value() is None
 
 
 def test_parallelism_and_shares_are_typed(window):

@@ -173,11 +173,10 @@ def test_the_capacity_of_the_card_can_be_set_by_hand(window):
     assert window.context.state.scenario.hardware.capacity_bytes == 19 * GIB
 
 
-@pytest.mark.parametrize(("path", "value"), [("inference.engine", "vllm"), ("inference.engine", "tgi"), ("weights", "nvfp4")])
+@pytest.mark.parametrize(("path", "value"), [("inference.kv_cache", "fp8"), ("weights", "nvfp4")])
 def test_what_has_no_closed_form_shows_the_weights_and_the_way_on(window, path, value):
     window.context.state.edit(path, value)
-    if window.context.state.footprint.verdict != "unknown":
-        pytest.skip("there is a closed form for it now")
+    assert window.context.state.footprint.verdict == "unknown"
     tab = window.show_tab("footprint")
     assert tab.verdict.text.startswith("Unknown")
     assert not tab.bars.segment_rectangle("weights", "").isEmpty()
