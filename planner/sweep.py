@@ -128,10 +128,18 @@ def _of_buffers(
         return None
     machine = overheads(gpu if device == "cuda" else None)
     capacity = columns.get("capacity_bytes", np.full(size, settled.hardware.capacity_bytes or gpu.capacity_bytes))
-    taken, band = held + machine.context_bytes, machine.context_band_bytes
+    contexts, bands = np.full(size, machine.context_bytes), np.full(size, machine.context_band_bytes)
+    return _judged(held, contexts, bands, capacity)
+
+
+def _judged(held: Integers, contexts: Integers, band: Integers, capacity: Integers) -> list[Integers]:
+    """The figures of buffers that a driver hands out as they are, beside its contexts (held: −1 where refused)."""
+    import numpy as np  # noqa: PLC0415
+
+    taken = held + contexts
     tight = (100 * taken > FITS_PERCENT * capacity) | (taken + band > capacity)
     verdict = np.where(100 * taken > TIGHT_PERCENT * capacity, 2, np.where(tight, 1, 0))
-    figures = [held, held, taken, capacity - taken, np.full(size, band), verdict]
+    figures = [held, held, taken, capacity - taken, band, verdict]
     refused = held < 0
     return [np.where(refused, 3 if row is verdict else UNKNOWN, row) for row in figures]
 
@@ -164,7 +172,9 @@ def gpu_matrix(
 
     found = Sweep(**{name: np.zeros((len(gpus), len(counts)), dtype=np.int64) for name in METERS})
     kinds: dict[object, list[int]] = {}
-    plain_rows = [row for row, gpu in enumerate(gpus) if scenario.engine == "transformers" and gpu.calibration is None]
+    plain_rows = [
+        row for row, gpu in enumerate(gpus) if scenario.engine in ("transformers", "llama.cpp") and gpu.calibration is None
+    ]
     machines = [(gpus[row].capacity_bytes, overheads(gpus[row])) for row in plain_rows]
     for column, count in enumerate(counts) if plain_rows else ():
         filled = _by_machine(scenario, architecture, native, gpus[plain_rows[0]], machines, count)
@@ -191,11 +201,16 @@ def _by_machine(
     cards: Sequence[tuple[int, Overheads]],
     count: int,
 ) -> list[Integers]:
-    """The figures of transformers on ``count`` of each card: what a machine adds is a count like its capacity."""
+    """The figures of transformers or llama.cpp on ``count`` of each card: what a machine adds is a count like its capacity."""
     import numpy as np  # noqa: PLC0415
 
     card = _cards.setdefault("any card", gpu)
     spread = with_counts(on_gpus(scenario, card, count), ("capacity_bytes",), (card.capacity_bytes,))
+    if scenario.engine == "llama.cpp":
+        found = sweep(spread, architecture, card, native, batch=[spread.inference.batch])
+        if VERDICTS[found.verdict[0]] != "unknown":
+            rows = [(one.context_bytes, one.context_band_bytes, capacity) for capacity, one in cards]
+            return _judged(np.full(len(cards), found.allocated[0]), *np.array(rows, dtype=np.int64).T)
     names, values = counts_of(spread)
     columns = [np.full(len(cards), value) for value in values[:-1]]
     rows = [(capacity, one.context_bytes, one.context_band_bytes, one.cublas_workspace_bytes) for capacity, one in cards]
