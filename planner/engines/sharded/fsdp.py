@@ -155,9 +155,11 @@ class FullyShard(Around):
     def __init__(self, architecture: Architecture, policy: Policy, training: Training, rank: int = 0) -> None:
         self.policy, self.rank, self._training = policy, rank, training
         self.holds_gradients = policy.accumulates == "shards"
-        self._layers = {id(layer): self._unit(layer_weights(layer)) for layer in architecture.decoder.layers}
+        self._trained: dict[int, list[Trainable]] = {}
+        path = f"{architecture.decoder.name}.*."
+        layers = {id(layer): layer for layer in architecture.decoder.layers}
+        self._layers = {key: self._unit(layer_weights(layer), path) for key, layer in layers.items()}
         self._order = [self._layers[id(layer)] for layer in architecture.decoder.layers]
-        self._architecture = architecture
         ends = policy.separate_ends and bool(architecture.head) and bool(architecture.embeddings)
         norm = architecture.final_norm.weights if architecture.final_norm is not None else ()
         self._first = self._unit(architecture.embeddings[:1]) if ends else None
@@ -266,18 +268,12 @@ class FullyShard(Around):
         return self._each(blocks, around)
 
     def _gradients(self, span: Span, unit: Unit) -> list[Move]:
-        """A layer's whole gradients, as moves that drop them."""
+        """A layer's gradients as moves that drop them: those its backward made, or those all micro-batches were added to."""
         if self.policy.accumulates != "whole":
             return gradients_of(span)
-        layer = next(layer for layer in self._architecture.decoder.layers if self._layers[id(layer)] is unit)
-        found = []
-        for weight in layer_weights(layer):
-            factors = {f"dim{index}": extent for index, extent in enumerate(weight.shape)}
-            held = Held(Size(**factors, bytes=self.policy.compute_bytes), "gradients")
-            found += [(f"grad {weight.name}", held, -weight.count)] * (not weight.is_buffer)
-        return found
+        return [(f"grad {tensor.name}", Held(_like(tensor), "gradients"), -tensor.times) for tensor in self._trained[id(unit)]]
 
-    def _unit(self, weights: Iterable[Weight]) -> Unit:
+    def _unit(self, weights: Iterable[Weight], path: str = "") -> Unit:
         """A unit of some weights and the adapters beside them; with adapters nothing else gets gradients."""
         policy, ask = self.policy, self._training
         kept = [weight for weight in weights if not weight.is_buffer]
@@ -285,17 +281,23 @@ class FullyShard(Around):
         made = sum(rounded(size * policy.compute_bytes) for size in sizes)
         if ask.method == "full":
             names = frozenset(f"grad {weight.name}" for weight in kept)
-            return Unit(sum(sizes), 0, made, sum(sizes), policy.reduce_bytes, policy.shard_bytes, names, policy)
-        computed, stored, reduced = policy.adapter_bytes
-        beside = [
-            padded_elements(Weight(tensor.name, tensor.shape, "other"), policy.ranks)
-            for weight in kept
-            if is_target(weight, "layers.*.", ask.lora.targets)
-            for tensor in adapters_of("", weight, 1, ask.method, ask.lora, computed, feeds_forward=False)
-            for _ in range(tensor.times)
-        ]
-        made += sum(rounded(size * computed) for size in beside)
-        return Unit(sum(sizes), sum(beside) * computed, made, sum(beside), reduced, stored, frozenset(), policy)
+            found = Unit(sum(sizes), 0, made, sum(sizes), policy.reduce_bytes, policy.shard_bytes, names, policy)
+            own = [Trainable(w.shape, policy.compute_bytes, w.count, f"{path}{w.name}") for w in kept]
+        else:
+            computed, stored, reduced = policy.adapter_bytes
+            own = [
+                tensor
+                for weight in kept
+                if is_target(weight, path or "layers.*.", ask.lora.targets)
+                for tensor in adapters_of(path, weight, 1, ask.method, ask.lora, computed, feeds_forward=False)
+            ]
+            shapes = [Weight(tensor.name, tensor.shape, "other") for tensor in own for _ in range(tensor.times)]
+            beside = [padded_elements(weight, policy.ranks) for weight in shapes]
+            made += sum(rounded(size * computed) for size in beside)
+            added = sum(beside)
+            found = Unit(sum(sizes), added * computed, made, added, reduced, stored, frozenset(), policy)
+        self._trained[id(found)] = own
+        return found
 
     def _each(self, blocks: Blocks, around: Wrap) -> Blocks:
         """A span for every kind of layer between every kind of neighbours."""
@@ -306,6 +308,11 @@ class FullyShard(Around):
             key = (id(spans[place]), *map(id, order[place : place + 3]))
             kinds.setdefault(key, []).append(place)
         return [(around(spans[places[0]], *_neighbours(order, places[0])), places) for places in kinds.values()]
+
+
+def _like(tensor: Trainable) -> Size:
+    factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
+    return Size(**factors, bytes=tensor.dtype_bytes)
 
 
 Wrap = Callable[[Span, Unit, Unit | None, Unit | None], Span]

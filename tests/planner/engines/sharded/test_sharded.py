@@ -164,3 +164,22 @@ def test_nonsense_is_refused(gpus: int, parallel: dict[str, int], field: str) ->
     with pytest.raises(Faults) as raised:
         footprint(gpus, parallel=parallel)
     assert field in {fault.path for fault in raised.value.faults}
+
+
+@pytest.mark.parametrize("work", [{}, {"method": "lora"}, {"precision": "amp-bf16"}, {"engine": "fsdp"}])
+def test_what_is_dropped_was_held(work: dict[str, Any]) -> None:
+    """With several micro-batches gradients come, are added to and go: no term is ever negative."""
+    found = footprint(4, "fsdp", training={"gradient_accumulation": 2} | work)
+    assert min(term.bytes for term in found.terms) >= 0
+    assert held(found, "gradients", "optimizer") > 0
+
+
+def test_gradient_accumulation_changes_nothing_but_its_buffers() -> None:
+    """Whole gradients wait in 16 bit on every rank under accelerate, shards of them in torchtitan's loop."""
+    for engine, waiting in (("transformers", 2 * parameter_count(MODEL)), ("fsdp", parameter_count(MODEL) // 2)):
+        one = footprint(4, "fsdp", training={"engine": engine})
+        two = footprint(4, "fsdp", training={"engine": engine, "gradient_accumulation": 2})
+        assert phase(two, "load").allocated == phase(one, "load").allocated
+        assert phase(two, "optimizer").allocated == phase(one, "optimizer").allocated
+        more = phase(two, "forward").allocated - phase(one, "forward").allocated
+        assert 0 <= more - waiting <= 512 * 64
