@@ -104,11 +104,13 @@ def largest_batch(asked: Asked) -> int:
 def layouts(scenario: Scenario, gpus: int) -> Iterator[Scenario]:
     """The scenario spread over ``gpus`` in the ways its engine knows, that which moves least between GPUs first.
 
-    transformers lays layers on GPU after GPU. Serving: tensor parallelism within a node, then fewer ranks with pipeline
-    stages. Training: ZeRO or FSDP over data parallelism, where memory falls with every GPU.
+    transformers lays layers on GPU after GPU of one machine. Serving: tensor parallelism within a node, then fewer ranks with
+    pipeline stages. Training: ZeRO or FSDP over data parallelism, where memory falls with every GPU.
     """
-    if gpus == 1 or (scenario.task == "inference" and scenario.engine == "transformers"):
-        yield _spread(scenario, gpus, Parallel())
+    by_layers = scenario.task == "inference" and scenario.engine == "transformers"
+    if gpus == 1 or by_layers:
+        if gpus <= GPUS_OF_A_NODE:
+            yield _spread(scenario, gpus, Parallel())
         return
     if scenario.task == "training" and scenario.training.engine != "megatron":
         for kind in shardings(scenario):
