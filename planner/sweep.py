@@ -209,8 +209,10 @@ def _by_machine(
     if scenario.engine == "llama.cpp":
         found = sweep(spread, architecture, card, native, batch=[spread.inference.batch])
         if VERDICTS[found.verdict[0]] != "unknown":
-            rows = [(one.context_bytes, one.context_band_bytes, capacity) for capacity, one in cards]
-            return _judged(np.full(len(cards), found.allocated[0]), *np.array(rows, dtype=np.int64).T)
+            contexts, bands, capacities = np.array(
+                [(one.context_bytes, one.context_band_bytes, capacity) for capacity, one in cards], dtype=np.int64
+            ).T
+            return _judged(np.full(len(cards), found.allocated[0]), contexts, bands, capacities)
     names, values = counts_of(spread)
     columns = [np.full(len(cards), value) for value in values[:-1]]
     rows = [(capacity, one.context_bytes, one.context_band_bytes, one.cublas_workspace_bytes) for capacity, one in cards]
