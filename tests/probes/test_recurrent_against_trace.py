@@ -150,10 +150,3 @@ def test_absent_kernels_are_said() -> None:
     request = {"version": 1, "model": {"config": MODELS["mamba2"]}, "task": "inference", "inference": WORK["short"]}
     notes = make_plan(parse_scenario(request), network=False).footprint.notes
     assert any("mamba-ssm" in note for note in notes)
-
-
-def test_mixers_without_a_backward_are_unknown_in_training() -> None:
-    request = {"version": 1, "model": {"config": MODELS["minimax"]}, "task": "training", "training": TRAINING["full"]}
-    footprint = make_plan(parse_scenario(request), network=False).footprint
-    assert footprint.verdict == "unknown"
-    assert any("lightning mixers in training" in note for note in footprint.notes)
