@@ -48,11 +48,16 @@ def _parameters(architecture: Architecture) -> int:
     return parameter_count(architecture)
 
 
+STAGING_BYTES = 4 * 2**20
+"""Pinned buffers that a file which is not mapped is uploaded through (``llama_model_loader::load_all_data``)."""
+
+
 def _load_bytes(found: LlamaCppFootprint, scenario: Scenario) -> int:
     """A mapped file passes through the page cache whole, from which the GPUs' part can go again; one that is read does not."""
+    on_devices = sum(device.weights for device in found.devices)
     if scenario.inference.engine_options.get("use_mmap", True):
-        return found.host.total_bytes + sum(device.weights for device in found.devices)
-    return found.host.total_bytes
+        return found.host.total_bytes + on_devices
+    return found.host.total_bytes + (STAGING_BYTES if on_devices else 0)
 
 
 def _phase(name: str, device: Buffers, machine: Overheads) -> Phase:

@@ -11,8 +11,8 @@ from planner.scenario import parse_scenario
 from resources.plan import make_plan
 
 
-def footprint(layers_on_gpu: int = -1, gpu: str = "GeForce RTX 4090", weights: str = "gguf:Q4_K_M") -> Footprint:
-    options = {"n_ctx": 8192, "n_gpu_layers": layers_on_gpu}
+def footprint(layers_on_gpu: int = -1, gpu: str = "GeForce RTX 4090", weights: str = "gguf:Q4_K_M", **more: object) -> Footprint:
+    options = {"n_ctx": 8192, "n_gpu_layers": layers_on_gpu, **more}
     document = {
         "version": 1, "model": "meta-llama/Llama-3.1-8B", "weights": weights, "task": "inference",
         "inference": {"engine": "llama.cpp", "engine_options": options}, "hardware": {"gpu": gpu},
@@ -55,3 +55,10 @@ def test_a_small_card_does_not_hold_sixteen_bits() -> None:
     assert found.verdict == "does_not_fit"
     assert found.headroom_bytes is not None
     assert found.headroom_bytes < 0
+
+
+def test_a_mapped_file_passes_through_the_hosts_memory() -> None:
+    mapped, read = footprint(), footprint(use_mmap=False)
+    assert mapped.host.load_bytes == mapped.host.bytes + mapped.gpus[0].phases[0].components["weights"]
+    assert read.host.load_bytes == read.host.bytes + 4 * 2**20
+    assert footprint(0, use_mmap=False).host.load_bytes == footprint(0).host.load_bytes
