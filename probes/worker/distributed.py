@@ -112,7 +112,19 @@ def _shard(model: Any, mesh: Any, precision: str) -> None:
     for module in list(model.modules()):
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh, mp_policy=policy)
+    for ends, reshards in _ends(model):
+        fully_shard(ends, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _ends(model: Any) -> list[tuple[Any, bool]]:
+    """Embedding, and final norm with head, as accelerate 1.15 wraps them (``fsdp2_prepare_model``); tied ones are the root's."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding is None or head.weight is embedding.weight:
+        return []
+    base = getattr(model, getattr(model, "base_model_prefix", "") or "", model)
+    norms = [module for module in base.children() if "Norm" in type(module).__name__]
+    return [(embedding, True), ([*norms[-1:], head], False)]
 
 
 def _split_tensors(model: Any, mesh: Any) -> None:
