@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import bitsandbytes_real
 from .adapters import apply_method
 from .errors import WorkerError
 from .flash import IMPLEMENTATION as FLASH
@@ -75,7 +76,7 @@ def build(order: Order) -> Built:
     if order.task == "training":
         model = apply_method(model, order)
     elif order.weights not in DTYPES and order.weights != "native":
-        quantise(model, order.weights, ())
+        quantise(model, order.weights, (), real=not order.fake)
     return Built(model, config, dtype, layers)
 
 
@@ -124,7 +125,7 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]
-    if order.fake and is_quantised(name):
+    if is_quantised(name) and (order.fake or (order.task == "inference" and name in bitsandbytes_real.FORMATS)):
         return _compute_dtype(order, config)
     if name == "native":
         return native_dtype(config, "quantization_config" in order.config)
@@ -192,7 +193,7 @@ def materialise(model: nn.Module, make: Maker, entering: Callable[[str], None] =
                 if id(parameter) not in made:
                     # Not detached: on meta that is an operator, whose storage would be counted though no device holds it.
                     with torch.no_grad():
-                        made[id(parameter)] = (parameter, _like_parameter(parameter, make(parameter)))
+                        made[id(parameter)] = (parameter, _made_of(parameter, make(parameter)))
                 module._parameters[name] = made[id(parameter)][1]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
@@ -249,6 +250,12 @@ def _fill(tensor: torch.Tensor, pool: torch.Tensor) -> None:
         for part in whole:
             part.copy_(pool)
         rest.uniform_(-0.03, 0.03)
+
+
+def _made_of(old: nn.Parameter, new: torch.Tensor) -> nn.Parameter:
+    """A parameter with memory; of a quantised layer what its package packs it into."""
+    pack: Callable[[torch.Tensor], nn.Parameter] | None = getattr(old, "pack", None)
+    return pack(new) if pack is not None else _like_parameter(old, new)
 
 
 def _like_parameter(old: nn.Parameter, new: torch.Tensor) -> nn.Parameter:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import bitsandbytes_real
 from .bitsandbytes_layout import Linear4bit, Linear8bit
 from .errors import WorkerError
 from .packed_layout import AwqLinear, GptqLinear
@@ -34,21 +35,22 @@ def is_quantised(weights: str) -> bool:
     return _maker(weights) is not None or weights in _EXPERTS
 
 
-def quantise(model: Any, weights: str, skip: Iterable[str]) -> None:
+def quantise(model: Any, weights: str, skip: Iterable[str], *, real: bool = False) -> None:
     """Replace what the format's quantiser in transformers replaces. ``skip`` names modules that stay, by path or last part.
 
-    Raises :class:`WorkerError` for an unknown format and for a model with nothing to quantise.
+    ``real``: by layers that compute, of a package that has to be installed. Raises :class:`WorkerError` for an unknown format and
+    for a model with nothing to quantise.
     """
     if not is_quantised(weights):
         message = f"{_FIELD}: {weights!r} is not rehearsed; choose one of {', '.join(FORMATS)}"
         raise WorkerError("unsupported", message, _FIELD)
     skipped = {*skip, *_head_paths(model)}
-    make = _maker(weights)
+    make: Callable[[nn.Module], nn.Module] | None = bitsandbytes_real.maker(weights) if real else _maker(weights)
     if make is not None:
         _replace_linears(model, make, skipped, in_decoder_only=bool(_GROUPED.fullmatch(weights)))
     if weights in _EXPERTS:
         _replace_experts(model, _EXPERTS[weights])
-    if not any(isinstance(module, QUANTISED) for module in model.modules()):
+    if not any(isinstance(module, QUANTISED) or _is_real(module) for module in model.modules()):
         message = f"{_FIELD}: {weights} finds nothing to quantise in {type(model).__name__}"
         raise WorkerError("unsupported", message, _FIELD)
 
@@ -61,7 +63,7 @@ def quantisation_state(model: nn.Module) -> list[torch.Tensor]:
         if isinstance(layer, QUANTISED)
         for name, buffer in layer.named_buffers(recurse=False)
         if name not in layer.VALUES
-    ]
+    ] + [tensor for layer in model.modules() if _is_real(layer) for tensor in bitsandbytes_real.state_of(layer)]
 
 
 def parameters_of(model: nn.Module) -> tuple[int, int]:
@@ -72,6 +74,9 @@ def parameters_of(model: nn.Module) -> tuple[int, int]:
         stored = sum(getattr(layer, name).numel() for name, _ in layer.named_parameters(recurse=False) if not name.endswith("bias"))
         count += layer.values - stored
         size_bytes += sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers(recurse=False))
+    for layer in (module for module in model.modules() if _is_real(module)):
+        count += layer.values - layer.weight.numel()
+        size_bytes += sum(tensor.numel() * tensor.element_size() for tensor in bitsandbytes_real.state_of(layer))
     return count, size_bytes
 
 
@@ -96,7 +101,12 @@ def _maker(weights: str) -> Make | None:
     return (lambda linear: AwqLinear(linear, group)) if found[1][0] == "a" else (lambda linear: GptqLinear(linear, bits, group))
 
 
-def _replace_linears(model: nn.Module, make: Make, skipped: set[str], *, in_decoder_only: bool) -> None:
+def _is_real(module: nn.Module) -> bool:
+    """Whether it is a layer of a package of its own (:mod:`.bitsandbytes_real`)."""
+    return hasattr(module, "values") and type(module).__module__.startswith("bitsandbytes")
+
+
+def _replace_linears(model: nn.Module, make: Callable[[nn.Module], nn.Module], skipped: set[str], *, in_decoder_only: bool) -> None:
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
             path = f"{name}.{child_name}" if name else child_name

@@ -323,7 +323,7 @@ class Run:
 def weight_bytes(model: Any) -> int:
     """Bytes of the model's parameters and buffers as the allocator counts them."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(rounded(tensor.numel() * tensor.element_size()) for tensor in tensors)
+    return sum(rounded(getattr(tensor, "packed_bytes", tensor.numel() * tensor.element_size())) for tensor in tensors)
 
 
 def _peft_version() -> str | None:

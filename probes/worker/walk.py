@@ -14,6 +14,7 @@ import torch
 
 from .adapters import is_adapter
 from .attribution import tensors_of
+from .quantised import quantisation_state
 from .tracker import held_by, rounded
 
 Holdings = Mapping[str, Any]
@@ -77,6 +78,7 @@ class Walk:
 
     def _holdings(self) -> dict[str, list[torch.Tensor]]:
         held: dict[str, list[torch.Tensor]] = {"weights": list(self._model.buffers()), "adapters": [], "master_weights": []}
+        held["quantization_state"] = quantisation_state(self._model)
         for name, parameter in self._model.named_parameters():
             is_master = self._masters and parameter.dtype == torch.float32
             held["adapters" if is_adapter(name) else "master_weights" if is_master else "weights"].append(parameter)
