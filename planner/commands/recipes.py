@@ -56,8 +56,10 @@ def torchtune(scenario: Scenario) -> tuple[Command, ...]:
 
 
 def axolotl(scenario: Scenario) -> tuple[Command, ...]:
-    """An axolotl config without its datasets."""
+    """An axolotl config without its datasets. Methods that it has no key for give none."""
     ask = scenario.training
+    if ask.method not in ("full", "lora", "qlora", "dora"):
+        return ()
     lines = [
         f"base_model: {model_name(scenario)}",
         f"sequence_len: {ask.sequence or 2048}",
@@ -69,6 +71,7 @@ def axolotl(scenario: Scenario) -> tuple[Command, ...]:
     ]
     if ask.optimizer in AXOLOTL_OPTIMIZERS:
         lines.append(f"optimizer: {AXOLOTL_OPTIMIZERS[ask.optimizer]}")
+    every = ask.lora.targets == ("all-linear",)
     if ask.method in ("lora", "qlora", "dora"):
         lines += [
             f"adapter: {'qlora' if ask.method == 'qlora' else 'lora'}",
@@ -76,10 +79,12 @@ def axolotl(scenario: Scenario) -> tuple[Command, ...]:
             f"lora_r: {ask.lora.rank}",
             f"lora_alpha: {ask.lora.alpha or 2 * ask.lora.rank}",
             f"lora_dropout: {ask.lora.dropout:g}",
-            f"lora_target_modules: [{', '.join(ask.lora.targets)}]",
+            "lora_target_linear: true" if every else f"lora_target_modules: [{', '.join(ask.lora.targets)}]",
         ]
         if ask.method == "dora":
             lines.append("peft_use_dora: true")
+        if ask.lora.rslora:
+            lines.append("peft_use_rslora: true")
     if ask.loss == "fused":
         lines += ["plugins:", "  - axolotl.integrations.liger.LigerPlugin", "liger_fused_linear_cross_entropy: true"]
     notes = ("add your datasets",)

@@ -12,7 +12,7 @@ from planner.components.checkpointing import SELECTIVE_EVERY
 from planner.engine_options import ZERO
 
 if TYPE_CHECKING:
-    from planner.scenario import Scenario
+    from planner.scenario import Scenario, Training
 
 ACCELERATE = "1.14"
 DEEPSPEED = "0.19"
@@ -27,7 +27,12 @@ OPTIMIZERS = {
 OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
 PRECISIONS: dict[str, dict[str, object]] = {"amp-bf16": {"bf16": True}, "amp-fp16": {"fp16": True}}
 """Arguments of a precision; plain bf16 and fp32 are the dtype the model is loaded in."""
-ADAPTERS = ("lora", "qlora", "dora")
+PEFT_CONFIGS = {
+    "lora": "LoraConfig", "qlora": "LoraConfig", "dora": "LoraConfig", "ia3": "IA3Config", "prompt": "PromptTuningConfig",
+    "prefix": "PrefixTuningConfig",
+}  # fmt: skip
+FEED_FORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo", "output_linear")
+"""The last linear of a feed-forward block by its names: IA³ scales what it reads."""
 BY_ACCELERATE = (
     "the plan is of a loop like torchtitan's: mixed precision reduces gradients in fp32, and micro-batches leave shards; "
     "accelerate reduces in the dtype it computes in and leaves whole gradients (training.engine transformers plans that)"
@@ -65,34 +70,65 @@ def _script(scenario: Scenario) -> Command:
     imports, load = loading(scenario, ask.attention, device_map="cuda" if ask.method == "qlora" and _ranks(scenario) == 1 else None)
     notes = list(model_notes(scenario))
     lines = ["import torch"]
-    if ask.method in ADAPTERS:
-        prepare = ", prepare_model_for_kbit_training" if ask.method == "qlora" else ""
-        lines.append(f"from peft import LoraConfig, get_peft_model{prepare}")
+    if ask.method in PEFT_CONFIGS:
+        prepare = ", prepare_model_for_kbit_training" if _prepares(scenario) else ""
+        lines.append(f"from peft import {PEFT_CONFIGS[ask.method]}, get_peft_model{prepare}")
     lines.append(f"from transformers import {', '.join([*imports, 'Trainer', 'TrainingArguments'])}")
     lines += ["", *load, *_adapters(scenario), *_frozen(scenario), "", *_dataset(scenario), *_arguments(scenario, notes)]
     lines += ["Trainer(model=model, args=arguments, train_dataset=dataset).train()"]
     lines += ['print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")', ""]
-    return Command("Train with transformers" + (" and PEFT" if ask.method in ADAPTERS else ""), "transformers", VERSION, "python",
-                   "\n".join(lines), "train.py", tuple(notes))  # fmt: skip
+    title = "Train with transformers and PEFT" if ask.method in PEFT_CONFIGS else "Train with transformers"
+    return Command(title, "transformers", VERSION, "python", "\n".join(lines), "train.py", tuple(notes))
 
 
 def _adapters(scenario: Scenario) -> list[str]:
     ask = scenario.training
-    if ask.method not in ADAPTERS:
+    if ask.method not in PEFT_CONFIGS:
         return []
     lines = []
-    if ask.method == "qlora":
+    if _prepares(scenario):
         checkpointed = ask.checkpointing != "none"
         lines.append(f"model = prepare_model_for_kbit_training(model, use_gradient_checkpointing={checkpointed})")
-    dora = ", use_dora=True" if ask.method == "dora" else ""
-    size = f"r={ask.lora.rank}, lora_alpha={ask.lora.alpha or 2 * ask.lora.rank}, lora_dropout={ask.lora.dropout:g}"
-    lines.append(f"adapters = LoraConfig({size}, target_modules={json.dumps(list(ask.lora.targets))}{dora})")
-    lines.append("model = get_peft_model(model, adapters)")
+    lines.append(f"adapters = {PEFT_CONFIGS[ask.method]}({_adapter_arguments(ask)})")
+    plain = ", autocast_adapter_dtype=False" if ask.engine_options.get("autocast_adapter_dtype") is False else ""
+    lines.append(f"model = get_peft_model(model, adapters{plain})")
     return lines
 
 
+def _prepares(scenario: Scenario) -> bool:
+    """Whether what is not quantised is cast to fp32, as the plan says."""
+    ask = scenario.training
+    return ask.method == "qlora" and bool(ask.engine_options.get("prepare_for_kbit_training"))
+
+
+def _adapter_arguments(ask: Training) -> str:
+    """Arguments of the PEFT config."""
+    if ask.method in ("prompt", "prefix"):
+        return f'task_type="CAUSAL_LM", num_virtual_tokens={ask.virtual_tokens}'
+    every = ask.lora.targets == ("all-linear",)
+    targets = '"all-linear"' if every else json.dumps(list(ask.lora.targets))
+    if ask.method == "ia3":
+        inner = [name for name in ask.lora.targets if name.rpartition(".")[2] in FEED_FORWARD]
+        return f"target_modules={targets}, feedforward_modules={json.dumps(inner)}"
+    variants = (", use_dora=True" if ask.method == "dora" else "") + (", use_rslora=True" if ask.lora.rslora else "")
+    size = f"r={ask.lora.rank}, lora_alpha={ask.lora.alpha or 2 * ask.lora.rank}, lora_dropout={ask.lora.dropout:g}"
+    return f"{size}, target_modules={targets}{variants}"
+
+
 def _frozen(scenario: Scenario) -> list[str]:
-    return ["model.get_input_embeddings().requires_grad_(False)"] if scenario.training.method == "freeze" else []
+    """Everything but the named modules, or the head."""
+    ask = scenario.training
+    if ask.method != "freeze":
+        return []
+    lines = ["model.requires_grad_(False)"]
+    if not ask.trainable:
+        return [*lines, "model.get_output_embeddings().requires_grad_(True)"]
+    return [
+        *lines,
+        f"trained = {json.dumps(list(ask.trainable))}",
+        "for path, parameter in model.named_parameters():",
+        '    parameter.requires_grad_(any(f".{name}." in f".{path}." for name in trained))',
+    ]
 
 
 def _dataset(scenario: Scenario) -> list[str]:

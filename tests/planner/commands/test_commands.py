@@ -131,6 +131,28 @@ def test_arguments_are_those_of_the_installed_libraries(optimizer: str) -> None:
     assert keywords(script, "LoraConfig").keys() <= peft.LoraConfig.__dataclass_fields__.keys()
 
 
+@pytest.mark.parametrize(("method", "config"), [
+    ("lora", "LoraConfig"), ("ia3", "IA3Config"), ("prompt", "PromptTuningConfig"), ("prefix", "PrefixTuningConfig"),
+])  # fmt: skip
+def test_each_method_writes_its_own_config_of_peft(method: str, config: str) -> None:
+    peft = pytest.importorskip("peft")
+    script = training(method=method, lora={"targets": ["k_proj", "down_proj"], "rslora": True}, virtual_tokens=7)[0].text
+    arguments = keywords(script, config)
+    assert arguments.keys() <= getattr(peft, config).__dataclass_fields__.keys()
+    assert {"lora": "use_rslora", "ia3": "feedforward_modules"}.get(method, "num_virtual_tokens") in arguments
+    assert "get_peft_model(model, adapters)" in script
+
+
+def test_what_is_frozen_is_what_the_plan_freezes() -> None:
+    """Everything but the head, or but the named modules."""
+    assert "get_output_embeddings().requires_grad_(True)" in training(method="freeze")[0].text
+    assert 'trained = ["layers.31"]' in training(method="freeze", trainable=["layers.31"])[0].text
+    options = ({"prepare_for_kbit_training": told} for told in (True, False))
+    cast, plain = (training(method="qlora", engine_options=option)[0].text for option in options)
+    assert "prepare_model_for_kbit_training(model" in cast
+    assert "prepare_model" not in plain
+
+
 def test_zero_is_written_as_deepspeed_reads_it() -> None:
     files = {command.file: command for command in training(
         parallel={"sharding": "zero3"}, offload={"optimizer": 0.5, "weights": 1.0, "to": "nvme"}, hardware={"gpus": 8}, batch=2,
