@@ -148,7 +148,7 @@ def training_reserved(
 
     Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
     of the logits do not. In the backward the gradient of the log-probabilities finds a block of the forward's, that of the
-    logits in fp32 does not. ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of
+    logits in fp32 does not. What the first step took, without states, stays cached for the later ones. ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of
     all logits at the loss's highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
     """
     parts = {name: level.components() for name, level in levels.items()}
@@ -156,14 +156,15 @@ def training_reserved(
     states, gradients = optimizer.get("optimizer_state", 0), optimizer.get("gradients", 0)
     found = segments or TrainedSegments(states, gradients, states)
     all_logits, one = logits or (parts["forward"].get("logits", 0), backward.largest(TRANSIENT))
-    static = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED)
-    static += found.states_bytes + largest(0, states - found.held_bytes)
+    held = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED)
+    static = held + found.states_bytes + largest(0, states - found.held_bytes)
     updated = levels["optimizer"].total - load - states
     if gradients:
         updated += found.gradients_bytes - gradients
-    step = static + largest(levels["forward"].total - load - states, all_logits + updated)
-    last = largest(step, static + backward.total - load - states + one)
-    return {"load": largest(loaded[1], load), "forward": step, "backward": last, "optimizer": last}
+    descent = backward.total - load - states + one
+    step = largest(static + largest(levels["forward"].total - load - states, all_logits + updated), held + descent)
+    last = largest(step, static + descent)
+    return {"load": largest(held, load), "forward": step, "backward": last, "optimizer": last}
 
 
 def settle_reserved(reserved: Mapping[str, int], levels: Mapping[str, Level], room_bytes: int) -> list[int]:
