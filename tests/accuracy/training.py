@@ -56,6 +56,13 @@ def trainer_cases() -> list[Case]:
     return [_trainer_case(row) for row in published.rows()]
 
 
+PEAKS = ("peak_allocated", "nvidia_smi_total")
+FSDP_ONE = (
+    "measured under FSDP1 with mixed precision, where a sequence takes half as much again as on one GPU of the same run; "
+    "FSDP2 is derived"
+)
+
+
 def _trainer_case(row: published.Row) -> Case:
     group = f"{row.setup['engine']} {row.method}"
     known = {"source": published.data()["sources"][row.source], "what": row.what, "measured_bytes": row.measured_bytes}
@@ -63,6 +70,8 @@ def _trainer_case(row: published.Row) -> Case:
     if reason is not None:
         return Case(row.id, group=group, scenario=None, reason=reason, **known)
     scenario = published.scenario_of(row)
+    if (row.gpus or 1) > 1 and scenario["training"].get("precision", "").startswith("amp") and row.what in PEAKS:
+        return Case(row.id, group=group, scenario=None, reason=FSDP_ONE, **known)
     if _ia3(row):
         scenario["training"] |= {"method": "ia3", "lora": {"targets": sorted(row.setup["targets"])}}
     if row.what == "reserved_p99_of_train_steps":
