@@ -11,6 +11,9 @@ from planner.components.quantised import hold_from_host
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
+TWO_LINEARS = 2
+"""Of a gated block: gate and up come from one of them (Granite)."""
+
 
 def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, router_source: str = "") -> None:
     """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
@@ -180,4 +183,5 @@ def _shared(mixer: MixtureOfExperts) -> DenseMLP | None:
     if not width:
         return None
     weights = tuple(weight for weight in mixer.weights if "shared" in weight.name and weight.role in ("linear", "bias"))
-    return DenseMLP(width, mixer.gated, mixer.activation, weights)
+    fused = mixer.gated and len({weight.name.rpartition(".")[0] for weight in weights}) == TWO_LINEARS
+    return DenseMLP(width, mixer.gated, mixer.activation, weights, fused_gate_up=fused)

@@ -101,8 +101,8 @@ def _chunks(g: Graph, mixer: Recurrent) -> None:
     for name in ("beta padded", "decay padded"):
         g.hold(name, token)
     g.free("beta wide")
-    g.make("v beta", with_values, ("v padded",), ("v padded",))
-    g.make("k beta", with_keys, ("k padded",), ("k padded",))
+    g.make("v beta", with_values, ("v padded", "beta"), ("v padded",), broadcast)
+    g.make("k beta", with_keys, ("k padded", "beta"), ("k padded",), broadcast)
     g.hold("decay sum", token)
     _pairs(g, pairs)
     g.make("decayed k beta", with_keys, ("k beta",), ("k beta",))
