@@ -148,8 +148,10 @@ def training_reserved(
 
     Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
     of the logits do not. In the backward the gradient of the log-probabilities finds a block of the forward's, that of the
-    logits in fp32 does not. What the first step took, without states, stays cached for the later ones. ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of
-    all logits at the loss's highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
+    logits in fp32 does not. What the first step took, without states, stays cached for the later ones.
+
+    ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of all logits at the loss's
+    highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
     """
     parts = {name: level.components() for name, level in levels.items()}
     load, backward, optimizer = levels["load"].total, levels["backward"], parts["optimizer"]
