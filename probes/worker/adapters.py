@@ -34,7 +34,7 @@ def apply_method(model: Any, order: Order) -> Any:
         message = f"scenario.weights: DoRA over {order.weights} is not rehearsed; choose qlora, or 16-bit weights"
         raise WorkerError("unsupported", message, "scenario.weights")
     if training.method == "qlora" or (training.method == "lora" and quantised):
-        quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training))
+        quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training), real=not order.fake)
     return model if training.method in ("full", "freeze") else _with_peft(model, training)
 
 

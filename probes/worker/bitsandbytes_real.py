@@ -61,7 +61,7 @@ def _four_bit(bitsandbytes: Any, linear: Any, kind: str, *, nested: bool) -> nn.
         plain = bitsandbytes.nn.Params4bit(values, requires_grad=False, quant_type=kind, compress_statistics=nested, module=made)
         return plain.to(weight.device)  # type: ignore[no-any-return]
 
-    return _with_weight(made, linear, pack, rows * columns // 2)
+    return _with_weight(made, linear, pack, rows * columns // 2, compress_statistics=nested, quant_type=kind, quant_state=None)
 
 
 def _int8(bitsandbytes: Any, linear: Any) -> nn.Module:
@@ -75,7 +75,7 @@ def _int8(bitsandbytes: Any, linear: Any) -> nn.Module:
         plain = bitsandbytes.nn.Int8Params(values.to(torch.float16), requires_grad=False, has_fp16_weights=False)
         return plain.to(weight.device)  # type: ignore[no-any-return]
 
-    return _with_weight(made, linear, pack, rows * columns)
+    return _with_weight(made, linear, pack, rows * columns, has_fp16_weights=False, SCB=None)
 
 
 def _shape(linear: Any) -> tuple[int, int, bool]:
@@ -85,9 +85,12 @@ def _shape(linear: Any) -> tuple[int, int, bool]:
     return linear.weight.shape[1], linear.weight.shape[0], True
 
 
-def _with_weight(made: Any, linear: Any, pack: Callable[[torch.Tensor], nn.Parameter], packed_bytes: int) -> nn.Module:
+def _with_weight(made: Any, linear: Any, pack: Callable[[torch.Tensor], nn.Parameter], packed_bytes: int, **more: Any) -> nn.Module:
+    """``more``: what PEFT asks of the weight before it is packed."""
     weight = nn.Parameter(linear.weight.data, requires_grad=False)
-    weight.pack, weight.packed_bytes = pack, packed_bytes  # type: ignore[attr-defined]
+    told: dict[str, Any] = {"pack": pack, "packed_bytes": packed_bytes, **more}
+    for name, value in told.items():
+        setattr(weight, name, value)
     made._parameters["weight"] = weight
     made._parameters["bias"] = linear.bias
     made.values = linear.weight.numel()

@@ -125,7 +125,7 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]
-    if is_quantised(name) and (order.fake or (order.task == "inference" and name in bitsandbytes_real.FORMATS)):
+    if is_quantised(name) and (order.fake or _can_hold(order)):
         return _compute_dtype(order, config)
     if name == "native":
         return native_dtype(config, "quantization_config" in order.config)
@@ -134,6 +134,12 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
         f"scenario.weights: {name!r} can be predicted only; choose bf16, fp16 or fp32, or rehearse {', '.join(FORMATS)}",
         "scenario.weights",
     )
+
+
+def _can_hold(order: Order) -> bool:
+    """Whether a measurement holds such weights: by bitsandbytes' own layers, frozen."""
+    frozen = order.task == "inference" or order.training.method in ("lora", "qlora")
+    return frozen and order.weights in bitsandbytes_real.FORMATS
 
 
 def _compute_dtype(order: Order, config: Any) -> torch.dtype:

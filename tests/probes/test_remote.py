@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_a_connection_is_made_anew_and_the_recording_keeps_both_parts(
     assert len(pids) == 2
     assert pids[0] == first
     assert all(is_gone(pid) for pid in pids)
-    assert [event["t"] for event in run.events] == sorted(event["t"] for event in run.events)
+    assert all(later["t"] > earlier["t"] - 0.05 for earlier, later in pairwise(run.events))
     (phase,) = Measurement.of_recording(read_recording(run.path)).phases
     assert (phase.name, phase.ended) == ("script", True)
 
