@@ -88,8 +88,21 @@ def is_target(weight: Weight, path: str, targets: Sequence[str]) -> bool:
     """Whether PEFT changes a weight's linear layer: its path is a target or ends in one (``check_target_module_exists``)."""
     if weight.role != "linear":
         return False
+    return targets == (ALL_LINEAR,) or _bears(weight, path, targets)
+
+
+def _bears(weight: Weight, path: str, targets: Sequence[str]) -> bool:
     module = f"{path}{weight.name}".rpartition(".")[0]
-    return targets == (ALL_LINEAR,) or any(module == target or module.endswith(f".{target}") for target in targets)
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _require_linears(architecture: Architecture, targets: tuple[str, ...]) -> None:
+    """Raise :class:`NotModelled` for targets beside the linears of layers, whose adapters are laid elsewhere."""
+    for path, weight, _ in _parameters(architecture):
+        if weight.role in ("head", "embedding", "router", "conv") and _bears(weight, path, targets):
+            raise NotModelled(f"training.lora.targets: an adapter of {weight.name} has no closed form yet")
+        if weight.role == "router" and targets == (ALL_LINEAR,):
+            raise NotModelled(f"training.lora.targets: name the linears, {weight.name} may be among {ALL_LINEAR}")
 
 
 def is_named(weight: Weight, path: str, names: Sequence[str]) -> bool:
@@ -132,6 +145,7 @@ def _tensors(
             "training.lora.targets: of a mixture of experts all-linear adapts the experts too, and PEFT adds up their whole "
             "weights in every forward; that has no closed form yet: name the linear layers, or rehearse"
         )
+    _require_linears(architecture, lora.targets)
     feed_forward = {id(weight) for weight in feed_forward_weights(architecture.decoder)}
     found = tuple(
         tensor

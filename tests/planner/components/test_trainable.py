@@ -73,5 +73,7 @@ def test_adapters_are_fp32_unless_peft_is_told_to_leave_them(method: str, option
 def test_targets_that_no_linear_bears_are_named() -> None:
     with pytest.raises(NotModelled, match="c_attn"):
         trainable_tensors(LLAMA, Training(method="lora", lora=Lora(4, ("c_attn",))), 2)
+    with pytest.raises(NotModelled, match="lm_head"):
+        trainable_tensors(LLAMA, Training(method="lora", lora=Lora(4, ("q_proj", "lm_head"))), 2)
     with pytest.raises(NotModelled, match="transformer"):
         trainable_tensors(LLAMA, Training(method="freeze", trainable=("transformer",)), 2)
