@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import OrderedDict
-from threading import Lock
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -26,17 +26,15 @@ def remember_by_identity(
 
     def decorate(function: Callable[Concatenate[Owner, Parameters], Result]) -> Callable[Concatenate[Owner, Parameters], Result]:
         remembered: OrderedDict[object, tuple[Owner, Result]] = OrderedDict()
-        lock = Lock()
 
         @functools.wraps(function)
         def call(owner: Owner, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             key = (id(owner), args, tuple(sorted(kwargs.items())))
             found = remembered.get(key)
             if found is None:
-                found = (owner, function(owner, *args, **kwargs))
-                with lock:
-                    found = remembered.setdefault(key, found)
-                    if len(remembered) > maximum:
+                found = remembered.setdefault(key, (owner, function(owner, *args, **kwargs)))
+                if len(remembered) > maximum:
+                    with contextlib.suppress(KeyError):
                         remembered.popitem(last=False)
             return found[1]
 

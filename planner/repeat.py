@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from threading import Lock
+from contextlib import suppress
 from typing import Any
 
 from planner.footprint import Footprint
@@ -25,29 +25,25 @@ PATHS = 24
 """Programs of one question: so many ways through the arithmetic are told apart before it is run as it stands."""
 
 
-_lock = Lock()
-"""Held where what is shared between threads changes, never while something is worked out."""
-
-
 class Question:
-    """One scenario up to its counts, and what has been learnt about answering it. ``parts`` keeps identities alive."""
+    """One scenario up to its counts, and what has been learnt about answering it. ``parts`` keeps identities alive.
+
+    Threads may ask at once: what they share is replaced in one step, never changed, so that at worst something is learnt twice.
+    """
 
     def __init__(self, parts: object) -> None:
         self.parts = parts
         self.asked = 0
         self.programs: tuple[Any, ...] = ()
-        """Replaced, never changed: another thread may be going through them."""
         self.hopeless = False
 
     def prefer(self, program: Any) -> None:
         """Try a program first, known or new."""
-        with _lock:
-            self.programs = (program, *(other for other in self.programs if other is not program))
+        self.programs = (program, *(other for other in self.programs if other is not program))
 
     def add(self, program: Any) -> None:
         """Try a program after those that are known."""
-        with _lock:
-            self.programs = (*self.programs, program)
+        self.programs = (*self.programs, program)
 
 
 _questions: OrderedDict[object, Question] = OrderedDict()
@@ -90,9 +86,9 @@ def question_of(scenario: Scenario, names: tuple[str, ...], *parts: object) -> Q
     except TypeError:
         return Question(parts)
     if found is None:
-        with _lock:
-            found = _questions.setdefault(key, Question(parts))
-            if len(_questions) > REMEMBERED:
+        found = _questions.setdefault(key, Question(parts))
+        if len(_questions) > REMEMBERED:
+            with suppress(KeyError):
                 _questions.popitem(last=False)
     return found
 

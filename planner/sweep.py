@@ -337,16 +337,18 @@ def _run(
     question: Question, tried: int, figures: Callable[..., tuple[Any, ...]], columns: Sequence[Integers], cell: int
 ) -> Callable[..., tuple[Any, Any]] | None:
     """The next program over arrays: one that is known, or one made for a cell; None when there is none more."""
-    if tried == len(question.programs):
-        if tried == PATHS or question.hopeless:
+    known = question.programs[tried : tried + 1]
+    if not known:
+        if tried >= PATHS or question.hopeless:
             return None
         values = [int(column[cell]) for column in columns]
         _, program = record_program(figures, values, [1] * len(columns), branches=False)
         if program is None:
             question.hopeless = True
             return None
-        question.add((program, program.arrays()))
-    run: Callable[..., tuple[Any, Any]] = question.programs[tried][1]
+        known = ((program, program.arrays()),)
+        question.add(known[0])
+    run: Callable[..., tuple[Any, Any]] = known[0][1]
     return run if _exact(run, columns) else None
 
 

@@ -85,7 +85,11 @@ def test_nothing_is_negative_and_all_adds_up(engine, model, work, parallel) -> N
 @settings(deadline=None, max_examples=80)
 @given(st.sampled_from(ENGINES), st.sampled_from(MODELS), concepts, layouts, st.integers(0, 20), st.integers(0, 200))
 def test_more_is_never_less(engine, model, work, parallel, batch, tokens) -> None:
-    """With more requests or longer ones nothing on any GPU shrinks and no more room is left."""
+    """With more requests or longer ones nothing on any GPU shrinks and no more room is left.
+
+    Samples and prefixes are shared by whole blocks, so that a longer prompt may fill, and share, one more: they stand aside.
+    """
+    work = {name: value for name, value in work.items() if name not in ("samples", "shared_prefix")}
     larger = work | {"batch": work["batch"] + batch, "prompt_tokens": work["prompt_tokens"] + tokens}
     small, large = answered(engine, model, work, parallel), answered(engine, model, larger, parallel)
     if small is None or large is None or "unknown" in (small.verdict, large.verdict):
