@@ -1,6 +1,7 @@
-"""Renders every tab into a folder: light, dark, at 200 % and at the smallest size, with something to see in each.
+"""Renders every tab into a folder: light, dark, at 200 %, in 4K and at the smallest size, with something to see in each.
 
-Run as a script: ``python tests/screenshots.py FOLDER [--images DOCS]``; with ``--images`` the README's pictures too.
+Run as a script: ``python tests/screenshots.py FOLDER [--images DOCS]``; with ``--images`` the pictures of README and guide too,
+among them a real probe as an animation (needs torch).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,6 +21,7 @@ os.environ["QT_QPA_PLATFORM"] = "offscreen"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from PySide6.QtCore import QEventLoop, QTimer  # noqa: E402  the platform is chosen first
+from PySide6.QtGui import QImage  # noqa: E402
 
 from gui.app import make_application, make_window  # noqa: E402
 from gui.first import FIRST_SCENARIO  # noqa: E402
@@ -26,12 +29,22 @@ from gui.settings import Settings  # noqa: E402
 from gui.tabs import TABS  # noqa: E402
 from gui.theme import theme  # noqa: E402
 from gui.window import MINIMUM_SIZE, MainWindow  # noqa: E402
+from planner.scenario import Hardware, Inference, Scenario  # noqa: E402
 from resources.history import History, Run  # noqa: E402
+from tests.animation import save_animation  # noqa: E402
 
-USUAL, SMALLEST = (1400, 900), (MINIMUM_SIZE[0], 700)
-VARIANTS = (("light", "light", USUAL), ("dark", "dark", USUAL), ("smallest", "light", SMALLEST))
-README = (("footprint", "light"), ("footprint", "dark"), ("fits", "light"), ("compare", "light"))
-_PATIENCE_MS, _STEP_MS = 20_000, 50
+USUAL, SMALLEST, LARGEST = (1400, 900), (MINIMUM_SIZE[0], 700), (3840, 2160)
+VARIANTS = (("light", "light", USUAL), ("dark", "dark", USUAL), ("smallest", "light", SMALLEST), ("4k", "light", LARGEST))
+README = (
+    ("footprint", "light"), ("footprint", "dark"), ("fits", "light"), ("speed", "light"), ("compare", "light"), ("advice", "light"),
+    ("commands", "light"), ("training", "light"),
+)  # fmt: skip
+VIEWS = {"speed": "fits", "training": "footprint"}
+"""Pictures of a tab in another state, and which tab."""
+SMALL = Scenario("HuggingFaceTB/SmolLM2-135M", "inference", hardware=Hardware("H100 SXM5 80GB"),
+                 inference=Inference(batch=8, prompt_tokens=512, new_tokens=24))  # fmt: skip
+SMALLER = (1100, 700)
+_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 60_000, 50, 900, 9
 GIB = 2**30
 
 
@@ -53,6 +66,7 @@ def main() -> int:
         if options.images and not scaled:
             for tab_name, scheme in README:
                 render(tab_name, scheme, USUAL, options.images / f"{tab_name}-{scheme}.png")
+            animate_probe(options.images / "probe.png", options.images / "probe-light.png")
     if not scaled:
         environment = {**os.environ, "QT_SCALE_FACTOR": "2"}
         subprocess.run([sys.executable, __file__, str(options.folder)], check=True, env=environment)
@@ -67,9 +81,11 @@ def render(tab: str, scheme: str, size: tuple[int, int], file: Path) -> None:
         window.resize(*size)
         prepare(window, tab)
         window.show()
-        window.show_tab(tab)
+        shown = window.show_tab(VIEWS.get(tab, tab))
         window.context.machine.start()
-        wait(lambda: window.context.machine.state is not None and window.context.operations.idle)
+        wait(lambda: settled(window))
+        if tab == "speed":
+            shown.views._group.button(1).click()
         window.statusBar().clearMessage()
         wait(lambda: True)
         window.grab().save(str(file))
@@ -86,13 +102,62 @@ def prepare(window: MainWindow, tab: str) -> None:
         state.edit("inference.batch", 16)
         window.context.pins.pin(state.plan)
         state.edit("inference.prompt_tokens", 2048)
-    elif tab == "fits":
+    elif tab == "training":
+        window.documents.open_example("lora")
+    elif tab in ("fits", "speed"):
         window.documents.open_example("chat")
     elif tab == "advice":
         state.edit("task", "training")
         state.edit("hardware.gpu", "GeForce RTX 4090")
     elif tab == "commands":
         window.documents.open_example("serve")
+
+
+def settled(window: MainWindow) -> bool:
+    context = window.context
+    return context.machine.state is not None and context.operations.idle and not context.state.settling
+
+
+def animate_probe(animation: Path, last: Path) -> None:
+    """A small model rehearsed and measured on this machine's CPU, from the prediction to the end, and the end as a picture."""
+    frames: list[tuple[QImage, float]] = []
+    with TemporaryDirectory() as folder:
+        window = make_window(SMALL, Settings(Path(folder) / "settings.ini"))
+        theme().choose("light")
+        window.resize(*SMALLER)
+        window.show()
+        tab: Any = window.show_tab("probe")
+        window.context.machine.start()
+        wait(lambda: settled(window))
+
+        def take(seconds: float) -> None:
+            window.statusBar().clearMessage()
+            image = window.grab().toImage()
+            if not frames or image != frames[-1][0]:
+                frames.append((image, seconds))
+
+        def follow() -> None:
+            wait(lambda: tab.live.running)
+            for _ in range(_MOST_FRAMES):
+                pause(_FRAME_MS)
+                if not tab.live.running:
+                    break
+                take(0.4)
+            wait(lambda: not tab.live.running and settled(window))
+            take(2.5)
+
+        take(1.5)
+        tab.controls.rehearse.click()
+        follow()
+        tab.controls.measure.click()
+        follow()
+        window.resize(*USUAL)
+        wait(lambda: True)
+        window.grab().save(str(last))
+        window.close()
+        window.deleteLater()
+    save_animation(frames, animation)
+    print(animation)
 
 
 def fill_history() -> None:
@@ -109,6 +174,13 @@ def fill_history() -> None:
         sizes = {"predicted_allocated_bytes": int(predicted * GIB), "allocated_bytes": int(took * GIB) if took else None}
         history.add(Run(level, model, task, "transformers", "H100 SXM5 80GB", device, outcome, "fits", 12.0, "prefill",
                         created=f"2026-01-{10 + day}T1{day}:3{day}:00+00:00", **sizes))  # fmt: skip
+
+
+def pause(milliseconds: int) -> None:
+    """Run events for a while."""
+    loop = QEventLoop()
+    QTimer.singleShot(milliseconds, loop.quit)
+    loop.exec()
 
 
 def wait(until: Callable[[], bool]) -> None:
