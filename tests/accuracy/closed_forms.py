@@ -24,19 +24,25 @@ from tests.accuracy.rehearsals import CASES, catalog, read_kept  # noqa: E402
 
 GPU = "H200 SXM 141GB"
 STEADY_STEP = 2
+STATES = ("gradients", "optimizer_state")
+ROUNDING = 1e-4
 COUNTERS_BYTES = 4096
 """Of a layer: scalars beside its cache's tensors, 512 bytes each in the allocator."""
 
 
 @dataclass
 class Found:
-    """One model under one workload: signed relative errors by phase, and whether weights and caches are exact."""
+    """One model under one workload: signed relative errors by phase, and whether what stays is exact.
+
+    ``states_exact``: gradients and optimizer states.
+    """
 
     model: str
     family: str
     errors: dict[str, float] = field(default_factory=dict)
     weights_exact: bool = True
     cache_exact: bool = True
+    states_exact: bool = True
     unknown: str = ""
 
 
@@ -55,12 +61,15 @@ def compare(model: str, config: dict[str, Any], case: str, rehearsed: dict[str, 
     if not footprint.gpus[0].phases:
         found.unknown = next((note for note in footprint.notes if note.startswith("unknown: ")), "unknown")
         return found
-    found.weights_exact = footprint.gpus[0].phases[0].components["weights"] == rehearsed["weight_bytes"]
+    loaded = footprint.gpus[0].phases[0].components
+    found.weights_exact = loaded["weights"] + loaded.get("adapters", 0) == rehearsed["weight_bytes"]
     for phase in footprint.gpus[0].phases:
         truth = _phase(rehearsed, phase)
         if truth is None:
             continue
         found.errors[phase.name] = phase.allocated / truth["allocated"] - 1
+        if phase.name == "optimizer":
+            found.states_exact = all(_near(phase.components, truth["components"], name) for name in STATES)
         if phase.name == "prefill":
             found.cache_exact = _same(phase.components, truth["components"], COUNTERS_BYTES * (rehearsed["layers"] or 1))
     return found
@@ -71,6 +80,11 @@ def _phase(rehearsed: dict[str, Any], phase: Phase) -> dict[str, Any] | None:
     named = [truth for truth in rehearsed["phases"] if truth["name"] == phase.name]
     steady = [truth for truth in named if truth["step"] == STEADY_STEP]
     return (steady or named or [None])[-1]
+
+
+def _near(ours: dict[str, int], theirs: dict[str, int], name: str) -> bool:
+    """Equal but for what rounding to 512 bytes each tensor adds on one side."""
+    return abs(ours.get(name, 0) - theirs.get(name, 0)) <= ROUNDING * theirs.get(name, 0)
 
 
 def _same(ours: dict[str, int], theirs: dict[str, int], tolerance: int) -> bool:
@@ -96,7 +110,10 @@ def _case_lines(case: str, found: list[Found]) -> list[str]:
     for row in told:
         families[row.family].append(row)
     head = "".join(f"{name:>22}" for name in phases)
-    lines = [f"{case}: {len(told)} of {len(found)} models", f"{'family':24}{'models':>7}  {'weights':8}{'caches':8}{head}"]
+    lines = [
+        f"{case}: {len(told)} of {len(found)} models",
+        f"{'family':24}{'models':>7}  {'weights':8}{'caches':8}{'states':8}{head}",
+    ]
     lines += [_row(family, rows, phases) for family, rows in sorted(families.items())]
     lines += [_row("all", told, phases), ""]
     lines += [f"  unknown {row.model}: {row.unknown.removeprefix('unknown: ')}" for row in found if row.unknown]
@@ -112,7 +129,8 @@ def _row(name: str, rows: list[Found], phases: list[str]) -> str:
         cells += f"{median(errors):>12.3%} {max(errors):>8.3%} " if errors else f"{'':22}"
     weights = "exact" if all(row.weights_exact for row in rows) else "differ"
     caches = "exact" if all(row.cache_exact for row in rows) else "differ"
-    return f"{name:24}{len(rows):>7}  {weights:8}{caches:8}{cells}".rstrip()
+    states = "exact" if all(row.states_exact for row in rows) else "differ"
+    return f"{name:24}{len(rows):>7}  {weights:8}{caches:8}{states:8}{cells}".rstrip()
 
 
 if __name__ == "__main__":
