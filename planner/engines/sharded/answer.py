@@ -25,6 +25,7 @@ from planner.modelled import NotModelled
 from planner.reserve import reserved_for_weights, trained_segments, training_reserved
 from planner.scenario import Hardware, Offload, Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
+from planner.uncertainty import device_band
 from planner.units import GIB
 
 FP32_BYTES = 4
@@ -33,8 +34,6 @@ METHODS = ("full", "lora", "dora")
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each GPU of a communicator: 544 to 688 MB on A100 with NVLink, as published."""
 COLLECTIVE_BAND_BYTES = int(0.3 * GIB)
-RESERVED_BAND = 10
-"""As of one GPU (planner/engines/transformers_answer.py)."""
 
 
 def sharded_answer(
@@ -53,8 +52,8 @@ def sharded_answer(
     answers = [_rank_answer(settled, plan, ways, machine, capacity, cuda=cuda) for plan in plans]
     gpus = tuple(GpuFootprint(plan.index, capacity, phases) for plan, (_, phases) in zip(plans, answers, strict=True))
     device_bytes = largest(*(phase.device for gpu in gpus for phase in gpu.phases))
-    held = largest(*(p.reserved - p.components.get("weights", 0) for gpu in gpus for p in gpu.phases))
-    uncertainty = machine.context_band_bytes + COLLECTIVE_BAND_BYTES * plans[0].collectives * cuda + held // RESERVED_BAND
+    uncertainty = largest(*(device_band(gpu.phases, machine, "training") for gpu in gpus))
+    uncertainty += COLLECTIVE_BAND_BYTES * plans[0].collectives * cuda
     return Footprint(
         scenario=to_json(settled),
         level="predict",
