@@ -59,7 +59,7 @@ def _four_bit(bitsandbytes: Any, linear: Any, kind: str, *, nested: bool) -> nn.
     def pack(weight: torch.Tensor) -> nn.Parameter:
         values = weight.detach().T.contiguous() if transposed else weight.detach()
         plain = bitsandbytes.nn.Params4bit(values, requires_grad=False, quant_type=kind, compress_statistics=nested, module=made)
-        return plain.to(weight.device)  # type: ignore[no-any-return]
+        return plain.to(weight.device)
 
     return _with_weight(made, linear, pack, rows * columns // 2, compress_statistics=nested, quant_type=kind, quant_state=None)
 
@@ -73,7 +73,7 @@ def _int8(bitsandbytes: Any, linear: Any) -> nn.Module:
     def pack(weight: torch.Tensor) -> nn.Parameter:
         values = weight.detach().T.contiguous() if transposed else weight.detach()
         plain = bitsandbytes.nn.Int8Params(values.to(torch.float16), requires_grad=False, has_fp16_weights=False)
-        return plain.to(weight.device)  # type: ignore[no-any-return]
+        return plain.to(weight.device)
 
     return _with_weight(made, linear, pack, rows * columns, has_fp16_weights=False, SCB=None)
 
@@ -94,4 +94,4 @@ def _with_weight(made: Any, linear: Any, pack: Callable[[torch.Tensor], nn.Param
     made._parameters["weight"] = weight
     made._parameters["bias"] = linear.bias
     made.values = linear.weight.numel()
-    return made  # type: ignore[no-any-return]
+    return made

@@ -74,9 +74,10 @@ def parameters_of(model: nn.Module) -> tuple[int, int]:
         stored = sum(getattr(layer, name).numel() for name, _ in layer.named_parameters(recurse=False) if not name.endswith("bias"))
         count += layer.values - stored
         size_bytes += sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers(recurse=False))
-    for layer in (module for module in model.modules() if _is_real(module)):
-        count += layer.values - layer.weight.numel()
-        size_bytes += sum(tensor.numel() * tensor.element_size() for tensor in bitsandbytes_real.state_of(layer))
+    real: list[Any] = [module for module in model.modules() if _is_real(module)]
+    for own in real:
+        count += own.values - own.weight.numel()
+        size_bytes += sum(tensor.numel() * tensor.element_size() for tensor in bitsandbytes_real.state_of(own))
     return count, size_bytes
 
 
