@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import Qt, Slot
+from PySide6.QtCore import QEvent, Qt, Slot
 from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QDialog, QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
 
 from gui.actions import THEMES, UNITS, Act, icon_of, make_action
 from gui.context import Context
@@ -221,6 +221,7 @@ class MainWindow(QMainWindow):
         role = "narrow" if self.width() < px(_NARROW_BELOW) else ""
         if self.tabs.tabBar().property("role") != role:
             set_role(self.tabs.tabBar(), role)
+            QApplication.sendEvent(self.tabs.tabBar(), QEvent(QEvent.Type.StyleChange))  # else the tabs keep their widths
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember the layout and the scenario, and end what runs."""

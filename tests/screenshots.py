@@ -42,9 +42,9 @@ README = (
 VIEWS = {"speed": "fits", "training": "footprint"}
 """Pictures of a tab in another state, and which tab."""
 SMALL = Scenario("HuggingFaceTB/SmolLM2-135M", "inference", hardware=Hardware("H100 SXM5 80GB"),
-                 inference=Inference(batch=8, prompt_tokens=512, new_tokens=24))  # fmt: skip
+                 inference=Inference(batch=4, prompt_tokens=96, new_tokens=12))  # fmt: skip
 SMALLER = (1100, 700)
-_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 60_000, 50, 900, 9
+_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 900, 9
 GIB = 2**30
 
 
@@ -152,7 +152,7 @@ def animate_probe(animation: Path, last: Path) -> None:
         tab.controls.measure.click()
         follow()
         window.resize(*USUAL)
-        wait(lambda: True)
+        pause(_FRAME_MS)
         window.grab().save(str(last))
         window.close()
         window.deleteLater()

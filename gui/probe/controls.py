@@ -13,7 +13,7 @@ from gui.theme import set_role, theme
 from gui.translate import tr
 from planner.units import GIB
 
-_ONE_ROW, _TWO_ROWS = 860, 470
+_ONE_ROW, _TWO_ROWS = 940, 470
 
 
 class Controls(QWidget):

@@ -300,3 +300,13 @@ def test_pins_are_there_at_the_next_start(restart, settings, qtbot):
     assert [pin.name for pin in window.context.pins.pins] == ["Llama-3.1-8B", "busy"]
     window.context.pins.remove(0)
     assert len(settings.get(PINS)) == 1
+
+
+def test_the_tabs_names_can_be_read_at_every_width(open_window, qtbot):
+    """Also after the window has been narrow."""
+    window = open_window(size=(1000, 700))
+    bar = window.tabs.tabBar()
+    window.resize(1500, 800)
+    qtbot.wait(20)
+    widths = [bar.fontMetrics().horizontalAdvance(bar.tabText(index)) for index in range(bar.count())]
+    assert all(bar.tabRect(index).width() > width + 10 for index, width in enumerate(widths))
