@@ -29,6 +29,8 @@ from planner.words import PHASES
 
 FRAME_MS = 33
 _LEAST_POINTS = 200
+_LEAST_DIFFERENCE = 0.005
+"""Smaller ones can't be seen, and need no words over the lines."""
 _MIN_SPAN_S = 2.0
 _NOTHING_BYTES = 512
 """Below the smallest tensor: there is nothing to put a scale to."""
@@ -264,7 +266,7 @@ class ProbePlot(QWidget):
             reached = band.peaks or ({} if self._timed else rehearsed.get(band.name, {}))
             meter = next((name for name in self._compared if name in reached), None)
             predicted = self._levels.get(band.name, {}).get(meter or "")
-            if predicted and meter:
+            if predicted and meter and abs(reached[meter] / predicted - 1) >= _LEAST_DIFFERENCE:
                 yield Difference(*self._extent(band), float(predicted), float(reached[meter]))
 
     def _steps(self, meter: str) -> tuple[list[float], list[float]]:
