@@ -53,7 +53,7 @@ class CommandsTab(QWidget):
         if not self.isVisible() or self._state.plan is None:
             return
         self.stale.setVisible(not self._state.current)
-        commands = commands_of(self._state.settled)
+        commands = commands_of(self._state.settled, self._state.plan.architecture)
         while len(self.cards) < len(commands):
             self.cards.append(CommandCard(self))
             self._column.insertWidget(len(self.cards) - 1, self.cards[-1])

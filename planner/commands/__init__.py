@@ -17,10 +17,10 @@ from planner.commands.transformers import generation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from planner.architecture.layers import Architecture
     from planner.scenario import Scenario
 
 INFERENCE: dict[str, Callable[[Scenario], tuple[Command, ...]]] = {
-    "transformers": generation,
     "vllm": vllm,
     "sglang": sglang,
     "tensorrt-llm": tensorrt_llm,
@@ -29,9 +29,16 @@ INFERENCE: dict[str, Callable[[Scenario], tuple[Command, ...]]] = {
 }
 
 
-def commands_of(scenario: Scenario) -> tuple[Command, ...]:
-    """Every command and file that runs ``scenario``, in the order in which they are used."""
-    return training(scenario) if scenario.task == "training" else INFERENCE[scenario.inference.engine](scenario)
+def commands_of(scenario: Scenario, architecture: Architecture | None = None) -> tuple[Command, ...]:
+    """Every command and file that runs ``scenario``, in the order in which they are used.
+
+    ``architecture``: the model's, by which transformers is told which of its modules lie on the host.
+    """
+    if scenario.task == "training":
+        return training(scenario)
+    if scenario.inference.engine == "transformers":
+        return generation(scenario, architecture)
+    return INFERENCE[scenario.inference.engine](scenario)
 
 
 __all__ = ["Command", "commands_of"]

@@ -160,8 +160,7 @@ def _parts(
 ) -> list[Part]:
     makes = generates(architecture)
     if scenario.offload.weights:
-        total = sum(module.size_bytes for module in modules_of(architecture, dtype_bytes))
-        share = kept_share(architecture, dtype_bytes, total - share_of(total, scenario.offload.weights))
+        share = share_beside_host(scenario, architecture, dtype_bytes)
         layers = range(len(architecture.decoder.layers))
         return [Part(architecture, share_of_model(architecture, share), share, layers, True, makes, fetches=True)]
     shares = balanced_shares(architecture, dtype_bytes, quantised, scenario.hardware.gpus, free_bytes)
@@ -170,6 +169,29 @@ def _parts(
         head = share.head if architecture.head else makes and bool(share.embeddings)
         found.append(Part(architecture, share_of_model(architecture, share), share, share.layers, share.norm, head))
     return found
+
+
+def lays_on_host(scenario: Scenario, architecture: Architecture | None) -> int | None:
+    """Bytes of a value where the layers on the host are known by the prediction; None elsewhere."""
+    if architecture is None or architecture.kind != "decoder" or architecture.towers or architecture.decoder.weights:
+        return None
+    alone = scenario.hardware.gpus * scenario.hardware.nodes == 1 and bool(scenario.offload.weights)
+    return PLAIN_BYTES.get(scenario.weights) if alone else None
+
+
+def makes_rotary(architecture: Architecture) -> bool:
+    """Whether a module beside the layers makes cosines and sines."""
+    code = implementation_of(architecture.model_type)
+    if code is not None and code.rotary == "pairs_inline":
+        return False
+    mixers = (mixer for layer, _ in layer_indices(architecture.decoder) for mixer in layer.sequence)
+    return any(isinstance(mixer, LatentAttention) or (isinstance(mixer, Attention) and bool(mixer.rotary_dim)) for mixer in mixers)
+
+
+def share_beside_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> Share:
+    """What stays on the GPU where ``offload.weights`` of the weights lie on the host: modules from the first on."""
+    total = sum(module.size_bytes for module in modules_of(architecture, dtype_bytes))
+    return kept_share(architecture, dtype_bytes, total - share_of(total, scenario.offload.weights))
 
 
 def _steps(part: Part, work: Generation, fmt: Format, machine: Overheads) -> list[Step]:

@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.commands import Command, commands_of
+from planner.predict import answer_alone
 from planner.scenario import INFERENCE_ENGINES, METHODS, OPTIMIZERS, PRECISIONS, SHARDINGS, TRAINING_ENGINES, parse_scenario
+from resources.plan import find_gpu, find_model
+
+CARD = "A100 SXM4 80GB"
 
 
 def inference(engine: str, *, weights: str = "bf16", model: object = "org/model", **rest: object) -> tuple[Command, ...]:
@@ -210,3 +214,42 @@ def test_llama_server_is_told_what_proposes_tokens(method: str, kind: str | None
     assert ("--model-draft" in words(command)) == drafts
     assert option(command, "--cache-type-k-draft") == ("q8_0" if drafts else None)
     assert any("draft model" in note for note in command.notes) == drafts
+
+
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "openai-community/gpt2", "google/gemma-3-1b-it"])
+@pytest.mark.parametrize("fraction", [0.01, 0.45, 1.0])
+def test_the_device_map_lays_on_the_host_what_the_prediction_does(model: str, fraction: float) -> None:
+    """Rule: every tensor of transformers' model has a place, and those on the host are the bytes of ``footprint.host``."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("accelerate.utils.modeling")
+    found = find_model(model, network=False)
+    document = {"model": model, "task": "inference", "inference": {"prompt_tokens": 9, "new_tokens": 3}, "weights": "bf16"}
+    scenario = parse_scenario({"version": 1, "offload": {"weights": fraction}, "hardware": {"gpu": CARD}, **document})
+    footprint = answer_alone(scenario, found.architecture, find_gpu(CARD), found.native, "cuda")
+    (command,) = commands_of(parse_scenario(footprint.scenario), found.architecture)
+    compile(command.text, "generate.py", "exec")
+    places = device_map_of(command.text)
+    config = transformers.AutoConfig.for_model(**found.source.config)
+    with torch.device("meta"):
+        built = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    modeling.check_device_map(built, places)
+    sizes = {name: weight.nbytes for name, weight in built.named_parameters()}
+    on_host = sum(size for name, size in sizes.items() if place_of(places, name) == "cpu")
+    assert on_host == footprint.host.bytes > 0
+    assert {places[name] for name in places if name.endswith("rotary_emb")} == ({0} if "gpt2" not in model else set())
+
+
+def device_map_of(text: str) -> dict[str, object]:
+    node = next(node for node in ast.parse(text).body if isinstance(node, ast.Assign) and node.targets[0].id == "device_map")
+    return eval(compile(ast.Expression(node.value), "map", "eval"), {"range": range})
+
+
+def place_of(places: dict[str, object], name: str) -> object:
+    return next(place for module, place in places.items() if name.startswith(f"{module}."))
+
+
+def test_without_the_model_the_script_says_that_its_map_is_not_the_plans() -> None:
+    (command,) = inference("transformers", offload={"weights": 0.5})
+    assert 'device_map="auto"' in command.text
+    assert any(note.startswith("offload.weights") for note in command.notes)
