@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from planner.architecture.layers import Architecture, Weight
-from planner.components.autocast import CACHED, is_wide
-from planner.components.graph import Gradients, Graph, Node, passed_on, product
+from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed
+from planner.components.graph import Gradients, Graph, Node, passed_on, product, promoted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
 from planner.components.trainable import (
@@ -124,9 +124,13 @@ def _over_quantised(
         g.free(base)
         base = f"{name} copied"
     x = source if g.run.autocast else _cast_input(g, adapters, name, source, weights)
-    wide = size if g.run.autocast else wide
+    wide = narrowed(size) if g.run.autocast else wide
     _low_rank(g, adapters, name, x, wide, weights)
     output = f"{name} scaled"
+    if g.run.autocast:
+        g.make(name, size, (base, output), (), promoted, component=component)
+        g.free(base, output)
+        return
     if wide.bytes != size.bytes:
         g.make(f"{name} output", size, (output,))
         g.free(output)
@@ -139,23 +143,23 @@ def _over_quantised(
 def _low_rank(g: Graph, adapters: Adapters, name: str, x: str, wide: Size, weights: Sequence[Weight]) -> None:
     """``{name} scaled`` = B(A(dropout(x))) · scaling; ``x`` stays."""
     dropped = _dropped(g, adapters, name, x, weights)
-    _low_rank_of(g, adapters, name, dropped, wide, weights)
-    if dropped != x:
-        g.free(dropped)
+    _low_rank_of(g, adapters, name, dropped, wide, weights, last=dropped != x)
     g.make(f"{name} scaled", wide, (f"{name} B",))
     g.free(f"{name} B")
 
 
-def _low_rank_of(g: Graph, adapters: Adapters, name: str, dropped: str, wide: Size, weights: Sequence[Weight]) -> None:
-    """``{name} B`` = B(A(x)) of an input in the adapter's dtype."""
+def _low_rank_of(
+    g: Graph, adapters: Adapters, name: str, dropped: str, wide: Size, weights: Sequence[Weight], *, last: bool = False
+) -> None:
+    """``{name} B`` = B(A(x)) of an input in the adapter's dtype; ``last``: nobody else reads the input, so that it goes."""
     run, lora, bytes_ = g.run, adapters.lora, adapters.dtype_bytes
     outputs, inputs = weights[0].shape
     read = dropped
-    if run.autocast and bytes_ != run.dtype_bytes:
-        bytes_ = run.dtype_bytes
+    if run.autocast:
+        bytes_ = HALF_BYTES
         if is_wide(g.size_of(dropped)):
             read = f"{name} dropped {CACHED}"
-            g.make(read, run.hidden(inputs), (dropped,))
+            g.make(read, narrowed(g.size_of(dropped)), (dropped,))
     narrow = Size(batch=run.batch, sequence=run.sequence, rank=lora.rank, bytes=bytes_)
     first = partial(
         _adapter_rule, gradient_of=f"{name} A", size=Size(rank=lora.rank, in_features=inputs, bytes=adapters.dtype_bytes)
@@ -167,6 +171,8 @@ def _low_rank_of(g: Graph, adapters: Adapters, name: str, dropped: str, wide: Si
     _keep_cast(g, adapters, f"{name} A", Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
     if read != dropped:
         g.free(read)
+    if last:
+        g.free(dropped)
     g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
     _keep_cast(g, adapters, f"{name} B", Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
     g.free(f"{name} A")
@@ -174,7 +180,7 @@ def _low_rank_of(g: Graph, adapters: Adapters, name: str, dropped: str, wide: Si
 
 def _keep_cast(g: Graph, adapters: Adapters, name: str, size: Size) -> None:
     """An fp32 adapter under autocast is multiplied in 16 bit: the cast is kept, or cached where nothing is saved."""
-    if not g.run.autocast or adapters.dtype_bytes == g.run.dtype_bytes:
+    if not g.run.autocast or adapters.dtype_bytes == HALF_BYTES:
         return
     cast = f"{name} weight {CACHED}"
     g.hold(cast, size)

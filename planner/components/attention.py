@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
-from planner.components.autocast import in_16_bit, is_wide, narrowed
+from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
 from planner.components.graph import Graph, linear, multiply, sliced
 from planner.components.kernels import (
     FLASH_MAX_HEAD_DIM,
@@ -55,21 +55,23 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
         (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
         if overflows(run, mixer):
             keys, values = "k rotated", "v"
-    queries, keys = (_cast_for_attention(g, name) for name in ("q rotated", keys))
-    _attend(g, mixer, Operands(
-        queries, keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
-        seen_keys(run, mixer), needs_mask(run, mixer),
-    ))  # fmt: skip
-    g.free("q rotated cast", "k rotated cast")
+    queries, keys, values = (_cast_for_attention(g, name) for name in ("q rotated", keys, values))
+    with of_16_bit(g):
+        _attend(g, mixer, Operands(
+            queries, keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
+            seen_keys(run, mixer), needs_mask(run, mixer),
+        ))  # fmt: skip
+    g.free("q rotated cast", "k rotated cast", "v cast")
     if mixer.output_gate:
         _gate(g, mixer)
-    linear(g, target, "attended", run.hidden(), project.get("o_proj", ()))
+    result = narrowed(run.hidden()) if run.autocast else run.hidden()
+    linear(g, target, "attended", result, project.get("o_proj", ()))
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
     g.free("q", "k", "q new", "k new")
 
 
 def _cast_for_attention(g: Graph, name: str) -> str:
-    """Queries and keys that fp32 cosines have made fp32 are cast again by autocast."""
+    """What is fp32 (an fp32 product of a quantised weight, what fp32 cosines have made so) is cast by autocast."""
     if not g.run.autocast or not is_wide(g.size_of(name)):
         return name
     g.make(f"{name} cast", narrowed(g.size_of(name)), (name,))

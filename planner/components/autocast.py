@@ -28,14 +28,19 @@ PLAIN_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_fast_tan
 """One kernel that runs in the dtype of its input."""
 
 
-def require_autocast(architecture: Architecture, *, masters: bool) -> None:
-    """Raise :class:`NotModelled` for families whose tensors under autocast nobody has read. ``masters``: over fp32 weights."""
+def require_autocast(architecture: Architecture, *, masters: bool, prepared: bool = False, checkpointed: bool = False) -> None:
+    """Raise :class:`NotModelled` for families whose tensors under autocast nobody has read.
+
+    ``masters``: over fp32 weights; ``prepared``: over quantised ones with all others in fp32; ``checkpointed``: recomputed.
+    """
     code = implementation_of(architecture.model_type)
     if code is None or not all(_is_plain(layer, masters=masters) for layer in architecture.decoder.layers):
         raise NotModelled(f"{architecture.model_class}: mixed precision is modelled for blocks like Llama's")
     kernels = ("sdpa",) if masters else ("sdpa", "eager")
     if code.attention not in kernels or code.masked or (masters and (code.placement != "pre" or code.rotary != "halves")):
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
+    if prepared and (code.rotary not in ("halves", "joined", "wide") or (checkpointed and code.placement != "pre")):
+        raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
 
 
 def _is_plain(layer: Layer, *, masters: bool) -> bool:
@@ -54,8 +59,28 @@ def _is_plain(layer: Layer, *, masters: bool) -> bool:
 def in_16_bit(g: Graph) -> Iterator[None]:
     """Inside a mixer of an fp32 model under autocast, what products make is in 16 bit."""
     run = g.run
-    if run.autocast and run.dtype_bytes == FP32_BYTES:
-        g.run = replace(run, dtype_bytes=HALF_BYTES, parameter_bytes=FP32_BYTES)
+    if run.autocast and run.parameter_bytes and run.dtype_bytes == FP32_BYTES:
+        g.run = replace(run, dtype_bytes=HALF_BYTES)
+    yield
+    g.run = run
+
+
+@contextmanager
+def of_16_bit(g: Graph) -> Iterator[None]:
+    """Attention's kernels are on autocast's 16-bit list, whatever they read."""
+    run = g.run
+    if run.autocast:
+        g.run = replace(run, dtype_bytes=HALF_BYTES)
+    yield
+    g.run = run
+
+
+@contextmanager
+def as_wide_as(g: Graph, source: str) -> Iterator[None]:
+    """Norms are written for the dtype of what they read: of a mixer's result under autocast that is 16 bit."""
+    run = g.run
+    if run.autocast and run.dtype_bytes == FP32_BYTES and not is_wide(g.size_of(source)):
+        g.run = replace(run, dtype_bytes=HALF_BYTES)
     yield
     g.run = run
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from planner.architecture.layers import Weight
-from planner.components.autocast import CACHED, narrowed
+from planner.components.autocast import CACHED, is_wide, narrowed
 from planner.components.quantised import ABSMAX_BLOCK, hold_product
 from planner.components.tape import Size
 from planner.formats.storage import BitsAndBytes4Bit, Scaled, Scheme
@@ -24,8 +24,18 @@ TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")
 
 
 def wide_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, source: str, size: Size, component: str) -> None:
-    """A 4-bit layer computes in 16 bit: its input is cast, and its result is cast back or, with an fp32 bias, is a sum of both."""
+    """A 4-bit layer computes in 16 bit: its input is cast, and its result is cast back or, with an fp32 bias, is a sum of both.
+
+    Of an input in 16 bit nothing is cast.
+    """
     run, result, read = g.run, f"{name} {CACHED}", f"{name} input {CACHED}"
+    if not is_wide(g.size_of(source)):
+        g.run = replace(run, dtype_bytes=run.compute_bytes)
+        hold_product(g, scheme, weights, name, size, component)
+        if g.saving:
+            record_product(g, scheme, weights, name, source, size)
+        g.run = run
+        return
     g.make(read, narrowed(g.size_of(source)), (source,))
     g.run = replace(run, dtype_bytes=run.compute_bytes)
     hold_product(g, scheme, weights[:1], result, narrowed(size), "workspace")
@@ -55,7 +65,7 @@ def _dequantised(g: Graph, node: Node, gradient: str, scheme: Scheme, weight: We
     computed = g.run.compute_bytes or g.run.dtype_bytes
     weight_again = g.held(f"{node.out} whole weight", node, Size(out_features=outputs, in_features=inputs, bytes=computed))
     g.consume(held)
-    if computed != g.run.dtype_bytes and isinstance(scheme, Scaled):
+    if g.run.compute_bytes and isinstance(scheme, Scaled) and is_wide(g.record.sizes[node.out]):
         whole = Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes)
         cast = g.held(f"{node.out} whole weight cast", node, whole)
         g.consume(weight_again)

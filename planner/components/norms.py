@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
-from planner.components.autocast import widened
+from planner.components.autocast import as_wide_as, widened
 from planner.components.graph import Gradients, Graph, Node, broadcast, power, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -13,12 +13,13 @@ from planner.components.tape import Size
 def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, variant: NormVariant | None = None) -> None:
     """The norm of ``source``, as ``name``; ``rows`` of them for each token (heads). ``variant``: the family's unless said."""
     variant = variant or g.run.code.norm
-    if variant == "centred":
-        _centred(g, norm, name, source, rows)
-    elif norm.kind == "layer":
-        _layer_norm(g, norm, name, source, rows)
-    else:
-        _rms_norm(g, norm, name, source, rows, variant)
+    with as_wide_as(g, source):
+        if variant == "centred":
+            _centred(g, norm, name, source, rows)
+        elif norm.kind == "layer":
+            _layer_norm(g, norm, name, source, rows)
+        else:
+            _rms_norm(g, norm, name, source, rows, variant)
 
 
 def _layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
@@ -77,7 +78,7 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
             g.rename(cast, name)
         else:
             # Under autocast the weight is fp32 beside a 16-bit result, and their product is fp32.
-            result = widened(narrow) if run.autocast and run.parameter_bytes else narrow
+            result = widened(narrow) if run.autocast and (run.parameter_bytes or run.compute_bytes) else narrow
             g.make(name, result, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
             g.free(cast)
     g.free(scaled, f"{name} variance")
@@ -100,7 +101,10 @@ def _weight_then_cast(g: Graph, norm: Norm, name: str, scaled: str, wide: Size, 
     g.make(weighed, wide, (scaled,), (), weighted, weights=norm.weights, for_weights=(scaled,))
     if early:
         g.free(scaled)
-    g.rename(_cast(g, f"{name} cast", weighed, narrow), name)
+    if g.run.dtype_bytes == FP32_BYTES:
+        g.rename(weighed, name)
+        return
+    g.make(name, narrow, (weighed,))
     g.free(weighed)
 
 

@@ -39,7 +39,7 @@ def training_steps(
     trained, rank = trained_tensors(scenario, architecture, dtype_bytes)
     tensors = around.owned(trained)
     autocast = _autocast(scenario, architecture, dtype_bytes)
-    if autocast and dtype_bytes == FP32_BYTES:
+    if autocast and dtype_bytes == FP32_BYTES and quantised is None:
         weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
@@ -74,13 +74,31 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
     ask = scenario.training
     if not ask.precision.startswith("amp"):
         return False
-    masters = dtype_bytes == FP32_BYTES
+    masters = dtype_bytes == FP32_BYTES and ask.method != "qlora"
     if ask.method not in (("full",) if masters else ("lora", "qlora")):
         raise NotModelled(f"training.precision: {ask.precision} with method {ask.method} has no closed form yet")
     if masters and (ask.loss != "default" or ask.attention == "eager"):
         raise NotModelled(f"training.precision: {ask.precision} with this loss or attention has no closed form yet")
-    require_autocast(architecture, masters=masters)
+    if prepares(ask):
+        _require_prepared(scenario)
+    checkpointed = bool(checkpointing_of(ask, architecture))
+    require_autocast(architecture, masters=masters, prepared=prepares(ask), checkpointed=checkpointed)
     return True
+
+
+def _require_prepared(scenario: Scenario) -> None:
+    """Raise :class:`NotModelled` where autocast over fp32 norms and head is not derived."""
+    ask = scenario.training
+    partly = ask.lora.targets != ("all-linear",) and ask.checkpointing != "none"
+    if (
+        ask.loss != "default"
+        or not ask.engine_options.get("autocast_adapter_dtype", True)
+        or (partly and scenario.weights == "int8")
+    ):
+        raise NotModelled(
+            f"training.precision: {ask.precision} with prepare_for_kbit_training has no closed form for this loss, "
+            "16-bit adapters, or int8 weights that are adapted in part and checkpointed"
+        )
 
 
 def _with_average(states: Level, weights: Level, around: Around) -> Level:
@@ -140,8 +158,8 @@ def require_modelled_training(scenario: Scenario) -> None:
     })  # fmt: skip
     if training.engine_options.get("quant_skip_modules"):
         raise NotModelled("training.engine_options.quant_skip_modules has no closed form yet")
-    if prepares(training) and (training.method != "qlora" or training.precision.startswith("amp")):
-        raise NotModelled("training.engine_options.prepare_for_kbit_training is modelled for method qlora without mixed precision")
+    if prepares(training) and training.method != "qlora":
+        raise NotModelled("training.engine_options.prepare_for_kbit_training is modelled for method qlora")
     if training.data == "flattened" and training.attention != "flash":
         raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)

@@ -60,6 +60,11 @@ class TrainingStep:
     @property
     def over_masters(self) -> bool:
         """Whether products are cast from fp32 weights, which the optimizer changes."""
+        return self.autocast and self.dtype_bytes == FP32_BYTES and self.quantised is None
+
+    @property
+    def casts_head(self) -> bool:
+        """Whether the head is fp32 and multiplied in 16 bit."""
         return self.autocast and self.dtype_bytes == FP32_BYTES
 
 
@@ -135,8 +140,8 @@ def _training_forward(
     held = work.virtual_tokens and "layer input" not in laid[0].live
     mask, embeddings = () if checkpointing else ("mask",), () if held else ("embeddings",)
     drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
-    if work.over_masters:
-        _hold_head_casts(course, architecture, run)
+    if work.casts_head:
+        _hold_head_casts(course, architecture, run, trains=reached.head)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
     _forget_cached(course)
     drop(course, "embeddings")
@@ -145,14 +150,14 @@ def _training_forward(
 
 
 def at_the_head(run: Run) -> Run:
-    """Under autocast over fp32 weights logits are in 16 bit."""
-    return replace(run, dtype_bytes=HALF_BYTES) if run.autocast and run.parameter_bytes else run
+    """Under autocast over an fp32 head logits are in 16 bit."""
+    return replace(run, dtype_bytes=HALF_BYTES) if run.autocast else run
 
 
-def _hold_head_casts(course: Course, architecture: Architecture, run: Run) -> None:
-    """What autocast makes of the head's input and weight, and autograd keeps."""
+def _hold_head_casts(course: Course, architecture: Architecture, run: Run, *, trains: bool) -> None:
+    """What autocast makes of the head's input and weight, and autograd keeps: of a frozen head the weight alone."""
     weight = (architecture.head or architecture.embeddings)[0]
-    course.hold("activations", HEAD_INPUT, at_the_head(run).hidden())
+    course.hold("activations", HEAD_INPUT, at_the_head(run).hidden(), int(trains))
     course.hold("activations", HEAD_WEIGHT, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=HALF_BYTES))
 
 
@@ -198,7 +203,7 @@ def _training_backward(
 ) -> None:  # fmt: skip
     around.at("backward", course)
     loss_backward(course, architecture, at_the_head(run), reached, around, work.loss)
-    if work.over_masters:
+    if work.casts_head:
         _widen_gradient(course, run)
     if architecture.final_norm is not None and reached.before_head:
         course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")

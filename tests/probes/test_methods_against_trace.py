@@ -42,6 +42,10 @@ METHODS = {
     "head": {"method": "freeze"},
     "one projection": {"method": "freeze", "trainable": ["layers.1.self_attn.k_proj", "norm"]},
 }  # fmt: skip
+PREPARED = {
+    "method": "qlora", "lora": EVERY, "precision": "amp-bf16", "engine_options": {"prepare_for_kbit_training": True},
+}  # fmt: skip
+"""TRL's usual setting: norms, embeddings and head in fp32 around 4-bit products, under autocast."""
 SMALL_TENSORS_BYTES = 96 * 1024
 """Positions, scalars and rows of a few KiB."""
 
@@ -57,7 +61,8 @@ def assert_equal(trace, config: dict[str, object], training: dict[str, object], 
     for name, phase in predicted.items():
         assert abs(phase.allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
     parts, truth = predicted["optimizer"].components, traced["optimizer"]["components"]
-    for component in ("adapters", "gradients", "optimizer_state", "master_weights"):
+    masters = () if training.get("method") == "qlora" else ("master_weights",)
+    for component in ("adapters", "gradients", "optimizer_state", *masters):
         assert parts.get(component, 0) == truth.get(component, 0), component
 
 
@@ -80,6 +85,23 @@ def test_checkpointing_keeps_frozen_embeddings(trace, model: str) -> None:
 @pytest.mark.parametrize("weights", ["nf4-dq", "int8"])
 def test_adapters_over_quantised_weights_equal_the_trace(trace, weights: str) -> None:
     assert_equal(trace, MODELS["qwen2, biases and a tied head"], {"method": "qlora", "lora": EVERY}, weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "more"),
+    [
+        ("qwen2, biases and a tied head", "nf4-dq", {"lora": SOME, "checkpointing": "full"}),
+        ("llama", "int8", {}),
+        ("gemma2", "nf4", {"gradient_accumulation": 2}),
+    ],
+)
+def test_mixed_precision_over_prepared_quantised_weights_equals_the_trace(trace, model: str, weights: str, more: dict) -> None:
+    assert_equal(trace, MODELS[model], PREPARED | more, weights)
+
+
+def test_a_last_norm_whose_result_is_its_weighed_rows_goes_before_the_backward_of_the_layers(trace) -> None:
+    """In fp32 Gemma's norm casts nothing back."""
+    assert_equal(trace, MODELS["gemma2"] | {"model_type": "gemma"}, {"precision": "fp32"})
 
 
 def test_mixed_precision_of_what_nobody_read_is_unknown() -> None:
