@@ -61,7 +61,13 @@ def field_defaults(config_class: type) -> dict[str, Any]:
             default = json.loads(json.dumps(default))
         if default is None or isinstance(default, bool | int | float | str | list | dict):
             found[item.name] = default
-    return found
+    return found | soft_caps(config_class)
+
+
+def soft_caps(config_class: type) -> dict[str, float]:
+    """Caps of logits that a class sets: they change no weight, but what is held beside the logits."""
+    fields = dataclasses.fields(config_class)
+    return {item.name: item.default for item in fields if item.name.endswith("_logit_softcapping") and item.default}
 
 
 def entry(model_type: str) -> tuple[str, str, dict[str, str], dict[str, Any]]:
