@@ -56,7 +56,15 @@ def _choose(g: Graph, top_k: int, keys: int) -> None:
     g.hold("index places", Size(**chosen, int64_bytes=8))
     g.free("index values")
     g.hold("index chosen", Size(**chosen, int32_bytes=4))
-    g.free("index places", *(() if run.cached else ("index cached",)), "index q joined", "index q part rotated", "index q", "index positive", "index masked")
+    g.free(
+        "index places",
+        *(() if run.cached else ("index cached",)),
+        "index q joined",
+        "index q part rotated",
+        "index q",
+        "index positive",
+        "index masked",
+    )
     g.hold("mask ones", boolean)
     g.hold("index chosen int64", Size(**chosen, int64_bytes=8))
     g.hold("mask scattered", boolean)

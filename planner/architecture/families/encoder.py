@@ -212,7 +212,7 @@ def modernbert(config: Config) -> Architecture:
         return block(config, mixer, replace(channel, activation=activation(config)), norms=norms, norm=make)
 
     both, rest = ("attn_norm", "mlp_norm"), {kind: layer(kind, ("attn_norm", "mlp_norm")) for kind in dict.fromkeys(types)}
-    built = [layer(types[0], both[1:]), *(rest[kind] for kind in types[1:])]
+    built = [*(layer(kind, both[1:]) for kind in types[:1]), *(rest[kind] for kind in types[1:])]
     vocabulary = config.size("vocab_size", maximum=MAX_VOCABULARY)
     head: tuple[Weight, ...] = ()
     if not wanted.endswith("Model"):
