@@ -118,10 +118,13 @@ class Host:
     bytes: int = 0
     components: Mapping[str, int] = field(default_factory=dict)
     load_bytes: int | None = None
+    terms: tuple[Term, ...] = ()
+    """Where ``load_bytes`` comes from: they add up to it."""
 
     def to_json(self) -> dict[str, object]:
-        """JSON-ready data."""
-        return {"bytes": self.bytes, "components": dict(self.components), "load_bytes": self.load_bytes}
+        """JSON-ready data; ``terms`` only where there are some."""
+        found: dict[str, object] = {"bytes": self.bytes, "components": dict(self.components), "load_bytes": self.load_bytes}
+        return found | {"terms": [term.to_json() for term in self.terms]} if self.terms else found
 
 
 @record

@@ -15,6 +15,7 @@ from planner.components.quantised import QuantisedWeights, is_known, require_mod
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
+from planner.engines.host_loading import loading_host
 from planner.engines.training import (
     prepares,
     require_choices,
@@ -72,7 +73,7 @@ def transformers_answer(
         trainable_parameters=trainable_parameters(architecture, settled.training) if settled.task == "training" else 0,
         weight_bytes=known_bytes(architecture, fmt),
         gpus=(footprint,),
-        host=_host(settled, architecture),
+        host=_host(settled, architecture, fmt),
         verdict=judge(device_bytes, capacity, uncertainty),
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
@@ -81,12 +82,13 @@ def transformers_answer(
     )
 
 
-def _host(scenario: Scenario, architecture: Architecture) -> Host:
-    """What the engine keeps in system memory."""
-    if scenario.task != "training":
-        return Host()
-    components = training_host(scenario, architecture, PLAIN_BYTES.get(scenario.weights, 2))
-    return Host(sum(components.values()), components)
+def _host(scenario: Scenario, architecture: Architecture, fmt: Format) -> Host:
+    """What the engine keeps in system memory, and what loading takes of it."""
+    training = scenario.task == "training"
+    kept = training_host(scenario, architecture, PLAIN_BYTES.get(scenario.weights, 2)) if training else {}
+    quantised = quantised_weights(scenario, architecture, fmt)
+    dtype = quantised.rest_dtype if quantised is not None else scenario.weights
+    return loading_host(architecture, fmt, dtype, kept)
 
 
 def is_spread(scenario: Scenario) -> bool:

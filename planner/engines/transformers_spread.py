@@ -23,6 +23,7 @@ from planner.components.run import Run
 from planner.components.states import plain_weights
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, highest
 from planner.engines.device_map import Share, balanced_shares, kept_share, modules_of, require_placed, share_of_model
+from planner.engines.host_loading import loading_host
 from planner.engines.serving import share_of
 from planner.engines.transformers import Generation, Step, drop, final_norm, generates, inference_run
 from planner.engines.transformers_answer import (
@@ -109,7 +110,7 @@ def spread_answer(
         trainable_parameters=0,
         weight_bytes=known_bytes(architecture, fmt),
         gpus=tuple(GpuFootprint(index, capacity, one) for index, one in enumerate(phases)),
-        host=_host(settled, architecture, parts, dtype_bytes),
+        host=_host(settled, architecture, fmt, parts, quantised),
         verdict=judge(device_bytes, capacity, uncertainty),
         headroom_bytes=capacity - device_bytes,
         uncertainty_bytes=uncertainty,
@@ -328,11 +329,17 @@ def _meters(part: Part, steps: Sequence[Step], work: Generation, machine: Overhe
     return phases_of(levels, generation_reserved(levels, loaded), "inference", machine, capacity)
 
 
-def _host(scenario: Scenario, architecture: Architecture, parts: Sequence[Part], dtype_bytes: int) -> Host:
-    """What lies on the host: weights that no GPU holds, unless they are read from disk."""
-    held = sum(module.size_bytes for part in parts for module in modules_of(part.owned, dtype_bytes))
-    kept = sum(module.size_bytes for module in modules_of(architecture, dtype_bytes)) - held if scenario.offload.weights else 0
-    return Host(kept, {"weights": kept}) if kept and scenario.offload.to == "cpu" else Host()
+def _host(
+    scenario: Scenario, architecture: Architecture, fmt: Format, parts: Sequence[Part], quantised: QuantisedWeights | None
+) -> Host:
+    """What lies on the host: weights that no GPU holds, unless they are read from disk; and what loading takes of it."""
+    dtype = quantised.rest_dtype if quantised is not None else scenario.weights
+    modules, on_host = modules_of(architecture, PLAIN_BYTES[dtype]), 0
+    if scenario.offload.weights and scenario.offload.to == "cpu":
+        held = sum(module.size_bytes for part in parts for module in modules_of(part.owned, PLAIN_BYTES[dtype]))
+        on_host = sum(module.size_bytes for module in modules) - held
+    kept = {"weights": on_host} if on_host else {}
+    return loading_host(architecture, fmt, dtype, kept, to_disk=bool(scenario.offload.weights) and scenario.offload.to != "cpu")
 
 
 def _notes(parts: Sequence[Part]) -> list[str]:
