@@ -41,6 +41,7 @@ class Implementation:
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
+    ``holds_triangle``: a boolean mask of all positions by all positions is a buffer of the model.
     """
 
     norm: NormVariant = "cast"
@@ -68,6 +69,7 @@ class Implementation:
     wide_logits: bool = False
     own_linears: bool = False
     scales_embeddings: bool = False
+    holds_triangle: bool = False
 
 
 LLAMA = Implementation()
@@ -97,6 +99,7 @@ WRITTEN: dict[str, Implementation] = {
     "gemma": Implementation(norm="added"),
     "exaone4": Implementation(placement="post"),
     "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),
+    "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, holds_triangle=True),
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),

@@ -76,6 +76,8 @@ class Attention:
     output_gate: bool = False
     has_sinks: bool = False
     logit_softcap: bool = False
+    dropout: bool = False
+    """In training the probabilities pass a dropout (GPT-2)."""
     compression: Compression | None = None
     """Compressed entries beside a window; keys then serve as values too and are stored once."""
 

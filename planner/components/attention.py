@@ -22,6 +22,7 @@ from planner.components.norms import norm_forward
 from planner.components.rotary import Rotated, rotate
 from planner.components.run import Run, module_of
 from planner.components.tape import Size
+from planner.modelled import NotModelled
 
 
 def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> None:
@@ -197,12 +198,12 @@ def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     elif g.run.code.attention == "eager_wide":
         eager_wide(g, ops)
     elif g.run.code.attention == "eager" or g.run.eager:
-        eager(g, ops, softcap=mixer.logit_softcap, sinks=mixer.has_sinks, query_by_head=by_head)
+        eager(g, ops, softcap=mixer.logit_softcap, sinks=mixer.has_sinks, query_by_head=by_head, dropout=mixer.dropout)
     else:
-        _fused_or_math(g, ops, by_head=by_head)
+        _fused_or_math(g, ops, by_head=by_head, dropout=mixer.dropout)
 
 
-def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool) -> None:
+def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool, dropout: bool) -> None:
     """``sdpa_attention_forward``: keys are repeated under a mask or for wide heads (``use_gqa_in_sdpa``), else taken grouped.
 
     A single query is laid out as several queries of one head instead (``pack_gqa``).
@@ -213,6 +214,8 @@ def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool) -> None:
     if not natively and run.code.repeats_keys:
         read = packed(ops) if run.sequence == 1 else repeat_keys(g, ops)
     kernel = choose_kernel(run, read, grouped_natively=natively)
+    if kernel == "math" and dropout and g.saving:
+        raise NotModelled("training.precision: a dropout inside attention that no fused kernel computes has no closed form yet")
     if kernel == "math":
         math(g, read)
     else:

@@ -185,21 +185,22 @@ def math(g: Graph, ops: Operands) -> None:
     g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "q scaled", "probabilities cast", "mask")
 
 
-def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool) -> None:
+def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool, dropout: bool = False) -> None:
     """``eager_attention_forward``: scores, scale, cap, mask, softmax in fp32, values; the probabilities are returned.
 
     ``sinks`` (gpt-oss): a column of sinks beside the scores, softmax in the model's dtype. ``query_by_head``: queries lie
-    head by head already; else the product copies them.
+    head by head already; else the product copies those of several sequences, and keys and values that are not repeated.
+    ``dropout``: the probabilities pass one in training.
     """
     run, repeated = g.run, repeat_keys(g, ops)
     scores = run.scores(ops.heads, ops.keys)
     q = ops.q
-    if not query_by_head:
+    if not query_by_head and run.batch > 1:
         q = "q by head"
         g.make(q, run.heads(ops.heads, ops.head_dim), (ops.q,))
-    g.make("scores", scores, (q, repeated.k), (q, repeated.k))
-    if q != ops.q:
-        g.free(q)
+    k = _by_head(g, ops, repeated.k, ops.head_dim, lies=query_by_head)
+    g.make("scores", scores, (q, k), (q, k))
+    g.free(*({q, k} - {ops.q, repeated.k}))
     _replace(g, "scores", "scores scaled", scores)
     last = "scores scaled"
     for name in ("divided", "tanh", "capped") if softcap else ():
@@ -207,13 +208,41 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
         last = name
     _replace(g, last, "scores masked", scores, rule=passed_on)
     (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
-    inputs = ("probabilities", repeated.v)
-    g.make("attended", run.heads(ops.heads, ops.value_head_dim), inputs, inputs)
+    if dropout and g.saving:
+        _dropped(g, ops, scores)
+    v = _by_head(g, ops, repeated.v, ops.value_head_dim, lies=False)
+    g.make("attended", run.heads(ops.heads, ops.value_head_dim), ("probabilities", v), ("probabilities", v))
+    g.free(*({v} - {repeated.v}))
     g.make("attended by token", run.heads(ops.heads, ops.value_head_dim), ("attended",))
     g.free("attended", "scores without largest")
     if repeated is not ops:
         g.free(repeated.k, repeated.v)
     g.rename("attended by token", "attended")
+
+
+def _by_head(g: Graph, ops: Operands, name: str, width: int, *, lies: bool) -> str:
+    """The operand of a product of all heads: of several sequences what does not lie head by head is copied.
+
+    That is one key head which every query head sees by a view, and what comes from a projection without a cache between.
+    """
+    shared, several = ops.grouped and ops.kv_heads == 1, g.run.batch > 1
+    size = Size(batch=g.run.batch, keys=ops.keys, heads=ops.heads, head_dim=width, bytes=g.run.dtype_bytes)
+    if shared and not several:
+        g.view(f"{name} by head", name, _summed_heads, size)
+    elif several and (shared or not (ops.grouped or lies or g.run.cached)):
+        g.make(f"{name} by head", size, (name,), (), _summed_heads)
+    else:
+        return name
+    return f"{name} by head"
+
+
+def _dropped(g: Graph, ops: Operands, scores: Size) -> None:
+    """A dropout in the place of the probabilities; autograd keeps a mask of one byte each."""
+    mask = Size(batch=g.run.batch, heads=ops.heads, queries=g.run.sequence, keys=ops.keys, bool_bytes=1)
+    g.hold("probabilities mask", mask)
+    g.make("probabilities dropped", scores, ("probabilities",), ("probabilities mask",))
+    g.free("probabilities mask", "probabilities")
+    g.rename("probabilities dropped", "probabilities")
 
 
 def eager_wide(g: Graph, ops: Operands) -> None:

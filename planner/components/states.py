@@ -80,13 +80,19 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
 
 
 def _rotary_buffers(level: Level, architecture: Architecture) -> None:
-    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each; GPT-J's layers each have a table of positions."""
+    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each; GPT-J's layers each have a table of positions.
+
+    GPTBigCode's model still holds the causal mask of all positions that no layer reads.
+    """
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers if isinstance(mixer, Attention)), default=0)
     code = implementation_of(architecture.model_type)
     if code is not None and code.rotary == "pairs_inline" and architecture.max_context_tokens:
         sinusoids = Size(positions=architecture.max_context_tokens, rotary_dim=rotary_dim, fp32_bytes=4)
         level.change("workspace", "sinusoids of each layer", sinusoids, len(architecture.decoder.layers))
+    elif code is not None and code.holds_triangle and architecture.max_context_tokens:
+        triangle = Size(rows=architecture.max_context_tokens, columns=architecture.max_context_tokens, bool_bytes=1)
+        level.change("workspace", "causal mask of all positions", triangle, 1)
     elif rotary_dim:
         level.change("workspace", "rotary frequencies", Size(half_rotary_dim=rotary_dim // 2, fp32_bytes=4), 2)
 

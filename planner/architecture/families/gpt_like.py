@@ -48,6 +48,11 @@ def inner_width(config: Config, name: str) -> int:
     return config.optional(name) or 4 * config.size("hidden_size")
 
 
+def with_dropout(config: Config, mixer: Attention) -> Attention:
+    """Attention whose probabilities pass a dropout in training unless the config says otherwise."""
+    return replace(mixer, dropout=config.number("attn_pdrop", default=0.1) > 0)
+
+
 def gpt2_decoder(config: Config, layer: Layer, *, norm_name: str = "ln_f", learned: bool = True, **options: Any) -> Architecture:
     """Token embedding ``wte``, layers ``h``, and learned positions ``wpe``."""
     embeddings = (positions(config, "wpe"),) if learned else ()
@@ -69,7 +74,9 @@ def gpt2(config: Config) -> Architecture:
         config, path="attn", fused="c_attn", names=("", "", "", "c_proj"), qkv_bias=True, output_bias=True, rotary=False
     )
     channel = mlp(config, inner_width(config, "n_inner"), gated=False, bias=True, names=("c_fc", "c_proj"))
-    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1))
+    return gpt2_decoder(
+        config, block(config, with_dropout(config, mixer), channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1)
+    )
 
 
 @family("gpt_bigcode")
@@ -90,7 +97,9 @@ def gpt_bigcode(config: Config) -> Architecture:
         rotary=False,
     )
     channel = mlp(config, inner_width(config, "n_inner"), gated=False, bias=True, names=("c_fc", "c_proj"))
-    return gpt2_decoder(config, block(config, mixer, channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1))
+    return gpt2_decoder(
+        config, block(config, with_dropout(config, mixer), channel, norms=("ln_1", "ln_2"), norm=layer_norm, dropout=0.1)
+    )
 
 
 @family("gpt_neo")
