@@ -2,8 +2,8 @@
 
 A part (a layer's projections, its attention, its experts, the head) takes as long as its arithmetic or as its reading
 from memory, whichever is longer, at the share of the card's peak that is achieved; parts follow one another. What goes
-over links (all-reduces of tensor parallelism, offloaded weights and cache) comes on top. Activations between parts are
-taken to stay in the caches.
+over links (all-reduces, tokens to experts and to the next stage, offloaded weights and cache) comes on top. Activations
+between parts are taken to stay in the caches.
 """
 
 from __future__ import annotations
@@ -192,19 +192,63 @@ def tokens_per_s(
 
 
 def _pass(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, batch: int, tokens: int, past: int) -> Pace:
-    """One forward with what goes over the links."""
+    """One forward of every sequence, with what goes over the links.
+
+    Data-parallel ranks share the sequences; stages work on as many groups of them at once as there are stages (one
+    sequence has one stage working at a time), and the stage with most layers sets the pace.
+    """
+    spread, layers = scenario.parallel, len(architecture.decoder.layers)
+    requests = -(-batch // spread.data)
+    groups = min(spread.pipeline, requests)
+    by = _group_pass(scenario, architecture, fmt, rates, (-(-requests // groups), tokens, past))
+    slowest = -(-layers // spread.pipeline) / layers
+    turns = max(1.0, groups * slowest) if tokens == 1 else 1 + (groups - 1) * slowest
+    return Pace(sum(by.values()) * turns, {name: seconds * turns for name, seconds in by.items()})
+
+
+def _group_pass(
+    scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, shape: tuple[int, int, int]
+) -> dict[str, float]:
+    """Seconds of one group of sequences through all stages, by what binds; ``shape``: sequences, new tokens, cached ones."""
     spread, offload = scenario.parallel, scenario.offload
-    parts = list(parts_of(architecture, fmt, batch, tokens, past))
-    pace = pace_of(iter(parts), rates, spread.tensor)
-    by = dict(pace.by)
-    if spread.tensor > 1 and rates.link_bytes:
-        layers = len(architecture.decoder.layers)
-        by["link"] = all_reduce_s(2 * layers, batch * tokens * architecture.hidden_size * 2, spread.tensor, rates.link_bytes)
+    parts = list(parts_of(architecture, fmt, *shape))
+    if spread.expert > 1 and spread.data > 1:
+        parts = [*(part for part in parts if part.name != "experts"), *_experts_of_all(architecture, fmt, shape, spread.data)]
+    by = dict(pace_of(iter(parts), rates, spread.tensor).by)
+    if rates.link_bytes and (linked := _link_s(scenario, architecture, shape[0] * shape[1], rates.link_bytes)):
+        by["link"] = linked
     moved = offload.weights * sum(part.bytes for part in parts if part.name != "cache")
     moved += offload.kv_cache * sum(part.bytes for part in parts if part.name == "cache")
     if moved and rates.host_bytes:
         by["host"] = moved / spread.tensor / rates.host_bytes
-    return Pace(sum(by.values()), by)
+    return by
+
+
+def _experts_of_all(architecture: Architecture, fmt: Format, shape: tuple[int, int, int], ranks: int) -> Iterator[Part]:
+    """A data-parallel rank's share of the experts, which work for the tokens of all ranks."""
+    sequences, tokens, past = shape
+    for part in parts_of(architecture, fmt, sequences * ranks, tokens, past):
+        if part.name == "experts":
+            yield Part(part.name, part.flops / ranks, part.bytes / ranks)
+
+
+def _link_s(scenario: Scenario, architecture: Architecture, tokens: int, link_bytes: float) -> float:
+    """Seconds on the links: all-reduces of tensor ranks, tokens sent to experts and back, hidden states between stages.
+
+    Experts that lie over data-parallel ranks get each token once a rank at most and send it back (DeepSeek-V3, section
+    3.2.2), in place of a layer's second all-reduce.
+    """
+    spread, layers = scenario.parallel, architecture.decoder.layers
+    size = tokens * architecture.hidden_size * 2
+    sent = [
+        min(channel.experts_per_token, spread.expert)
+        for layer in layers
+        for channel in layer.channel
+        if isinstance(channel, MixtureOfExperts) and spread.data > 1 and spread.expert > 1
+    ]
+    seconds = all_reduce_s(2 * len(layers) - len(sent), size, spread.tensor, link_bytes)
+    seconds += 2 * sum(sent) * size / spread.tensor * (1 - 1 / spread.expert) / link_bytes
+    return seconds + (spread.pipeline - 1) * size / link_bytes
 
 
 def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float) -> float:

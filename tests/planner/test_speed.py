@@ -44,7 +44,8 @@ def ask(task: str = "inference", model: str = LLAMA, gpu: Gpu = A100, weights: s
         "parallel": parallel,
         "offload": offload,
     }
-    document["hardware"] = {"gpus": (parallel or {}).get("tensor", 1)}
+    ways = parallel or {}
+    document["hardware"] = {"gpus": ways.get("tensor", 1) * ways.get("pipeline", 1) * ways.get("data", 1)}
     found = find_model(model, network=False)
     return predict(parse_scenario(document), found.architecture, gpu, found.native).speed
 
@@ -80,6 +81,57 @@ def test_tensor_parallelism_divides_and_reduces() -> None:
     two = ask(engine="vllm", prompt_tokens=1000, new_tokens=2, parallel={"tensor": 2})
     reduced = 2 * LAYERS * HIDDEN * 2 * 2 * (2 - 1) / 2 / (A100.link_bytes_per_s * LINK_FRACTION)
     assert two["time_per_token_s"] == pytest.approx(one["time_per_token_s"] / 2 + reduced)
+
+
+SENT = HIDDEN * 2 / (A100.link_bytes_per_s * LINK_FRACTION)
+
+
+def test_stages_take_turns_for_one_sequence_and_work_at_once_for_many() -> None:
+    """Rule: a token passes every stage; of several sequences each stage has one, so that none waits."""
+    work = {"engine": "vllm", "prompt_tokens": 1000, "new_tokens": 2}
+    alone, staged = ask(**work), ask(**work, parallel={"pipeline": 4})
+    assert staged["time_per_token_s"] == pytest.approx(alone["time_per_token_s"] + 3 * SENT)
+    four = ask(**work, batch=4, parallel={"pipeline": 4})
+    assert four["tokens_per_s"] == pytest.approx(4 * staged["tokens_per_s"])
+    assert four["prefill_s"] == pytest.approx(staged["prefill_s"] * (1 + 3 / 4))
+
+
+def test_the_longest_stage_sets_the_pace() -> None:
+    """Rule: 32 layers over 5 stages are 7 at most: five groups take five times as long as those seven."""
+    work = {"engine": "vllm", "prompt_tokens": 1000, "new_tokens": 2}
+    one, five = (ask(**work, batch=batch, parallel={"pipeline": 5}) for batch in (1, 5))
+    assert five["time_per_token_s"] == pytest.approx(one["time_per_token_s"] * 5 * 7 / 32)
+
+
+def test_replicas_share_the_sequences() -> None:
+    """Rule: each data-parallel rank does its share of the sequences, as fast as alone."""
+    work = {"engine": "vllm", "prompt_tokens": 1000, "new_tokens": 2}
+    half, both = ask(**work, batch=8), ask(**work, batch=16, parallel={"data": 2})
+    assert both["time_per_token_s"] == pytest.approx(half["time_per_token_s"])
+    assert both["tokens_per_s"] == pytest.approx(2 * half["tokens_per_s"])
+    assert both["prefill_s"] == pytest.approx(half["prefill_s"])
+
+
+def test_experts_over_ranks_are_read_once_for_all() -> None:
+    """Rule: a rank reads its share of the experts that the tokens of all ranks wake, and sends tokens there and back."""
+    work = {"engine": "vllm", "model": "Qwen/Qwen3-30B-A3B", "prompt_tokens": 100, "new_tokens": 2, "batch": 64}
+    copied = ask(**work, parallel={"data": 4})
+    spread = ask(**work, parallel={"data": 4, "expert": 4})
+    expert_bytes = 48 * 128 * 3 * 2048 * 768 * 2
+    less = expert_bytes / 128 * (distinct_experts(128, 8, 16) - distinct_experts(128, 8, 64) / 4)
+    sent = 48 * 2 * 4 * 16 * 2048 * 2 * (3 / 4) / (A100.link_bytes_per_s * LINK_FRACTION)
+    saved = less / (A100.bandwidth_bytes_per_s * BANDWIDTH_FRACTION) - sent
+    assert copied["time_per_token_s"] - spread["time_per_token_s"] == pytest.approx(saved)
+
+
+@given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4))
+def test_more_stages_or_replicas_never_lose_throughput_of_many(batch, pipeline, data) -> None:
+    """Rule: stages that divide the layers, and replicas, decode no fewer tokens a second than one GPU but for the links."""
+    work = {"engine": "vllm", "prompt_tokens": 200, "new_tokens": 2}
+    alone = ask(**work, batch=batch)
+    found = ask(**work, batch=batch, parallel={"pipeline": pipeline, "data": data})
+    links = pipeline * batch * SENT
+    assert found["time_per_token_s"] <= alone["time_per_token_s"] + pipeline * links
 
 
 def test_offloaded_weights_come_over_the_host_link() -> None:
