@@ -35,6 +35,8 @@ def print_footprint(footprint: Footprint, title: str) -> None:
     for gpu in footprint.gpus:
         if gpu.phases:
             out.print()
+            if footprint.cards > 1:
+                out.print(f"[bold]GPU {gpu.index}[/bold]")
             out.print(phase_table(gpu.phases))
     told = [line for line in (limits_line(footprint), speed_line(footprint)) if line]
     if told:
@@ -85,7 +87,7 @@ def speed_line(footprint: Footprint) -> str:
 def headline(footprint: Footprint) -> str:
     """``✔ fits: 19.8 of 79.2 GiB at the peak (prefill), 59.4 GiB to spare``."""
     words = VERDICT_WORDS[footprint.verdict]
-    gpu = footprint.gpus[0] if footprint.gpus else None
+    gpu = footprint.fullest
     if gpu is None or gpu.peak is None or gpu.capacity_bytes is None:
         known = f"; weights {format_bytes(footprint.weight_bytes)}" if footprint.weight_bytes is not None else ""
         return f"{words}{known}"

@@ -31,7 +31,7 @@ class WhyPanel(QWidget):
     def __init__(self, state: State, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._state = state
-        self._behind: tuple[tuple[str, str], list[Paragraph]] = (("", ""), [])
+        self._behind: tuple[tuple[str, str, int], list[Paragraph]] = (("", "", 0), [])
         """What was explained last, and how: it stays for the moment until the terms of an edit have come."""
         self._page = Page()
         self._page.setAccessibleName(tr("Why this number"))
@@ -73,13 +73,13 @@ class WhyPanel(QWidget):
             return []
         if shown is None:
             return [Paragraph(TITLE, tr("No closed form")), *notes(footprint)]
-        _, phase = shown
+        gpu, phase = shown
         component = selection.component
         if component is None or not phase.components.get(component):
             component = max(phase.components, key=lambda name: phase.components[name], default="weights")
-        what = (component, phase.name)
+        what = (component, phase.name, gpu.index)
         if (terms := self._state.terms) is not None:
-            self._behind = (what, behind(footprint, phase, component, terms))
+            self._behind = (what, behind(footprint, phase, component, [term for term in terms if term.gpu in (None, gpu.index)]))
         return [*headline(phase, component), *(self._behind[1] if self._behind[0] == what else [])]
 
 

@@ -47,7 +47,10 @@ TIGHT_BELOW = TIGHT_PERCENT / 100
 
 @record
 class Term:
-    """One summand: a formula, the numbers put in, and how sure they are. ``phase`` None means every phase."""
+    """One summand: a formula, the numbers put in, and how sure they are.
+
+    ``phase`` None means every phase, ``gpu`` None every GPU; else the index of one.
+    """
 
     component: str
     formula: str
@@ -56,12 +59,17 @@ class Term:
     certainty: Certainty
     because: str
     phase: str | None = None
+    gpu: int | None = None
+
+    def tells_of(self, phase: str, gpu: int) -> bool:
+        """Whether the term is part of a phase on a GPU."""
+        return self.phase in (None, phase) and self.gpu in (None, gpu)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready data."""
         return {
             "component": self.component, "phase": self.phase, "formula": self.formula, "values": dict(self.values),
-            "bytes": self.bytes, "certainty": self.certainty, "because": self.because,
+            "bytes": self.bytes, "certainty": self.certainty, "because": self.because, "gpu": self.gpu,
         }  # fmt: skip
 
 
@@ -147,6 +155,19 @@ class Footprint:
     notes: tuple[str, ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
     """What a rehearsal or a measurement adds: timeline, samples, environment, error, outcome."""
+
+    @property
+    def fullest(self) -> GpuFootprint | None:
+        """The GPU that holds most at its peak; None where none could be sized."""
+        sized = [gpu for gpu in self.gpus if gpu.peak is not None]
+        return max(sized, key=lambda gpu: gpu.peak.device if gpu.peak else 0, default=None)
+
+    @property
+    def cards(self) -> int:
+        """GPUs of the plan: of many that hold the same, ``gpus`` tells one."""
+        hardware = self.scenario.get("hardware")
+        asked = hardware.get("gpus", 1) * hardware.get("nodes", 1) if isinstance(hardware, Mapping) else 1
+        return max(len(self.gpus), int(asked))
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready data, the contract of ``python main.py predict --json``."""

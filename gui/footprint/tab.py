@@ -38,7 +38,7 @@ class FootprintTab(QWidget):
         super().__init__(parent)
         self._state = context.state
         self._machine = context.machine
-        self._reasons: tuple[str, dict[str, Reason]] = ("", {})
+        self._reasons: tuple[tuple[str, int], dict[str, Reason]] = (("", 0), {})
         self.verdict = VerdictCard()
         self.bars = Bars()
         self.table = ComponentTable()
@@ -124,9 +124,9 @@ class FootprintTab(QWidget):
             self.table.components.show_lines(())
             self._meters.show_parts(())
             return
-        _, phase = shown
+        gpu, phase = shown
         self.phases.set_value(phase.name)
-        self.table.components.show_lines(self._lines(phase))
+        self.table.components.show_lines(self._lines(phase, gpu.index))
         self.table.choose(self._state.selection.component)
         self._meters.show_parts(tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
 
@@ -134,12 +134,12 @@ class FootprintTab(QWidget):
         plan = self._state.plan
         return tuple(reading.memory.free_bytes for reading in self._machine.readings_of(plan.gpu.name)) if plan else ()
 
-    def _lines(self, phase: Phase) -> tuple[Line, ...]:
+    def _lines(self, phase: Phase, gpu: int) -> tuple[Line, ...]:
         """Until the terms of an edit have come, the formulas of the phase stay as they were."""
         terms = self._state.terms
         if terms is not None:
-            self._reasons = (phase.name, reasons_of(phase, terms))
-        return lines_of(phase, self._reasons[1] if self._reasons[0] == phase.name else {})
+            self._reasons = ((phase.name, gpu), reasons_of(phase, terms, gpu))
+        return lines_of(phase, self._reasons[1] if self._reasons[0] == (phase.name, gpu) else {})
 
     @Slot(str)
     def _pick_component(self, component: str) -> None:

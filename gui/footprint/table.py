@@ -58,11 +58,11 @@ def lines_of(phase: Phase, reasons: Mapping[str, Reason]) -> tuple[Line, ...]:
     return tuple(Line(name, size, size / whole, *reasons.get(name, _TO_COME)) for name, size in present)
 
 
-def reasons_of(phase: Phase, terms: Sequence[Term]) -> dict[str, Reason]:
-    """How sure each component of ``phase`` is, and its formula."""
+def reasons_of(phase: Phase, terms: Sequence[Term], gpu: int = 0) -> dict[str, Reason]:
+    """How sure each component of ``phase`` is on a GPU, and its formula."""
     found: dict[str, list[Term]] = {name: [] for name in phase.components}
     for term in terms:
-        if term.phase in (None, phase.name):
+        if term.tells_of(phase.name, gpu):
             found.setdefault(term.component, []).append(term)
     return {name: (_certainty(mine), _formula(mine)) for name, mine in found.items()}
 

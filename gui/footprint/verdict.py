@@ -163,7 +163,7 @@ def _figures(footprint: Footprint) -> str:
 
 
 def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
-    parts = [f"{len(footprint.gpus)} × {where}" if len(footprint.gpus) > 1 else where]
+    parts = [f"{footprint.cards} × {where}" if footprint.cards > 1 else where]
     worst = _worst(footprint)
     if worst is None:
         return "  ·  ".join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])

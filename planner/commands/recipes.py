@@ -42,11 +42,12 @@ def torchtune(scenario: Scenario) -> tuple[Command, ...]:
     if ask.loss in ("chunked", "fused"):
         lines += ["loss:", "  _component_: torchtune.modules.loss.LinearCrossEntropyLoss"]
     if ask.method != "full":
-        targets = [TORCHTUNE_MODULES[name] for name in ask.lora.targets if name in TORCHTUNE_MODULES]
+        named = (*TORCHTUNE_MODULES, *MLP_MODULES) if ask.lora.targets == ("all-linear",) else ask.lora.targets
+        targets = [TORCHTUNE_MODULES[name] for name in named if name in TORCHTUNE_MODULES]
         lines += [
             "model:",
             f"  lora_attn_modules: [{', '.join(targets)}]",
-            f"  apply_lora_to_mlp: {_yaml(any(name in MLP_MODULES for name in ask.lora.targets))}",
+            f"  apply_lora_to_mlp: {_yaml(any(name in MLP_MODULES for name in named))}",
             f"  lora_rank: {ask.lora.rank}",
             f"  lora_alpha: {ask.lora.alpha or 2 * ask.lora.rank}",
             f"  use_dora: {_yaml(ask.method == 'dora')}",

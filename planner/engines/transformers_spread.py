@@ -366,9 +366,9 @@ def _run_in_words(share: Share) -> str:
 def _terms(
     steps: Sequence[Sequence[Step]], phases: Sequence[tuple[Phase, ...]], architecture: Architecture, machine: Overheads
 ) -> list[Term]:
-    """The terms of every GPU, with its number among their values."""
+    """The terms of every GPU."""
     return [
-        replace(term, values={"gpu": index, **term.values})
+        replace(term, gpu=index)
         for index, (step, phase) in enumerate(zip(steps, phases, strict=True))
         for term in terms_of(step, phase, architecture, machine, "inference")
     ]

@@ -91,7 +91,7 @@ def _headline(footprint: Footprint) -> str:
         said.append(f"({'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))})")
     if footprint.uncertainty_bytes:
         said.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
-    where = f", on each of {len(footprint.gpus)} GPUs at most" if len(footprint.gpus) > 1 else ""
+    where = f", on each of {footprint.cards} GPUs at most" if footprint.cards > 1 else ""
     return " ".join(said) + where + "."
 
 

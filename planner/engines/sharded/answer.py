@@ -180,9 +180,18 @@ def _sourced(term: Term, scenario: Scenario) -> Term:
 def _terms(
     plans: Sequence[RankPlan], answers: Sequence[tuple[list[Step], tuple[Phase, ...]]], machine: Overheads, scenario: Scenario
 ) -> tuple[Term, ...]:
-    """The terms of the rank that holds most."""
-    fullest = max(range(len(plans)), key=lambda index: max(phase.device for phase in answers[index][1]))
-    plan, (steps, phases) = plans[fullest], answers[fullest]
+    """The terms of every distinct rank."""
+    found = [
+        replace(term, gpu=plan.index) if len(plans) > 1 else term
+        for plan, (steps, phases) in zip(plans, answers, strict=True)
+        for term in _rank_terms(plan, steps, phases, machine, scenario)
+    ]
+    return tuple(found)
+
+
+def _rank_terms(
+    plan: RankPlan, steps: list[Step], phases: tuple[Phase, ...], machine: Overheads, scenario: Scenario
+) -> tuple[Term, ...]:
     found = tuple(_sourced(term, scenario) for term in terms_of(steps, phases, plan.computed, machine, scenario.task))
     if not (machine.context_bytes and plan.collectives):
         return found

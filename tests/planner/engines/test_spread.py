@@ -65,7 +65,7 @@ def test_components_and_terms_add_up_on_every_gpu(model, layout, batch, prompt) 
             inside = sum(size for name, size in phase.components.items() if name not in OUTSIDE_ALLOCATED)
             assert inside == phase.allocated <= phase.reserved <= phase.device
             for component, size in phase.components.items():
-                terms = [term for term in found.terms if (term.component, term.phase, term.values["gpu"]) == (
+                terms = [term for term in found.terms if (term.component, term.phase, term.gpu) == (
                     component, phase.name, card.index)]  # fmt: skip
                 assert sum(term.bytes for term in terms) == size
 
