@@ -253,3 +253,9 @@ def test_without_the_model_the_script_says_that_its_map_is_not_the_plans() -> No
     (command,) = inference("transformers", offload={"weights": 0.5})
     assert 'device_map="auto"' in command.text
     assert any(note.startswith("offload.weights") for note in command.notes)
+
+
+def test_every_linear_is_named_to_torchtune() -> None:
+    text = "\n".join(command.text for command in training(method="lora", lora={"targets": ["all-linear"]}))
+    assert "lora_attn_modules: [q_proj, k_proj, v_proj, output_proj]" in text
+    assert "apply_lora_to_mlp: true" in text
