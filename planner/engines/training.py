@@ -48,7 +48,7 @@ def training_steps(
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
-        loss=_loss(scenario),
+        loss=_loss(scenario, architecture),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     if ask.engine_options.get("ema"):
@@ -111,9 +111,10 @@ def _with_average(states: Level, weights: Level, around: Around) -> Level:
     return states
 
 
-def _loss(scenario: Scenario) -> Loss:
+def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     options = scenario.training.engine_options
-    return Loss(scenario.training.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), release_of(options.get("version")).copies)
+    release = release_of(options.get("version"), architecture.model_type)
+    return Loss(scenario.training.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), release.copies)
 
 
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:

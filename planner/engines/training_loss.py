@@ -34,6 +34,11 @@ class Loss:
     chunk_tokens: int = CHUNK_TOKENS
     copies: LossCopies = "labels"
 
+    @property
+    def upcasts(self) -> bool:
+        """Whether the loss is computed in fp32."""
+        return self.copies != "narrow_logits"
+
     def keeps_norm(self, run: Run, reached: Reached) -> bool:
         """Whether the final norm's output is kept for the backward: by the head, or by chunks that are views of it."""
         if self.kind == "default":
@@ -81,6 +86,8 @@ def highest_logits(architecture: Architecture, run: Run, loss: Loss) -> tuple[in
     narrow = _logits(architecture, tokens, run.dtype_bytes).bytes if run.dtype_bytes != FP32_BYTES else 0
     kept = narrow if loss.kind == "default" and loss.copies != "widened_logits" else 0
     copied = wide if loss.kind == "default" and loss.copies != "labels" else 0
+    if loss.kind == "default" and not loss.upcasts:
+        return 3 * (narrow or wide), narrow or wide
     return 2 * wide + copied + kept + (narrow if architecture.logit_softcap and kept else 0), wide
 
 
@@ -98,6 +105,11 @@ def _logits(architecture: Architecture, tokens: int, width: int) -> Size:
     return Size(tokens=tokens, vocab_size=architecture.vocab_size, bytes=width)
 
 
+def _logits_by_row(architecture: Architecture, run: Run, width: int) -> Size:
+    """Logits of every token, shaped as the model returns them."""
+    return Size(batch=run.batch, sequence=run.sequence, vocab_size=architecture.vocab_size, bytes=width)
+
+
 def _states(run: Run, tokens: int) -> Size:
     return Size(tokens=tokens, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
 
@@ -112,39 +124,58 @@ def _labels(run: Run) -> Size:
 def _default_forward(course: Course, architecture: Architecture, run: Run, loss: Loss) -> None:
     """``ForCausalLMLoss``: logits, their fp32 copy, log-softmax (saved). In fp32 the logits are their own copy.
 
-    Older releases shift the logits instead of the labels: a copy of all but each sequence's last.
+    Older releases shift the logits instead of the labels: a copy of all but each sequence's last, which a family's own loss
+    leaves in their dtype (and log-softmax with it, unless autocast makes it fp32).
     """
-    vocab = architecture.vocab_size
-    narrow = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
-    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
+    narrow, wide = (_logits_by_row(architecture, run, width) for width in (run.dtype_bytes, FP32_BYTES))
     tape = Tape()
     tape.hold("logits", narrow, "logits")
     if architecture.logit_softcap:
         for name, gone in (("divided", "logits"), ("tanh", "divided"), ("logits", "")):
             tape.hold(name, narrow, "logits")
             tape.free(gone)
-    if run.dtype_bytes != FP32_BYTES:
+    if run.dtype_bytes != FP32_BYTES and loss.upcasts:
         tape.hold("logits fp32", wide, "logits")
         tape.free(*(("logits",) if run.code.wide_logits or loss.copies == "widened_logits" else ()))
     if loss.copies != "labels":
-        wide = _shifted(architecture, run)
+        wide = _shifted(architecture, run, loss)
         tape.hold("shifted logits", wide, "logits")
+    if run.autocast and not loss.upcasts:
+        wide = _logits(architecture, _predicted(run), FP32_BYTES)
+        tape.hold("logits fp32", wide, "logits")
     tape.hold("shifted labels", _labels(run))
     tape.hold("log probabilities", wide, "logits")
     tape.free("logits fp32", "logits", "shifted logits")
     course.run(tape.span(), 1, "loss")
 
 
-def _shifted(architecture: Architecture, run: Run) -> Size:
-    """fp32 logits of all tokens whose next one is known."""
-    return _logits(architecture, _predicted(run), FP32_BYTES)
+def _shifted(architecture: Architecture, run: Run, loss: Loss) -> Size:
+    """Logits of all tokens whose next one is known, in fp32 where the loss is."""
+    return _logits(architecture, _predicted(run), FP32_BYTES if loss.upcasts else run.dtype_bytes)
+
+
+def _log_probabilities(architecture: Architecture, run: Run, loss: Loss) -> Size:
+    """What the log-softmax makes; it is on autocast's fp32 list."""
+    if loss.copies == "labels":
+        return _logits_by_row(architecture, run, FP32_BYTES)
+    return _logits(architecture, _predicted(run), FP32_BYTES) if run.autocast else _shifted(architecture, run, loss)
+
+
+def _shifted_backward(tape: Tape, architecture: Architecture, run: Run, loss: Loss) -> None:
+    """The gradient of the copy (cast, where autocast made it fp32), then zeros of all logits into which it is copied."""
+    if run.autocast and not loss.upcasts:
+        tape.hold("d shifted logits cast", _shifted(architecture, run, loss), "logits")
+        tape.consume("d shifted logits")
+        tape.rename("d shifted logits cast", "d shifted logits")
+    name, width = ("d logits fp32", FP32_BYTES) if loss.upcasts else ("d logits", run.dtype_bytes)
+    tape.hold(name, _logits_by_row(architecture, run, width), "logits")
+    tape.consume("d shifted logits")
 
 
 def _default_backward(course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, loss: Loss) -> None:
-    vocab, narrow = architecture.vocab_size, run.hidden()
-    logits = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, bytes=run.dtype_bytes)
-    wide = Size(batch=run.batch, sequence=run.sequence, vocab_size=vocab, fp32_bytes=4)
-    last = wide if loss.copies == "labels" else _shifted(architecture, run)
+    narrow = run.hidden()
+    logits = _logits_by_row(architecture, run, run.dtype_bytes)
+    last = _log_probabilities(architecture, run, loss)
     tape = Tape(start={"log probabilities": Held(last, "logits"), "shifted labels": Held(_labels(run), "workspace")})
     if architecture.logit_softcap:
         tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
@@ -152,9 +183,8 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     tape.hold("d shifted logits" if loss.copies != "labels" else "d logits fp32", last, "logits")
     tape.consume("d log probabilities", "log probabilities", "shifted labels")
     if loss.copies != "labels":
-        tape.hold("d logits fp32", wide, "logits")
-        tape.consume("d shifted logits")
-    if run.dtype_bytes != FP32_BYTES:
+        _shifted_backward(tape, architecture, run, loss)
+    if run.dtype_bytes != FP32_BYTES and loss.upcasts:
         tape.hold("d logits", logits, "logits")
         tape.consume("d logits fp32")
     if architecture.logit_softcap:

@@ -9,11 +9,13 @@ from planner.faults import Faults
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
 
+GPT_BIGCODE = {"config": {"model_type": "gpt_bigcode", "n_embd": 256, "n_layer": 2, "n_head": 8, "vocab_size": 49152}}
 
-def forward_bytes(version: str | None) -> int:
+
+def forward_bytes(version: str | None, model: object = "HuggingFaceTB/SmolLM2-135M") -> int:
     options = {"version": version} if version else {}
     scenario = {
-        "version": 1, "model": "HuggingFaceTB/SmolLM2-135M", "task": "training", "weights": "bf16",
+        "version": 1, "model": model, "task": "training", "weights": "bf16",
         "training": {"batch": 2, "sequence": 512, "checkpointing": "full", "engine_options": options},
         "hardware": {"gpu": "A100 SXM4 80GB"},
     }  # fmt: skip
@@ -24,6 +26,12 @@ def forward_bytes(version: str | None) -> int:
 def test_a_release_takes_the_newest_entry_that_is_not_newer():
     copies = [release_of(version).copies for version in ("4.45.2", "4.46", "v4.49.1", "4.50.0", "5.23.0", None)]
     assert copies == ["widened_logits", "logits", "logits", "labels", "labels", "labels"]
+
+
+def test_a_family_with_a_loss_of_its_own_had_it_until_it_called_the_others():
+    copies = [release_of(version, "gpt_bigcode").copies for version in ("4.45.2", "4.48.3", "4.49", "4.50", None)]
+    assert copies == ["narrow_logits", "narrow_logits", "logits", "labels", "labels"]
+    assert release_of("4.48.3", "gpt2").copies == "logits"
 
 
 def test_what_is_no_release_is_refused_by_its_field():
@@ -38,3 +46,10 @@ def test_shifted_logits_are_one_fp32_copy_more():
     assert forward_bytes(None) == own + upcast + every * vocabulary * 4
     assert forward_bytes("4.48.1") == own + upcast + shifted + log_probabilities
     assert forward_bytes("4.45.2") == upcast + shifted + log_probabilities
+
+
+def test_a_loss_of_its_own_stays_in_16_bit():
+    """Logits, all but the last of each sequence again, and their log-softmax, all in the model's dtype."""
+    every, predicted, vocabulary = 2 * 512, 2 * 511, 49152
+    assert forward_bytes("4.48.1", GPT_BIGCODE) == (every + 2 * predicted) * vocabulary * 2
+    assert forward_bytes(None, GPT_BIGCODE) == every * vocabulary * (2 + 4 + 4)
