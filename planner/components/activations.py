@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from planner.components.graph import Graph, multiply, passed_on, power
+from planner.components.autocast import is_wide, widened
+from planner.components.graph import Gradients, Graph, Node, add, multiply, passed_on, power
 from planner.components.tape import Size
 
 
@@ -17,19 +18,38 @@ def activate(g: Graph, activation: str, source: str, target: str, size: Size) ->
 
 
 def _gelu_new(g: Graph, source: str, target: str, size: Size) -> None:
-    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))) (``NewGELUActivation``)."""
+    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))) (``NewGELUActivation``).
+
+    Powers are on autocast's fp32 list, and what follows of them is fp32 too.
+    """
     multiply(g, "half of x", size, source)
-    g.make("x cubed", size, (source,), (source,), power)
+    narrow, base = size, source
+    if g.run.autocast and not is_wide(g.size_of(source)):
+        base, size = "x fp32", widened(size)
+        g.make(base, size, (source,))
+    g.make("x cubed", size, (base,), (base,), power)
+    g.free("x fp32")
     _replace(g, "x cubed", "x cubed scaled", size)
-    g.make("x and cubed", size, (source, "x cubed scaled"), (), passed_on)
+    add(g, "x and cubed", size, source, "x cubed scaled")
     g.free("x cubed scaled")
     _replace(g, "x and cubed", "inside", size)
     g.make("tanh", size, ("inside",), ("tanh",))
     g.free("inside")
     g.make("one and tanh", size, ("tanh",), (), passed_on)
     g.free("tanh")
-    multiply(g, target, size, "half of x", "one and tanh")
-    g.free("half of x", "one and tanh")
+    both = ("half of x", "one and tanh")
+    g.make(target, size, both, both, None if size is narrow else _promoted_product)
+    g.free(*both)
+
+
+def _promoted_product(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """The product of a 16-bit and an fp32 tensor: the first one's gradient is made in fp32 and cast."""
+    narrow, wide = node.inputs
+    made = [(wide, g.gradient(wide, node))]
+    moment = g.held(f"d {narrow} fp32", node, g.record.sizes[node.out])
+    made.append((narrow, g.gradient(narrow, node)))
+    g.consume(moment)
+    return made
 
 
 def _bloom_gelu(g: Graph, source: str, target: str, size: Size) -> None:

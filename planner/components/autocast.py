@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.architecture.implementation import implementation_of
+from planner.architecture.implementation import Implementation, implementation_of
 from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
 from planner.components.tape import Size
 from planner.modelled import NotModelled
@@ -33,26 +33,48 @@ def require_autocast(architecture: Architecture, *, masters: bool, prepared: boo
 
     ``masters``: over fp32 weights; ``prepared``: over quantised ones with all others in fp32; ``checkpointed``: recomputed.
     """
-    code = implementation_of(architecture.model_type)
-    if code is None or not all(_is_plain(layer, masters=masters) for layer in architecture.decoder.layers):
-        raise NotModelled(f"{architecture.model_class}: mixed precision is modelled for blocks like Llama's")
-    kernels = ("sdpa",) if masters else ("sdpa", "eager")
-    if code.attention not in kernels or code.masked or (masters and (code.placement != "pre" or code.rotary != "halves")):
+    code, layers = implementation_of(architecture.model_type), architecture.decoder.layers
+    if code is None or not all(_is_dense(layer) and (masters or _is_plain(layer)) for layer in layers):
+        raise NotModelled(
+            f"{architecture.model_class}: mixed precision is modelled for dense blocks, of a frozen model for Llama's"
+        )
+    if code.attention not in (("sdpa",) if masters else ("sdpa", "eager")) or code.masked:
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
+    if masters and not all(_is_read(layer, code, checkpointed=checkpointed) for layer in layers):
+        raise NotModelled(
+            f"{architecture.model_class}: mixed precision of these norms, rotations or activations has no closed form yet"
+        )
     if prepared and (code.rotary not in ("halves", "joined", "wide") or (checkpointed and code.placement != "pre")):
         raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
 
 
-def _is_plain(layer: Layer, *, masters: bool) -> bool:
-    """RMS norms, causal attention with a whole rotation, a dense feed-forward block with an activation of one kernel."""
+def _is_dense(layer: Layer) -> bool:
+    """Attention and a dense feed-forward block, nothing beside them."""
     mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention)]
     channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP)]
-    if len(mixers) != len(layer.sequence) or len(channels) != len(layer.channel) or layer.parallel or layer.weights:
+    return len(mixers) == len(layer.sequence) and len(channels) == len(layer.channel) and not layer.weights
+
+
+def _is_plain(layer: Layer) -> bool:
+    """RMS norms, one block after the other, an activation of one kernel."""
+    channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP)]
+    one_kernel = all(channel.activation in PLAIN_ACTIVATIONS for channel in channels)
+    return one_kernel and not layer.parallel and all(norm.kind == "rms" for norm in layer.norms)
+
+
+def _is_read(layer: Layer, code: Implementation, *, checkpointed: bool) -> bool:
+    """Over fp32 weights: what was compared with the model's own run, with whole layers recomputed or without."""
+    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention)]
+    activations = {channel.activation for channel in layer.channel if isinstance(channel, DenseMLP)}
+    if any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers):
         return False
-    if any(norm.kind != "rms" for norm in layer.norms) or any(c.activation not in PLAIN_ACTIVATIONS for c in channels):
+    whole = all(mixer.rotary_dim in (0, mixer.head_dim) for mixer in mixers)
+    known_whole = ("halves", "wide", "pairs_wide") if checkpointed else ("halves", "wide", "pairs_wide", "joined")
+    known_partial = ("halves",) if all(mixer.fused_qkv for mixer in mixers) and not checkpointed else ()
+    if code.rotary not in (known_whole if whole else known_partial):
         return False
-    rotated = all(mixer.rotary_dim == mixer.head_dim and mixer.kv == "own" for mixer in mixers)
-    return not masters or (rotated and not any(mixer.output_gate or mixer.qk_norm == "full_width" for mixer in mixers))
+    known = {*PLAIN_ACTIVATIONS} - {"relu"} if checkpointed else {*PLAIN_ACTIVATIONS, "gelu_new"}
+    return activations <= known and (code.placement == "pre" or all(norm.kind == "rms" for norm in layer.norms))
 
 
 @contextmanager
@@ -113,11 +135,10 @@ def cast_product(g: Graph, name: str, source: str, size: Size, weights: Sequence
         read = f"{name} input {CACHED}"
         g.make(read, narrowed(g.size_of(source)), (source,))
     outputs, inputs = weights[0].shape
-    half = Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES)
-    g.hold(cast, half)
+    g.make(cast, Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES), (), (), _widened_gradient, weights=weights)
     if g.saving:
         moment = size if copies else None
-        g.make(name, size, (read,), (cast,), _cast_rule, component=component, weights=weights, moment=moment, for_weights=(read,))
+        g.make(name, size, (read, cast), (read, cast), _cast_rule, component=component, moment=moment)
         g.free(cast)
     else:
         g.hold(name, size, component)
@@ -125,15 +146,16 @@ def cast_product(g: Graph, name: str, source: str, size: Size, weights: Sequence
         g.free(read)
 
 
-def _cast_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """The weight's gradient in 16 bit and the input's; then the weight's own in fp32."""
-    copied = [g.held(f"d {node.out} by token", node, node.moment)] if node.moment is not None else []
-    weight = node.weights[0]
-    outputs, inputs = weight.shape
-    half = [g.held(f"d {node.out} weight", node, Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES))]
-    made = [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
-    g.consume(*copied, *(storage.name for storage in node.saves[:1]))
+def _widened_gradient(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """What was made for the weight's cast, in fp32."""
     g.weight_gradients(node)
-    g.consume(*half)
     g.settle_weight_gradients(node)
+    return []
+
+
+def _cast_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """The weight's gradient in 16 bit, then the input's."""
+    copied = [g.held(f"d {node.out} by token", node, node.moment)] if node.moment is not None else []
+    made = [(tensor, g.gradient(tensor, node)) for tensor in reversed(node.wanted)]
+    g.consume(*copied)
     return made

@@ -326,7 +326,7 @@ def narrowed(g: Graph, stream: str) -> str:
 
 def dropped(g: Graph, name: str) -> None:
     """A dropout in the place of its input; autograd keeps a mask of one byte an element."""
-    g.make("dropped", g.run.hidden(), (name,))
+    g.make("dropped", g.size_of(name), (name,))
     g.hold(f"{name} mask", g.run.dropout_mask())
     g.save_for_last(f"{name} mask")
     g.free(f"{name} mask", name)
@@ -353,6 +353,6 @@ def _parallel(g: Graph, layer: Layer) -> None:
     if run.code.sums_in_place:
         add(g, "y", run.hidden(), "mlp", "attention", "x")
     else:
-        add(g, "both", run.hidden(), "attention", "mlp")
+        add(g, "both", g.size_of("mlp") if run.autocast else run.hidden(), "attention", "mlp")
         add(g, "y", run.hidden(), "both", "x")
     g.free("attention norm", "mlp norm", "both", "attention", "mlp")

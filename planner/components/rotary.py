@@ -35,7 +35,7 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
     Written inline in the attention (GPT-J), they and the rotated parts stay until its end.
     """
     if g.run.autocast and g.run.parameter_bytes:
-        _rotate_promoted(g, tensors)
+        _rotate_promoted(g, style, tensors)
     elif style in ("wide", "pairs_wide"):
         _rotate_wide(g, style, tensors)
     elif style == "complex":
@@ -109,14 +109,36 @@ def _rotate_wide(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> No
         g.free(f"{tensor.name} fp32", f"{tensor.name} wide")
 
 
-def _rotate_promoted(g: Graph, tensors: Sequence[Rotated]) -> None:
-    """Under autocast over an fp32 model cosines and sines are fp32, and so is what is multiplied with them."""
+def _rotate_promoted(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
+    """Under autocast over an fp32 model cosines and sines are fp32, and so is what is multiplied with them.
+
+    What is not rotated is cast to be laid behind (``cat`` is on autocast's list of those that take the widest dtype).
+    """
     for tensor in tensors:
         source = g.size_of(tensor.name)
         bytes_ = FP32_BYTES if is_wide(source) else g.run.dtype_bytes
         half = g.run.heads(tensor.heads, max(tensor.rotary_dim // 2, 1), bytes_)
         turned, wide = (g.run.heads(tensor.heads, tensor.rotary_dim, each) for each in (bytes_, FP32_BYTES))
-        _rotate_halves(g, tensor.name, tensor.name, wide, half, turned, f"{tensor.name} rotated")
+        _rotate_halves(g, tensor.name, _part(g, tensor, turned), wide, half, turned, f"{tensor.name} rotated")
+        g.free(f"{tensor.name} part")
+        if style == "joined":
+            _join_promoted(g, tensor, bytes_)
+    for tensor in tensors:
+        if style != "joined" and tensor.rotary_dim != tensor.head_dim:
+            _join_promoted(g, tensor, bytes_)
+
+
+def _join_promoted(g: Graph, tensor: Rotated, bytes_: int) -> None:
+    name, width = tensor.name, tensor.head_dim - tensor.rotary_dim
+    g.rename(f"{name} rotated", f"{name} new")
+    g.view(f"{name} rest", name, sliced, g.run.heads(tensor.heads, width, bytes_))
+    rest = f"{name} rest"
+    if bytes_ != FP32_BYTES:
+        rest = f"{name} rest fp32"
+        g.make(rest, g.run.heads(tensor.heads, width, FP32_BYTES), (f"{name} rest",))
+    whole = g.run.heads(tensor.heads, tensor.head_dim, FP32_BYTES)
+    g.make(f"{name} rotated", whole, (f"{name} new", rest), (), passed_on)
+    g.free(f"{name} rest", f"{name} rest fp32", f"{name} new")
 
 
 def _rotate_complex(g: Graph, tensors: Sequence[Rotated]) -> None:

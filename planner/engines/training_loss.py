@@ -19,6 +19,7 @@ from planner.symbolic.amount import smallest
 
 FP32_BYTES = 4
 TIED = "grad of the tied head"
+HEAD_INPUT, HEAD_WEIGHT = "head input in 16 bit", "head weight in 16 bit"
 INDEX_BYTES = 8
 """Token ids and positions are int64."""
 ROWS, CHUNK_ROWS = "d predicted states", "d states of a chunk"
@@ -197,8 +198,7 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     around.at("head backward", course)
     tape = Tape(start=tape.span().live)
     if run.autocast and run.parameter_bytes:
-        _cast_head_backward(tape, architecture, run)
-        course.run(tape.span(), 1, "backward of the head")
+        _cast_head_backward(course, tape, architecture, run)
         return
     if architecture.tied_head and reached.head:
         tape.hold(TIED, like_parameter(architecture.embeddings[0], run), "gradients")
@@ -210,17 +210,22 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     course.run(tape.span(), 1, "backward of the head")
 
 
-def _cast_head_backward(tape: Tape, architecture: Architecture, run: Run) -> None:
-    """Under autocast: gradients of the head's weight and input in 16 bit, then the weight's own in fp32."""
+def _cast_head_backward(course: Course, tape: Tape, architecture: Architecture, run: Run) -> None:
+    """Under autocast: gradients of the head's weight and input in 16 bit; what was saved goes; then the weight's own in fp32."""
     weight = (architecture.head or architecture.embeddings)[0]
-    tape.hold("d head in 16 bit", Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))
+    half = "d head in 16 bit"
+    tape.hold(half, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))
     tape.hold("d", run.hidden())
     tape.consume("d logits", "d logits fp32", "d capped")
+    course.run(tape.span(), 1, "backward of the head")
+    _forget(course, HEAD_INPUT, HEAD_WEIGHT)
+    tape = Tape(start=tape.span().live)
     if architecture.tied_head:
         tape.hold(TIED, like_parameter(weight, run), "gradients")
     for own in architecture.head:
         gradient(tape, run, own)
-    tape.consume("d head in 16 bit")
+    tape.consume(half)
+    course.run(tape.span(), 1, "backward of the head")
 
 
 # -- losses over the predicted tokens alone

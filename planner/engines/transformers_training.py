@@ -24,13 +24,22 @@ from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
 from planner.engines.trained_layers import Reached, TrainedLayers, reached_by_gradients
-from planner.engines.training_loss import INDEX_BYTES, TIED, Loss, highest_logits, like_parameter, loss_backward, loss_forward
+from planner.engines.training_loss import (
+    HEAD_INPUT,
+    HEAD_WEIGHT,
+    INDEX_BYTES,
+    TIED,
+    Loss,
+    highest_logits,
+    like_parameter,
+    loss_backward,
+    loss_forward,
+)
 from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
 FP32_BYTES = 4
 LEAF = "embeddings that require a gradient"
-HEAD_INPUT, HEAD_WEIGHT = "head input in 16 bit", "head weight in 16 bit"
 
 
 @record
