@@ -88,6 +88,14 @@ def _run(layers: str, start: int, stop: int, place: str) -> str:
     return f'    **{{f"{layers}.{{layer}}": {place} for layer in range({start}, {stop})}},\n' if stop > start else ""
 
 
+def _quantised_cache(scenario: Scenario) -> list[str]:
+    """Arguments of ``generate`` for a quantised cache; none for another one."""
+    from planner.components.quantised_cache import settings_of  # noqa: PLC0415  loaded for those who ask
+
+    found = settings_of(scenario)
+    return [] if found is None else ['cache_implementation="quantized"', f"cache_config={json.dumps(found)}"]
+
+
 def generation(scenario: Scenario, architecture: Architecture | None = None) -> tuple[Command, ...]:
     """``generate`` on prompts of the planned length, with the peak printed at the end to compare.
 
@@ -102,8 +110,9 @@ def generation(scenario: Scenario, architecture: Architecture | None = None) -> 
     new_tokens = ask.new_tokens or 256
     arguments = ["prompts", "attention_mask=torch.ones_like(prompts)", f"max_new_tokens={new_tokens}"]
     arguments += [f"min_new_tokens={new_tokens}", "do_sample=False"]
-    if cache in ("static", "quantized"):
-        arguments.append(f'cache_implementation="{cache}"')
+    if cache == "static":
+        arguments.append('cache_implementation="static"')
+    arguments += _quantised_cache(scenario)
     called = "".join(f"    {argument},\n" for argument in arguments)
     shape = f"({ask.batch}, {ask.prompt_tokens or 512})"
     text = "\n".join(

@@ -19,6 +19,7 @@ from planner.components.kernels import (
     repeat_keys,
 )
 from planner.components.norms import norm_forward
+from planner.components.quantised_cache import quantised_forward
 from planner.components.rotary import Rotated, rotate
 from planner.components.run import Run, module_of
 from planner.components.tape import Size
@@ -51,11 +52,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
             g.rename(f"{name} norm", f"{name} rotated")
     keys, values = "k rotated", "v"
     if run.cached:
-        keys, values = "k cached", "v cached"
-    if run.cached and mixer.kv == "own":
-        (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
-        if overflows(run, mixer):
-            keys, values = "k rotated", "v"
+        keys, values = _through_cache(g, mixer)
     queries, keys, values = (_cast_for_attention(g, name) for name in ("q rotated", keys, values))
     with of_16_bit(g):
         _attend(g, mixer, Operands(
@@ -68,7 +65,19 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
     linear(g, target, "attended", result, project.get("o_proj", ()))
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
-    g.free("q", "k", "q new", "k new")
+    g.free("q", "k", "q new", "k new", "k anew", "v anew")
+
+
+def _through_cache(g: Graph, mixer: Attention) -> tuple[str, str]:
+    """The keys and values that attention reads once the cache has taken the new ones."""
+    run = g.run
+    if run.quantised_cache is not None:
+        return quantised_forward(g, mixer, run.quantised_cache)
+    if mixer.kv == "own":
+        (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
+        if overflows(run, mixer):
+            return "k rotated", "v"
+    return "k cached", "v cached"
 
 
 def _cast_for_attention(g: Graph, name: str) -> str:

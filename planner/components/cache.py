@@ -18,6 +18,7 @@ from planner.architecture.layers import (
     Recurrent,
     SequenceMixer,
 )
+from planner.components.quantised_cache import quantised_past
 from planner.components.recurrent.states import STATES, state_tensors
 from planner.components.run import Run
 from planner.components.tape import Size, rounded
@@ -166,6 +167,8 @@ def cached_tensors(layer: Layer, run: Run) -> dict[str, Size]:
     found: dict[str, Size] = {}
     for mixer in layer.sequence if run.cached and run.past_tokens else ():
         match mixer:
+            case Attention() if run.quantised_cache is not None:
+                found |= quantised_past(mixer, run, run.quantised_cache)
             case Attention() if mixer.compression is not None:
                 found["k past"] = run.cache(mixer, "k", run.past_tokens)
                 found["compressed past"] = compressed_cache(mixer, run, run.past_tokens, whole=True)
@@ -205,7 +208,7 @@ def held_tensors(layer: Layer, run: Run, prompt_tokens: int) -> dict[str, Size]:
     Before the first step windowed layers hold the whole prompt, of which they keep a view; later one token more than a view.
     """
     found = cached_tensors(layer, run)
-    if run.static_tokens:
+    if run.static_tokens or run.quantised_cache is not None:
         return found
     for mixer in layer.sequence:
         if isinstance(mixer, Attention) and mixer.compression is not None and run.past_tokens > prompt_tokens:

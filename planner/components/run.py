@@ -14,6 +14,7 @@ from planner.components.trainable import is_named
 
 if TYPE_CHECKING:
     from planner.components.adapters import Adapters
+    from planner.components.quantised_cache import CacheQuantisation
 
 FP32_BYTES = 4
 
@@ -51,6 +52,7 @@ class Run:
     streams: int = 1
     """Residual streams that run side by side (DeepSeek-V4)."""
     quantised: QuantisedWeights | None = None
+    quantised_cache: CacheQuantisation | None = None
     adapters: Adapters | None = None
     names: tuple[str, ...] = ()
     path: str = "layers.*."

@@ -17,6 +17,7 @@ from planner.components.inputs import SHARED, hold_inputs
 from planner.components.layer import Laid, layer_forward
 from planner.components.norms import norm_forward
 from planner.components.quantised import QuantisedWeights
+from planner.components.quantised_cache import CacheQuantisation
 from planner.components.run import Run
 from planner.components.tape import Course, Held, Level, Peak, Size, highest
 from planner.record import record
@@ -49,6 +50,7 @@ class Generation:
     eager: bool = False
     static_cache: bool = False
     quantised: QuantisedWeights | None = None
+    quantised_cache: CacheQuantisation | None = None
 
 
 def generation_phases(architecture: Architecture, weights: Level, work: Generation) -> list[Step]:
@@ -65,10 +67,18 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     steps.append(Step("prefill", course.peak))
     if not generates(architecture):
         return steps
-    first = _decode_step(architecture, weights, work, work.prompt_tokens)
-    last = _decode_step(architecture, weights, work, work.prompt_tokens + work.new_tokens - 1)
-    steps.append(Step("decode", highest(first, last)))
+    found = [_decode_step(architecture, weights, work, past) for past in highest_at(work)]
+    steps.append(Step("decode", highest(*found)))
     return steps
+
+
+def highest_at(work: Generation) -> list[int]:
+    """Tokens in the cache before the steps one of which is the highest: the first, the last, and the last that quantises."""
+    found = [work.prompt_tokens, work.prompt_tokens + work.new_tokens - 1]
+    every = work.quantised_cache.residual_tokens if work.quantised_cache is not None else 0
+    if every and work.new_tokens >= every:
+        found.append(work.prompt_tokens + work.new_tokens // every * every - 1)
+    return found
 
 
 def _decode_step(architecture: Architecture, weights: Level, work: Generation, past: int) -> Peak:
@@ -96,6 +106,7 @@ def inference_run(architecture: Architecture, work: Generation, sequence: int, p
         past_tokens=past,
         code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
+        quantised_cache=work.quantised_cache,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32, streams=streams_of(architecture.decoder.layers[0]),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from planner.calibration import PERMILLE, Task
 from planner.components.frozen import TRAINED_OVER
 from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known, require_modelled_experts
+from planner.components.quantised_cache import BITS_OF_KV_CACHE, cache_quantisation, require_groups
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
@@ -167,6 +168,8 @@ def _generation(
     quantised: QuantisedWeights | None, *, cuda: bool,
 ) -> list[Step]:  # fmt: skip
     work = generation_of(scenario, dtype_bytes, quantised, cuda=cuda)
+    if work.quantised_cache is not None:
+        require_groups(architecture, work.quantised_cache)
     if architecture.kind != "decoder":
         from planner.engines.transformers_seq2seq import encoding_phases  # noqa: PLC0415  loaded for those who ask
 
@@ -181,7 +184,7 @@ def generation_of(scenario: Scenario, dtype_bytes: int, quantised: QuantisedWeig
     prompt = ask.context_tokens - new if ask.conversation.turns > 1 else ask.prompt_tokens or 1
     return Generation(
         ask.batch * ask.samples, prompt, new, dtype_bytes, cuda=cuda, eager=ask.attention == "eager",
-        static_cache=static_cache(scenario), quantised=quantised,
+        static_cache=static_cache(scenario), quantised=quantised, quantised_cache=cache_quantisation(scenario, prompt),
     )  # fmt: skip
 
 
@@ -192,8 +195,8 @@ def require_modelled_generation(scenario: Scenario) -> None:
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
         "inference.attention": (inference.attention, ("sdpa", "flash", "eager")),
-        "inference.kv_cache": (inference.kv_cache, ("auto",)),
-        "inference.engine_options": (cache, ("dynamic", "static")),
+        "inference.kv_cache": (inference.kv_cache, ("auto", *BITS_OF_KV_CACHE, "fp8")),
+        "inference.engine_options": (cache, ("dynamic", "static", "quantized")),
     })  # fmt: skip
     asked = {
         "speculation: assisted generation": inference.speculation.method != "none",

@@ -98,6 +98,10 @@ def spread_answer(
     _require_derived(settled, architecture, quantised)
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else settled.weights]
     work = generation_of(settled, dtype_bytes, quantised, cuda=cuda)
+    if work.quantised_cache is not None:
+        raise NotModelled(
+            "inference.engine_options.cache_implementation: a quantised cache on several devices has no closed form yet"
+        )
     parts = _parts(settled, architecture, dtype_bytes, quantised, capacity - machine.context_bytes)
     steps = [_steps(part, work, fmt, machine) for part in parts]
     phases = [_meters(part, found, work, machine, capacity) for part, found in zip(parts, steps, strict=True)]

@@ -138,7 +138,7 @@ def test_foreach_takes_a_copy_of_the_parameters_that_fused_does_not() -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        {"kv_cache": "fp8"}, {"engine_options": {"cache_implementation": "quantized"}},
+        {"kv_cache": "fp8"}, {"kv_cache": "int4", "engine_options": {"cache_q_group_size": 96}},
     ],
 )  # fmt: skip
 def test_what_has_no_derivation_is_unknown_and_says_why(work: dict[str, object]) -> None:

@@ -259,3 +259,9 @@ def test_every_linear_is_named_to_torchtune() -> None:
     text = "\n".join(command.text for command in training(method="lora", lora={"targets": ["all-linear"]}))
     assert "lora_attn_modules: [q_proj, k_proj, v_proj, output_proj]" in text
     assert "apply_lora_to_mlp: true" in text
+
+
+def test_a_quantised_cache_is_asked_for_with_its_settings() -> None:
+    (command,) = inference("transformers", kv_cache="int8", engine_options={"cache_residual_length": 32})
+    assert 'cache_implementation="quantized"' in command.text
+    assert 'cache_config={"backend": "hqq", "nbits": 8, "q_group_size": 64, "residual_length": 32}' in command.text
