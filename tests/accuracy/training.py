@@ -222,7 +222,7 @@ def ours(found: Footprint, what: str) -> int:
     phases = [phase for gpu in found.gpus for phase in gpu.phases]
     if what == "allocated_after_train":
         last = found.gpus[0].phases[-1].components
-        kept = ("weights", "quantization_state", "optimizer_state", "gradients")
+        kept = ("weights", "quantization_state", "adapters", "optimizer_state", "master_weights")
         return sum(last.get(name, 0) for name in kept)
     meter = "device" if what == "nvidia_smi_total" else "reserved" if "reserved" in what else "allocated"
     return max(int(getattr(phase, meter)) for phase in phases)
