@@ -53,6 +53,7 @@ def loading_terms(architecture: Architecture, fmt: Format, dtype: str, *, kept_b
     copies = sum(nlargest(workers, _tensor_bytes(architecture, PLAIN_BYTES[dtype]))) if converts else 0
     because = MAPPED + (STAYS_MAPPED if kept_bytes and not converts else "")
     terms = [Term("weights", "bytes of the files", {"holder": "host", "file_bytes": stored}, stored, "derived", because, "load")]
+    values: dict[str, int | float | str]
     if copies:
         values = {"holder": "host", "tensors": workers, "bytes": PLAIN_BYTES[dtype]}
         text = COPIED.format(workers=workers)
