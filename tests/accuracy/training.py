@@ -223,6 +223,8 @@ def ours(found: Footprint, what: str) -> int:
     if what == "allocated_after_train":
         last = found.gpus[0].phases[-1].components
         kept = ("weights", "quantization_state", "adapters", "optimizer_state", "master_weights")
+        if found.cards > 1:
+            kept += ("gradients",)  # zero_grad gives up a model's gradients, not those of FSDP's flat parameters
         return sum(last.get(name, 0) for name in kept)
     meter = "device" if what == "nvidia_smi_total" else "reserved" if "reserved" in what else "allocated"
     return max(int(getattr(phase, meter)) for phase in phases)
