@@ -44,7 +44,9 @@ def require_autocast(architecture: Architecture, *, masters: bool, prepared: boo
         raise NotModelled(
             f"{architecture.model_class}: mixed precision of these norms, rotations or activations has no closed form yet"
         )
-    if prepared and (code.rotary not in ("halves", "joined", "wide") or (checkpointed and code.placement != "pre")):
+    if prepared and (
+        code.normed_after_rotation or code.rotary not in ("halves", "joined", "wide") or (checkpointed and code.placement != "pre")
+    ):
         raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
 
 
@@ -66,7 +68,7 @@ def _is_read(layer: Layer, code: Implementation, *, checkpointed: bool) -> bool:
     """Over fp32 weights: what was compared with the model's own run, with whole layers recomputed or without."""
     mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention)]
     activations = {channel.activation for channel in layer.channel if isinstance(channel, DenseMLP)}
-    if any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers):
+    if code.normed_after_rotation or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers):
         return False
     whole = all(mixer.rotary_dim in (0, mixer.head_dim) for mixer in mixers)
     known_whole = ("halves", "wide", "pairs_wide") if checkpointed else ("halves", "wide", "pairs_wide", "joined")
