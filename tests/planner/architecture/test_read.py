@@ -255,14 +255,14 @@ SIZES = (
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 def test_hostile_configs_of_any_family_end_in_an_answer_or_a_typed_error(model_type: str, values: dict[str, Any]) -> None:
     """Nonsense gives Faults or UnknownArchitecture, within two seconds; an answer is a positive count."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         found = read_config({"model_type": model_type, **values})
         assert parameter_count(found) >= 0
         assert cache_bytes(found, 1, 100).logical_bytes >= 0
     except (Faults, UnknownArchitecture) as error:
         assert len(str(error)) < 20_000
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_reading_changes_nothing_in_the_config() -> None:

@@ -214,10 +214,10 @@ def test_depth_and_size_are_bounded() -> None:
     for _ in range(5000):
         deep = {"weight_quant_params": deep}
     for document in ({"quant_method": "hqq", "quant_config": deep}, {"quant_method": "fp8", "ignored_layers": ["a"] * 200_000}):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(Faults):
             native_format({"quantization_config": document})
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
 
 
 keys = st.sampled_from(
