@@ -50,7 +50,7 @@ def test_an_evil_pattern_takes_no_time() -> None:
     start = time.process_time()
     for pattern in (".*a" * 150 + "b", "(a+)+" * 80 + "$", "(a|b|c|d)" * 50, "(" * 500, "\\" * 500):
         matches("a" * 300, pattern)
-    assert time.process_time() - start < 5.0
+    assert time.process_time() - start < 1.0
 
 
 segments = st.lists(st.sampled_from(["model", "layers", "7", "12", "mlp", "gate", "self_attn", "q_proj"]), min_size=1, max_size=5)
