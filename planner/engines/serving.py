@@ -7,28 +7,22 @@ the rest. It fits when the pool holds a sequence of the greatest length it accep
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from fractions import Fraction
-from functools import cache
 
 from planner.architecture.counts import parameter_count as counted_parameters
-from planner.architecture.layers import Architecture, LatentAttention
-from planner.engines.paged import Layout, Pool
-from planner.faults import Fault, Faults
+from planner.architecture.layers import Architecture
+from planner.engines.paged import Pool
+from planner.engines.serving_terms import context_term
+from planner.engines.shares import parts_of, share_of
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, Verdict
-from planner.formats import Format
-from planner.formats.storage import DTYPE_BITS
 from planner.gpu import Gpu
 from planner.later import LaterMapping, LaterSequence
 from planner.machine import Overheads
 from planner.memo import remember_by_identity
-from planner.modelled import NotModelled
 from planner.record import record
-from planner.scenario import Inference, Scenario, to_json
-from planner.sharding import StageWeights
+from planner.scenario import Scenario, to_json
 from planner.symbolic.amount import largest
+from planner.units import GIB
 
-GIB = 2**30
 parameter_count = remember_by_identity(64)(counted_parameters)
 
 
@@ -91,184 +85,6 @@ class Server:
         return int(self.concurrency * self.max_model_len) if self.tokens_by_concurrency else self.pool.tokens
 
 
-@cache
-def parts_of(fraction: float) -> tuple[int, int]:
-    """A fraction as it is written: 0.92 is (23, 25)."""
-    return Fraction(str(fraction)).as_integer_ratio()
-
-
-def share_of(size_bytes: int, fraction: float) -> int:
-    """⌊size · fraction⌋ in whole numbers, the fraction as it is written: 0.92 is 92 of 100 parts.
-
-    The engines multiply floats, which differs by a byte at most.
-    """
-    parts, whole = parts_of(fraction)
-    return size_bytes * parts // whole
-
-
-def refuse_context(ask: Inference, limit: int | None, max_model_len: int, engine: str) -> list[Fault]:
-    """Lengths the engine refuses: beyond the model's own limit, or requests beyond what the server accepts."""
-    faults: list[Fault] = []
-    if limit is not None and max_model_len > limit:
-        message = f"{engine} refuses {max_model_len}: the model's own limit is {limit}; use at most that"
-        faults.append(Fault("inference.max_model_len", message))
-    elif ask.context_tokens > max_model_len:
-        message = f"{ask.context_tokens} tokens a request exceed max_model_len {max_model_len}; shorten it or raise the limit"
-        faults.append(Fault("inference.prompt_tokens", message))
-    return faults
-
-
-def refuse_chunks(ask: Inference, step_tokens: int, prompt_tokens: int, engine: str, option: str) -> list[Fault]:
-    """A prompt that is not cut into chunks must fit one step (vLLM ``SchedulerConfig.verify_max_model_len``, others alike)."""
-    if ask.chunked_prefill is not False or prompt_tokens <= step_tokens:
-        return []
-    message = f"without chunked prefill {engine} takes a prompt in one step: {prompt_tokens} tokens exceed {option} {step_tokens}"
-    return [Fault("inference.chunked_prefill", f"{message}; raise it or use true")]
-
-
-def refuse_dtype(fmt: Format, gpu: Gpu, engine: str, minimum: Mapping[str, tuple[int, int]]) -> list[Fault]:
-    """Formats the card's kernels can't read. ``minimum``: compute capability by the beginning of a format's name."""
-    if gpu.compute_capability is None:
-        return []
-    for start, capability in minimum.items():
-        if fmt.name.startswith(start) and gpu.compute_capability < capability:
-            have = ".".join(map(str, gpu.compute_capability))
-            need = ".".join(map(str, capability))
-            return [Fault("weights", f"{engine} runs {fmt.name} from compute capability {need} on; {gpu.name} has {have}")]
-    return []
-
-
-def refuse_format(fmt: Format, engine: str, refused: Mapping[str, str]) -> list[Fault]:
-    """Formats the engine has no loader for. ``refused``: the reason by the beginning of a format's name."""
-    for start, reason in refused.items():
-        if fmt.name.startswith(start):
-            return [Fault("weights", f"{engine} cannot run {fmt.name}: {reason}")]
-    return []
-
-
-def refuse_layout(scenario: Scenario, engine: str) -> list[Fault]:
-    """More ranks than GPUs, and ways of spreading that serving doesn't know."""
-    spread, cards = scenario.parallel, scenario.hardware.gpus * scenario.hardware.nodes
-    faults = [
-        Fault(f"parallel.{name}", f"{engine} has no such way of spreading a served model; use {default}")
-        for name, value, default in (("context", spread.context != 1, "1"), ("sharding", spread.sharding != "none", "none"))
-        if value
-    ]
-    ranks = spread.tensor * spread.pipeline * spread.data
-    if ranks > cards:
-        message = f"{spread.tensor} · {spread.pipeline} · {spread.data} ranks need {ranks} GPUs, there are {cards}"
-        faults.append(Fault("hardware.gpus", message))
-    return faults
-
-
-def refuse_offload(scenario: Scenario, engine: str, offloads: Sequence[str]) -> list[Fault]:
-    """Keeping on the host what the engine has no way to keep there. ``offloads``: what it has."""
-    asked = {"weights": scenario.offload.weights, "kv_cache": scenario.offload.kv_cache}
-    faults = [
-        Fault(f"offload.{name}", f"{engine} has no way to keep {name.replace('_', ' ')} on the host; use 0")
-        for name, share in asked.items()
-        if share and name not in offloads
-    ]
-    if scenario.offload.kv_cache == 1 and not faults:
-        message = f"{engine} computes on blocks of the GPU's pool, blocks on the host are beside it; use less than 1"
-        faults.append(Fault("offload.kv_cache", message))
-    if scenario.offload.optimizer:
-        faults.append(Fault("offload.optimizer", "a served model has no optimizer; use 0"))
-    return faults
-
-
-def refuse_speculation(scenario: Scenario, engine: str, methods: Sequence[str]) -> list[Fault]:
-    """Ways of proposing tokens that the engine does not have."""
-    method = scenario.inference.speculation.method
-    if method in ("none", *methods):
-        return []
-    return [Fault("inference.speculation.method", f"{engine} proposes no tokens by {method}; use none or {', '.join(methods)}")]
-
-
-def refuse_expert(scenario: Scenario, architecture: Architecture) -> list[Fault]:
-    """Expert parallelism spans the tensor- and data-parallel ranks, and needs experts."""
-    spread = scenario.parallel
-    if spread.expert == 1:
-        return []
-    ranks = spread.tensor * spread.data
-    if spread.expert != ranks:
-        message = f"experts are spread over all {ranks} tensor- and data-parallel ranks; use {ranks} or 1"
-        return [Fault("parallel.expert", message)]
-    if not any(
-        weight.role == "expert" for layer in architecture.decoder.layers for mixer in layer.channel for weight in mixer.weights
-    ):
-        return [Fault("parallel.expert", "the model has no experts; use 1")]
-    return []
-
-
-def require_decoder(architecture: Architecture, engine: str) -> None:
-    """Raise :class:`NotModelled` for what has no pool of this kind."""
-    if architecture.kind != "decoder":
-        raise NotModelled(f"{engine}: an {architecture.kind} model keeps no decoder cache of its own")
-
-
-@remember_by_identity(64)
-def running(architecture: Architecture) -> Architecture:
-    """The model as it runs: what its config keeps in fp32 runs in bf16 unless fp32 is asked for (``_resolve_auto_dtype``)."""
-    return replace(architecture, dtype="bf16") if architecture.dtype == "fp32" else architecture
-
-
-def value_bytes(architecture: Architecture, fmt: Format) -> int:
-    """Bytes of an activation: of the plain format, else the model's own dtype; what is stored in fp32 runs in 16 bit."""
-    name = fmt.name if fmt.name in ("bf16", "fp16", "fp32") else architecture.dtype
-    bits = DTYPE_BITS.get(name, 16)
-    return 4 if fmt.name == "fp32" else min(2, max(2, bits // 8))
-
-
-def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range, tensor: int) -> int:
-    """Slots for low-rank adapters: rank · (in + out / tensor) 16-bit values for every linear layer, whether used or not.
-
-    vLLM ``lora/layers``: A is whole on every rank, B is cut like its layer's output.
-    """
-    asked = scenario.inference.adapters
-    total = 0
-    for index in layers if asked.count else ():
-        layer = architecture.decoder.layers[index]
-        for mixer in (*layer.sequence, *layer.channel):
-            for weight in mixer.weights:
-                if weight.role == "linear" and len(weight.shape) == 2:
-                    total += 2 * asked.rank * (weight.shape[1] + -(-weight.shape[0] // tensor))
-    return total * asked.count
-
-
-def draft_bytes(
-    architecture: Architecture, scenario: Scenario, draft: Architecture | None, dtype_bytes: int, tensor: int
-) -> tuple[int, str]:
-    """Weights of what proposes tokens, on one rank, and in words where they come from."""
-    ask = scenario.inference.speculation
-    if ask.method in ("none", "ngram"):
-        return 0, ask.method
-    if ask.method == "mtp":
-        count = sum(
-            weight.count * _product(weight.shape)
-            for stack in architecture.unbuilt
-            for layer in stack.layers
-            for part in (*layer.sequence, *layer.channel, *layer.norms)
-            for weight in part.weights
-        )
-        if not count:
-            raise Faults([Fault("inference.speculation.method", "the model has no multi-token-prediction modules; use ngram")])
-        return count * dtype_bytes // tensor, "the checkpoint's multi-token-prediction modules"
-    if draft is not None:
-        return parameter_count(draft) * dtype_bytes // tensor, f"a draft model of {parameter_count(draft)} parameters"
-    parameters = ask.draft_parameters
-    if parameters is None:
-        raise Faults([Fault("inference.speculation.draft_parameters", f"method {ask.method} needs the draft's size")])
-    return parameters * dtype_bytes // tensor, f"a draft of {parameters} parameters, its cache not counted"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total
-
-
 def request_blocks(pool: Pool, scenario: Scenario, server: Server) -> tuple[int, int]:
     """(blocks of the first request, blocks of every further one), its parallel samples and the common prefix counted once."""
     ask = scenario.inference
@@ -320,7 +136,7 @@ def serving_footprint(
         headroom_bytes=(pool.blocks - asked) * pool.block_bytes,
         uncertainty_bytes=server.uncertainty_bytes,
         limits=LaterMapping(lambda: _limits(scenario, server, replicas)),
-        terms=LaterSequence(lambda: (*server.terms, _context_term(machine))),
+        terms=LaterSequence(lambda: (*server.terms, context_term(machine))),
         notes=(
             *notes,
             *server.notes,
@@ -444,46 +260,3 @@ def _phase(name: str, components: Mapping[str, int], context_bytes: int) -> Phas
     held = {component: size for component, size in components.items() if size}
     allocated = sum(held.values())
     return Phase(name, allocated, allocated, allocated + context_bytes, held | {"cuda_context": context_bytes})
-
-
-def _context_term(machine: Overheads) -> Term:
-    return Term(
-        "cuda_context",
-        "CUDA context",
-        {"context_bytes": machine.context_bytes},
-        machine.context_bytes,
-        machine.certainty,
-        machine.source,
-    )
-
-
-def weight_terms(stages: Sequence[StageWeights], bytes_of: Sequence[int], because: str) -> list[Term]:
-    """One term for each pipeline stage's weights on one of its GPUs."""
-    return [
-        Term(
-            "weights", "Σ tensors of one rank, as the allocator counts them",
-            {"stage": stage.stage, "layers": len(stage.layers), "held_bytes": stage.rank_bytes, "copied": stage.copied_bytes},
-            size, "derived", because,
-        )
-        for stage, size in zip(stages, bytes_of, strict=True)
-    ]  # fmt: skip
-
-
-def pool_terms(pools: Sequence[Pool], layout: Layout, because: str) -> list[Term]:
-    """One term for each stage's pool."""
-    return [
-        Term(
-            "kv_cache", "blocks · block_bytes",
-            {
-                "stage": index, "blocks": pool.blocks, "block_bytes": pool.block_bytes, "block_tokens": pool.block_tokens,
-                "groups": len(layout.groups), "padding_layers": layout.padding_layers,
-            },
-            pool.size_bytes, "derived", because,
-        )
-        for index, pool in enumerate(pools)
-    ]  # fmt: skip
-
-
-def has_latent(architecture: Architecture) -> bool:
-    """Whether any layer caches compressed latents."""
-    return any(isinstance(mixer, LatentAttention) for layer in architecture.decoder.layers for mixer in layer.sequence)

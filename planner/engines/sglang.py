@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
 from planner.engines.paged import Pool
-from planner.engines.serving import GIB, RankMemory, parts_of, running, serving_footprint
+from planner.engines.served_weights import running
+from planner.engines.serving import RankMemory, serving_footprint
+from planner.engines.shares import parts_of
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.footprint import Footprint
 from planner.formats import Format
@@ -20,7 +22,7 @@ from planner.machine import Overheads
 from planner.record import record
 from planner.scenario import Scenario
 from planner.symbolic.amount import largest
-from planner.units import MIB
+from planner.units import GIB, MIB
 
 VERSION = "0.5.3"
 RULES = Rules(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from planner.architecture.layers import Architecture
 from planner.engines.paged import Pool
-from planner.engines.serving import GIB, RankMemory, running, serving_footprint, share_of
+from planner.engines.served_weights import running
+from planner.engines.serving import RankMemory, serving_footprint
+from planner.engines.shares import share_of
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.footprint import Footprint
 from planner.formats import Format
@@ -16,6 +18,7 @@ from planner.gpu import Gpu
 from planner.machine import Overheads
 from planner.scenario import Scenario
 from planner.symbolic.amount import largest
+from planner.units import GIB
 
 VERSION = "1.2.1"
 RULES = Rules(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from planner.architecture.layers import Architecture, Attention, Recurrent
 from planner.engines.paged import Pool
-from planner.engines.serving import RankMemory, has_latent, running, serving_footprint, share_of
+from planner.engines.served_weights import has_latent, running
+from planner.engines.serving import RankMemory, serving_footprint
+from planner.engines.shares import share_of
 from planner.engines.token_pool import Rules, flat_server, set_up
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint

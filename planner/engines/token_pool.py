@@ -10,13 +10,7 @@ from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
-from planner.engines.serving import (
-    GIB,
-    RankMemory,
-    Server,
-    adapters_bytes,
-    draft_bytes,
-    pool_terms,
+from planner.engines.refusals import (
     refuse_context,
     refuse_dtype,
     refuse_expert,
@@ -25,10 +19,11 @@ from planner.engines.serving import (
     refuse_offload,
     refuse_speculation,
     require_decoder,
-    share_of,
-    value_bytes,
-    weight_terms,
 )
+from planner.engines.served_weights import adapters_bytes, draft_bytes, value_bytes
+from planner.engines.serving import RankMemory, Server
+from planner.engines.serving_terms import pool_terms, weight_terms
+from planner.engines.shares import share_of
 from planner.engines.step import step_bytes
 from planner.engines.vllm.cache import CacheKind, page_specs
 from planner.faults import Fault, Faults
@@ -42,6 +37,7 @@ from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest, smallest
 from planner.uncertainty import band_permille, rows_of
+from planner.units import GIB
 
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""

@@ -24,7 +24,7 @@ from planner.components.states import plain_weights
 from planner.components.tape import Course, Held, Level, Peak, Size, Span, highest
 from planner.engines.device_map import Share, balanced_shares, kept_share, modules_of, require_placed, share_of_model
 from planner.engines.host_loading import loading_host
-from planner.engines.serving import share_of
+from planner.engines.shares import share_of
 from planner.engines.transformers import Generation, Step, drop, final_norm, generates, inference_run
 from planner.engines.transformers_answer import (
     PLAIN_BYTES,

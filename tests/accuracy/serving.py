@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from planner.architecture import Architecture, parameter_count, read_config  # noqa: E402
 from planner.architecture.layers import MixtureOfExperts  # noqa: E402
 from planner.components.cache import cache_bytes  # noqa: E402
-from planner.engines.serving import running  # noqa: E402
+from planner.engines.served_weights import running  # noqa: E402
 from planner.footprint import Footprint  # noqa: E402
 from planner.formats import checkpoint_bytes, native_format, parse_format  # noqa: E402
 from planner.machine import overheads  # noqa: E402

@@ -164,7 +164,7 @@ def predicted(config, gpus: int, offload: float) -> tuple[GpuFootprint, ...]:
 def map_of(config, gpus: int, offload: float) -> dict[str, str]:
     """The map of a prediction in accelerate's words."""
     from planner.engines.device_map import kept_share, modules_of
-    from planner.engines.serving import share_of
+    from planner.engines.shares import share_of
 
     architecture = read_config(config)
     if offload:

@@ -9,13 +9,7 @@ from planner.architecture.layers import Architecture
 from planner.calibration import PERMILLE
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
 from planner.engines.paged import Layout, Pool
-from planner.engines.serving import (
-    GIB,
-    RankMemory,
-    Server,
-    adapters_bytes,
-    draft_bytes,
-    pool_terms,
+from planner.engines.refusals import (
     refuse_chunks,
     refuse_context,
     refuse_dtype,
@@ -24,12 +18,11 @@ from planner.engines.serving import (
     refuse_layout,
     refuse_offload,
     require_decoder,
-    running,
-    serving_footprint,
-    share_of,
-    value_bytes,
-    weight_terms,
 )
+from planner.engines.served_weights import adapters_bytes, draft_bytes, running, value_bytes
+from planner.engines.serving import RankMemory, Server, serving_footprint
+from planner.engines.serving_terms import pool_terms, weight_terms
+from planner.engines.shares import share_of
 from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout
 from planner.engines.vllm.profile import ProfileRun, profile_run
 from planner.engines.vllm.settings import Settings, settings_of
@@ -45,6 +38,7 @@ from planner.scenario import Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest
 from planner.uncertainty import band_permille
+from planner.units import GIB
 
 MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 0), "mxfp4": (8, 0), "nvfp4": (8, 0), "nf4": (7, 0)}
 """``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from planner.architecture import read_config
 from planner.engines.paged import PageSpec, Pool
-from planner.engines.serving import share_of
 from planner.engines.sglang import default_permille
+from planner.engines.shares import share_of
 from planner.faults import Faults
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint
 from planner.formats import native_format

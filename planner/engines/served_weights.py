@@ -1,0 +1,82 @@
+"""What a server loads beside the checkpoint, and in which dtype the model runs: adapters, drafts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.architecture.counts import parameter_count as counted_parameters
+from planner.architecture.layers import Architecture, LatentAttention
+from planner.faults import Fault, Faults
+from planner.formats import Format
+from planner.formats.storage import DTYPE_BITS
+from planner.memo import remember_by_identity
+from planner.scenario import Scenario
+
+parameter_count = remember_by_identity(64)(counted_parameters)
+
+
+@remember_by_identity(64)
+def running(architecture: Architecture) -> Architecture:
+    """The model as it runs: what its config keeps in fp32 runs in bf16 unless fp32 is asked for (``_resolve_auto_dtype``)."""
+    return replace(architecture, dtype="bf16") if architecture.dtype == "fp32" else architecture
+
+
+def value_bytes(architecture: Architecture, fmt: Format) -> int:
+    """Bytes of an activation: of the plain format, else the model's own dtype; what is stored in fp32 runs in 16 bit."""
+    name = fmt.name if fmt.name in ("bf16", "fp16", "fp32") else architecture.dtype
+    bits = DTYPE_BITS.get(name, 16)
+    return 4 if fmt.name == "fp32" else min(2, max(2, bits // 8))
+
+
+def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range, tensor: int) -> int:
+    """Slots for low-rank adapters: rank · (in + out / tensor) 16-bit values for every linear layer, whether used or not.
+
+    vLLM ``lora/layers``: A is whole on every rank, B is cut like its layer's output.
+    """
+    asked = scenario.inference.adapters
+    total = 0
+    for index in layers if asked.count else ():
+        layer = architecture.decoder.layers[index]
+        for mixer in (*layer.sequence, *layer.channel):
+            for weight in mixer.weights:
+                if weight.role == "linear" and len(weight.shape) == 2:
+                    total += 2 * asked.rank * (weight.shape[1] + -(-weight.shape[0] // tensor))
+    return total * asked.count
+
+
+def draft_bytes(
+    architecture: Architecture, scenario: Scenario, draft: Architecture | None, dtype_bytes: int, tensor: int
+) -> tuple[int, str]:
+    """Weights of what proposes tokens, on one rank, and in words where they come from."""
+    ask = scenario.inference.speculation
+    if ask.method in ("none", "ngram"):
+        return 0, ask.method
+    if ask.method == "mtp":
+        count = sum(
+            weight.count * _product(weight.shape)
+            for stack in architecture.unbuilt
+            for layer in stack.layers
+            for part in (*layer.sequence, *layer.channel, *layer.norms)
+            for weight in part.weights
+        )
+        if not count:
+            raise Faults([Fault("inference.speculation.method", "the model has no multi-token-prediction modules; use ngram")])
+        return count * dtype_bytes // tensor, "the checkpoint's multi-token-prediction modules"
+    if draft is not None:
+        return parameter_count(draft) * dtype_bytes // tensor, f"a draft model of {parameter_count(draft)} parameters"
+    parameters = ask.draft_parameters
+    if parameters is None:
+        raise Faults([Fault("inference.speculation.draft_parameters", f"method {ask.method} needs the draft's size")])
+    return parameters * dtype_bytes // tensor, f"a draft of {parameters} parameters, its cache not counted"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def has_latent(architecture: Architecture) -> bool:
+    """Whether any layer caches compressed latents."""
+    return any(isinstance(mixer, LatentAttention) for layer in architecture.decoder.layers for mixer in layer.sequence)
