@@ -15,6 +15,7 @@ from planner.record import record
 
 COMPONENTS = (
     "weights",
+    "other_models",
     "adapters",
     "quantization_state",
     "kv_cache",
@@ -30,9 +31,13 @@ COMPONENTS = (
     "cuda_context",
     "allocator_slack",
 )
+HOST = -1
+"""In place of a GPU's index: the machine's own memory."""
 OUTSIDE_ALLOCATED = ("cuda_context", "allocator_slack")
 INFERENCE_PHASES = ("load", "prefill", "decode")
 TRAINING_PHASES = ("load", "forward", "backward", "optimizer")
+OBJECTIVE_PHASES = ("generation", "reference")
+"""What an objective with several models or answers of its own adds to a training's phases."""
 METERS = ("allocated", "reserved", "device")
 
 Certainty = Literal["exact", "derived", "modelled", "measured"]
@@ -49,7 +54,7 @@ TIGHT_BELOW = TIGHT_PERCENT / 100
 class Term:
     """One summand: a formula, the numbers put in, and how sure they are.
 
-    ``phase`` None means every phase, ``gpu`` None every GPU; else the index of one.
+    ``phase`` None means every phase, ``gpu`` None every GPU; else the index of one, or :data:`HOST`.
     """
 
     component: str

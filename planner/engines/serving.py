@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from planner.architecture.counts import parameter_count as counted_parameters
 from planner.architecture.layers import Architecture
 from planner.engines.paged import Pool
-from planner.engines.serving_terms import context_term
+from planner.engines.serving_terms import context_term, host_terms, on_gpus
 from planner.engines.shares import parts_of, share_of
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, Verdict
 from planner.gpu import Gpu
@@ -122,7 +122,7 @@ def serving_footprint(
     pool = server.pool
     asked = blocks_asked(pool, scenario, server)
     replicas = scenario.parallel.data
-    weights = sum(rank.weights_bytes for rank in server.ranks) * scenario.parallel.tensor
+    weights = sum(rank.weights_bytes * scenario.parallel.tensor + rank.host_bytes for rank in server.ranks)
     host = _host(scenario, server)
     return Footprint(
         scenario=to_json(scenario),
@@ -136,7 +136,7 @@ def serving_footprint(
         headroom_bytes=(pool.blocks - asked) * pool.block_bytes,
         uncertainty_bytes=server.uncertainty_bytes,
         limits=LaterMapping(lambda: _limits(scenario, server, replicas)),
-        terms=LaterSequence(lambda: (*server.terms, context_term(machine))),
+        terms=LaterSequence(lambda: _terms(scenario, server, machine, host)),
         notes=(
             *notes,
             *server.notes,
@@ -146,6 +146,12 @@ def serving_footprint(
         ),
         extra=LaterMapping(lambda: {"engine": _engine_figures(server)}),
     )
+
+
+def _terms(scenario: Scenario, server: Server, machine: Overheads, host: Mapping[str, int]) -> list[Term]:
+    spread = scenario.parallel
+    placed = on_gpus(server.terms, len(server.ranks), spread.tensor, spread.data)
+    return [*placed, context_term(machine), *host_terms(host, server.version)]
 
 
 def _host(scenario: Scenario, server: Server) -> dict[str, int]:

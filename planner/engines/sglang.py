@@ -89,7 +89,7 @@ def sglang_answer(
     requests = _integer(options, "max_running_requests", MOST_REQUESTS)
     recurrent = any(isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence)
     server = flat_server(
-        setup, room=room, page_tokens=settings.page_tokens, max_requests=requests, step_tokens=settings.chunk_tokens,
+        scenario, setup, room=room, page_tokens=settings.page_tokens, max_requests=requests, step_tokens=settings.chunk_tokens,
         most_tokens=_optional(options, "max_total_tokens"),
         states=min(requests, STATES) if recurrent else 0,
         because=f"SGLang {VERSION} profile_max_num_token: free memory · mem_fraction_static − weights", log=_log,

@@ -57,7 +57,7 @@ def tensorrt_llm_answer(
         return share_of(largest(0, capacity - machine.context_bytes - rank.fixed_bytes), fraction)
 
     server = flat_server(
-        setup, room=room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS),
+        scenario, setup, room=room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS),
         max_requests=_integer(options.get("max_batch_size"), REQUESTS), step_tokens=tokens, most_tokens=None,
         states=_integer(options.get("max_batch_size"), scenario.inference.batch),
         because=f"TensorRT-LLM {VERSION} _cal_max_memory: (total − peak) · free_gpu_memory_fraction", log=_log,

@@ -66,7 +66,7 @@ def tgi_answer(
     heads = {mixer.head_dim for mixer in mixers if isinstance(mixer, Attention)}
     page = FLASHINFER_BLOCK if heads <= set(FLASHINFER_HEADS) else FLASH_DECODING_BLOCK
     server = flat_server(
-        setup, room=room, page_tokens=page, max_requests=_integer(options.get("max_batch_size"), 1 << 20),
+        scenario, setup, room=room, page_tokens=page, max_requests=_integer(options.get("max_batch_size"), 1 << 20),
         step_tokens=tokens, most_tokens=_integer(options.get("max_batch_total_tokens"), 0) or None, states=0,
         because=f"TGI {VERSION} warmup: total · cuda_memory_fraction · {WIGGLE_ROOM} − what the largest prefill left", log=_log,
     )  # fmt: skip

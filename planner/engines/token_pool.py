@@ -22,9 +22,9 @@ from planner.engines.refusals import (
 )
 from planner.engines.served_weights import adapters_bytes, draft_bytes, value_bytes
 from planner.engines.serving import RankMemory, Server
-from planner.engines.serving_terms import pool_terms, weight_terms
+from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
-from planner.engines.step import step_bytes
+from planner.engines.step import step_bytes, widest_layer_bytes
 from planner.engines.vllm.cache import CacheKind, page_specs
 from planner.faults import Fault, Faults
 from planner.footprint import Term
@@ -75,6 +75,9 @@ class Setup:
     state_bytes: tuple[int, ...]
     max_model_len: int
     notes: tuple[str, ...]
+    steps: tuple[Mapping[str, int], ...] = ()
+    """What a step's activations are made of on each stage."""
+    graph_sizes: int = 0
 
 
 def set_up(
@@ -115,6 +118,7 @@ def set_up(
     return Setup(
         rules, architecture, stages, ranks, tuple(token + draft_tokens for token, _ in cells), tuple(state for _, state in cells),
         max_model_len, tuple(notes),
+        tuple(_step_values(architecture, stage, split, dtype_bytes, machine, step_tokens) for stage in stages), graph_sizes,
     )  # fmt: skip
 
 
@@ -194,7 +198,18 @@ def _rank(
     )
 
 
+def _step_values(
+    architecture: Architecture, stage: StageWeights, split: Split, dtype_bytes: int, machine: Overheads, step_tokens: int
+) -> dict[str, int]:
+    return {
+        "hidden_size": architecture.hidden_size, "bytes": dtype_bytes,
+        "widest_layer": widest_layer_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes),
+        "workspace": machine.cublas_workspace_bytes,
+    }  # fmt: skip
+
+
 def flat_server(
+    scenario: Scenario,
     setup: Setup,
     *,
     room: Callable[[RankMemory], int],
@@ -223,7 +238,7 @@ def flat_server(
     version = f"{setup.rules.engine} {setup.rules.version}"
     terms = [
         *weight_terms(setup.stages, [rank.weights_bytes for rank in setup.ranks], setup.rules.source),
-        *_rank_terms(first, step_tokens, version),
+        *(term for rank in ranks for term in _rank_terms(setup, rank, step_tokens, states, scenario)),
         *pool_terms(pools, layouts[0], because),
     ]
     return Server(
@@ -246,25 +261,22 @@ def _known_runs(engine: str) -> str:
     return f"the error band is stated, not measured: recorded runs of {engine} that could be told apart: {rows or 'none'}"
 
 
-def _rank_terms(rank: RankMemory, step_tokens: int, version: str) -> list[Term]:
+def _rank_terms(setup: Setup, rank: RankMemory, step_tokens: int, states: int, scenario: Scenario) -> list[Term]:
+    version, stage = f"{setup.rules.engine} {setup.rules.version}", rank.stage
     found = [
         Term(
-            "activations", "4 · tokens · hidden_size · bytes + widest_layer + cuBLAS workspace",
-            {"tokens": step_tokens}, rank.activations_bytes, "modelled", f"{version}: a step of the longest prefill", "prefill",
+            "activations", "4 · tokens · hidden_size · bytes + widest_layer + workspace",
+            {"stage": stage, "tokens": step_tokens, **setup.steps[stage]}, rank.activations_bytes, "modelled",
+            f"{version}: a step of the longest prefill", "prefill",
         )
     ]  # fmt: skip
     if rank.graphs_bytes:
-        found.append(
-            Term("cuda_graphs", "2 · sizes · graph_bytes", {}, rank.graphs_bytes, "modelled", f"{version}: captured batch sizes")
-        )
-    if rank.adapters_bytes:
-        formula = "count · rank · Σ linears (in + out / tensor) · 2"
-        found.append(Term("adapters", formula, {}, rank.adapters_bytes, "derived", f"{version}: slots are taken up front"))
+        values = {"stage": stage, "sizes": setup.graph_sizes, "graph_bytes": rank.graphs_bytes // (2 * setup.graph_sizes)}
+        because = f"{version}: captured batch sizes"
+        found.append(Term("cuda_graphs", "2 · sizes · graph_bytes", values, rank.graphs_bytes, "modelled", because))
+    found += adapter_terms(stage, scenario, rank.adapters_bytes, f"{version}: slots are taken up front")
     if rank.states_bytes:
         because = f"{version}: a slot for each sequence that may run"
-        found.append(Term("recurrent_state", "slots · state_bytes", {}, rank.states_bytes, "derived", because))
-    if rank.libraries_bytes:
-        found.append(
-            Term("cuda_context", "NCCL", {}, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")
-        )
-    return found
+        values = {"stage": stage, "slots": states, "state_bytes": rank.states_bytes // states}
+        found.append(Term("recurrent_state", "slots · state_bytes", values, rank.states_bytes, "derived", because))
+    return found + library_terms(stage, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")

@@ -71,7 +71,7 @@ def _context_terms(found: LlamaCppFootprint, machine: Overheads) -> list[Term]:
     return [
         Term(
             "cuda_context", "CUDA context", {"holder": f"device {index}", "context_bytes": machine.context_bytes},
-            machine.context_bytes, machine.certainty, machine.source,
+            machine.context_bytes, machine.certainty, machine.source, gpu=index,
         )
         for index in range(len(found.devices))
     ]  # fmt: skip

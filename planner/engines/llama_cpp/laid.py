@@ -12,7 +12,7 @@ from planner.engines.llama_cpp.compute import bends, compute_buffers, course_of
 from planner.engines.llama_cpp.context import CELL_BLOCK, Context
 from planner.engines.llama_cpp.families import Family
 from planner.engines.llama_cpp.placement import Checkpoint, Placement
-from planner.footprint import Term
+from planner.footprint import HOST, Term
 from planner.memo import remember_by_identity
 
 if TYPE_CHECKING:
@@ -106,13 +106,14 @@ class Laid:
         architecture, context, placement = self.architecture, self.context, self.placement
         weights = weights_by_device(self.file, placement)
         compute = compute_buffers(architecture, self.family, context, placement, self.copied)
-        return [
-            *(self._weight_term(size, device) for device, size in enumerate(weights) if size),
-            *(self._cache_term(cache) for cache in caches(architecture, self.family, context, placement)),
-            *(self._state_term(state) for state in states(architecture, context, placement)),
-            *(self._compute_term(size, device) for device, size in enumerate(compute) if size),
-            self._logits_term(),
+        found = [
+            *((device, self._weight_term(size, device)) for device, size in enumerate(weights) if size),
+            *((cache.device, self._cache_term(cache)) for cache in caches(architecture, self.family, context, placement)),
+            *((state.device, self._state_term(state)) for state in states(architecture, context, placement)),
+            *((device, self._compute_term(size, device)) for device, size in enumerate(compute) if size),
+            (placement.host, self._logits_term()),
         ]
+        return [replace(term, gpu=HOST if device == placement.host else device) for device, term in found]
 
     def _values(self, device: int, **values: int | float | str) -> dict[str, int | float | str]:
         holder = "host" if device == self.placement.host else f"device {device}"

@@ -21,7 +21,7 @@ from planner.engines.refusals import (
 )
 from planner.engines.served_weights import adapters_bytes, draft_bytes, running, value_bytes
 from planner.engines.serving import RankMemory, Server, serving_footprint
-from planner.engines.serving_terms import pool_terms, weight_terms
+from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
 from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout
 from planner.engines.vllm.profile import ProfileRun, profile_run
@@ -293,27 +293,14 @@ def _activation_term(run: ProfileRun, rank: RankMemory, version: str) -> Term:
 
 def _other_terms(settings: Settings, ranks: tuple[RankMemory, ...], scenario: Scenario, machine: Overheads) -> list[Term]:
     found: list[Term] = []
+    sizes = capture_sizes(settings.capture_size)
     for rank in ranks:
-        graphs = {"stage": rank.stage, "sizes": capture_sizes(settings.capture_size), "graph_bytes": machine.graph_bytes}
+        forward = rank.graphs_bytes - 2 * sizes * machine.graph_bytes
+        graphs = {"stage": rank.stage, "sizes": sizes, "graph_bytes": machine.graph_bytes, "forward": forward}
         if rank.graphs_bytes:
-            formula = "2 · sizes · graph_bytes + forward of the largest size"
+            formula = "2 · sizes · graph_bytes + forward, of the largest size"
             because = settings.release.source if machine.graph_certainty == "modelled" else machine.source
             found.append(Term("cuda_graphs", formula, graphs, rank.graphs_bytes, machine.graph_certainty, because))
-        found.append(
-            Term(
-                "cuda_context",
-                "libraries outside torch",
-                {"stage": rank.stage},
-                rank.libraries_bytes,
-                "measured",
-                settings.release.source,
-            )
-        )
-        if rank.adapters_bytes:
-            asked = scenario.inference.adapters
-            values: dict[str, int | float | str] = {"stage": rank.stage, "count": asked.count, "rank": asked.rank}
-            formula = "count · rank · Σ linears (in + out / tensor) · 2"
-            found.append(
-                Term("adapters", formula, values, rank.adapters_bytes, "derived", "vLLM lora/layers: slots are taken up front")
-            )
+        found += library_terms(rank.stage, rank.libraries_bytes, "measured", settings.release.source)
+        found += adapter_terms(rank.stage, scenario, rank.adapters_bytes, "vLLM lora/layers: slots are taken up front")
     return found

@@ -18,7 +18,7 @@ from planner.engines.paged import PageSpec, Pool
 from planner.engines.sglang import default_permille
 from planner.engines.shares import share_of
 from planner.faults import Faults
-from planner.footprint import OUTSIDE_ALLOCATED, Footprint
+from planner.footprint import HOST, OUTSIDE_ALLOCATED, Footprint
 from planner.formats import native_format
 from planner.predict import predict
 from planner.scenario import parse_scenario, to_json
@@ -124,7 +124,25 @@ def test_every_figure_has_a_term_of_its_size(engine):
     decode = found.gpus[0].phases[-1].components
     for component in ("weights", "kv_cache"):
         assert [term.bytes for term in found.terms if term.component == component] == [decode[component]]
-    assert decode["cuda_context"] == sum(term.bytes for term in found.terms if term.component == "cuda_context")
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "llama.cpp"])
+def test_terms_open_every_component_of_every_gpu_to_its_byte(engine):
+    """Σ terms that tell of a phase on a GPU = the component there; those of the host are its own."""
+    parallel = {} if engine == "llama.cpp" else {"tensor": 2, "pipeline": 2, "data": 2}
+    offload = {} if engine in ("tgi", "tensorrt-llm") else {"weights": 0.25}
+    found = footprint(engine=engine, parallel=parallel, hardware={"gpus": 8}, weights="bf16", offload=offload, adapters={
+        "count": 0 if engine == "llama.cpp" else 2,
+    })  # fmt: skip
+    for card in found.gpus:
+        for phase in card.phases:
+            for component, size in phase.components.items():
+                terms = [
+                    term.bytes for term in found.terms if term.component == component and term.tells_of(phase.name, card.index)
+                ]
+                assert sum(terms) == size, (engine, card.index, phase.name, component)
+    kept = [term for term in found.terms if term.gpu == HOST]
+    assert sum(term.bytes for term in kept) == found.host.bytes > 0 or not offload
 
 
 @pytest.mark.parametrize("engine", ENGINES)
