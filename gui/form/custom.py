@@ -11,7 +11,8 @@ from PySide6.QtWidgets import QDialog, QDialogButtonBox, QGridLayout, QLabel, QP
 
 from gui.form.card import ModelCard
 from gui.form.dimensions import Dimension, dimensions_of, with_dimension
-from gui.form.editors import ChoiceField, NumberField
+from gui.form.editors import ChoiceField
+from gui.form.numbers import NumberField
 from gui.theme import set_role
 from gui.translate import tr
 from planner.architecture.config import UnknownArchitecture

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
 
-from gui.form.editors import ChoiceField, NamesField, NumberField, SearchField
+from gui.form.editors import ChoiceField, NamesField, SearchField
+from gui.form.numbers import NumberField
 from gui.theme import px, set_role, theme
 from gui.translate import tr
 

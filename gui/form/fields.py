@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, SearchField, Segments, ShareField, SizeField
+from gui.form.editors import ChoiceField, Editor, NamesField, SearchField, Segments
 from gui.form.generic import NumbersField, all_leaves, editor_of
 from gui.form.model_box import ModelBox
 from gui.form.modules import ModulesField
+from gui.form.numbers import NumberField, ShareField, SizeField
 from gui.form.options import OptionsField
 from gui.translate import tr
 from planner.scenario import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-from gui.form.editors import ChoiceField, Editor, NamesField, NumberField, ShareField, read_count
+from gui.form.editors import ChoiceField, Editor, NamesField
+from gui.form.numbers import NumberField, ShareField, read_count
 from gui.form.options import OptionsField
 from gui.translate import tr
 from planner.scenario import Scenario

@@ -6,7 +6,8 @@ from PySide6.QtCore import QSize, Signal, Slot
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QBoxLayout, QHBoxLayout, QLabel, QPushButton, QWidget
 
-from gui.form.editors import ChoiceField, NumberField
+from gui.form.editors import ChoiceField
+from gui.form.numbers import NumberField
 from gui.icons import icon
 from gui.machine import Machine
 from gui.theme import set_role, theme

@@ -5,9 +5,9 @@ from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
 from gui.examples import EXAMPLES
-from gui.form.editors import read_count
 from gui.form.fields import FIELDS
 from gui.form.generic import NumbersField, TextField, all_leaves, editor_of
+from gui.form.numbers import read_count
 from planner.scenario import ModelPath, parse_scenario, to_json
 from resources.catalog import model_ids
 from resources.gpus import gpu_names
