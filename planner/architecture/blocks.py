@@ -316,9 +316,9 @@ def decoder(
     hidden = config.size("hidden_size")
     vocabulary = config.size("vocab_size", maximum=MAX_VOCABULARY)
     tied = can_tie and bool(config.head) and config.flag("tie_word_embeddings")
-    labels = label_count(config) if config.head in ("score", "classifier") else 0
+    labels = label_count(config) if config.head in ("score", "classifier") else 2 * (config.head == "qa_outputs")
     tied = tied and not labels
-    bias = head_bias if not labels else config.defaults.model_class.endswith("ForTokenClassification")
+    bias = head_bias if not labels else config.defaults.model_class.endswith(("ForTokenClassification", "ForQuestionAnswering"))
     head = linear(config.head, labels or vocabulary, hidden, bias=bias, role="head") if config.head else ()
     return Architecture(
         model_type=config.text("model_type"),

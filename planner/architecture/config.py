@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
+from functools import lru_cache
 
 from planner.architecture.noise import cannot_change_sizes
 from planner.faults import Reader, describe
@@ -51,6 +52,19 @@ class Defaults:
     """Common name of a key → the name this type stores it under."""
     values: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        """A key → its other spellings, the stored name first."""
+        return _spellings(tuple(self.aliases.items()))
+
+
+@lru_cache(512)
+def _spellings(aliases: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {common: (stored,) for common, stored in aliases}
+    for common, stored in aliases:
+        found[stored] = (*found.get(stored, ()), common)
+    return found
+
 
 class Config:
     """One object of a model's config, read with the defaults of its type.
@@ -80,10 +94,7 @@ class Config:
         """The value under the first of ``names`` (or its alias) the config has, else the default, else None."""
         if names in self._found:
             return self._found[names]
-        aliases = self.defaults.aliases
-        known: Sequence[str] = names
-        if aliases:
-            known = [stored for name in names for stored in (name, aliases.get(name)) if stored]
+        known = self._spellings(names)
         self.read.update(known)
         for place, origin in ((self.values, "config.json"), (self.defaults.values, "default")):
             for name in known:
@@ -92,6 +103,12 @@ class Config:
                     return self._found[names]
         self._found[names] = None
         return None
+
+    def _spellings(self, names: Sequence[str]) -> Sequence[str]:
+        """``names`` with what the type's class takes for each: where it stores it, and other names it is given under."""
+        if not self.defaults.aliases:
+            return names
+        return [spelling for name in names for spelling in (name, *self.defaults.spellings.get(name, ()))]
 
     def says(self, *names: str) -> bool:
         """Whether the config itself says something other than null under one of ``names``."""
@@ -229,8 +246,7 @@ class Config:
         return mine + [path for child in self.children for path in child.unread()]
 
     def _key(self, names: tuple[str, ...]) -> str:
-        known = [stored for name in names for stored in (name, self.defaults.aliases.get(name)) if stored]
-        return next((name for name in known if name in self.values), names[0])
+        return next((name for name in self._spellings(names) if name in self.values), names[0])
 
     def _path(self, key: object) -> str:
         shown = key if isinstance(key, str) and len(key) <= 80 else describe(key).strip("'")

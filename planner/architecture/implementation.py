@@ -39,7 +39,8 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
     attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
-    ``scales_embeddings``: the layers read a multiple of the embeddings.
+    ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
+    is added to the residual.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     ``holds_triangle``: a boolean mask of all positions by all positions is a buffer of the model.
     """
@@ -69,6 +70,7 @@ class Implementation:
     wide_logits: bool = False
     own_linears: bool = False
     scales_embeddings: bool = False
+    scales_branches: bool = False
     holds_triangle: bool = False
 
 
@@ -88,12 +90,13 @@ LIKE_LLAMA = (
     "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama "
     "jamba bamba lfm2"
 )
-MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid falcon_h1"
-"""As Llama, with the embeddings multiplied first."""
+MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
+"""As Llama, with the embeddings multiplied first, and each mixer's output."""
 
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
-    **dict.fromkeys(MULTIPLIED.split(), Implementation(scales_embeddings=True)),
+    **dict.fromkeys(MULTIPLIED.split(), Implementation(scales_embeddings=True, scales_branches=True)),
+    "falcon_h1": Implementation(scales_embeddings=True),
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),

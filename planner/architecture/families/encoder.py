@@ -95,6 +95,8 @@ def bert(config: Config) -> Architecture:
         config.notes.append(f"read as {stem}Model: the pre-training heads are left out")
         config = replaced_class(config, f"{stem}Model")
         wanted = config.defaults.model_class
+    if wanted.endswith("ForPreTraining"):
+        raise UnknownArchitecture(f"{wanted} is not read; its encoder is")
     tables, norm = bert_embeddings(config)
     layers = [bert_layer(config)] * num_layers(config)
     on_top = () if wanted.endswith(NO_POOLER) else pooler(config)
@@ -135,7 +137,7 @@ def task_head(config: Config, wanted: str) -> tuple[Weight, ...]:
     if wanted.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return linear("classifier", label_count(config), hidden, bias=True, role="head")
     if wanted.endswith("ForQuestionAnswering"):
-        return linear("qa_outputs", 2, hidden, bias=True, role="head")
+        return linear("qa_outputs", label_count(config), hidden, bias=True, role="head")
     return ()
 
 

@@ -254,7 +254,7 @@ def xglm(config: Config) -> Architecture:
     refuse_cross_attention(config)
     bio = config.text("model_type") == "biogpt"
     layer = bart_like_layer(config, config.size("intermediate_size" if bio else "ffn_dim"))
-    named = with_head(config, head="output_projection") if bio and config.head else config
+    named = with_head(config, head="output_projection") if bio and config.head == "lm_head" else config
     learned = (positions(config, "embed_positions", 2),) if bio else ()
     return decoder(named, [layer] * num_layers(config), norm=layer_norm, norm_name="layer_norm", embeddings=learned)
 

@@ -56,6 +56,9 @@ def text_of(
     deciding = {"outer": (config,), "text": (text,), "either": (config, text), "": ()}[tied_by]
     flags = [own.flag("tie_word_embeddings") for own in deciding]
     text = with_head(text, tie_word_embeddings=any(flags))
+    if head in ("score", "qa_outputs"):  # the outer class's, over the labels its own config names
+        text = with_head(text, id2label=config.mapping("id2label"), num_labels=config.get("num_labels"))
+        text.defaults = replace(text.defaults, model_class=config.defaults.model_class)
     model_type = text.text("model_type")
     read = FAMILIES.get(model_type)
     if read is None:
@@ -217,6 +220,8 @@ def llama4(config: Config) -> Architecture:
 @family("mllama")
 def mllama(config: Config) -> Architecture:
     """Llama 3.2 Vision: some layers of the text read the image instead of the text."""
+    if config.defaults.model_class.endswith("ForCausalLM"):
+        raise UnknownArchitecture(f"{config.defaults.model_class} is not read; the model with its vision tower is")
     at = config.base
     text = text_of(config, tied_by="")
     towers = towers_of(config, "vision_config", f"{at}vision_model.")
