@@ -21,7 +21,6 @@ from cli.tables import console, table
 from planner.units import format_bytes
 from probes.battery import Battery, Progress
 from probes.calibration import Fit, fit, gather, recordings
-from probes.figures import Figure
 from probes.outcome import Outcome
 from probes.preflight import why_not
 from probes.recording import RecordingError
@@ -124,19 +123,11 @@ def _print_fit(fitted: Fit) -> None:
     for figure in fitted.figures:
         errors = [_percent(figure.error_before), _percent(figure.error_after)]
         mark = "✔" if figure.accepted else "–"
-        made.add_row(figure.name, *_amount(figure), str(figure.runs), *errors, f"{mark} {figure.why}")
+        made.add_row(figure.name, *figure.told(format_bytes), str(figure.runs), *errors, f"{mark} {figure.why}")
     out.print(made)
     if fitted.error_before is not None:
         told = f"{_percent(fitted.error_before)} without, {_percent(fitted.error_after)} with it"
         out.print(f"device figure of runs that it was not fitted on: {told}", soft_wrap=True)
-
-
-def _amount(figure: Figure) -> tuple[str, str]:
-    if figure.name in ("context", "workspace", "graph"):
-        return format_bytes(round(figure.value)), format_bytes(round(figure.band))
-    if figure.name.endswith("slack"):
-        return f"× {figure.value:.2f}", f"{figure.band:.2f}"
-    return f"{100 * figure.value:.0f} %", f"{100 * figure.band:.0f} %"
 
 
 def _percent(error: float | None) -> str:

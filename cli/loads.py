@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from cli import exits
+from cli.ending import end_of
 from cli.measure import default_device
 from cli.results import print_measurement
 from cli.tables import console
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     measurement, outcome = Measurement({"model": _title(options), "task": order["mode"]}), None
     session = ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record, remote=remote)
     with session:
-        outcome = _wait(session)
+        outcome = end_of(session)
     trouble = keep(measurement, session.recording)
     _show(measurement, outcome, options, str(session.recording.path or ""))
     exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
@@ -84,17 +85,6 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 def _title(options: argparse.Namespace) -> str:
     return "plain allocations" if options.load else str(options.script or options.module)
-
-
-def _wait(session: ProbeSession) -> Outcome:
-    while True:
-        try:
-            outcome = session.wait(0.2)
-        except KeyboardInterrupt:
-            session.stop()
-            continue
-        if outcome is not None:
-            return outcome
 
 
 def _show(measurement: Measurement, outcome: Outcome, options: argparse.Namespace, recording: str) -> None:

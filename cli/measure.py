@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cli import exits
+from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
 from cli.results import print_measurement
@@ -21,7 +22,6 @@ from planner.units import MIB
 from probes.history import keep
 from probes.measurement import Measurement
 from probes.monitor import who_holds
-from probes.outcome import Outcome
 from probes.preflight import why_not
 from probes.remote import place_of
 from probes.request import request
@@ -107,7 +107,7 @@ def _measure(options: argparse.Namespace) -> int:
         asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record, remote=remote
     )
     with session:
-        outcome = _wait(session)
+        outcome = end_of(session)
         recording = session.recording
     trouble = keep(measurement, recording)
     if options.json:
@@ -134,10 +134,3 @@ def default_device() -> str:
         return "cuda:0" if nvml.open().available and visible(nvml.readings()) else "cpu"
     finally:
         nvml.close()
-
-
-def _wait(session: ProbeSession) -> Outcome:
-    while True:
-        outcome = session.wait(0.2)
-        if outcome is not None:
-            return outcome

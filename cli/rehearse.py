@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import exits
+from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
 from cli.tables import console, table
@@ -100,20 +101,8 @@ def _rehearse(asked: Request, record: Path | None) -> tuple[Rehearsal, Outcome, 
     prediction = asked.prediction.to_json()
     rehearsal = Rehearsal(asked.order, prediction)
     with ProbeSession(asked.order, rehearsal.add, prediction=prediction, recording_path=record) as session:
-        outcome = _wait(session)
+        outcome = end_of(session)
     return rehearsal, rehearsal.outcome_of(outcome), session.recording
-
-
-def _wait(session: ProbeSession) -> Outcome:
-    """The outcome; Ctrl-C stops the rehearsal and is an outcome too."""
-    while True:
-        try:
-            outcome = session.wait(0.2)
-        except KeyboardInterrupt:
-            session.stop()
-            continue
-        if outcome is not None:
-            return outcome
 
 
 def _write_files(rehearsal: Rehearsal, options: argparse.Namespace) -> None:

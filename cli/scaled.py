@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cli import exits
+from cli.ending import end_of
 from cli.predict import title_of
 from cli.tables import console, table
 from planner.footprint import Footprint
 from planner.units import format_bytes
 from probes.history import keep
 from probes.measurement import Measurement
-from probes.outcome import Outcome
 from probes.remote import Remote
 from probes.request import predict_run, request
 from probes.scaled import NotLinear, Scale, extrapolate, find_scale, scale_of
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int 
             asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=path, remote=remote
         )
         with session:
-            outcome = _wait(session)
+            outcome = end_of(session)
         trouble = keep(measurement, session.recording)
         exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
         if outcome.kind != "completed":
@@ -69,17 +69,6 @@ def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int 
 
 def _path(record: Path | None, size: int) -> Path | None:
     return None if record is None else record.with_name(f"{record.stem}-{size}-layers{record.suffix}")
-
-
-def _wait(session: ProbeSession) -> Outcome:
-    while True:
-        try:
-            outcome = session.wait(0.2)
-        except KeyboardInterrupt:
-            session.stop()
-            continue
-        if outcome is not None:
-            return outcome
 
 
 def _print(whole: Footprint, scale: Scale, title: str) -> None:

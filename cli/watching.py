@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli import exits
+from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.tables import console, table
 from planner.footprint import COMPONENTS
 from planner.units import format_bytes
 from probes.log_lines import on_host
-from probes.watch import Attach, Ending, Launch, Watch
+from probes.watch import Attach, Launch, Watch
 from probes.watched import Watched
 from resources.history import History, HistoryError
 from resources.plan import Plan
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         target, watched.add, scenario=watched.scenario, prediction=watched.prediction, time_s=options.time_limit,
         recording_path=options.record, on_output=_pass_on,
     ) as watch:  # fmt: skip
-        ending = _wait(watch)
+        ending = end_of(watch)
         recording = watch.recording
     path = "" if recording.path is None else str(recording.path.absolute())
     trouble = _keep(watched, path) if ending.kind != "could_not_start" else ""
@@ -68,18 +69,6 @@ def _pass_on(data: bytes) -> None:
     """Standard error, so that standard output holds the result alone."""
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
-
-
-def _wait(watch: Watch) -> Ending:
-    """The ending; Ctrl-C stops the watch and is an ending too."""
-    while True:
-        try:
-            ending = watch.wait(0.2)
-        except KeyboardInterrupt:
-            watch.stop()
-            continue
-        if ending is not None:
-            return ending
 
 
 def _keep(watched: Watched, recording: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 NEEDED_RUNS = 3
@@ -26,3 +27,11 @@ class Figure:
     def to_json(self) -> dict[str, object]:
         """JSON-ready data."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+    def told(self, format_bytes: Callable[[float], str]) -> tuple[str, str]:
+        """Value and half-width as people read them: bytes as ``format_bytes`` writes them, a factor, or per cent."""
+        if self.name in ("context", "workspace", "graph"):
+            return format_bytes(round(self.value)), format_bytes(round(self.band))
+        if self.name.endswith("slack"):
+            return f"× {self.value:.2f}", f"{self.band:.2f}"
+        return f"{100 * self.value:.0f} %", f"{100 * self.band:.0f} %"

@@ -72,7 +72,7 @@ def cells_of(found: Fit) -> list[list[Cell]]:
 
 
 def _row(figure: Figure) -> list[Cell]:
-    value, band = _amount(figure)
+    value, band = figure.told(format_bytes)
     mark, ink = ("✔", "fits") if figure.accepted else ("–", "muted")
     return [
         Cell(figure.name.capitalize(), figure.name),
@@ -83,14 +83,6 @@ def _row(figure: Figure) -> list[Cell]:
         _percent(figure.error_after),
         Cell(f"{mark} {figure.why}", figure.why, figure.why, ink),
     ]
-
-
-def _amount(figure: Figure) -> tuple[str, str]:
-    if figure.name in ("context", "workspace", "graph"):
-        return format_bytes(round(figure.value)), format_bytes(round(figure.band))
-    if figure.name.endswith("slack"):
-        return f"× {figure.value:.2f}", f"{figure.band:.2f}"
-    return f"{100 * figure.value:.0f} %", f"{100 * figure.band:.0f} %"
 
 
 def _percent(error: float | None) -> Cell:

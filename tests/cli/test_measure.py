@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,29 @@ def test_two_sizes_tell_the_whole_and_the_history_keeps_both(tmp_path: Path) -> 
     kept = History(tmp_path / "history.sqlite").runs()
     assert [Path(run.recording).name for run in kept] == ["r-2-layers.jsonl", "r-1-layers.jsonl"]
     assert [(run.level, run.outcome, run.phase != "") for run in kept] == [("measure", "completed", True)] * 2
+
+
+@needs_libraries
+@pytest.mark.skipif(os.name != "posix", reason="interrupts as POSIX does")
+def test_an_interrupted_measurement_is_kept(tmp_path: Path) -> None:
+    work = SCENARIO | {"inference": {"prompt_tokens": 16, "new_tokens": 4000}}
+    (tmp_path / "scenario.json").write_text(json.dumps(work), encoding="utf-8")
+    child = subprocess.Popen(
+        [sys.executable, "main.py", "measure", str(tmp_path / "scenario.json"), "--device=cpu", "--json"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while (
+        not any('"prefill","state"' in path.read_text() for path in tmp_path.glob("recordings/*")) and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    out, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors.startswith("highwater: Stopped")
+    measured = json.loads(out)["gpus"][0]["phases"]
+    assert (measured[0]["name"], measured[0]["allocated"] > 0) == ("load", True)
+    assert [run.outcome for run in History(tmp_path / "history.sqlite").runs()] == ["stopped"]
 
 
 @needs_libraries
