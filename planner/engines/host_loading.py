@@ -21,7 +21,7 @@ PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 WORKERS = 4
 """``core_model_loading.py``, ``GLOBAL_WORKERS``: fewer only where there are fewer processors."""
 QUANTISES_AT_LOAD = ("nf4", "fp4", "int8")
-"""bitsandbytes' formats: the file holds the dtype that the config names."""
+"""bitsandbytes' formats: the file holds the dtype that the config names, unless it was saved quantised."""
 MAPPED = "transformers 5.23 opens safetensors with mmap; the pages are the page cache's, and can go once they were copied to a GPU"
 STAYS_MAPPED = "; those of weights that stay on the host stay mapped"
 COPIED = "PyTorch converts on the host before it copies to the GPU; {workers} at once (core_model_loading.py, spawn_materialize)"
@@ -30,26 +30,38 @@ PAGEABLE = "accelerate 1.15 copies from the pages that hold the weights (hooks.p
 
 
 def loading_host(
-    architecture: Architecture, fmt: Format, dtype: str, components: Mapping[str, int], *, to_disk: bool = False
-) -> Host:  # fmt: skip
+    architecture: Architecture,
+    fmt: Format,
+    dtype: str,
+    components: Mapping[str, int],
+    *,
+    to_disk: bool = False,
+    as_stored: bool = False,
+) -> Host:
     """System memory after and during a load in ``dtype`` (of what is not quantised).
 
-    ``components``: what stays, weights among them. ``load_bytes`` counts the whole file, as where there is room for its pages;
-    None where transformers merges experts on the host, and where the sizes are not known.
+    ``as_stored``: the checkpoint itself is in the format. ``components``: what stays, weights among them. ``load_bytes`` counts
+    the whole file, as where there is room for its pages; None where transformers merges experts on the host, and where the
+    sizes are not known.
     """
-    terms = loading_terms(architecture, fmt, dtype, kept_bytes=components.get("weights", 0), to_disk=to_disk)
+    kept = components.get("weights", 0)
+    terms = loading_terms(
+        architecture, fmt, dtype, kept_bytes=kept, to_disk=to_disk, at_load=quantises_at_load(fmt) and not as_stored
+    )
     held = sum(components.values())
     return Host(held, components, sum(term.bytes for term in terms), terms) if terms else Host(held, components)
 
 
 @remember_by_identity(256)
-def loading_terms(architecture: Architecture, fmt: Format, dtype: str, *, kept_bytes: int, to_disk: bool) -> tuple[Term, ...]:
+def loading_terms(
+    architecture: Architecture, fmt: Format, dtype: str, *, kept_bytes: int, to_disk: bool, at_load: bool
+) -> tuple[Term, ...]:
     """What a load takes of the host when ``kept_bytes`` of weights stay there; nothing where it is not known."""
-    stored = stored_bytes(architecture, fmt)
+    stored = stored_bytes(architecture, fmt, at_load=at_load)
     if stored is None or (kept_bytes and _merges_experts(architecture)):
         return ()
-    converts = _converts(architecture, fmt, dtype)
-    workers = 1 if to_disk or fmt.name.startswith(QUANTISES_AT_LOAD) else WORKERS
+    converts = _converts(architecture, fmt, dtype, at_load=at_load)
+    workers = 1 if to_disk or at_load else WORKERS
     copies = sum(nlargest(workers, _tensor_bytes(architecture, PLAIN_BYTES[dtype]))) if converts else 0
     because = MAPPED + (STAYS_MAPPED if kept_bytes and not converts else "")
     terms = [Term("weights", "bytes of the files", {"holder": "host", "file_bytes": stored}, stored, "derived", because, "load")]
@@ -66,9 +78,14 @@ def loading_terms(architecture: Architecture, fmt: Format, dtype: str, *, kept_b
     return tuple(terms)
 
 
-def stored_bytes(architecture: Architecture, fmt: Format) -> int | None:
+def quantises_at_load(fmt: Format) -> bool:
+    """Whether a plain checkpoint comes to this format while it is loaded."""
+    return fmt.name.startswith(QUANTISES_AT_LOAD)
+
+
+def stored_bytes(architecture: Architecture, fmt: Format, *, at_load: bool) -> int | None:
     """Bytes of a checkpoint's tensors: in the dtype that the config names, or as a format stores them that isn't made at load."""
-    if fmt.is_quantized and not fmt.name.startswith(QUANTISES_AT_LOAD):
+    if fmt.is_quantized and not at_load:
         return known_bytes(architecture, fmt)
     each = PLAIN_BYTES.get(architecture.dtype)
     if each is None or fmt.unknown or fmt.file_type:
@@ -81,9 +98,9 @@ def _each(fixed: str | None, plain: int) -> int:
     return PLAIN_BYTES.get(fixed or "", plain)
 
 
-def _converts(architecture: Architecture, fmt: Format, dtype: str) -> bool:
+def _converts(architecture: Architecture, fmt: Format, dtype: str, *, at_load: bool) -> bool:
     """Whether tensors come to another dtype than the file's."""
-    as_stored = fmt.is_quantized and not fmt.name.startswith(QUANTISES_AT_LOAD)
+    as_stored = fmt.is_quantized and not at_load
     return dtype != (resolve_format(fmt, architecture).rest_dtype if as_stored else architecture.dtype)
 
 

@@ -62,7 +62,7 @@ def transformers_answer(
         from planner.engines.transformers_spread import spread_answer  # noqa: PLC0415  loaded for those who ask
 
         return spread_answer(settled, architecture, fmt, machine, capacity, notes, cuda=cuda)
-    steps = _phases(settled, architecture, fmt, machine, cuda=cuda)
+    steps = _phases(settled, architecture, fmt, machine, capacity, cuda=cuda)
     phases = _meters(settled, architecture, fmt, steps, machine, capacity)
     footprint = GpuFootprint(0, capacity, phases)
     device_bytes = largest(*(phase.device for phase in phases))
@@ -89,7 +89,7 @@ def _host(scenario: Scenario, architecture: Architecture, fmt: Format) -> Host:
     kept = training_host(scenario, architecture, PLAIN_BYTES.get(scenario.weights, 2)) if training else {}
     quantised = quantised_weights(scenario, architecture, fmt)
     dtype = quantised.rest_dtype if quantised is not None else scenario.weights
-    return loading_host(architecture, fmt, dtype, kept)
+    return loading_host(architecture, fmt, dtype, kept, as_stored=scenario.weights == "native")
 
 
 def is_spread(scenario: Scenario) -> bool:
@@ -114,12 +114,14 @@ def assumed(architecture: Architecture) -> tuple[str, ...]:
     """What the reader should know: packages taken as absent, a family whose order of operators nobody has read."""
     mixers = (mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence)
     notes = (WITHOUT_KERNELS,) if any(isinstance(mixer, Recurrent) for mixer in mixers) else ()
-    if architecture.kind != "decoder" or implementation_of(architecture.model_type) is not None:
+    if architecture.kind != "decoder" or implementation_of(architecture) is not None:
         return notes
     return (*notes, f"activations are those of Llama's blocks: how transformers writes {architecture.model_class} was not compared")
 
 
-def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, *, cuda: bool) -> list[Step]:
+def _phases(
+    scenario: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, capacity: int, *, cuda: bool
+) -> list[Step]:
     """What the engine holds in each phase, with the cuBLAS workspace from the first matrix product on."""
     require_modelled_training(scenario) if scenario.task == "training" else require_modelled_generation(scenario)
     attention = scenario.training.attention if scenario.task == "training" else scenario.inference.attention
@@ -130,7 +132,9 @@ def _phases(scenario: Scenario, architecture: Architecture, fmt: Format, machine
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)
     if scenario.task == "training":
-        steps = training_steps(scenario, architecture, weights, dtype_bytes, cuda=cuda, quantised=quantised)
+        steps = training_steps(
+            scenario, architecture, weights, dtype_bytes, cuda=cuda, quantised=quantised, capacity_bytes=capacity
+        )
     else:
         steps = _generation(scenario, architecture, weights, dtype_bytes, quantised, cuda=cuda)
     if machine.cublas_workspace_bytes:
@@ -152,7 +156,7 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     if architecture.kind != "decoder" or not is_known(fmt) or (training and fmt.name not in TRAINED_OVER):
         what = "training over" if training else "products with"
         raise NotModelled(f"weights: {what} {scenario.weights} weights has no closed form yet")
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     if code is not None and code.own_linears:
         raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
     resolved = resolve_format(fmt, architecture)

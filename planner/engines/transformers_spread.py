@@ -145,7 +145,7 @@ def _require_derived(scenario: Scenario, architecture: Architecture, quantised: 
         raise NotModelled("hardware.gpus: layers that read caches of layers on other GPUs have no closed form yet")
     if not scenario.offload.weights:
         return
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     kinds = {
         "quantised weights": quantised is not None,
         "recurrent layers": any(isinstance(mixer, Recurrent) for mixer in mixers),
@@ -186,7 +186,7 @@ def lays_on_host(scenario: Scenario, architecture: Architecture | None) -> int |
 
 def makes_rotary(architecture: Architecture) -> bool:
     """Whether a module beside the layers makes cosines and sines."""
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     if code is not None and code.rotary == "pairs_inline":
         return False
     mixers = (mixer for layer, _ in layer_indices(architecture.decoder) for mixer in layer.sequence)
@@ -343,7 +343,8 @@ def _host(
         held = sum(module.size_bytes for part in parts for module in modules_of(part.owned, PLAIN_BYTES[dtype]))
         on_host = sum(module.size_bytes for module in modules) - held
     kept = {"weights": on_host} if on_host else {}
-    return loading_host(architecture, fmt, dtype, kept, to_disk=bool(scenario.offload.weights) and scenario.offload.to != "cpu")
+    to_disk = bool(scenario.offload.weights) and scenario.offload.to != "cpu"
+    return loading_host(architecture, fmt, dtype, kept, to_disk=to_disk, as_stored=scenario.weights == "native")
 
 
 def _notes(parts: Sequence[Part]) -> list[str]:

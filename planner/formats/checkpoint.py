@@ -90,14 +90,19 @@ def known_bytes(architecture: Architecture, fmt: Format) -> int | None:
         return None
 
 
+KEEP_DTYPE = ("nf4", "fp4", "int8", "hqq")
+"""Formats whose quantisers leave a model's dtype as it is (transformers 5, ``quantizers/base.py`` ``update_dtype``)."""
+
+
 def resolve_format(fmt: Format, architecture: Architecture) -> Format:
     """``fmt`` with what depends on the model filled in: the dtype of what it leaves alone, roles, notes that apply.
 
     Beside quantised weights nothing is held in fp32 for want of a dtype in the config (quantizers of transformers,
-    ``update_dtype``).
+    ``update_dtype``), but for bitsandbytes', whose quantisers take the checkpoint's dtype.
     """
     has_experts = any(isinstance(mixer, MixtureOfExperts) for layer in architecture.decoder.layers for mixer in layer.channel)
     declared = architecture.dtype != "fp32" or any(key.endswith("dtype") for key in architecture.sources)
+    declared = declared or fmt.name.startswith(KEEP_DTYPE)
     resolved = fmt.for_model(has_experts=has_experts, dtype=architecture.dtype if declared else "bf16")
     return resolved if has_experts else replace(resolved, notes=())
 

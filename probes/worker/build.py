@@ -143,9 +143,15 @@ def _can_hold(order: Order) -> bool:
 
 
 def _compute_dtype(order: Order, config: Any) -> torch.dtype:
-    """What a quantised model multiplies in: the precision of a training, else 16 bit as the config declares them."""
+    """What a quantised model multiplies in: the precision of a training, else as the config declares it.
+
+    bitsandbytes' quantisers leave the dtype as it is (transformers 5, ``quantizers/base.py`` ``update_dtype``), the others
+    take 16 bit.
+    """
     if order.task == "training":
         return {"fp32": torch.float32, "amp-fp16": torch.float16}.get(order.training.precision, torch.bfloat16)
+    if order.weights in bitsandbytes_real.FORMATS:
+        return native_dtype(config)
     declared = native_dtype(config, quantised=True)
     return declared if declared == torch.float16 else torch.bfloat16
 

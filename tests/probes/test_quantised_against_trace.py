@@ -35,6 +35,23 @@ def test_allocated_of_every_phase_equals_the_trace(trace, model: str, weights: s
         assert abs(allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
 
 
+GPT2 = {
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 512, "n_layer": 3, "n_head": 8, "vocab_size": 1200,
+    "n_positions": 512,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["nf4", "int8"])
+def test_bitsandbytes_leaves_the_rest_in_the_checkpoints_dtype(trace, weights: str) -> None:
+    """A config without a dtype is fp32 (``_get_dtype``), and bitsandbytes' quantisers don't change it."""
+    work = {"batch": 1, "prompt_tokens": 300, "new_tokens": 4}
+    document = {"version": 1, "model": {"config": GPT2}, "task": "inference", "weights": weights, "inference": work}
+    footprint = make_plan(parse_scenario(document), network=False, device="cpu").footprint
+    traced = trace(footprint.scenario, GPT2, "cpu")
+    for phase in footprint.gpus[0].phases:
+        assert abs(phase.allocated - traced[phase.name]["allocated"]) <= SMALL_TENSORS_BYTES, phase.name
+
+
 EXPERTS = SMALL | {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
     "moe_intermediate_size": 256, "head_dim": 64,

@@ -92,3 +92,16 @@ def is_mapped(tensor, path) -> bool:
         if start <= address < stop:
             return line.endswith(str(path))
     return False
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_saved_quantised_is_read_as_it_is(bits: int) -> None:
+    """Rule: bitsandbytes' own files hold packed values and their scales; four threads load them."""
+    quantised = {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = dict(find_model(LLAMA, network=False).source.config) | {"quantization_config": quantised}
+    document = {"version": 1, "model": {"config": config}, "task": "inference", "hardware": {"gpu": CARD}}
+    scenario = parse_scenario(document)
+    found = find_model(scenario.model, network=False)
+    saved = answer_alone(scenario, found.architecture, find_gpu(CARD), found.native, "cuda")
+    assert saved.host.load_bytes == saved.weight_bytes
+    assert saved.weight_bytes == predicted("nf4" if bits == 4 else "int8").weight_bytes
