@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from planner.architecture.layers import Architecture
 from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
@@ -86,8 +87,8 @@ LLAMA4 = Implementation(
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
 
 LIKE_LLAMA = (
-    "llama mistral ministral mistral3 ministral3 qwen2 qwen3 qwen2_5_vl llava arcee cwm ernie4_5 hunyuan_v1_dense smollm3 "
-    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama "
+    "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
+    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama_text_model "
     "jamba bamba lfm2"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
@@ -111,9 +112,8 @@ WRITTEN: dict[str, Implementation] = {
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
     "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),
-    "gemma3": GEMMA,
     "gemma3_text": GEMMA,
-    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), GEMMA4),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), GEMMA4),
     "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(routing="fp32"),
@@ -124,16 +124,16 @@ WRITTEN: dict[str, Implementation] = {
     "deepseek_v3": DEEPSEEK,
     "deepseek_v4": Implementation(norm="wide", attention="eager", router="softplus"),
     "kimi_k2": DEEPSEEK,
-    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), Implementation(norm="added")),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added")),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),
     "glm4_moe_lite": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
-    **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
+    "llama4_text": LLAMA4,
     **dict.fromkeys(("t5", "mt5"), Implementation(norm="narrow")),
 }
 
 
-def implementation_of(model_type: str) -> Implementation | None:
-    """How the family is written; None when nobody has read it."""
-    return WRITTEN.get(model_type)
+def implementation_of(architecture: Architecture) -> Implementation | None:
+    """How the family of the decoder is written; None when nobody has read it."""
+    return WRITTEN.get(architecture.decoder_type or architecture.model_type)

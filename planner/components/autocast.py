@@ -33,7 +33,7 @@ def require_autocast(architecture: Architecture, *, masters: bool, prepared: boo
 
     ``masters``: over fp32 weights; ``prepared``: over quantised ones with all others in fp32; ``checkpointed``: recomputed.
     """
-    code, layers = implementation_of(architecture.model_type), architecture.decoder.layers
+    code, layers = implementation_of(architecture), architecture.decoder.layers
     if code is None or not all(_is_dense(layer) and (masters or _is_plain(layer)) for layer in layers):
         raise NotModelled(
             f"{architecture.model_class}: mixed precision is modelled for dense blocks, of a frozen model for Llama's"

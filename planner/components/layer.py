@@ -55,10 +55,10 @@ def require_modelled(architecture: Architecture, *, eager: bool = False, static:
     """How the family is written. Raises :class:`NotModelled` for layers, or a choice, without a closed form."""
     if architecture.kind != "decoder":
         raise NotModelled(f"{architecture.model_class}: activations are modelled for decoders")
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     if code is None:
         code = LLAMA
-        if not all(is_plain(layer) for layer, _ in layer_groups(architecture.decoder)):
+        if architecture.verified or not all(is_plain(layer) for layer, _ in layer_groups(architecture.decoder)):
             raise NotModelled(
                 f"{architecture.model_class}: what its blocks hold while they compute has no closed form; a rehearsal tells"
             )

@@ -79,7 +79,7 @@ def require_modelled_experts(fmt: Format, architecture: Architecture) -> None:
     mixers = [
         channel for layer in architecture.decoder.layers for channel in layer.channel if isinstance(channel, MixtureOfExperts)
     ]
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     if not fmt.quantizes & EXPERTS or not (mixers or fmt.quantizes - EXPERTS):
         fits = bool(fmt.quantizes - EXPERTS)
     elif fmt.name == "mxfp4":

@@ -86,7 +86,7 @@ def _rotary_buffers(level: Level, architecture: Architecture) -> None:
     """
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers if isinstance(mixer, Attention)), default=0)
-    code = implementation_of(architecture.model_type)
+    code = implementation_of(architecture)
     if code is not None and code.rotary == "pairs_inline" and architecture.max_context_tokens:
         sinusoids = Size(positions=architecture.max_context_tokens, rotary_dim=rotary_dim, fp32_bytes=4)
         level.change("workspace", "sinusoids of each layer", sinusoids, len(architecture.decoder.layers))

@@ -72,7 +72,7 @@ def encoder_training_phases(
         course.level.change(component, name, size, count)
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes, cuda=work.cuda,
-        accumulating=work.accumulation > 1, code=implementation_of(architecture.model_type) or LLAMA,
+        accumulating=work.accumulation > 1, code=implementation_of(architecture) or LLAMA,
     )  # fmt: skip
     for tensor in work.trained if run.accumulating else ():
         factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}

@@ -104,7 +104,7 @@ def inference_run(architecture: Architecture, work: Generation, sequence: int, p
     return Run(
         work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=generates(architecture), cuda=work.cuda,
         past_tokens=past,
-        code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+        code=implementation_of(architecture) or LLAMA, eager=work.eager,
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
         quantised_cache=work.quantised_cache,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32, streams=streams_of(architecture.decoder.layers[0]),

@@ -99,7 +99,7 @@ def training_phases(
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture.model_type) or LLAMA, eager=work.eager,
+        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
         trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,

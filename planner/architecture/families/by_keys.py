@@ -76,7 +76,8 @@ def read_as(values: Mapping[str, object], model_type: str, named_class: str) -> 
     config.notes.insert(
         0, f"model_type {describe(values.get('model_type'))} is not known; read as {model_type} by its class {named_class}"
     )
-    return finish(replace(found, model_type=str(values.get("model_type", model_type))[:256]), config)
+    named = str(values.get("model_type", model_type))[:256]
+    return finish(replace(found, model_type=named, decoder_type=found.decoder_type or found.model_type), config)
 
 
 def finish(found: Architecture, config: Config) -> Architecture:

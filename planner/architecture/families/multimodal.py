@@ -84,6 +84,7 @@ def combine(config: Config, text: Architecture, towers: tuple[Stack, ...], joint
     return replace(
         text,
         model_type=config.text("model_type"),
+        decoder_type=text.model_type,
         model_class=config.defaults.model_class,
         towers=text.towers + parts,
         dtype=dtype_of(config) if config.says("dtype", "torch_dtype") else text.dtype,
