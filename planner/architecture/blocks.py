@@ -26,10 +26,20 @@ MakeNorm = Callable[[str, int], Norm]
 
 
 def linear(
-    name: str, out_features: int, in_features: int, *, bias: bool = False, role: Role = "linear", count: int = 1
+    name: str,
+    out_features: int,
+    in_features: int,
+    *,
+    bias: bool = False,
+    role: Role = "linear",
+    count: int = 1,
+    is_linear: bool = False,
 ) -> tuple[Weight, ...]:
-    """A linear layer's weight (out_features, in_features), and its bias when it has one."""
-    weight = Weight(f"{name}.weight", (out_features, in_features), role, count)
+    """A linear layer's weight (out_features, in_features), and its bias when it has one.
+
+    ``is_linear``: whether a router is an ``nn.Linear``, where most are modules with a parameter of their own.
+    """
+    weight = Weight(f"{name}.weight", (out_features, in_features), role, count, is_linear=is_linear)
     return (weight, Weight(f"{name}.bias", (out_features,), "bias", count)) if bias else (weight,)
 
 
@@ -229,6 +239,7 @@ def moe(
     path: str = "mlp",
     router: str = "gate",
     router_bias: bool = False,
+    router_is_linear: bool = False,
     correction: str = "",
     shared_width: int = 0,
     shared: str = "shared_experts",
@@ -247,14 +258,14 @@ def moe(
     """
     config.require(per_token <= count, "num_experts_per_tok", f"must be at most the number of experts ({count}), got {per_token}")
     hidden = hidden or config.size("hidden_size")
-    weights = linear(f"{path}.{router}", count, hidden, bias=router_bias, role="router")
+    weights = linear(f"{path}.{router}", count, hidden, bias=router_bias, role="router", is_linear=router_is_linear)
     weights += experts(f"{path}.experts", count, hidden, width, gated=gated, fused=fused, bias=bias)
     if correction:
         weights += (Weight(f"{path}.{correction}", (count,), "bias", dtype="fp32", is_buffer=True),)
     if shared_width:
         weights += mlp(config, shared_width, path=f"{path}.{shared}", gated=gated, bias=shared_bias, hidden=hidden).weights
     if shared_gate:
-        weights += linear(f"{path}.shared_expert_gate", 1, hidden, role="router")
+        weights += linear(f"{path}.shared_expert_gate", 1, hidden, role="router", is_linear=True)
     return MixtureOfExperts(
         num_experts=count,
         experts_per_token=min(per_token, count),

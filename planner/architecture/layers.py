@@ -31,6 +31,8 @@ class Weight:
     is_buffer: bool = False
     fixed: bool = False
     """Computed once and never trained: sinusoidal positions."""
+    is_linear: bool = False
+    """A router, or what weighs a shared expert, that is an ``nn.Linear``: adapters find it by name."""
 
 
 @record

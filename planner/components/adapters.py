@@ -14,12 +14,12 @@ from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed
 from planner.components.graph import Gradients, Graph, Node, passed_on, product, promoted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
+from planner.components.targets import Targets, targets_of
 from planner.components.trainable import (
     ADAPTED,
     Trainable,
     adapter_dtype_bytes,
     feed_forward_weights,
-    is_target,
     tower_adapters,
     trainable_tensors,
 )
@@ -37,11 +37,16 @@ class Adapters:
     method: str
     lora: Lora
     dtype_bytes: int
+    targets: Targets
     feed_forward: frozenset[int] = frozenset()
 
     def beside(self, weights: Sequence[Weight]) -> bool:
         """Whether a linear gets an adapter."""
-        return any(is_target(weight, "layers.*.", self.lora.targets) for weight in weights)
+        return any(self.targets.adapts(weight, "layers.*.") for weight in weights)
+
+    def changes(self, weights: Sequence[Weight]) -> bool:
+        """Whether an adapter trains beside one of the weights, or is added to it."""
+        return self.beside(weights) or any(self.targets.changes(weight) for weight in weights)
 
     def lay(self, g: Graph, name: str, source: str, size: Size, weights: Sequence[Weight], component: str, *, copies: bool) -> None:
         """The linear ``name`` of ``source`` with its adapter, in place of the plain one."""
@@ -69,7 +74,8 @@ def adapters_for(architecture: Architecture, training: Training, dtype_bytes: in
     if training.method not in ADAPTED:
         return None
     scaled = frozenset(map(id, feed_forward_weights(architecture.decoder))) if training.method == "ia3" else frozenset()
-    return Adapters(training.method, training.lora, adapter_dtype_bytes(training, dtype_bytes), scaled)
+    targets = targets_of(architecture, training.method, training.lora.targets)
+    return Adapters(training.method, training.lora, adapter_dtype_bytes(training, dtype_bytes), targets, scaled)
 
 
 def adapter_tensors(architecture: Architecture, training: Training, dtype_bytes: int) -> tuple[Trainable, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
 from planner.components.activations import activate
+from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
 from planner.components.graph import Gradients, Graph, Node, add, broadcast, gathered, linear, multiply, passed_on, sliced
 from planner.components.mlp import mlp_forward
 from planner.components.quantised import hold_from_host
@@ -17,7 +18,9 @@ TWO_LINEARS = 2
 
 def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, router_source: str = "") -> None:
     """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
-    shared = _shared(mixer)
+    shared, opening = _shared(mixer), tuple(weight for weight in mixer.weights if "shared_expert_gate" in weight.name)
+    if shared is not None and opening:
+        mlp_forward(g, shared, source, "shared")
     _router(g, mixer, router_source or source)
     g.free(router_source)
     if g.run.code.experts == "dense":
@@ -27,10 +30,38 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
     if shared is None:
         g.rename("routed", target)
     else:
-        mlp_forward(g, shared, source, "shared")
+        if opening:
+            _opened(g, source, opening)
+        else:
+            mlp_forward(g, shared, source, "shared")
         add(g, target, g.run.hidden(), "routed", "shared")
         g.free("routed", "shared")
     g.free("router logits", "router scores", "selected")
+
+
+def _opened(g: Graph, source: str, weights: tuple[Weight, ...]) -> None:
+    """``sigmoid(gate(x)) · shared``, one gate a token (``Qwen2MoeSparseMoeBlock``)."""
+    one = g.run.rows(1)
+    linear(g, "shared gate", source, one, weights)
+    g.make("shared open", one, ("shared gate",), ("shared open",))
+    g.free("shared gate")
+    inputs = ("shared open", "shared")
+    g.make("shared weighed", g.run.hidden(), inputs, inputs, _opened_rule)
+    g.free("shared open", "shared")
+    g.rename("shared weighed", "shared")
+
+
+def _opened_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """The shared experts' gradient, and the gate's, as large until it is summed."""
+    size, made = g.record.sizes[node.out], Gradients()
+    for tensor in reversed(node.wanted):
+        if g.record.sizes[tensor].bytes == size.bytes:
+            made.append((tensor, g.gradient(tensor, node)))
+        else:
+            rows = g.held(f"{node.out} rows", node, size)
+            made.append((tensor, g.gradient(tensor, node)))
+            g.consume(rows)
+    return made
 
 
 def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
@@ -38,18 +69,28 @@ def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
     run, code = g.run, g.run.code
     wide = Size(batch=run.batch, sequence=run.sequence, num_experts=mixer.num_experts, fp32_bytes=4)
     weights = tuple(weight for weight in mixer.weights if weight.role == "router" and "shared" not in weight.name)
+    summed = summed_router(g, mixer)
     if code.router in ("sigmoid_fp32", "softmax_fp32"):
         g.make("router input fp32", run.upcast(run.hidden_size), (source,))
-        g.hold("router weight fp32", Size(num_experts=mixer.num_experts, hidden_size=run.hidden_size, fp32_bytes=4))
-        linear(g, "router logits", "router input fp32", wide, weights)
-        g.save_for_last("router weight fp32")
+        weight = Size(num_experts=mixer.num_experts, hidden_size=run.hidden_size, fp32_bytes=4)
+        if summed:
+            g.make("router weight fp32", weight, (summed,))
+            times(g, "router logits", wide, "router input fp32", "router weight fp32")
+        else:
+            g.hold("router weight fp32", weight)
+            linear(g, "router logits", "router input fp32", wide, weights)
+            g.save_for_last("router weight fp32")
         g.free("router input fp32", "router weight fp32")
         g.make("router scores", wide, ("router logits",), ("router scores",))
+        g.free("router change", summed)
         return
-    linear(g, "router logits", source, run.rows(mixer.num_experts), weights)
+    if summed:
+        times(g, "router logits", run.rows(mixer.num_experts), source, summed)
+    else:
+        linear(g, "router logits", source, run.rows(mixer.num_experts), weights)
     g.make("router scores fp32", wide, ("router logits",))
     g.make("router scores", wide, ("router scores fp32",), ("router scores",))
-    g.free("router scores fp32")
+    g.free("router scores fp32", "router change", summed)
 
 
 def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> None:
@@ -61,10 +102,10 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
         return
     routing = FP32_BYTES if run.code.routing == "fp32" and scheme is None else run.dtype_bytes
     narrow, weighed = _routed(g, mixer, run.hidden_size), _routed(g, mixer, run.hidden_size, routing)
-    fetched = hold_from_host(g, (*ups, *downs))
+    fetched = (*hold_from_host(g, (*ups, *downs)), *begin_experts(g, mixer))
     g.make("selected", narrow, (source,), (), gathered)
     (_clamped if g.run.code.router == "topk" else _gated)(g, mixer, ups)
-    linear(g, "expert output", "expert product", narrow, downs)
+    _product(g, mixer, "expert output", "expert product", narrow, downs)
     g.free("expert product")
     g.make("weighed", weighed, ("expert output", "router scores"), ("expert output",), _weighed_rule, moment=weighed)
     g.make("weighed in order", weighed, ("weighed",), (), gathered)
@@ -74,7 +115,16 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     else:
         g.make("summed", run.upcast(run.hidden_size), ("weighed in order",))
         g.make(target, run.hidden(), ("summed",))
-    g.free("selected", "expert output", "weighed in order", "summed", "down bias", *fetched)
+    g.free("selected", "expert output", "weighed in order", "summed", "down bias", "up summed", "down summed", *fetched)
+
+
+def _product(g: Graph, mixer: MixtureOfExperts, name: str, source: str, size: Size, weights: tuple[Weight, ...]) -> None:
+    """One product for all experts; with adapters the weights are a sum, which gets a gradient."""
+    summed = summed_experts(g, mixer, "down" if name == "expert output" else "up")
+    if summed:
+        times(g, name, size, source, summed)
+    else:
+        linear(g, name, source, size, weights)
 
 
 def _fused_experts(g: Graph, mixer: MixtureOfExperts, target: str) -> None:
@@ -89,21 +139,22 @@ def _weighed_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
     """Output · routing weight: both gradients are as large as the result; then the weights' is summed, the output's cast."""
     tensor, scores = node.inputs
     size = node.moment or g.record.sizes[tensor]
-    moments = [g.held("d routing weight rows", node, size)]
+    rows = g.held("d routing weight rows", node, size)
     if size.bytes == g.record.sizes[tensor].bytes:
-        made = g.gradient(tensor, node)
-    else:
-        moments.append(g.held(f"d {tensor} wide", node, size))
-        made = g.gradient(tensor, node)
-    chosen = g.gradient(scores, node)
-    g.consume(*moments)
+        made, chosen = g.gradient(tensor, node), g.gradient(scores, node)
+        g.consume(rows)
+        return [(tensor, made), (scores, chosen)]
+    wide, chosen = g.held(f"d {tensor} wide", node, size), g.gradient(scores, node)
+    g.consume(rows)
+    made = g.gradient(tensor, node)
+    g.consume(wide)
     return [(tensor, made), (scores, chosen)]
 
 
 def _gated(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...]) -> None:
     size = _routed(g, mixer, mixer.intermediate_size)
     rows = 2 if mixer.gated else 1
-    linear(g, "expert gate and up", "selected", _routed(g, mixer, rows * mixer.intermediate_size), ups)
+    _product(g, mixer, "expert gate and up", "selected", _routed(g, mixer, rows * mixer.intermediate_size), ups)
     if not mixer.gated:
         activate(g, mixer.activation, "expert gate and up", "expert product", size)
         g.free("expert gate and up")

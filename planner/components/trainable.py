@@ -10,19 +10,17 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
-from planner.architecture.counts import decoder_weights, is_routed, iter_weights, layer_weights, parameter_count
-from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Stack, Weight
+from planner.architecture.counts import decoder_weights, iter_weights, layer_groups, layer_weights, parameter_count
+from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, MixtureOfExperts, Stack, Weight
+from planner.components.targets import ALL_LINEAR, LOW_RANK, Targets, bears, stacked_parts, targets_of
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
 
 FP32_BYTES = 4
-LOW_RANK = ("lora", "dora", "qlora")
-"""Methods that put a low-rank adapter beside a linear layer."""
 ADAPTED = (*LOW_RANK, "ia3")
 """Methods that change linear layers by name."""
 VIRTUAL = ("prompt", "prefix")
-ALL_LINEAR = "all-linear"
 
 
 class Trainable(NamedTuple):
@@ -64,14 +62,14 @@ def tower_adapters(architecture: Architecture, training: Training, dtype_bytes: 
     """Adapters of towers, whose modules bear the targets' names too: they are held and get no gradient from text."""
     if training.method not in ADAPTED:
         return ()
-    own = len(list(decoder_weights(architecture)))
+    own, targets = len(list(decoder_weights(architecture))), targets_of(architecture, training.method, training.lora.targets)
     width = adapter_dtype_bytes(training, dtype_bytes)
     rest = list(iter_weights(architecture))[own:]
     feed_forward = {id(weight) for tower in architecture.towers for weight in feed_forward_weights(tower)}
     return tuple(
         tensor
         for path, weight, times in rest
-        if is_target(weight, path, training.lora.targets)
+        if targets.adapts(weight, path)
         for tensor in adapters_of(
             path, weight, times, training.method, training.lora, width, feeds_forward=id(weight) in feed_forward
         )
@@ -84,25 +82,16 @@ def adapter_dtype_bytes(training: Training, dtype_bytes: int) -> int:
     return FP32_BYTES if casts or training.method in ("qlora", *VIRTUAL) else dtype_bytes
 
 
-def is_target(weight: Weight, path: str, targets: Sequence[str]) -> bool:
-    """Whether PEFT changes a weight's linear layer: its path is a target or ends in one (``check_target_module_exists``)."""
-    if weight.role != "linear":
-        return False
-    return targets == (ALL_LINEAR,) or _bears(weight, path, targets)
-
-
-def _bears(weight: Weight, path: str, targets: Sequence[str]) -> bool:
-    module = f"{path}{weight.name}".rpartition(".")[0]
-    return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def _require_linears(architecture: Architecture, targets: tuple[str, ...]) -> None:
+def _require_linears(architecture: Architecture, targets: Targets) -> None:
     """Raise :class:`NotModelled` for targets beside the linears of layers, whose adapters are laid elsewhere."""
     for path, weight, _ in _parameters(architecture):
-        if weight.role in ("head", "embedding", "router", "conv") and _bears(weight, path, targets):
+        if weight.role in ("head", "embedding", "conv") and bears(weight, path, targets.names):
             raise NotModelled(f"training.lora.targets: an adapter of {weight.name} has no closed form yet")
-        if weight.role == "router" and targets == (ALL_LINEAR,):
-            raise NotModelled(f"training.lora.targets: name the linears, {weight.name} may be among {ALL_LINEAR}")
+        if weight.role != "router" or weight.name.endswith("shared_expert_gate.weight"):
+            continue
+        if targets.adapts(weight, path) or bears(weight, path, targets.names):
+            every = f"{ALL_LINEAR} names the router too, and " if targets.names == (ALL_LINEAR,) else ""
+            raise NotModelled(f"training.lora.targets: {every}an adapter of {weight.name} has no closed form yet: name the linears")
 
 
 def is_named(weight: Weight, path: str, names: Sequence[str]) -> bool:
@@ -140,24 +129,39 @@ def _tensors(
         return _unfrozen(architecture, names, dtype_bytes)
     if method in VIRTUAL:
         return (_virtual(architecture, method, virtual_tokens),)
-    if lora.targets == (ALL_LINEAR,) and any(is_routed(weight) for _, weight, _ in _parameters(architecture)):
-        raise NotModelled(
-            "training.lora.targets: of a mixture of experts all-linear adapts the experts too, and PEFT adds up their whole "
-            "weights in every forward; that has no closed form yet: name the linear layers, or rehearse"
-        )
-    _require_linears(architecture, lora.targets)
+    targets = targets_of(architecture, method, lora.targets)
+    _require_linears(architecture, targets)
+    _require_stackable(targets, method, lora)
     feed_forward = {id(weight) for weight in feed_forward_weights(architecture.decoder)}
     found = tuple(
         tensor
         for path, weight, times in _parameters(architecture)
-        if is_target(weight, path, lora.targets)
+        if targets.adapts(weight, path)
         for tensor in adapters_of(path, weight, times, method, lora, adapter_bytes, feeds_forward=id(weight) in feed_forward)
     )
+    found += tuple(_of_experts(architecture.decoder, targets, lora, adapter_bytes))
     if not found:
         raise NotModelled(
             f"training.lora.targets: no linear layer of {architecture.model_class} is named {', '.join(lora.targets)}"
         )
     return found
+
+
+def _require_stackable(targets: Targets, method: str, lora: Lora) -> None:
+    """Raise :class:`NotModelled` for what PEFT refuses of adapters that are added to a whole parameter."""
+    refused = "DoRA" if method == "dora" else "a dropout" if lora.dropout else ""
+    if targets.parts and refused:
+        raise NotModelled(f"training.lora: PEFT refuses {refused} of adapters of experts and routers: name other linears")
+
+
+def _of_experts(stack: Stack, targets: Targets, lora: Lora, dtype_bytes: int) -> Iterator[Trainable]:
+    """Adapters of the stacked experts, of all experts of a layer side by side, and of their router."""
+    for layer, times in layer_groups(stack):
+        for mixer in layer.channel:
+            for part, stacked in stacked_parts(mixer, targets, lora.rank) if isinstance(mixer, MixtureOfExperts) else ():
+                first, second = stacked.shapes
+                yield Trainable(first, dtype_bytes, times, f"{stack.name}.*.experts {part}.lora_A")
+                yield Trainable(second, dtype_bytes, times, f"{stack.name}.*.experts {part}.lora_B")
 
 
 def feed_forward_weights(stack: Stack) -> Iterator[Weight]:

@@ -74,5 +74,5 @@ def _trains(run: Run, weights: Iterable[Weight]) -> bool:
 def _changes(run: Run, weights: Iterable[Weight]) -> bool:
     """Whether anything of a layer trains: its own weights, or adapters beside them."""
     if run.adapters is not None:
-        return any(run.adapters.beside((weight,)) for weight in weights)
+        return run.adapters.changes(tuple(weights))
     return run.trainable and not run.names

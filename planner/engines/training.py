@@ -53,6 +53,7 @@ def training_steps(
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     if ask.engine_options.get("ema"):
         states = _with_average(states, weights, around)
+    _require_plain_experts(work, around)
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
     if architecture.kind != "decoder":
@@ -98,6 +99,17 @@ def _require_prepared(scenario: Scenario) -> None:
         raise NotModelled(
             f"training.precision: {ask.precision} with prepare_for_kbit_training has no closed form for this loss, "
             "16-bit adapters, or int8 weights that are adapted in part and checkpointed"
+        )
+
+
+def _require_plain_experts(work: TrainingStep, around: Around) -> None:
+    """Raise :class:`NotModelled` where adapters that are added to experts are not derived."""
+    if work.adapters is None or not work.adapters.targets.parts:
+        return
+    if work.autocast or work.quantised is not None or around is not ALONE:
+        raise NotModelled(
+            "training.lora.targets: adapters of experts have no closed form yet under mixed precision, over quantised weights or "
+            "on several ranks: name other linears"
         )
 
 

@@ -163,5 +163,5 @@ def csa_indexer(config: Config, path: str, indexer: Indexer, rate: int) -> tuple
     return (
         *compressor(config, path, indexer.head_dim, rate, 2),
         *linear(f"{path}.q_b_proj", indexer.num_heads * indexer.head_dim, config.size("q_lora_rank")),
-        *linear(f"{path}.scorer.weights_proj", indexer.num_heads, config.size("hidden_size"), role="router"),
+        *linear(f"{path}.scorer.weights_proj", indexer.num_heads, config.size("hidden_size"), role="router", is_linear=True),
     )

@@ -205,7 +205,7 @@ def gemma4_experts(config: Config, layer: Layer) -> Layer:
     weights = (
         Weight("router.scale", (hidden,), "other"),
         Weight("router.per_expert_scale", (count,), "other"),
-        *linear("router.proj", count, hidden, role="router"),
+        *linear("router.proj", count, hidden, role="router", is_linear=True),
         *experts("experts", count, hidden, width, fused=True),
     )
     sparse = MixtureOfExperts(count, min(per_token, count), width, True, layer.channel[0].activation, weights)

@@ -69,7 +69,7 @@ def indexer_weights(config: Config, indexer: Indexer, path: str) -> tuple[Weight
         *linear(f"{path}.wq_b", indexer.num_heads * indexer.head_dim, config.size("q_lora_rank")),
         *linear(f"{path}.wk", indexer.head_dim, hidden),
         *layer_norm(f"{path}.k_norm", indexer.head_dim).weights,
-        *linear(f"{path}.weights_proj", indexer.num_heads, hidden, role="router"),
+        *linear(f"{path}.weights_proj", indexer.num_heads, hidden, role="router", is_linear=True),
     )
 
 
@@ -275,7 +275,7 @@ def longcat(config: Config) -> Architecture:
         Weight("mlp.experts.down_proj", (hidden, width), "expert", count),
     )
     balance = Weight("mlp.router.e_score_correction_bias", (count + zero,), "bias", dtype="fp32", is_buffer=True)
-    router = linear("mlp.router.classifier", count + zero, hidden, bias=config.flag("router_bias"), role="router")
+    router = linear("mlp.router.classifier", count + zero, hidden, bias=config.flag("router_bias"), role="router", is_linear=True)
     sparse = MixtureOfExperts(count + zero, config.size("num_experts_per_tok"), width, True, "silu", (*router, *experts, balance))
     inner = config.size("intermediate_size")
     layer = Layer(

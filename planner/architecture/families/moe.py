@@ -108,6 +108,7 @@ def mixtral(config: Config) -> Architecture:
             *routed(config),
             config.size("intermediate_size"),
             router="router" if phi else "gate",
+            router_is_linear=phi,
             correction="e_score_correction_bias" if kind == "minimax_m2" else "",
         )
 
@@ -283,7 +284,7 @@ def hunyuan_moe(config: Config) -> Architecture:
 
     def experts() -> MixtureOfExperts:
         width = config.size("intermediate_size")
-        return moe(config, *routed(config), width, router="gate.wg", shared="shared_mlp", shared_width=width)
+        return moe(config, *routed(config), width, router="gate.wg", router_is_linear=True, shared="shared_mlp", shared_width=width)
 
     names = ("query_layernorm", "key_layernorm")
     return sparse_decoder(config, experts, qkv_bias=bias, output_bias=bias, qk_norm="per_head", qk_norm_names=names)

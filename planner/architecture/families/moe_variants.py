@@ -85,7 +85,7 @@ def afmoe(config: Config) -> Architecture:
     def experts() -> MixtureOfExperts:
         shared = width * config.size("num_shared_experts", minimum=0)
         balance = (Weight("mlp.expert_bias", (count,), "bias"),)
-        return moe(config, count, per_token, width, router="router.gate", shared_width=shared, extra=balance)
+        return moe(config, count, per_token, width, router="router.gate", router_is_linear=True, shared_width=shared, extra=balance)
 
     return sparse_decoder(
         config,
@@ -221,7 +221,15 @@ def llama4(config: Config) -> Architecture:
     at = "feed_forward"
     channels: dict[str, Callable[[], ChannelMixer]] = {
         SPARSE: lambda: moe(
-            config, *routed(config), width, path=at, router="router", shared="shared_expert", shared_width=width, fused=True
+            config,
+            *routed(config),
+            width,
+            path=at,
+            router="router",
+            router_is_linear=True,
+            shared="shared_expert",
+            shared_width=width,
+            fused=True,
         ),
         DENSE: lambda: mlp(config, config.size("intermediate_size_mlp"), path=at),
     }
@@ -247,7 +255,12 @@ def dbrx(config: Config) -> Architecture:
     at = "ffn.experts.mlp"
     weights = tuple(Weight(f"{at}.{name}", (width, hidden), "expert", count) for name in ("w1", "v1", "w2"))
     channel = MixtureOfExperts(
-        count, ffn.size("moe_top_k"), width, True, "silu", (*linear("ffn.router.layer", count, hidden, role="router"), *weights)
+        count,
+        ffn.size("moe_top_k"),
+        width,
+        True,
+        "silu",
+        (*linear("ffn.router.layer", count, hidden, role="router", is_linear=True), *weights),
     )
     mixer = attention(
         config,

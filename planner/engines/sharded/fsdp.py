@@ -20,7 +20,8 @@ from functools import cached_property
 from planner.architecture.counts import iter_weights, layer_weights
 from planner.architecture.layers import Architecture, Weight
 from planner.components.tape import Course, Held, Size, Span, rounded
-from planner.components.trainable import Trainable, adapters_of, is_target
+from planner.components.targets import targets_of
+from planner.components.trainable import Trainable, adapters_of
 from planner.engines.around import Around, Blocks, Moment
 from planner.engines.sharded.moves import Move, gradients_held, gradients_of, moves, then
 from planner.engines.sharded.shards import padded_elements, rows_of_rank
@@ -154,6 +155,7 @@ class FullyShard(Around):
 
     def __init__(self, architecture: Architecture, policy: Policy, training: Training, rank: int = 0) -> None:
         self.policy, self.rank, self._training = policy, rank, training
+        self._targets = targets_of(architecture, training.method, training.lora.targets)
         self.holds_gradients = policy.accumulates == "shards"
         self._trained: dict[int, list[Trainable]] = {}
         path = f"{architecture.decoder.name}.*."
@@ -288,7 +290,7 @@ class FullyShard(Around):
             own = [
                 tensor
                 for weight in kept
-                if is_target(weight, path or "layers.*.", ask.lora.targets)
+                if self._targets.adapts(weight, path or "layers.*.")
                 for tensor in adapters_of(path, weight, 1, ask.method, ask.lora, computed, feeds_forward=False)
             ]
             shapes = [Weight(tensor.name, tensor.shape, "other") for tensor in own for _ in range(tensor.times)]
