@@ -14,11 +14,12 @@ from PySide6.QtGui import QPainter
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
 
 from gui.painting import paint_component
-from gui.text import LEFT, RIGHT, write
+from gui.text import LEFT, RIGHT, width_of, wrapped, write
 from gui.theme import font, px, theme
 from gui.translate import tr
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
+LINE = 16
 _SELECTED = QStyle.StateFlag.State_Selected
 _NO_PARENT = QModelIndex()
 Index = QModelIndex | QPersistentModelIndex
@@ -104,6 +105,14 @@ class CellModel(QAbstractTableModel):
         reader = _ROLES.get(role)
         return reader(self.cell(index.row(), index.column())) if reader else None
 
+    def width_wanted(self, column: int) -> int:
+        """Pixels in which no cell of a column, nor its heading, is cut."""
+        texts = [width_of(self.columns[column].heading, tabular=True)]
+        for row in self._cells:
+            cell = row[column]
+            texts.append(width_of(cell.text, bold=cell.bold, tabular=True) + (_SWATCH + _SPACE if cell.swatch else 0))
+        return round(max(texts)) + 2 * PADDING + 1
+
     def _alignment(self, column: int) -> Qt.AlignmentFlag:
         side = Qt.AlignmentFlag.AlignRight if self.columns[column].figures else Qt.AlignmentFlag.AlignLeft
         return side | Qt.AlignmentFlag.AlignVCenter
@@ -132,16 +141,34 @@ class CellDelegate(QStyledItemDelegate):
         if cell.text:
             room = QRect(begin, top, left + width - PADDING - begin, height - 1)
             side = RIGHT if model.columns[column].figures else LEFT
-            write(painter, room, cell.text, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
+            lines = _lines(cell, room)
+            for number, line in enumerate(lines):
+                place = room.adjusted(0, px(LINE) * (2 * number + 1 - len(lines)), 0, 0)
+                write(painter, place, line, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
 
 
-class _Rows(QObject):
+def _lines(cell: Cell, room: QRect) -> tuple[str, ...]:
+    """The text of a cell, in several lines where it needs and the row has room for them."""
+    most = room.height() // px(LINE) if room.height() > 2 * px(LINE) else 1
+    if most == 1 or width_of(cell.text, bold=cell.bold, tabular=True) <= room.width():
+        return (cell.text,)
+    lines = wrapped(cell.text, room.width(), bold=cell.bold, tabular=True)
+    return (*lines[: most - 1], " ".join(lines[most - 1 :])) if len(lines) > most else lines
+
+
+class Rows(QObject):
     """Rows as high as their texts need."""
 
     def __init__(self, table: QTableView, height: int) -> None:
         super().__init__(table)
         self._table, self._height, self._percent = table, height, 100
         self.restyle()
+
+    def set_height(self, height: int) -> None:
+        """Another height, in pixels of a text of normal size."""
+        if height != self._height:
+            self._height = height
+            self._table.verticalHeader().setDefaultSectionSize(px(height))
 
     @Slot()
     def restyle(self) -> None:
@@ -156,8 +183,8 @@ class _Rows(QObject):
                 header.resizeSection(column, round(header.sectionSize(column) * ratio))
 
 
-def dress(table: QTableView, model: CellModel, row_height: int) -> None:
-    """Give ``table`` the model, the delegate and the habits that all tables share."""
+def dress(table: QTableView, model: CellModel, row_height: int) -> Rows:
+    """Give ``table`` the model, the delegate and the habits that all tables share; returns what keeps its rows' height."""
     table.setModel(model)
     table.setItemDelegate(CellDelegate(table))
     table.setShowGrid(False)
@@ -170,8 +197,9 @@ def dress(table: QTableView, model: CellModel, row_height: int) -> None:
     table.verticalHeader().hide()
     table.horizontalHeader().setHighlightSections(False)
     table.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
-    resized = _Rows(table, row_height)
-    theme().changed.connect(resized.restyle)
+    rows = Rows(table, row_height)
+    theme().changed.connect(rows.restyle)
+    return rows
 
 
 _ROLES: dict[int, Callable[[Cell], Any]] = {

@@ -65,7 +65,7 @@ QPushButton[role="primary"]:focus { border: 2px solid @text; padding: 3px 11px; 
 QPushButton[role="primary"]:disabled { background: @sunken; color: @muted; border-color: @border; }
 QPushButton[role="compact"] { padding: 1px 8px; min-height: 18px; font-size: 11px; }
 QToolButton[role^="segment"] { background: @surface; color: @muted; border: 1px solid @border; border-left: none;
-  padding: 3px 12px; min-height: 20px; }
+  padding: 3px 2px; min-height: 20px; }
 QToolButton[role="segment-first"] { border-left: 1px solid @border; border-top-left-radius: 5px; border-bottom-left-radius: 5px; }
 QToolButton[role="segment-last"] { border-top-right-radius: 5px; border-bottom-right-radius: 5px; }
 QToolButton[role^="segment"]:hover { color: @text; }

@@ -59,14 +59,14 @@ def _elided(text: str, width: int, size: int, bold: bool, tabular: bool) -> str:
 
 @kept_until_zoomed
 @lru_cache(maxsize=256)
-def wrapped(text: str, width: int, size: int = NORMAL) -> tuple[str, ...]:
+def wrapped(text: str, width: int, size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> tuple[str, ...]:
     """``text`` in lines of at most ``width`` pixels, broken between words."""
     lines: list[str] = []
     for part in text.split("\n"):
         line = ""
         for each in part.split(" "):
             longer = f"{line} {each}" if line else each
-            if line and width_of(longer, size) > width:
+            if line and width_of(longer, size, bold=bold, tabular=tabular) > width:
                 lines.append(line)
                 longer = each
             line = longer

@@ -8,7 +8,9 @@ from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, Signal, Slot
 from PySide6.QtGui import QKeyEvent, QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import LINE, PADDING, Cell, CellModel, Column, dress
+from gui.text import wrapped
+from gui.theme import px, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
@@ -24,9 +26,8 @@ _COLUMNS = (
     Column("Then"),
     Column("What it costs"),
 )
-_WIDTHS = ((1, 96), (2, 96), (3, 104), (4, 300))
-_NARROW_WIDTHS = ((1, 84), (3, 88), (4, 128))
-_NARROW_BELOW = 680
+_FIGURES = (1, 2, 3)
+_LEAST_CHANGE = 110
 _ROW_HEIGHT = 30
 _INK = {"fits": "fits", "tight": "tight", "does_not_fit": "over"}
 
@@ -41,28 +42,43 @@ class AdviceTable(QTableView):
         super().__init__(parent)
         self._advice: tuple[Advice, ...] = ()
         self.proposals = CellModel(_COLUMNS, self)
-        dress(self, self.proposals, _ROW_HEIGHT)
+        self._rows = dress(self, self.proposals, _ROW_HEIGHT)
         self.setAccessibleName(tr("Changes that take less memory"))
-        header = self.horizontalHeader()
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
-        for column, width in _WIDTHS:
-            self.setColumnWidth(column, width)
+        self.horizontalHeader().setSectionResizeMode(4, QHeaderView.ResizeMode.Stretch)
         self.selectionModel().currentRowChanged.connect(self._moved)
         self.doubleClicked.connect(self._double_clicked)
+        theme().changed.connect(self._share_out)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
-        """Where there is little room, what the plan then takes is left out: it is what is saved less."""
-        narrow = self.width() < _NARROW_BELOW
-        self.setColumnHidden(2, narrow)
-        for column, width in _NARROW_WIDTHS if narrow else _WIDTHS:
-            self.setColumnWidth(column, width)
+        """Share the room out anew."""
+        self._share_out()
         super().resizeEvent(event)
+
+    @Slot()
+    def _share_out(self) -> None:
+        """Everything whole; with little room without what the plan then takes (what is saved less), then in several lines."""
+        wanted = {column: self.proposals.width_wanted(column) for column in range(len(_COLUMNS))}
+        width, needed = self.viewport().width(), sum(wanted.values())
+        self.setColumnHidden(2, needed > width)
+        left = width
+        for column in _FIGURES:
+            self.setColumnWidth(column, wanted[column])
+            left -= 0 if self.isColumnHidden(column) else wanted[column]
+        shared = left * wanted[0] // (wanted[0] + wanted[4])
+        self.setColumnWidth(0, min(wanted[0], max(px(_LEAST_CHANGE), shared)) if wanted[0] + wanted[4] > left else wanted[0])
+        self._rows.set_height(_ROW_HEIGHT + LINE * (self._most_lines() - 1))
+
+    def _most_lines(self) -> int:
+        rooms = [(column, self.columnWidth(column) - 2 * PADDING) for column in (0, 4)]
+        cells = [(self.proposals.cell(row, column), room) for row in range(len(self._advice)) for column, room in rooms]
+        return max((len(wrapped(cell.text, room, bold=cell.bold, tabular=True)) for cell, room in cells), default=1)
 
     def show_advice(self, advice: tuple[Advice, ...]) -> None:
         """Show these, the first one chosen."""
         self._advice = advice
         with QSignalBlocker(self):
             self.proposals.show_cells([_cells(one) for one in advice])
+            self._share_out()
             if advice:
                 self.setCurrentIndex(self.proposals.index(0, 0))
         self.chosen.emit(advice[0] if advice else None)

@@ -16,7 +16,7 @@ from gui.units import format_bytes
 from gui.words import word
 from planner.words import VERDICTS
 
-_ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 70, 600
+_ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 76, 600
 _MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
 
 

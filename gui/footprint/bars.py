@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QHelpEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
@@ -24,6 +26,7 @@ from planner.words import COMPONENTS
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
 _ROW, _GAP = 34, 10
 _LEAST_LABEL, _LEAST_WHISKER, _WHISKER = 30, 5, 4
+_LABEL_HEIGHT, _CLEAR = 16, 6
 _ROOM_FOR_ROWS = 4
 """Room that is kept even for fewer rows, so that a change of task moves nothing."""
 
@@ -36,6 +39,8 @@ class _Segment:
     rectangle: QRectF
     label: str
     """As much of name and size as there is room for."""
+    middle: float
+    """Where the label has its middle."""
 
 
 class Bars(QWidget):
@@ -145,12 +150,12 @@ class Bars(QWidget):
         self._by_row = [[] for _ in self._rows]
         self._pixels_per_byte = max(1, self.width() - self._label_width - px(_RIGHT)) / self._limit()
         for index, row in enumerate(self._rows):
-            begin, top = 0, self._row_top(index)
+            begin, top, lines = 0, self._row_top(index), self._lines_of(row)
             for component, size_bytes in row.parts:
                 left, right = self._x(begin), self._x(begin + size_bytes)
                 rectangle = QRectF(left, top, right - left, px(_ROW))
-                label = _fitting(component, size_bytes, right - left)
-                self._by_row[index].append(_Segment(index, component, size_bytes, rectangle, label))
+                label, middle = _labelled(component, size_bytes, left, right, lines)
+                self._by_row[index].append(_Segment(index, component, size_bytes, rectangle, label, middle))
                 begin += size_bytes
 
     def _at(self, position: QPointF) -> Selection | None:
@@ -274,20 +279,23 @@ class Bars(QWidget):
             veil = QColor(theme().colour("surface"))
             veil.setAlphaF(0.55)
             painter.fillRect(rectangle, veil)
-        self._paint_label(painter, segment, rectangle)
+        self._paint_label(painter, segment)
         if self._is_chosen(segment, row):
             painter.setPen(QPen(theme().colour("text"), 2))
             painter.drawRect(rectangle.adjusted(1, 1, -1, -1))
 
-    def _paint_label(self, painter: QPainter, segment: _Segment, rectangle: QRectF) -> None:
+    def _paint_label(self, painter: QPainter, segment: _Segment) -> None:
         if not segment.label:
             return
         fill, hatch = theme().fill(segment.component)
-        box = QRectF(0, 0, width_of(segment.label, SMALL, tabular=True) + 8, 16)
-        box.moveCenter(rectangle.center())
+        box = QRectF(0, 0, width_of(segment.label, SMALL, tabular=True) + 8, _LABEL_HEIGHT)
+        box.moveCenter(QPointF(segment.middle, segment.rectangle.center().y()))
         if hatch != SOLID:
             painter.fillRect(box, fill)
         write(painter, box, segment.label, ink_on(fill), SMALL, tabular=True, align=CENTRE)
+
+    def _lines_of(self, row: Row) -> list[float]:
+        return [self._x(size) for size in (row.capacity_bytes, row.free_bytes) if size]
 
     def _is_chosen(self, segment: _Segment, row: Row) -> bool:
         phase = self._chosen.phase or next((one.phase for one in self._rows if one.peak), None)
@@ -362,6 +370,17 @@ def _fitting(component: str, size_bytes: int, room: float) -> str:
     name, size = word(COMPONENTS, component).label, format_bytes(size_bytes)
     texts = (f"{name}  {size}", name, size)
     return next((text for text in texts if width_of(text, SMALL, tabular=True) + 16 <= room), "")
+
+
+def _labelled(component: str, size_bytes: int, left: float, right: float, lines: Sequence[float]) -> tuple[str, float]:
+    """What a segment says, and about which place: its middle, or that of its widest part beside the ``lines`` across it."""
+    label, middle = _fitting(component, size_bytes, right - left), (left + right) / 2
+    reach = width_of(label, SMALL, tabular=True) / 2 + _CLEAR
+    if not any(abs(x - middle) < reach for x in lines):
+        return label, middle
+    edges = [left, *sorted(x for x in lines if left < x < right), right]
+    start, end = max(pairwise(edges), key=lambda part: part[1] - part[0])
+    return _fitting(component, size_bytes, end - start), (start + end) / 2
 
 
 def _crisp(rectangle: QRectF) -> QRectF:

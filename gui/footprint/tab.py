@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
-from PySide6.QtGui import QShowEvent
+from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
 from gui.export import ChartMenu, TableMenu
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gui.context import Context
     from planner.footprint import Phase
 
-_PHASE_WIDTH, _MOST_PHASES = 84, 4
+_PHASE_WIDTH, _LEAST_PHASE_WIDTH, _USUAL_PHASES, _FIGURES_WIDTH = 84, 62, 4, 150
 
 
 class FootprintTab(QWidget):
@@ -60,7 +60,8 @@ class FootprintTab(QWidget):
         chart.addWidget(self.bars)
         chart.addWidget(self._legend)
         row = QHBoxLayout()
-        row.addWidget(_Room(self.phases))
+        self._room = _Room(self.phases)
+        row.addWidget(self._room)
         row.addWidget(self._meters, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
@@ -90,6 +91,11 @@ class FootprintTab(QWidget):
         super().showEvent(event)
         self._show_plan()
 
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Phases and figures share a row."""
+        super().resizeEvent(event)
+        self._room.restyle()
+
     @Slot()
     def _show_plan(self) -> None:
         plan = self._state.plan
@@ -98,6 +104,7 @@ class FootprintTab(QWidget):
         name, machine = plan.gpu.name, self._machine
         self.verdict.show_footprint(plan.footprint, name, simulated=not machine.has(name), now=machine.now_of(name))
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
+        self._room.keep(len(names))
         self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])
         self._show_currency()
         self._show_selection()
@@ -157,13 +164,24 @@ class _Room(QWidget):
 
     def __init__(self, phases: Segments) -> None:
         super().__init__()
+        self._phases, self._count = phases, _USUAL_PHASES
         line = QHBoxLayout(self)
         line.setContentsMargins(0, 0, 0, 0)
         line.addWidget(phases)
         line.addStretch(1)
-        theme().changed.connect(self._restyle)
-        self._restyle()
+        theme().changed.connect(self.restyle)
+        self.restyle()
+
+    def keep(self, count: int) -> None:
+        """Room for so many, and for as many as most tasks have."""
+        if max(count, _USUAL_PHASES) != self._count:
+            self._count = max(count, _USUAL_PHASES)
+            self.restyle()
 
     @Slot()
-    def _restyle(self) -> None:
-        self.setFixedSize(_MOST_PHASES * px(_PHASE_WIDTH), px(SEGMENT_HEIGHT))
+    def restyle(self) -> None:
+        """Phases are narrower where the figures beside them need the room."""
+        whole = self.parentWidget().width() * 100 // theme().percent - _FIGURES_WIDTH if self.parentWidget() else 0
+        width = min(_PHASE_WIDTH, max(_LEAST_PHASE_WIDTH, whole // self._count))
+        self._phases.set_width(width)
+        self.setFixedSize(self._count * px(width), px(SEGMENT_HEIGHT))

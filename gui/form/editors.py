@@ -21,10 +21,11 @@ from PySide6.QtWidgets import (
 from gui.form.manners import LeaveUndo, wheel_if_focused
 from gui.form.numbers import NumberField
 from gui.icons import icon
-from gui.theme import px, set_role, theme
+from gui.theme import NORMAL, SMALL, font, px, set_role, theme
 from gui.translate import tr
 
 SEGMENT_HEIGHT = 30
+_NARROW_SEGMENT = 72
 _OPEN = ("auto", "native")
 """Choices that leave the choice to the plan."""
 
@@ -228,16 +229,26 @@ class Segments(QWidget):
         if button is None:
             button = QToolButton(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-            if self._width:
-                button.setFixedSize(px(self._width), px(SEGMENT_HEIGHT))
+            self._fit(button)
             self._group.addButton(button, index)
             self._row.addWidget(button)
         return button
 
+    def set_width(self, width: int) -> None:
+        """Another width of each choice."""
+        if width != self._width:
+            self._width = width
+            self._restyle()
+
     @Slot()
     def _restyle(self) -> None:
-        for button in self._group.buttons() if self._width else ():
+        for button in self._group.buttons():
+            self._fit(button)
+
+    def _fit(self, button: QAbstractButton) -> None:
+        if self._width:
             button.setFixedSize(px(self._width), px(SEGMENT_HEIGHT))
+            button.setFont(font(SMALL if self._width < _NARROW_SEGMENT else NORMAL))
 
     def value(self) -> object:
         """The chosen value, None before any."""

@@ -252,7 +252,7 @@ class ProbeTab(QWidget):
         self.plot.restyle()
 
     def _show_table(self) -> None:
-        self.table.comparisons.show_rows(self._shown.rows())
+        self.table.show_rows(self._shown.rows())
 
     @Slot(object)
     def _begin(self, found: tuple[Request, Mapping[str, object]]) -> None:

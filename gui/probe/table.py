@@ -8,11 +8,13 @@ from math import isnan, nan
 from typing import Any
 
 from PySide6.QtCore import QModelIndex, Signal, Slot
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
 
 from gui.cells import Cell, CellModel, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
+from gui.theme import px, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
@@ -24,8 +26,10 @@ _COLUMNS = (
     Column("Phase"), Column("Meter"), Column("Predicted", figures=True), Column("Rehearsed", figures=True),
     Column("Measured", figures=True), Column("Error", figures=True),
 )  # fmt: skip
-_WIDTHS = ((0, 70), (2, 78), (3, 78), (4, 78), (5, 62))
 _ROW_HEIGHT = 22
+_METER = 1
+_LEVELS = (3, 4)
+_LEAST_METER = 150
 _CLOSE, _NEAR = 0.05, 0.15
 _CPU_COMPARES = "On the CPU only allocated compares with a prediction."
 
@@ -116,6 +120,10 @@ class ComparisonModel(CellModel):
         self._rows = rows
         self.show_cells([_cells(row) for row in rows])
 
+    def tells(self, column: int) -> bool:
+        """Whether any row has something in a column."""
+        return any(self.cell(row, column).text for row in range(self.rowCount()))
+
 
 class ComparisonTable(QTableView):
     """The table; it keeps the order of the phases. A row that becomes current picks its phase."""
@@ -127,12 +135,31 @@ class ComparisonTable(QTableView):
         self.comparisons = ComparisonModel(self)
         dress(self, self.comparisons, _ROW_HEIGHT)
         self.setAccessibleName(tr("Predicted, rehearsed and measured memory"))
-        header = self.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        for column, width in _WIDTHS:
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-            self.setColumnWidth(column, width)
+        self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
+        self.horizontalHeader().setSectionResizeMode(_METER, QHeaderView.ResizeMode.Stretch)
+        theme().changed.connect(self._share_out)
         self.selectionModel().currentRowChanged.connect(self._moved)
+
+    def show_rows(self, rows: tuple[Comparison, ...]) -> None:
+        """Show ``rows``."""
+        self.comparisons.show_rows(rows)
+        self._share_out()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Share the room out anew."""
+        self._share_out()
+        super().resizeEvent(event)
+
+    @Slot()
+    def _share_out(self) -> None:
+        """Names and figures whole; where there is little room, levels of which nothing is known are left out."""
+        wanted = {column: self.comparisons.width_wanted(column) for column in range(len(_COLUMNS)) if column != _METER}
+        cramped = self.viewport().width() - sum(wanted.values()) < px(_LEAST_METER)
+        for column, width in wanted.items():
+            if self.columnWidth(column) != width:
+                self.setColumnWidth(column, width)
+        for column in _LEVELS:
+            self.setColumnHidden(column, cramped and not self.comparisons.tells(column))
 
     @Slot(QModelIndex, QModelIndex)
     def _moved(self, current: QModelIndex, _previous: QModelIndex) -> None:

@@ -8,6 +8,8 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QAbstractItemModelTester
 
+from gui.cells import PADDING
+from gui.text import width_of, wrapped
 from planner.scenario import Hardware, Scenario, Training
 
 TOO_LARGE = Scenario(
@@ -55,3 +57,19 @@ def test_nothing_can_be_applied_to_a_plan_that_is_not_sound(advised) -> None:
     window, tab = advised
     window.context.state.open(replace(TOO_LARGE, training=replace(TOO_LARGE.training, batch=0)), "a batch of none")
     assert not tab.apply.isEnabled()
+
+
+@pytest.mark.parametrize("width", [1400, 1000])
+def test_no_change_is_cut(open_window, qtbot, width) -> None:
+    window = open_window(TOO_LARGE, (width, 800))
+    tab = window.show_tab("advice")
+    qtbot.waitUntil(lambda: tab.table.current() is not None)
+    table = tab.table
+    lines = (table.rowHeight(0) - 14) // 16
+    assert (lines == 1) == (width == 1400)
+    for row in range(table.proposals.rowCount()):
+        for column in (column for column in range(5) if not table.isColumnHidden(column)):
+            cell = table.proposals.cell(row, column)
+            room = table.columnWidth(column) - 2 * PADDING
+            assert len(wrapped(cell.text, room, bold=cell.bold, tabular=True)) <= lines, cell.text
+            assert lines > 1 or width_of(cell.text, bold=cell.bold, tabular=True) <= room, cell.text

@@ -160,3 +160,12 @@ def test_a_plan_without_a_known_speed_says_so(speeds):
     speeds.show_paces((), 1)
     assert speeds.current is None
     assert speeds.grab().toImage() != before
+
+
+def test_how_far_over_a_card_is_can_be_read(open_window, qtbot):
+    window = open_window(Scenario("meta-llama/Llama-3.1-405B", "inference", hardware=Hardware("GeForce RTX 4090")), (1000, 700))
+    tab = window.show_tab("fits")
+    qtbot.waitUntil(lambda: tab.settled, timeout=20_000)
+    assert any(">999 %" in tab.table.cards.cell(row, 2).text for row in range(tab.table.cards.rowCount()))
+    for column in range(2, 6):
+        assert tab.table.cards.width_wanted(column) <= tab.table.columnWidth(column)

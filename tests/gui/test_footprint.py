@@ -8,7 +8,8 @@ from gui.footprint.rows import rows_of
 from gui.footprint.table import ComponentModel, lines_of
 from gui.scale import ticks
 from gui.state import Selection
-from gui.theme import theme
+from gui.text import width_of
+from gui.theme import SMALL, theme
 from planner.footprint import Phase
 from planner.scenario import Hardware, Scenario, Training
 from planner.units import GIB, format_bytes
@@ -197,3 +198,31 @@ def test_formulas_follow_sizes_a_moment_after_an_edit(tab, window, qtbot):
     assert all(line.formula and line.certainty for line in lines)
     whole = sum(term.bytes for term in state.terms if term.component == "kv_cache" and term.phase == "decode")
     assert whole == next(phase for phase in state.footprint.gpus[0].phases if phase.name == "decode").components["kv_cache"]
+
+
+GENERATED = Scenario(
+    "Qwen/Qwen3-8B", "training", hardware=Hardware("H100 SXM5 80GB"),
+    training=Training(objective="grpo", method="lora", batch=8, sequence=2048),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(1400, 900), (1000, 700)])
+def test_the_names_of_five_phases_are_whole_and_beside_the_figures(open_window, size):
+    tab = open_window(GENERATED, size).show_tab("footprint")
+    buttons = [button for button in tab.phases._group.buttons() if button.isVisible()]
+    assert [button.text() for button in buttons] == ["Load", "Generation", "Forward", "Backward", "Optimizer"]
+    for button in buttons:
+        assert button.fontMetrics().horizontalAdvance(button.text()) <= button.width() - 4, button.text()
+    figures = tab._meters
+    assert buttons[-1].mapTo(tab, buttons[-1].rect().topRight()).x() < figures.x() + figures.width() - 118
+
+
+def test_no_label_of_a_bar_lies_across_the_capacity(open_window):
+    tab = open_window(GENERATED, (1000, 700)).show_tab("footprint")
+    bars = tab.bars
+    line = bars._x(bars.rows[0].capacity_bytes)
+    crossed = [one for one in bars._segments if one.rectangle.left() < line < one.rectangle.right()]
+    assert [one.component for one in crossed] == ["activations", "activations"]
+    for one in crossed:
+        assert one.label
+        assert abs(one.middle - line) > width_of(one.label, SMALL, tabular=True) / 2

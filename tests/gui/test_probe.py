@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -252,3 +253,12 @@ def test_the_comparison_keeps_qt_s_rules(qtmodeltester):
 
 def test_the_window_s_process_never_imports_torch(tab):
     assert not {"torch", "transformers"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("width", [1400, 1000])
+def test_the_names_of_phases_and_meters_are_whole(open_window, qtbot, small, width):
+    table = open_window(replace(small, task="training"), (width, 800)).show_tab("probe").table
+    qtbot.waitUntil(lambda: table.comparisons.rowCount() > 0)
+    assert "Optimizer" in [table.comparisons.index(row, 0).data() for row in range(table.comparisons.rowCount())]
+    for column in (column for column in range(6) if not table.isColumnHidden(column)):
+        assert table.comparisons.width_wanted(column) <= table.columnWidth(column)
