@@ -75,6 +75,8 @@ def refuse_offload(scenario: Scenario, engine: str, offloads: Sequence[str]) -> 
         for name, share in asked.items()
         if share and name not in offloads
     ]
+    if scenario.offload.to == "nvme" and scenario.offload.weights and "weights" in offloads:
+        faults.append(Fault("offload.to", f"{engine} keeps offloaded weights in the machine's memory; use cpu"))
     if scenario.offload.kv_cache == 1 and not faults:
         message = f"{engine} computes on blocks of the GPU's pool, blocks on the host are beside it; use less than 1"
         faults.append(Fault("offload.kv_cache", message))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.architecture.counts import parameter_count as counted_parameters
-from planner.architecture.layers import Architecture, LatentAttention
+from planner.architecture.layers import Architecture, LatentAttention, SequenceMixer
 from planner.faults import Fault, Faults
-from planner.formats import Format
+from planner.formats import Format, resolve_format, weight_bytes
 from planner.formats.storage import DTYPE_BITS
 from planner.memo import remember_by_identity
 from planner.scenario import Scenario
@@ -45,23 +45,16 @@ def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range
 
 
 def draft_bytes(
-    architecture: Architecture, scenario: Scenario, draft: Architecture | None, dtype_bytes: int, tensor: int
+    architecture: Architecture, scenario: Scenario, draft: Architecture | None, fmt: Format, dtype_bytes: int, tensor: int
 ) -> tuple[int, str]:
     """Weights of what proposes tokens, on one rank, and in words where they come from."""
     ask = scenario.inference.speculation
     if ask.method in ("none", "ngram"):
         return 0, ask.method
     if ask.method == "mtp":
-        count = sum(
-            weight.count * _product(weight.shape)
-            for stack in architecture.unbuilt
-            for layer in stack.layers
-            for part in (*layer.sequence, *layer.channel, *layer.norms)
-            for weight in part.weights
-        )
-        if not count:
+        if not architecture.unbuilt:
             raise Faults([Fault("inference.speculation.method", "the model has no multi-token-prediction modules; use ngram")])
-        return count * dtype_bytes // tensor, "the checkpoint's multi-token-prediction modules"
+        return _prediction_bytes(architecture, fmt, tensor), "the checkpoint's multi-token-prediction modules, in its format"
     if draft is not None:
         return parameter_count(draft) * dtype_bytes // tensor, f"a draft model of {parameter_count(draft)} parameters"
     parameters = ask.draft_parameters
@@ -70,11 +63,26 @@ def draft_bytes(
     return parameters * dtype_bytes // tensor, f"a draft of {parameters} parameters, its cache not counted"
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
+@remember_by_identity(64)
+def _prediction_bytes(architecture: Architecture, fmt: Format, tensor: int) -> int:
+    """Multi-token-prediction modules on one rank: their blocks cut like the model's, what joins them copied."""
+    resolved = resolve_format(fmt, architecture)
+    total = 0
+    for stack in architecture.unbuilt:
+        total += sum(weight_bytes(resolved, weight, in_decoder=False).total_bytes for weight in stack.weights)
+        for layer in stack.layers:
+            path = f"{stack.name}.0."
+            mixed = (weight for mixer in (*layer.sequence, *layer.channel) for weight in mixer.weights)
+            total += sum(weight_bytes(resolved, weight, path).total_bytes for weight in mixed) // tensor
+            total += sum(weight_bytes(resolved, weight, path).total_bytes for norm in layer.norms for weight in norm.weights)
     return total
+
+
+def proposing_mixers(architecture: Architecture, scenario: Scenario, draft: Architecture | None) -> tuple[SequenceMixer, ...]:
+    """The layers of what proposes tokens that keep a cache of their own."""
+    method = scenario.inference.speculation.method
+    stacks = architecture.unbuilt if method == "mtp" else (draft.decoder,) if draft is not None and method == "draft" else ()
+    return tuple(mixer for stack in stacks for layer in stack.layers for mixer in layer.sequence)
 
 
 def has_latent(architecture: Architecture) -> bool:

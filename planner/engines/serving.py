@@ -68,6 +68,8 @@ class Server:
     """Host memory that each GPU's worker pins for preempted requests."""
     refused: tuple[str, ...] = ()
     """Why the server would not start whatever its pool."""
+    states_by_batch: bool = False
+    """Whether it takes slots of recurrent states for as many sequences as the scenario asks."""
 
     @property
     def pool(self) -> Pool:
@@ -85,24 +87,28 @@ class Server:
         return int(self.concurrency * self.max_model_len) if self.tokens_by_concurrency else self.pool.tokens
 
 
-def request_blocks(pool: Pool, scenario: Scenario, server: Server) -> tuple[int, int]:
-    """(blocks of the first request, blocks of every further one), its parallel samples and the common prefix counted once."""
+def request_blocks(pool: Pool, scenario: Scenario, server: Server, tokens: int | None = None) -> tuple[int, int]:
+    """(blocks of the first request, blocks of every further one), its parallel samples and the common prefix counted once.
+
+    ``tokens``: of one request at its end, in place of the scenario's own.
+    """
     ask = scenario.inference
-    tokens = max(1, ask.context_tokens + ask.speculation.tokens)
-    prompt = ask.prompt_tokens or 0
-    alone = pool.sequence_blocks(tokens, server.scheduled_tokens)
-    sample = pool.sequence_blocks(tokens, server.scheduled_tokens, prompt)
+    asked = ask.context_tokens if tokens is None else tokens
+    prompt = (ask.prompt_tokens or 0) if tokens is None else max(0, tokens - (ask.new_tokens or 1))
+    held = max(1, asked + ask.speculation.tokens)
+    alone = pool.sequence_blocks(held, server.scheduled_tokens)
+    sample = pool.sequence_blocks(held, server.scheduled_tokens, prompt)
     first = alone + (ask.samples - 1) * sample
     if not server.prefix_caching or not ask.shared_prefix:
         return first, first
     shared = share_of(prompt, ask.shared_prefix)
-    further = pool.sequence_blocks(tokens, server.scheduled_tokens, shared)
+    further = pool.sequence_blocks(held, server.scheduled_tokens, shared)
     return first, further + (ask.samples - 1) * sample
 
 
-def blocks_asked(pool: Pool, scenario: Scenario, server: Server) -> int:
+def blocks_asked(pool: Pool, scenario: Scenario, server: Server, tokens: int | None = None) -> int:
     """Blocks of all requests of one replica at their end."""
-    first, further = request_blocks(pool, scenario, server)
+    first, further = request_blocks(pool, scenario, server, tokens)
     requests = -(-scenario.inference.batch // scenario.parallel.data)
     return first + (requests - 1) * further
 
@@ -189,17 +195,41 @@ def _engine_figures(server: Server) -> dict[str, object]:
 
 
 def _limits(scenario: Scenario, server: Server, replicas: int) -> dict[str, int | None]:
+    """What the server holds: no batch where it refuses to start. Where states follow the batch its limit is left to a search."""
     pool = server.pool
+    known: dict[str, int | None] = {
+        "kv_tokens": server.kv_tokens * replicas,
+        "max_concurrency": int(server.concurrency) * replicas,
+        "max_context": longest_context(scenario, server),
+    }
+    if server.refused or _cannot_start(server, pool):
+        return known | {"max_batch": 0}
+    if server.states_by_batch:
+        return known
     first, further = request_blocks(pool, scenario, server)
     batch = 0 if pool.blocks < first else 1 + (pool.blocks - first) // max(1, further)
     if server.max_requests is not None:
         batch = min(batch, server.max_requests)
-    return {
-        "kv_tokens": server.kv_tokens * replicas,
-        "max_concurrency": int(server.concurrency) * replicas,
-        "max_batch": batch * replicas,
-        "max_context": pool.longest(server.max_model_len, server.scheduled_tokens) if pool.groups else server.max_model_len,
-    }
+    return known | {"max_batch": batch * replicas}
+
+
+def longest_context(scenario: Scenario, server: Server) -> int:
+    """The longest requests of which the pool holds as many as are asked for, the server's own limit lowered to them."""
+    pool, low, high = server.pool, 0, server.max_model_len
+    if not pool.groups:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if blocks_asked(pool, scenario, server, middle) <= pool.blocks:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _cannot_start(server: Server, pool: Pool) -> bool:
+    """Whether the pool can't hold one sequence of the greatest length."""
+    return bool(pool.groups) and pool.sequence_blocks(server.max_model_len, server.scheduled_tokens) > pool.blocks
 
 
 def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
@@ -224,8 +254,8 @@ def _waiting(scenario: Scenario, server: Server) -> list[str]:
 def _shortfalls(scenario: Scenario, server: Server, pool: Pool) -> list[str]:
     if not pool.groups:
         return []
-    longest = pool.sequence_blocks(server.max_model_len, server.scheduled_tokens)
-    if longest > pool.blocks:
+    if _cannot_start(server, pool):
+        longest = pool.sequence_blocks(server.max_model_len, server.scheduled_tokens)
         fits = pool.longest(server.max_model_len, server.scheduled_tokens)
         reason = (
             f"one sequence of max_model_len {server.max_model_len} needs {longest * pool.block_bytes / GIB:.2f} GiB of cache, "

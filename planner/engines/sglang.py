@@ -7,6 +7,7 @@ SGLang 0.5.3 ``srt/model_executor/model_runner.py`` (``profile_max_num_token``, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE
@@ -19,6 +20,7 @@ from planner.footprint import Footprint
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.machine import Overheads
+from planner.memo import remember_by_identity
 from planner.record import record
 from planner.scenario import Scenario
 from planner.symbolic.amount import largest
@@ -46,6 +48,11 @@ TIERS = (
 MAX_PREFILL_TOKENS = 16384
 """Of a step that is not cut into chunks (``max_prefill_tokens``)."""
 LARGE_GIB = 60
+DRAFT_MIB, HEAD_MIB = 6 * 1024, 2 * 1024
+"""Kept free for a draft model, or an EAGLE head or prediction modules, and their graphs (``_handle_gpu_memory_settings``)."""
+TOWER, TOWER_LAYERS, TOWER_HIDDEN = Fraction(95, 100), 24, 1024
+"""What a vision tower leaves of the fraction, and the ViT-L/14 it is compared with (``adjust_mem_fraction_for_vlm``)."""
+TOWER_SENSITIVITY, TOWER_LEAST, TOWER_MOST = Fraction(1, 10), Fraction(8, 10), Fraction(105, 100)
 LEAST_REQUESTS, MOST_REQUESTS = 2048, 4096
 STATES = 512
 """Slots for recurrent states where ``max_running_requests`` is not given."""
@@ -68,7 +75,7 @@ def sglang_answer(
     """The footprint of an inference scenario under SGLang."""
     architecture = running(architecture)
     options = scenario.inference.engine_options
-    settings, taken = _settings(scenario, capacity)
+    settings, taken = _settings(scenario, architecture, capacity)
     captured = 0 if options.get("disable_cuda_graph") is True else settings.graph_batch
     setup = set_up(
         scenario,
@@ -105,7 +112,7 @@ def _log(rank: RankMemory, pool: Pool) -> tuple[str, ...]:
     )
 
 
-def _settings(scenario: Scenario, capacity: int) -> tuple[Settings, list[str]]:
+def _settings(scenario: Scenario, architecture: Architecture, capacity: int) -> tuple[Settings, list[str]]:
     options, spread = scenario.inference.engine_options, scenario.parallel
     _, chunk, small, wide = next(tier for tier in TIERS if capacity < tier[0] * GIB)
     chunk = _integer(options, "chunked_prefill_size", chunk)
@@ -115,12 +122,27 @@ def _settings(scenario: Scenario, capacity: int) -> tuple[Settings, list[str]]:
     given = options.get("mem_fraction_static")
     if isinstance(given, int | float) and not isinstance(given, bool):
         return Settings(parts_of(float(given)), chunk, batch, _integer(options, "page_size", 1)), []
-    permille = default_permille(str(options.get("version") or VERSION), capacity, spread.tensor * spread.pipeline, chunk, batch)
-    note = f"inference.engine_options.mem_fraction_static: {permille / PERMILLE}, SGLang's own estimate for this card"
-    return Settings((permille, PERMILLE), chunk, batch, _integer(options, "page_size", 1)), [note]
+    version = str(options.get("version") or VERSION)
+    proposing = {"draft": DRAFT_MIB, "none": 0, "ngram": 0}.get(scenario.inference.speculation.method, HEAD_MIB)
+    permille = default_permille(version, capacity, spread.tensor * spread.pipeline, chunk, batch, proposing)
+    left, whole = tower_share(architecture).as_integer_ratio()
+    fraction = f"{permille / PERMILLE}" + ("" if left == whole else f" · {left / whole:.4f} beside a vision tower")
+    note = f"inference.engine_options.mem_fraction_static: {fraction}, SGLang's own estimate for this card"
+    return Settings((permille * left, PERMILLE * whole), chunk, batch, _integer(options, "page_size", 1)), [note]
 
 
-def default_permille(version: str, capacity: int, ranks: int, chunk_tokens: int, graph_batch: int) -> int:
+@remember_by_identity(64)
+def tower_share(architecture: Architecture) -> Fraction:
+    """The part of the estimate that a model with a vision tower keeps; a config that says ``depth`` counts as 24 layers."""
+    tower = next((stack for stack in architecture.towers if stack.kind == "vision"), None)
+    if tower is None:
+        return Fraction(1)
+    layers = TOWER_LAYERS if tower.name.endswith("blocks") else len(tower.layers)
+    size = Fraction(layers * tower.hidden_size**2, TOWER_LAYERS * TOWER_HIDDEN**2)
+    return TOWER * max(TOWER_LEAST, min(TOWER_MOST, 1 - TOWER_SENSITIVITY * (size - 1)))
+
+
+def default_permille(version: str, capacity: int, ranks: int, chunk_tokens: int, graph_batch: int, proposing_mib: int = 0) -> int:
     """``mem_fraction_static`` in thousandths where it is not given: what activations and graphs are thought to need stays free.
 
     SGLang rounds to three digits, half to even.
@@ -131,6 +153,7 @@ def default_permille(version: str, capacity: int, ranks: int, chunk_tokens: int,
     kept = (512 + graph_batch * 2 + ranks * 128) * MIB + max(chunk_tokens, 2048) * 3 * MIB // 2
     if capacity > LARGE_GIB * GIB:
         kept = max(kept, 10 * GIB)
+    kept += proposing_mib * MIB
     doubled: int = largest(0, 2 * PERMILLE * (capacity - kept) + capacity)
     permille = doubled // (2 * capacity)
     if doubled % (2 * capacity) == 0 and permille % 2 == 1:

@@ -59,7 +59,7 @@ def tensorrt_llm_answer(
     server = flat_server(
         scenario, setup, room=room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS),
         max_requests=_integer(options.get("max_batch_size"), REQUESTS), step_tokens=tokens, most_tokens=None,
-        states=_integer(options.get("max_batch_size"), scenario.inference.batch),
+        states=_integer(options.get("max_batch_size"), scenario.inference.batch), states_by_batch="max_batch_size" not in options,
         because=f"TensorRT-LLM {VERSION} _cal_max_memory: (total − peak) · free_gpu_memory_fraction", log=_log,
     )  # fmt: skip
     taken = [] if given else [f"inference.engine_options.free_gpu_memory_fraction: {FRACTION} by default"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from planner.architecture import read_config
-from planner.architecture.layers import Architecture, Recurrent
+from planner.architecture.layers import Architecture, Recurrent, SequenceMixer
 from planner.calibration import PERMILLE
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
@@ -20,7 +20,7 @@ from planner.engines.refusals import (
     refuse_speculation,
     require_decoder,
 )
-from planner.engines.served_weights import adapters_bytes, draft_bytes, value_bytes
+from planner.engines.served_weights import adapters_bytes, draft_bytes, proposing_mixers, value_bytes
 from planner.engines.serving import RankMemory, Server
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -106,17 +106,20 @@ def set_up(
     kind = CacheKind(
         tensor=split.tensor, value_bytes=width, dtype_bytes=dtype_bytes, block_tokens=1, hybrid=False, state_bytes=rules.state_bytes
     )
-    cells = [_cells(architecture, kind, stage.layers) for stage in stages]
-    draft_tokens = _draft_token_bytes(scenario, kind)
+    draft = _draft(scenario)
+    beside = proposing_mixers(architecture, scenario, draft)
+    cells = [_cells(architecture, kind, stage.layers, beside if stage is stages[-1] else ()) for stage in stages]
+    draft_size, proposed = draft_bytes(architecture, scenario, draft, fmt, dtype_bytes, split.tensor)
     ranks = tuple(
-        _rank(scenario, architecture, stage, split, dtype_bytes, machine, step_tokens, graph_sizes, last=stage is stages[-1])
+        _rank(
+            scenario, architecture, stage, split, dtype_bytes, machine, step_tokens, graph_sizes, draft_size * (stage is stages[-1])
+        )
         for stage in stages
     )
-    method = scenario.inference.speculation.method
-    if method not in ("none", "ngram"):
-        notes.append(f"speculation: {draft_bytes(architecture, scenario, _draft(scenario), dtype_bytes, split.tensor)[1]}")
+    if scenario.inference.speculation.method not in ("none", "ngram"):
+        notes.append(f"speculation: {proposed}")
     return Setup(
-        rules, architecture, stages, ranks, tuple(token + draft_tokens for token, _ in cells), tuple(state for _, state in cells),
+        rules, architecture, stages, ranks, tuple(token for token, _ in cells), tuple(state for _, state in cells),
         max_model_len, tuple(notes),
         tuple(_step_values(architecture, stage, split, dtype_bytes, machine, step_tokens) for stage in stages), graph_sizes,
     )  # fmt: skip
@@ -151,9 +154,9 @@ def _refuse(
         raise Faults(faults)
 
 
-def _cells(architecture: Architecture, kind: CacheKind, layers: range) -> tuple[int, int]:
-    """(bytes of a token in the attention layers, bytes of a sequence's states)."""
-    mixers = [mixer for index in layers for mixer in architecture.decoder.layers[index].sequence]
+def _cells(architecture: Architecture, kind: CacheKind, layers: range, beside: Sequence[SequenceMixer]) -> tuple[int, int]:
+    """(bytes of a token in the attention layers and those ``beside`` them, bytes of a sequence's states)."""
+    mixers = [*(mixer for index in layers for mixer in architecture.decoder.layers[index].sequence), *beside]
     attention = [mixer for mixer in mixers if not isinstance(mixer, Recurrent)]
     recurrent = [mixer for mixer in mixers if isinstance(mixer, Recurrent)]
     token = sum(spec.page_bytes // spec.block_tokens for spec in page_specs(attention, kind, architecture.model_type))
@@ -165,11 +168,6 @@ def _draft(scenario: Scenario) -> Architecture | None:
     return None if draft is None else read_config(dict(draft))
 
 
-def _draft_token_bytes(scenario: Scenario, kind: CacheKind) -> int:
-    draft = _draft(scenario)
-    return 0 if draft is None else _cells(draft, kind, range(len(draft.decoder.layers)))[0]
-
-
 def _rank(
     scenario: Scenario,
     architecture: Architecture,
@@ -179,12 +177,9 @@ def _rank(
     machine: Overheads,
     step_tokens: int,
     graph_sizes: int,
-    *,
-    last: bool,
+    draft_size: int,
 ) -> RankMemory:
-    loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes)
-    if last:
-        loaded += draft_bytes(architecture, scenario, _draft(scenario), dtype_bytes, split.tensor)[0]
+    loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes) + draft_size
     host = share_of(loaded, scenario.offload.weights)
     step = step_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes)
     return RankMemory(
@@ -220,6 +215,7 @@ def flat_server(
     states: int,
     because: str,
     log: Callable[[RankMemory, Pool], tuple[str, ...]],
+    states_by_batch: bool = False,
 ) -> Server:
     """The server when ``room`` bytes of a rank are left for pages of ``page_tokens`` tokens and ``states`` sequences' states."""
     pools: list[Pool] = []
@@ -246,6 +242,7 @@ def flat_server(
         uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
         notes=(*setup.notes, _known_runs(setup.rules.engine)),
         version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
+        states_by_batch=states_by_batch and any(setup.state_bytes),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from planner.engines.training import (
 )
 from planner.engines.transformers import Generation, Step, generation_phases
 from planner.explain import terms_of
+from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
 from planner.formats.format import Format
@@ -58,6 +59,8 @@ def transformers_answer(
     cuda: bool,
 ) -> Footprint:
     """The footprint of a settled scenario. Raises :class:`~planner.modelled.NotModelled` for what no derivation covers."""
+    if settled.task == "inference" and settled.offload.optimizer:
+        raise Faults([Fault("offload.optimizer", "generation has no optimizer; use 0")])
     if settled.task == "inference" and is_spread(settled):
         from planner.engines.transformers_spread import spread_answer  # noqa: PLC0415  loaded for those who ask
 

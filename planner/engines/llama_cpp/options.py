@@ -32,10 +32,11 @@ def options_of(scenario: Scenario, architecture: Architecture, notes: list[str])
     ask = scenario.inference
     options: dict[str, object] = dict(ask.engine_options)
     cache = CACHE_NAMES.get(ask.kv_cache, ask.kv_cache)
-    sequences = integer(options, "n_seq_max", ask.batch)
+    slots = ask.batch * ask.samples
+    sequences = integer(options, "n_seq_max", slots)
     proposed = ask.speculation.tokens if ask.speculation.method != "none" else 0
     defaults: dict[str, object] = {
-        "n_seq_max": ask.batch,
+        "n_seq_max": slots,
         "n_ctx": _context_tokens(ask, architecture, sequences),
         "flash_attn": ask.attention != "eager",
         "type_k": cache,
@@ -47,6 +48,10 @@ def options_of(scenario: Scenario, architecture: Architecture, notes: list[str])
     taken = {name: value for name, value in defaults.items() if name not in options}
     if "n_ctx" in taken:
         notes.append(f"inference.engine_options.n_ctx: {taken['n_ctx']}, the prompt and new tokens of {sequences} slots")
+    if ask.samples > 1 and "n_seq_max" in taken:
+        notes.append(f"inference.engine_options.n_seq_max: {slots}, a slot for each of {ask.samples} samples of a request")
+    if ask.shared_prefix:
+        notes.append("llama-server keeps each slot's prompt itself: inference.shared_prefix saves nothing")
     if "n_outputs_max" in taken:
         each = f"{1 + proposed} tokens" if proposed else "one token"
         notes.append(f"inference.engine_options.n_outputs_max: {taken['n_outputs_max']}, {each} a slot, as llama-server sets it")
@@ -90,6 +95,9 @@ def refuse(scenario: Scenario, architecture: Architecture, options: Mapping[str,
         if getattr(scenario.parallel, dimension) != 1
     )
     faults.extend(_device_faults(options, devices))
+    faults.extend(_length_faults(scenario.inference))
+    if scenario.offload.optimizer:
+        faults.append(Fault("offload.optimizer", "a served model has no optimizer; use 0"))
     if scenario.offload.kv_cache not in (0.0, 1.0):
         message = f"llama.cpp keeps every cache on the host or none beside its layer; use 0 or 1, got {scenario.offload.kv_cache:g}"
         faults.append(Fault("offload.kv_cache", message))
@@ -100,6 +108,14 @@ def refuse(scenario: Scenario, architecture: Architecture, options: Mapping[str,
         raise NotModelled(f"{UNMODELLED_SPECULATIONS[method]} is not derived for llama.cpp")
     if scenario.inference.adapters.count:
         raise NotModelled("llama.cpp's graphs with adapters are not derived")
+
+
+def _length_faults(ask: Inference) -> list[Fault]:
+    """A request longer than its slot, which llama-server refuses (``tools/server/server-context.cpp``, "exceeds the available")."""
+    if ask.max_model_len is None or ask.context_tokens <= ask.max_model_len:
+        return []
+    message = f"{ask.context_tokens} tokens a request exceed max_model_len {ask.max_model_len}; shorten it or raise the limit"
+    return [Fault("inference.prompt_tokens", message)]
 
 
 def _device_faults(options: Mapping[str, object], devices: int) -> list[Fault]:
@@ -125,7 +141,8 @@ def cache_type_faults(architecture: Architecture, options: Mapping[str, object])
     for name, found in zip(("type_k", "type_v"), widths, strict=True):
         kind = GGML_TYPES.get(str(options[name]).upper())
         if kind is None:
-            faults.append(Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use f16, q8_0 or q4_0"))
+            fault = Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use f16, q8_0 or q4_0")
+            faults += [fault] if fault not in faults else []
             continue
         wrong = [width for width in sorted(found) if width % kind.block_values]
         if wrong and flash:

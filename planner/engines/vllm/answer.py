@@ -19,7 +19,7 @@ from planner.engines.refusals import (
     refuse_offload,
     require_decoder,
 )
-from planner.engines.served_weights import adapters_bytes, draft_bytes, running, value_bytes
+from planner.engines.served_weights import adapters_bytes, draft_bytes, proposing_mixers, running, value_bytes
 from planner.engines.serving import RankMemory, Server, serving_footprint
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -65,6 +65,7 @@ class Plan:
     dtype_bytes: int
     draft: Architecture | None
     experts: int
+    fmt: Format
 
 
 def vllm_answer(
@@ -95,7 +96,7 @@ def vllm_server(
         for stage in stages
     )  # fmt: skip
     ranks = tuple(_rank(scenario, architecture, fmt, gpu, machine, plan, *each) for each in zip(stages, runs, strict=True))
-    layouts = tuple(_layout(architecture, plan, stage) for stage in stages)
+    layouts = tuple(_layout(architecture, scenario, plan, stage) for stage in stages)
     pools = _pools(settings, capacity, ranks, layouts)
     server = _server(scenario, architecture, machine, settings, plan, ranks, runs, layouts, pools)
     return replace(server, refused=_unstartable(settings, capacity, machine)), notes
@@ -146,7 +147,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         state_pages=2 if settings.prefix_caching else 1,
     )
     draft = read_config(dict(ask.speculation.draft)) if ask.speculation.draft is not None else None
-    return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert)
+    return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)
 
 
 def multiprocessors(name: str) -> int:
@@ -171,7 +172,7 @@ def _rank(
         + mxfp4_padding_bytes(architecture, fmt, stage, tensor, plan.experts, gpu.arch)
     )
     if stage.stage == len(plan.stages) - 1:
-        loaded += draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, tensor)[0]
+        loaded += draft_bytes(architecture, scenario, plan.draft, plan.fmt, plan.dtype_bytes, tensor)[0]
     host = share_of(loaded, scenario.offload.weights)
     return RankMemory(
         stage=stage.stage,
@@ -206,15 +207,11 @@ def _graph_bytes(settings: Settings, run: ProfileRun, machine: Overheads) -> int
     return 2 * count * machine.graph_bytes + run.forward_bytes * settings.capture_size // max(1, settings.batched_tokens)
 
 
-def _layout(architecture: Architecture, plan: Plan, stage: StageWeights) -> Layout:
-    layout = cache_layout(architecture, plan.kind, stage.layers)
-    if plan.draft is None or stage.stage != len(plan.stages) - 1:
-        return layout
-    extra = cache_layout(plan.draft, plan.kind)
-    if len(layout.groups) != 1 or len(extra.groups) != 1:
-        return layout
-    both = layout.block_bytes + extra.block_bytes
-    return Layout(layout.groups, both, layout.padding_layers, layout.layers)
+def _layout(architecture: Architecture, scenario: Scenario, plan: Plan, stage: StageWeights) -> Layout:
+    """The last stage caches the proposing layers too: vLLM registers them like the model's (``gpu_model_runner.py``)."""
+    last = stage.stage == len(plan.stages) - 1
+    beside = proposing_mixers(architecture, scenario, plan.draft) if last else ()
+    return cache_layout(architecture, plan.kind, stage.layers, beside)
 
 
 def _pools(settings: Settings, capacity: int, ranks: tuple[RankMemory, ...], layouts: tuple[Layout, ...]) -> tuple[Pool, ...]:
@@ -280,7 +277,9 @@ def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[s
         notes.append(f"{used} of {cards} GPUs are used: parallel.tensor, pipeline or data spread the model")
     method = scenario.inference.speculation.method
     if method not in ("none", "ngram"):
-        notes.append(f"speculation: {draft_bytes(architecture, scenario, plan.draft, plan.dtype_bytes, plan.split.tensor)[1]}")
+        notes.append(
+            f"speculation: {draft_bytes(architecture, scenario, plan.draft, plan.fmt, plan.dtype_bytes, plan.split.tensor)[1]}"
+        )
     if scenario.offload.kv_cache:
         notes.append("offload.kv_cache: blocks kept on the host are beside the GPU's pool, which stays as large as it is")
     return notes

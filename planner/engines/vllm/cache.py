@@ -70,12 +70,14 @@ def cache_faults(architecture: Architecture, name: str) -> list[Fault]:
 
 
 @remember_by_identity(256)
-def cache_layout(architecture: Architecture, kind: CacheKind, layers: range | None = None) -> Layout:
-    """The pool's layout for the decoder's layers, or those of one pipeline stage."""
+def cache_layout(
+    architecture: Architecture, kind: CacheKind, layers: range | None = None, beside: tuple[SequenceMixer, ...] = ()
+) -> Layout:
+    """The pool's layout for the decoder's layers, or those of one pipeline stage; ``beside``: layers of what proposes tokens."""
     stack = architecture.decoder.layers
     chosen = stack if layers is None else [stack[index] for index in layers]
     mixers = [mixer for layer in chosen for mixer in layer.sequence]
-    return page_layout(page_specs(mixers, kind, architecture.model_type))
+    return page_layout(page_specs([*mixers, *beside], kind, architecture.model_type))
 
 
 def page_specs(mixers: Sequence[SequenceMixer], kind: CacheKind, model_type: str) -> list[PageSpec]:
@@ -107,7 +109,7 @@ def _attention_specs(mixer: SequenceMixer, kind: CacheKind) -> list[PageSpec]:
     if mixer.kv == "shared" or not mixer.causal:
         return []
     if mixer.kv == "cross" or mixer.compression is not None:
-        raise NotModelled("vLLM's cache of cross-attention and compressed entries has no closed form yet")
+        raise NotModelled("the pool of a server for cross-attention and compressed entries has no closed form yet")
     heads = rank_kv_heads(mixer.num_kv_heads, kind.tensor)
     page = kind.block_tokens * heads * (mixer.head_dim + mixer.value_head_dim) * kind.value_bytes
     if mixer.window_tokens is not None:
@@ -132,7 +134,7 @@ def _latent_specs(mixer: LatentAttention, kind: CacheKind) -> list[PageSpec]:
 def _state_bytes(mixer: Recurrent, kind: CacheKind, model_type: str) -> int:
     """Convolution's last inputs (kernel − 1, and one for each proposed token) and the recurrent state of one rank."""
     if mixer.kind in ("rwkv", "mlstm", "rg_lru"):
-        raise NotModelled(f"vLLM does not serve {mixer.kind} layers")
+        raise NotModelled(f"no server is known to serve {mixer.kind} layers")
     conv = ceil_div(_conv_channels(mixer, kind.tensor), kind.tensor) * max(0, mixer.conv_kernel - 1 + kind.speculative_tokens)
     own = 4 if mixer.kind in FP32_STATE_KINDS else STATE_BYTES.get(model_type, kind.dtype_bytes)
     width = kind.state_bytes or own

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from planner.faults import Faults
 from planner.footprint import Footprint
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
@@ -62,3 +63,27 @@ def test_a_mapped_file_passes_through_the_hosts_memory() -> None:
     assert mapped.host.load_bytes == mapped.host.bytes + mapped.gpus[0].phases[0].components["weights"]
     assert read.host.load_bytes == read.host.bytes + 4 * 2**20
     assert footprint(0, use_mmap=False).host.load_bytes == footprint(0).host.load_bytes
+
+
+def asked(**inference: object) -> Footprint:
+    document = {
+        "version": 1, "model": "meta-llama/Llama-3.2-1B", "weights": "gguf:Q4_K_M", "task": "inference",
+        "inference": {"engine": "llama.cpp", "prompt_tokens": 900, "new_tokens": 100, **inference},
+        "hardware": {"gpu": "GeForce RTX 4090"},
+    }  # fmt: skip
+    return make_plan(parse_scenario(document), network=False).footprint
+
+
+def test_a_request_longer_than_its_slot_is_refused() -> None:
+    with pytest.raises(Faults, match="exceed max_model_len 512"):
+        asked(max_model_len=512)
+
+
+def test_each_sample_takes_a_slot() -> None:
+    assert asked(batch=2, samples=3).gpus == asked(batch=6).gpus
+
+
+def test_a_cache_type_it_does_not_have_is_named_once() -> None:
+    with pytest.raises(Faults) as caught:
+        asked(kv_cache="fp8")
+    assert str(caught.value).count("no cache type") == 1

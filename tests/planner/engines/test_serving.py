@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from planner.architecture import read_config
 from planner.engines.paged import PageSpec, Pool
-from planner.engines.sglang import default_permille
+from planner.engines.sglang import default_permille, tower_share
 from planner.engines.shares import share_of
 from planner.faults import Faults
 from planner.footprint import HOST, OUTSIDE_ALLOCATED, Footprint
 from planner.formats import native_format
 from planner.predict import predict
 from planner.scenario import parse_scenario, to_json
+from planner.units import GIB
 from resources.catalog import catalog_model
 from resources.gpus import gpu
 
@@ -429,3 +430,60 @@ def test_the_longest_sequence_fits_and_the_next_does_not(kinds, tokens, window, 
     longest = pool.longest(limit, 2048)
     assert longest == limit or pool.sequence_blocks(longest + 1, 2048) > blocks
     assert longest == 0 or pool.sequence_blocks(longest, 2048) <= blocks
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_limits_agree_with_the_verdict(engine):
+    """No batch fits a server that refuses to start; the longest context holds all requests, and one token more does not."""
+    alone = footprint(engine=engine, hardware={"gpu": "L4"}, max_model_len=131072, prompt_tokens=1024)
+    assert (alone.verdict, alone.limits["max_batch"]) == ("does_not_fit", 0)
+    longest = footprint(engine=engine, batch=8, max_model_len=131072).limits["max_context"]
+    at, over = (
+        footprint(engine=engine, batch=8, max_model_len=131072, prompt_tokens=longest - 128 + step, new_tokens=128)
+        for step in (0, 1)
+    )
+    assert 8192 < longest < 131072
+    assert (at.verdict in ("fits", "tight"), over.verdict) == (True, "does_not_fit")
+
+
+def test_slots_of_states_that_follow_the_batch_bound_it():
+    """TensorRT-LLM keeps a state for each sequence, so that the pool shrinks with the batch."""
+    ask = {"engine": "tensorrt-llm", "prompt_tokens": 1024, "hardware": {"gpu": "L4"}}
+    batch = footprint("nvidia/NVIDIA-Nemotron-Nano-9B-v2", **ask).limits["max_batch"]
+    at, over = (footprint("nvidia/NVIDIA-Nemotron-Nano-9B-v2", batch=batch + step, **ask) for step in (0, 1))
+    assert (at.verdict in ("fits", "tight"), over.verdict) == (True, "does_not_fit")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+def test_prediction_modules_are_held_and_cached_as_the_model_is(engine):
+    """A module of DeepSeek-V3 is a sparse layer in fp8 as the model's, joined by a copied matrix, and caches one latent more."""
+    spread = {
+        "parallel": {"tensor": 8},
+        "hardware": {"gpus": 8, "gpu": "H200 SXM 141GB"},
+        "max_model_len": 4096,
+        "prompt_tokens": 512,
+    }
+    plain, proposing = (
+        footprint("deepseek-ai/DeepSeek-V3", engine=engine, speculation={"method": method, "tokens": tokens}, **spread)
+        for method, tokens in (("none", 0), ("mtp", 1))
+    )
+    more = [found.gpus[0].phases[0].components["weights"] for found in (plain, proposing)]
+    joined = 8 * 2 * 2 * 7168**2
+    assert 8 * (more[1] - more[0]) - joined == pytest.approx(10.7e9, rel=0.02)
+    block = [
+        next(term.values["block_bytes"] for term in found.terms if term.component == "kv_cache") for found in (plain, proposing)
+    ]
+    assert block[1] * 61 == block[0] * 62
+
+
+def test_sglang_keeps_room_for_drafts_and_towers():
+    """``_handle_gpu_memory_settings``: 6 GiB for a draft, 2 for a head; a SigLIP of 27 · 1152 keeps 0.95 · (1 − 0.1 · 0.424)."""
+    plain, draft, head = (default_permille("0.5.3", 80 * GIB, 1, 8192, 256, room) for room in (0, 6144, 2048))
+    assert (plain - draft, plain - head) == (75, 25)
+    tower = model("google/gemma-3-27b-it")[0]
+    assert float(tower_share(tower)) == pytest.approx(0.95 * (1 - 0.1 * (27 * 1152**2 / (24 * 1024**2) - 1)))
+    assert tower_share(model(LLAMA)[0]) == 1
+
+
+def test_weights_are_not_offloaded_to_a_disk():
+    assert "use cpu" in refused(offload={"weights": 0.5, "to": "nvme"})
