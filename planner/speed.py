@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from planner.architecture.counts import is_routed, layer_groups
-from planner.architecture.layers import Architecture, LatentAttention, MixtureOfExperts, Recurrent, SequenceMixer, Weight
+from planner.architecture.layers import Architecture, Attention, LatentAttention, MixtureOfExperts, Recurrent, SequenceMixer, Weight
 from planner.components.cache import cache_bytes
 from planner.formats.checkpoint import resolve_format
 from planner.formats.format import Format, weight_bytes
 from planner.gpu import Gpu
+from planner.memo import remember_by_identity
 from planner.record import record
 from planner.scenario import Scenario
+from planner.sharding import rank_kv_heads
 
 BANDWIDTH_FRACTION = 0.72
 """Share of the memory bandwidth that decoding achieves: Llama-7B in bf16 on an A100 ("Accelerating Generative AI with
@@ -214,14 +216,41 @@ def _group_pass(
     parts = list(parts_of(architecture, fmt, *shape))
     if spread.expert > 1 and spread.data > 1:
         parts = [*(part for part in parts if part.name != "experts"), *_experts_of_all(architecture, fmt, shape, spread.data)]
+    parts = [_copied(part, scenario, architecture) if part.name == "cache" else part for part in parts]
     by = dict(pace_of(iter(parts), rates, spread.tensor).by)
     if rates.link_bytes and (linked := _link_s(scenario, architecture, shape[0] * shape[1], rates.link_bytes)):
         by["link"] = linked
+    if rates.link_bytes and spread.context > 1 and shape[1] == 1:
+        by["link"] = by.get("link", 0.0) + _context_s(scenario, architecture, shape[0], rates.link_bytes)
     moved = offload.weights * sum(part.bytes for part in parts if part.name != "cache")
     moved += offload.kv_cache * sum(part.bytes for part in parts if part.name == "cache")
     if moved and rates.host_bytes:
         by["host"] = moved / spread.tensor / rates.host_bytes
     return by
+
+
+def _copied(cache: Part, scenario: Scenario, architecture: Architecture) -> Part:
+    """What all tensor-parallel ranks read of the cache.
+
+    Heads and latents that several keep are read by each, but where context parallelism gives each a share of the tokens.
+    """
+    tensor, context = scenario.parallel.tensor, scenario.parallel.context
+    return Part(cache.name, cache.flops, cache.bytes * cache_copies(architecture, tensor) / context)
+
+
+@remember_by_identity(64)
+def cache_copies(architecture: Architecture, tensor: int) -> float:
+    """How often ``tensor`` ranks keep a cached token, weighed by its width in each layer."""
+    whole = held = 0
+    for layer in architecture.decoder.layers:
+        for mixer in layer.sequence:
+            if isinstance(mixer, LatentAttention):
+                width = mixer.kv_lora_rank + mixer.qk_rope_head_dim
+                whole, held = whole + width, held + width * tensor
+            elif isinstance(mixer, Attention):
+                width = mixer.head_dim + mixer.value_head_dim
+                whole, held = whole + mixer.num_kv_heads * width, held + rank_kv_heads(mixer.num_kv_heads, tensor) * tensor * width
+    return held / whole if whole else 1.0
 
 
 def _experts_of_all(architecture: Architecture, fmt: Format, shape: tuple[int, int, int], ranks: int) -> Iterator[Part]:
@@ -249,6 +278,24 @@ def _link_s(scenario: Scenario, architecture: Architecture, tokens: int, link_by
     seconds = all_reduce_s(2 * len(layers) - len(sent), size, spread.tensor, link_bytes)
     seconds += 2 * sum(sent) * size / spread.tensor * (1 - 1 / spread.expert) / link_bytes
     return seconds + (spread.pipeline - 1) * size / link_bytes
+
+
+def _context_s(scenario: Scenario, architecture: Architecture, tokens: int, link_bytes: float) -> float:
+    """Seconds that ranks sharing a context take in a decode step to gather queries and to reduce outputs."""
+    spread = scenario.parallel
+    return tokens * 2 * (spread.context - 1) * _gathered(architecture) / spread.tensor / link_bytes
+
+
+def _gathered(architecture: Architecture) -> int:
+    """Values of a token that ranks sharing its context gather and reduce: queries and outputs of every head."""
+    total = 0
+    for layer in architecture.decoder.layers:
+        for mixer in layer.sequence:
+            if isinstance(mixer, LatentAttention):
+                total += mixer.num_heads * (2 * mixer.kv_lora_rank + mixer.qk_rope_head_dim)
+            elif isinstance(mixer, Attention):
+                total += mixer.num_heads * (mixer.head_dim + mixer.value_head_dim)
+    return total
 
 
 def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float) -> float:

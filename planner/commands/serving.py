@@ -58,6 +58,7 @@ def vllm(scenario: Scenario) -> tuple[Command, ...]:
         ("--tensor-parallel-size", _ways(spread.tensor)),
         ("--pipeline-parallel-size", _ways(spread.pipeline)),
         ("--data-parallel-size", _ways(spread.data)),
+        ("--decode-context-parallel-size", _ways(spread.context)),
         ("--enable-expert-parallel", spread.expert > 1),
         ("--enforce-eager", set_options.get("enforce_eager")),
         ("--enable-prefix-caching" if prefix_caching else "--no-enable-prefix-caching", prefix_caching is not None),

@@ -52,12 +52,15 @@ def refuse_format(fmt: Format, engine: str, refused: Mapping[str, str]) -> list[
     return []
 
 
-def refuse_layout(scenario: Scenario, engine: str) -> list[Fault]:
-    """More ranks than GPUs, and ways of spreading that serving doesn't know."""
+def refuse_layout(scenario: Scenario, engine: str, *, splits_context: bool = False) -> list[Fault]:
+    """More ranks than GPUs, and ways of spreading that serving doesn't know. ``splits_context``: it has context parallelism."""
     spread, cards = scenario.parallel, scenario.hardware.gpus * scenario.hardware.nodes
     faults = [
         Fault(f"parallel.{name}", f"{engine} has no such way of spreading a served model; use {default}")
-        for name, value, default in (("context", spread.context != 1, "1"), ("sharding", spread.sharding != "none", "none"))
+        for name, value, default in (
+            ("context", spread.context != 1 and not splits_context, "1"),
+            ("sharding", spread.sharding != "none", "none"),
+        )
         if value
     ]
     ranks = spread.tensor * spread.pipeline * spread.data

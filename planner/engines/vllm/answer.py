@@ -23,7 +23,7 @@ from planner.engines.served_weights import adapters_bytes, draft_bytes, proposin
 from planner.engines.serving import RankMemory, Server, serving_footprint
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
-from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout
+from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout, context_faults
 from planner.engines.vllm.profile import ProfileRun, profile_run
 from planner.engines.vllm.settings import Settings, settings_of
 from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
@@ -123,7 +123,8 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     spread, ask = scenario.parallel, scenario.inference
     split = Split(spread.tensor, spread.pipeline, spread.expert, VOCABULARY_PADDING)
     faults = [
-        *refuse_layout(scenario, "vLLM"),
+        *refuse_layout(scenario, "vLLM", splits_context=True),
+        *context_faults(architecture, spread.tensor, spread.context, settings.version),
         *refuse_offload(scenario, "vLLM", ("weights", "kv_cache")),
         *refuse_chunks(ask, settings.batched_tokens, settings.max_model_len, "vLLM", "max_num_batched_tokens"),
         *refuse_expert(scenario, architecture),
@@ -145,6 +146,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         cache_dtype=ask.kv_cache,
         speculative_tokens=ask.speculation.tokens,
         state_pages=2 if settings.prefix_caching else 1,
+        context=spread.context,
     )
     draft = read_config(dict(ask.speculation.draft)) if ask.speculation.draft is not None else None
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)

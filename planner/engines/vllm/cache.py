@@ -29,6 +29,8 @@ STATE_BYTES = {"qwen3_5": 4, "qwen3_5_moe": 4, "qwen3_5_text": 4, "qwen3_5_moe_t
 """Recurrent states are kept in the model's dtype except where its own rule says fp32
 (``Qwen3_5ForConditionalGenerationConfig``)."""
 FP32_STATE_KINDS = ("kimi_delta",)
+CONTEXT_SINCE, CONTEXT_SINCE_HEADS = (0, 10, 2), (0, 11, 1)
+"""Decode context parallelism for latent attention, and for heads of keys and values (releases' notes)."""
 KERNEL_ALIGNMENT_TOKENS = 16
 LATENT_ALIGNMENT_TOKENS = 64
 LATENT_BLOCK_TOKENS = 64
@@ -50,6 +52,43 @@ class CacheKind:
     """Bytes of a value of recurrent states where the engine fixes them."""
     state_pages: int = 1
     """States a sequence keeps: one, or two where prefixes are cached (``mamba_cache_mode`` align)."""
+    context: int = 1
+    """Ranks that share a sequence's tokens: a block of the pool holds so many times its tokens over them."""
+
+
+def context_faults(architecture: Architecture, tensor: int, context: int, version: tuple[int, int, int]) -> list[Fault]:
+    """What vLLM refuses of decode context parallelism, which uses the tensor-parallel ranks that keep copies of keys and values.
+
+    ``config/model.py`` ``verify_with_parallel_config``, ``config/parallel.py``, ``v1/kv_cache_interface.py``.
+    """
+    if context == 1:
+        return []
+    message = _context_refusal(
+        [mixer for layer in architecture.decoder.layers for mixer in layer.sequence], tensor, context, version
+    )
+    return [Fault("parallel.context", message)] if message else []
+
+
+def _context_refusal(mixers: Sequence[SequenceMixer], tensor: int, context: int, version: tuple[int, int, int]) -> str:
+    heads = [mixer for mixer in mixers if isinstance(mixer, Attention)]
+    since = CONTEXT_SINCE_HEADS if heads else CONTEXT_SINCE
+    copies = max(1, tensor // min((mixer.num_kv_heads for mixer in heads), default=1))
+    refused = {
+        f"vLLM splits the context of a model like this from {'.'.join(map(str, since))} on; use 1": version < since,
+        "vLLM splits the context of full attention alone; use 1": any(
+            isinstance(mixer, Recurrent) or (isinstance(mixer, Attention) and _is_local(mixer)) for mixer in mixers
+        ),
+        f"must divide the {tensor} tensor-parallel ranks, whose GPUs it uses; got {context}": tensor % context != 0,
+        f"{tensor} tensor-parallel ranks keep each key-value head {copies} times; use at most {copies}": context > copies,
+        f"must divide the queries of a key-value head; got {context}": any(
+            mixer.num_heads // mixer.num_kv_heads % context for mixer in heads
+        ),
+    }
+    return next((message for message, holds in refused.items() if holds), "")
+
+
+def _is_local(mixer: Attention) -> bool:
+    return mixer.window_tokens is not None or mixer.chunk_tokens is not None
 
 
 def cache_kind_bytes(name: str, dtype_bytes: int) -> int:
@@ -116,7 +155,7 @@ def _attention_specs(mixer: SequenceMixer, kind: CacheKind) -> list[PageSpec]:
         return [PageSpec("window", kind.block_tokens, page, mixer.window_tokens)]
     if mixer.chunk_tokens is not None:
         return [PageSpec("chunk", kind.block_tokens, page, mixer.chunk_tokens)]
-    return [PageSpec("full", kind.block_tokens, page)]
+    return [PageSpec("full", kind.block_tokens * kind.context, page)]
 
 
 def _latent_specs(mixer: LatentAttention, kind: CacheKind) -> list[PageSpec]:
@@ -124,11 +163,12 @@ def _latent_specs(mixer: LatentAttention, kind: CacheKind) -> list[PageSpec]:
     tokens = max(kind.block_tokens, LATENT_BLOCK_TOKENS)
     entry = (mixer.kv_lora_rank + mixer.qk_rope_head_dim) * kind.value_bytes
     if mixer.indexer is None:
-        return [PageSpec("full", tokens, tokens * entry)]
+        return [PageSpec("full", tokens * kind.context, tokens * entry)]
     if kind.value_bytes == 1:
         entry = SPARSE_LATENT_FP8_BYTES
     keys = mixer.indexer.head_dim + INDEXER_SCALE_BYTES
-    return [PageSpec("full", tokens, tokens * entry), PageSpec("full", tokens, tokens * keys)]
+    shared = tokens * kind.context
+    return [PageSpec("full", shared, tokens * entry), PageSpec("full", shared, tokens * keys)]
 
 
 def _state_bytes(mixer: Recurrent, kind: CacheKind, model_type: str) -> int:

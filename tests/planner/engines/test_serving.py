@@ -487,3 +487,23 @@ def test_sglang_keeps_room_for_drafts_and_towers():
 
 def test_weights_are_not_offloaded_to_a_disk():
     assert "use cpu" in refused(offload={"weights": 0.5, "to": "nvme"})
+
+
+def test_context_parallelism_multiplies_the_tokens_of_the_pool():
+    """Ranks that keep copies of keys and values share a sequence's tokens instead: the pool's bytes stay, its tokens double."""
+    spread = {"hardware": {"gpus": 8, "gpu": "H200 SXM 141GB"}, "max_model_len": 32768}
+    one, two = (footprint("Qwen/Qwen3-30B-A3B", parallel={"tensor": 8, "context": ways}, **spread) for ways in (1, 2))
+    assert one.gpus == two.gpus
+    assert two.extra["engine"]["kv_tokens"] == pytest.approx(2 * one.extra["engine"]["kv_tokens"], rel=0.001)
+    assert two.speed["time_per_token_s"] < one.speed["time_per_token_s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "ways", "words"),
+    [
+        (LLAMA, "vllm", 2, "keep each key-value head 1 times"), ("google/gemma-3-27b-it", "vllm", 2, "full attention alone"),
+        ("Qwen/Qwen3-30B-A3B", "vllm", 3, "must divide the 8"), (LLAMA, "sglang", 2, "no such way"),
+    ],
+)  # fmt: skip
+def test_context_parallelism_is_refused_as_the_engine_does(name, engine, ways, words):
+    assert words in refused(name, engine=engine, parallel={"tensor": 8, "context": ways}, hardware={"gpus": 8})
