@@ -12,7 +12,7 @@ from planner.architecture.layers import Architecture
 from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
-RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "wide", "pairs_wide", "chunks", "complex"]
+RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "pairs_late", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
 Placement = Literal["pre", "post", "sandwich", "normed_residual"]
 
@@ -43,6 +43,7 @@ class Implementation:
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
     is added to the residual.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
+    ``rotates_always``: how the family computes without a rotary embedding (Falcon's ALiBi) was not read.
     ``holds_triangle``: a boolean mask of all positions by all positions is a buffer of the model.
     """
 
@@ -70,6 +71,7 @@ class Implementation:
     keeps_positions: bool = False
     wide_logits: bool = False
     own_linears: bool = False
+    rotates_always: bool = False
     scales_embeddings: bool = False
     scales_branches: bool = False
     holds_triangle: bool = False
@@ -106,9 +108,12 @@ WRITTEN: dict[str, Implementation] = {
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, holds_triangle=True),
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
+    "ernie4_5": Implementation(rotary="pairs_late"),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
-    "falcon": Implementation(masked=True, repeats_keys=False, norms_first=True, sums_in_place=True, own_linears=True),
+    "falcon": Implementation(
+        masked=True, repeats_keys=False, norms_first=True, sums_in_place=True, own_linears=True, rotates_always=True
+    ),
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
     "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),

@@ -103,6 +103,7 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: b
     else:
         reasons = {
             "attention that reads other sequences": not mixer.causal,
+            "attention without rotary embeddings": code.rotates_always and not mixer.rotary_dim,
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")

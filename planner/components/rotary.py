@@ -40,6 +40,8 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
         _rotate_wide(g, style, tensors)
     elif style == "complex":
         _rotate_complex(g, tensors)
+    elif style == "pairs_late":
+        _rotate_late(g, tensors)
     else:
         for tensor in tensors:
             _rotate_one(g, style, tensor)
@@ -107,6 +109,36 @@ def _rotate_wide(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> No
         g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{tensor.name} wide",))
     for tensor in tensors:
         g.free(f"{tensor.name} fp32", f"{tensor.name} wide")
+
+
+def _rotate_late(g: Graph, tensors: Sequence[Rotated]) -> None:
+    """x.float() · cos + rotate_half(x).float() · sin: turned in the model's dtype, then copied to fp32 (ERNIE 4.5, GLM-OCR)."""
+    run, cast = g.run, g.run.dtype_bytes != FP32_BYTES
+    g.hold("tables in pairs", Size(two=2, sequence=run.sequence, rotary_dim=tensors[0].rotary_dim, fp32_bytes=FP32_BYTES))
+    for tensor in tensors:
+        name, heads, width = tensor.name, tensor.heads, tensor.rotary_dim
+        wide, narrow, half = run.heads(heads, width, FP32_BYTES), run.heads(heads, width), run.heads(heads, max(width // 2, 1))
+        copied = f"{name} fp32" if cast else name
+        if cast:
+            g.make(copied, wide, (name,))
+        multiply(g, f"{name} cos", wide, copied)
+        g.free(f"{name} fp32")
+        g.view(f"{name} low", name, sliced, half)
+        g.view(f"{name} high", name, sliced, half)
+        g.make(f"{name} half", half, (f"{name} high",))
+        g.make(f"{name} turned", narrow, (f"{name} half", f"{name} low"), (), passed_on)
+        g.free(f"{name} half", f"{name} low", f"{name} high")
+        turned = f"{name} turned fp32" if cast else f"{name} turned"
+        if cast:
+            g.make(turned, wide, (f"{name} turned",))
+            g.free(f"{name} turned")
+        multiply(g, f"{name} sin", wide, turned)
+        g.free(turned)
+        add(g, f"{name} wide" if cast else f"{name} rotated", wide, f"{name} cos", f"{name} sin")
+        g.free(f"{name} cos", f"{name} sin")
+    for tensor in tensors if cast else ():
+        g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{tensor.name} wide",))
+    g.free("tables in pairs", *(f"{tensor.name} wide" for tensor in tensors))
 
 
 def _rotate_promoted(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:

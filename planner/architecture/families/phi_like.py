@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from planner.architecture.blocks import (
     bare_layer_norm,
     biasless_layer_norm,
@@ -12,7 +15,7 @@ from planner.architecture.blocks import (
 from planner.architecture.config import Config
 from planner.architecture.families.llama_like import PRE, dense, every
 from planner.architecture.families.registry import family
-from planner.architecture.layers import Architecture, Weight
+from planner.architecture.layers import Architecture, Attention, Layer, Weight
 
 
 @family("jais2", "nemotron")
@@ -52,7 +55,16 @@ def cohere(config: Config) -> Architecture:
         head_dim=head_dim if second else None,
         extra=qk,
     )
-    return decoder(config, layers, norm=biasless_layer_norm)
+    return decoder(config, normed_by_head(layers) if qk else layers, norm=biasless_layer_norm)
+
+
+def normed_by_head(layers: Sequence[Layer]) -> list[Layer]:
+    """The same layers, whose queries and keys pass the norms among their weights."""
+    normed: dict[Layer, Layer] = {}
+    for layer in dict.fromkeys(layers):
+        mixers = [replace(mixer, qk_norm="per_head") for mixer in layer.sequence if isinstance(mixer, Attention)]
+        normed[layer] = replace(layer, sequence=tuple(mixers))
+    return [normed[layer] for layer in layers]
 
 
 def cohere_head_norms(heads: int, kv_heads: int, head_dim: int) -> tuple[Weight, ...]:
