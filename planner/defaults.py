@@ -7,7 +7,7 @@ from dataclasses import replace
 from planner.architecture.layers import Architecture
 from planner.faults import Fault, Faults
 from planner.scenario import Inference, Scenario, Training
-from planner.symbolic.amount import smallest
+from planner.symbolic.amount import largest, smallest
 
 DEFAULT_GPU = "H100 SXM5 80GB"
 """Stands in when no card is named and none is found; the answer says that it is simulated."""
@@ -71,7 +71,21 @@ def _settle_training(training: Training, limit: int | None, notes: list[str]) ->
     elif limit is not None and sequence > limit:
         notes.append(f"a sequence of {sequence} tokens exceeds the model's context limit of {limit}")
     attention = "sdpa" if training.attention == "auto" else training.attention
-    return replace(training, sequence=sequence, attention=attention)
+    settled = replace(training, sequence=sequence, attention=attention)
+    return settled if training.objective == "sft" else _settle_objective(settled, notes)
+
+
+def _settle_objective(training: Training, notes: list[str]) -> Training:
+    """What TRL compares with where it is not told (a copy of the model, or the base under its adapters), and the prompts."""
+    found: dict[str, object] = {}
+    if training.reference == "auto":
+        beside = "model" if training.method in ("full", "freeze") else "adapter"
+        found["reference"] = "none" if training.objective == "grpo" else beside
+        notes.append(f"training.reference: {found['reference']} by default, as TRL takes it")
+    if training.prompt_tokens is None:
+        found["prompt_tokens"] = largest(1, (training.sequence or 1) // 2)
+        notes.append("training.prompt_tokens: half of the sequence by default")
+    return replace(training, **found)  # type: ignore[arg-type]
 
 
 def _longest(training: Training, notes: list[str]) -> int:

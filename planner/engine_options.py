@@ -34,6 +34,7 @@ TRANSFORMERS_INFERENCE = {
 }
 TRANSFORMERS_TRAINING = {
     "version": Option("str", "release of transformers whose loss is computed"),
+    "trl_version": Option("str", "release of TRL whose trainer of the objective runs"),
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
     "checkpoint_modules": Option("str", "what selective checkpointing recomputes", choices=("layers", "attention", "mlp")),

@@ -18,6 +18,7 @@ class Fill:
 
 FILLS: dict[str, Fill] = {
     "weights": Fill("#3b6fb6", "#5b8fd6"),
+    "other_models": Fill("#3b6fb6", "#5b8fd6", HORIZONTAL),
     "adapters": Fill("#3b6fb6", "#5b8fd6", DIAGONAL),
     "quantization_state": Fill("#3b6fb6", "#5b8fd6", DOTS),
     "kv_cache": Fill("#e08a1e", "#e59a3c"),

@@ -15,7 +15,10 @@ from typing import Any
 from planner.footprint import Footprint
 from planner.scenario import Inference, Scenario, Training
 
-COUNTS = {"inference": ("batch", "prompt_tokens", "new_tokens", "max_model_len"), "training": ("batch", "sequence")}
+COUNTS = {
+    "inference": ("batch", "prompt_tokens", "new_tokens", "max_model_len"),
+    "training": ("batch", "sequence", "prompt_tokens"),
+}
 """Fields of a workload that a program takes as inputs, where they are given. All are at least one."""
 LATER = ("terms", "extra", "limits", "speed")
 """Fields of a footprint that are worked out when somebody looks."""

@@ -15,6 +15,7 @@ from planner.architecture.layers import Architecture, Layer
 from planner.components.optimizers import DEFAULT_RANK, OPTIMIZERS
 from planner.components.tape import Level, rounded
 from planner.components.trainable import Trainable
+from planner.footprint import OBJECTIVE_PHASES
 from planner.formats import Format, weight_bytes
 from planner.memo import remember_by_identity
 from planner.record import record
@@ -150,6 +151,8 @@ def training_reserved(
     of the logits do not. In the backward the gradient of the log-probabilities finds a block of the forward's, that of the
     logits in fp32 does not. What the first step took, without states, stays cached for the later ones.
 
+    What an objective generates or scores before takes all it needs beside what the steps before left cached.
+
     ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of all logits at the loss's
     highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
     """
@@ -166,7 +169,12 @@ def training_reserved(
     descent = backward.total - load - states + one
     step = largest(static + largest(levels["forward"].total - load - states, all_logits + updated), held + descent)
     last = largest(step, static + descent)
-    return {"load": largest(held, load), "forward": step, "backward": last, "optimizer": last}
+    more = {
+        name: largest(last, static + level.total - load - states + (level.largest(TRANSIENT) if name == "generation" else 0))
+        for name, level in levels.items()
+        if name in OBJECTIVE_PHASES
+    }
+    return {"load": largest(held, load), "forward": step, "backward": last, "optimizer": last} | more
 
 
 def settle_reserved(reserved: Mapping[str, int], levels: Mapping[str, Level], room_bytes: int) -> list[int]:

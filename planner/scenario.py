@@ -30,6 +30,16 @@ OPTIMIZERS = (
 CHECKPOINTINGS = ("none", "full", "selective")
 ARRANGEMENTS = ("padded", "packed", "flattened")
 LOSSES = ("default", "chunked", "fused")
+OBJECTIVES = ("sft", "dpo", "grpo", "ppo")
+REFERENCES = ("auto", "model", "adapter", "precomputed", "none")
+GENERATORS = ("transformers", "vllm", "server")
+REFERENCES_OF: Mapping[str, tuple[str, ...]] = {
+    "sft": ("none",),
+    "dpo": ("model", "adapter", "precomputed"),
+    "grpo": ("none", "model", "adapter"),
+    "ppo": ("model", "adapter"),
+}
+"""References that TRL's trainer of an objective can be given."""
 SHARDINGS = ("none", "zero1", "zero2", "zero3", "fsdp")
 OFFLOAD_TARGETS = ("cpu", "nvme")
 SPECULATIONS = ("none", "draft", "ngram", "mtp", "eagle")
@@ -135,6 +145,22 @@ class Lora:
 
 
 @record
+class Rollout:
+    """How a training makes the completions that it learns from (objectives ``grpo``, ``ppo``).
+
+    ``generations`` answers of each prompt. ``steps``: micro-batches that are generated at once (None: one for each of
+    ``gradient_accumulation``). ``engine``: ``transformers`` (the trained model's own ``generate``), ``vllm`` beside the
+    trainer in ``gpu_memory_utilization`` of the card, which ``sleep`` gives back while training, or a ``server`` elsewhere.
+    """
+
+    generations: int = 8
+    steps: int | None = None
+    engine: str = "transformers"
+    gpu_memory_utilization: float = 0.3
+    sleep: bool = False
+
+
+@record
 class Training:
     """A fine-tuning workload; ``batch`` is the micro-batch of one GPU."""
 
@@ -159,6 +185,15 @@ class Training:
     ``flattened``: all of a batch in one row, kept apart by their positions (transformers ``DataCollatorWithFlattening``)."""
     lengths: tuple[int, ...] = ()
     """Tokens of a sample of examples, where they differ; ``sequence`` then cuts the longer ones."""
+    objective: str = "sft"
+    """``sft``: predict the next token. ``dpo``: ``batch`` pairs of a chosen and a rejected sequence. ``grpo``, ``ppo``:
+    ``batch`` sequences whose completions the model makes itself."""
+    reference: str = "auto"
+    """What log-probabilities are held against: a ``model`` of its own beside the trained one, the base without its
+    ``adapter``, ``precomputed`` ones, or ``none``; auto: as TRL takes it for the objective and method."""
+    prompt_tokens: int | None = None
+    """Tokens of ``sequence`` that are prompt; only the rest, the completion, is scored or generated."""
+    rollout: Rollout = Rollout()
 
 
 @record
@@ -360,10 +395,40 @@ def _training(reader: Reader) -> Training:
         virtual_tokens=reader.integer("virtual_tokens", 20, minimum=1, maximum=1_000_000),
         data=reader.choice("data", "padded", ARRANGEMENTS),
         lengths=reader.integers("lengths", minimum=1, maximum=_MAX_TOKENS),
+        objective=reader.choice("objective", "sft", OBJECTIVES),
+        reference=reader.choice("reference", "auto", REFERENCES),
+        prompt_tokens=reader.optional_integer("prompt_tokens", minimum=1, maximum=_MAX_TOKENS),
+        rollout=_rollout(reader.child("rollout")),
     )
     lora.refuse_unknown()
+    _check_objective(reader, training)
     reader.refuse_unknown()
     return training
+
+
+def _rollout(reader: Reader) -> Rollout:
+    found = Rollout(
+        generations=reader.integer("generations", 8, minimum=1, maximum=100_000),
+        steps=reader.optional_integer("steps", minimum=1, maximum=1_000_000),
+        engine=reader.choice("engine", "transformers", GENERATORS),
+        gpu_memory_utilization=reader.number("gpu_memory_utilization", 0.3, minimum=0.01, maximum=1.0),
+        sleep=reader.boolean("sleep", default=False),
+    )
+    reader.refuse_unknown()
+    return found
+
+
+def _check_objective(reader: Reader, training: Training) -> None:
+    """Faults for what TRL's trainers refuse."""
+    objective, reference = training.objective, training.reference
+    if reference not in ("auto", *REFERENCES_OF[objective]):
+        reader.fault("reference", f"objective {objective} takes {' or '.join(REFERENCES_OF[objective])}, got {reference}")
+    if reference == "adapter" and training.method in ("full", "freeze"):
+        reader.fault("reference", f"method {training.method} has no adapter to switch off; choose model")
+    if training.prompt_tokens is not None and training.sequence is not None and training.prompt_tokens >= training.sequence:
+        reader.fault("prompt_tokens", f"must be less than the sequence of {training.sequence}, got {training.prompt_tokens}")
+    if objective == "grpo" and training.rollout.generations < 2:
+        reader.fault("rollout.generations", "GRPO compares answers of one prompt: must be at least 2, got 1")
 
 
 def _lora(reader: Reader) -> Lora:
@@ -434,6 +499,7 @@ def _training_json(training: Training) -> dict[str, object]:
         "engine_options": dict(training.engine_options),
         "trainable": list(training.trainable) or None,
         "lengths": list(training.lengths) or None,
+        "rollout": _fields(training.rollout),
     }
     return _fields(training) | {"lora": lora} | more
 

@@ -21,6 +21,8 @@ from planner.scenario import Scenario
 from planner.speed import BACKWARD, LINK_FRACTION, TRAINING_FLOPS_FRACTION, Pace, Rates, pace_of, parts_of, rates_of
 
 FP32_BYTES = 4
+PACED = ("sft", "dpo")
+"""Objectives whose steps are forwards and backwards alone; how long completions take to make depends on what makes them."""
 NETWORK_BYTES_PER_S = 50e9
 """Between machines, for each GPU in one direction: 400 Gbit/s, as DGX H100 gives every GPU (NVIDIA DGX H100 user guide)."""
 HOST_ADAM_BYTES_PER_S = 50e9
@@ -49,12 +51,14 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
     2022, appendix B); ``hours`` for the option ``total_tokens``.
     """
     ask, ways = scenario.training, ways_of(scenario)
+    if ask.objective not in PACED:
+        return {}
     dtype = "fp32" if ask.precision == "fp32" else "bf16"
     rates = rates_of(gpu, dtype, TRAINING_FLOPS_FRACTION)
     if rates is None:
         return {}
     forward = _forward(scenario, architecture, fmt, rates, ways)
-    passes = 1 + _backward_passes(scenario) + (1 if ask.checkpointing == "full" else 0)
+    passes = 1 + _backward_passes(scenario) + (1 if ask.checkpointing == "full" else 0) + _reference_passes(scenario)
     work = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
     chunks = int(str(ask.engine_options.get("virtual_pipeline", 1)))
     idle = (ways.pipeline - 1) / (ask.gradient_accumulation * chunks)
@@ -63,7 +67,7 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
     volumes = _volumes(scenario, architecture, ways)
     by |= _links(scenario, architecture, rates, volumes, ways, sum(work.values()) * (passes - 1) / passes)
     pace = Pace(sum(by.values()), by)
-    tokens = ask.batch * (ask.sequence or 1) * ask.gradient_accumulation * ways.data
+    tokens = _rows(scenario) * (ask.sequence or 1) * ask.gradient_accumulation * ways.data
     total = ask.engine_options.get("total_tokens")
     arithmetic = 3 * work["compute"] / passes * (rates.flops / (gpu.flops_for(dtype) or rates.flops))
     return {
@@ -77,8 +81,20 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
 def _forward(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, ways: Ways) -> Pace:
     """One micro-batch through one stage of one rank."""
     ask = scenario.training
-    parts = parts_of(architecture, fmt, ask.batch, ask.sequence or 1, 0, all_logits=True)
+    parts = parts_of(architecture, fmt, _rows(scenario), ask.sequence or 1, 0, all_logits=True)
     return pace_of((part for part in parts if part.name != "cache"), rates, ways.tensor * ways.pipeline * ways.context)
+
+
+def _rows(scenario: Scenario) -> int:
+    """Sequences of one micro-batch: of pairs two each."""
+    ask = scenario.training
+    return 2 * ask.batch if ask.objective == "dpo" else ask.batch
+
+
+def _reference_passes(scenario: Scenario) -> int:
+    """DPO's reference goes once over the same rows, unless its scores are known."""
+    ask = scenario.training
+    return int(ask.objective == "dpo" and ask.reference != "precomputed")
 
 
 def _backward_passes(scenario: Scenario) -> int:

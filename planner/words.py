@@ -16,6 +16,7 @@ class Word:
 
 COMPONENTS: Mapping[str, Word] = {
     "weights": Word("Weights", "The model's parameters, tied tensors once."),
+    "other_models": Word("Other models", "Models beside the trained one: the reference, reward and value models."),
     "adapters": Word("Adapters", "Low-rank matrices that are trained beside the frozen weights."),
     "quantization_state": Word("Quantization state", "Scales, zeros and codebooks that belong to quantized weights."),
     "kv_cache": Word("KV cache", "Keys and values of every token seen so far, one pair for each layer that attends."),
@@ -35,6 +36,8 @@ PHASES: Mapping[str, Word] = {
     "load": Word("Load", "The weights are on the device, nothing has run yet."),
     "prefill": Word("Prefill", "The prompt goes through the model at once."),
     "decode": Word("Decode", "New tokens are made one at a time."),
+    "generation": Word("Generation", "The model makes the completions that it will learn from."),
+    "reference": Word("Reference", "The model that is compared with scores the same tokens; nothing is kept for a backward."),
     "forward": Word("Forward", "The batch goes through the model; what the backward needs is kept."),
     "backward": Word("Backward", "Gradients are computed layer by layer, last to first."),
     "optimizer": Word("Optimizer", "The optimizer updates the weights."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
@@ -22,6 +23,7 @@ from planner.components.tape import BLOCK_BYTES, Level, Size
 from planner.components.trainable import Trainable, head_names, trainable_tensors
 from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
+from planner.engines.objectives import EXTRAS, hold_others, objective_of
 from planner.engines.releases import release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
@@ -32,10 +34,13 @@ from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario, Training
 
 def training_steps(
     scenario: Scenario, architecture: Architecture, weights: Level, dtype_bytes: int, around: Around = ALONE, *, cuda: bool,
-    quantised: QuantisedWeights | None = None,
+    quantised: QuantisedWeights | None = None, capacity_bytes: int = 0,
 ) -> list[Step]:  # fmt: skip
-    """The phases of a training step. ``weights``: what stays from loading; ``dtype_bytes``: of a plain parameter."""
-    ask, weights = scenario.training, weights.fork()
+    """The phases of a training step. ``weights``: what stays from loading; ``dtype_bytes``: of a plain parameter.
+
+    ``capacity_bytes``: of the card, of which an engine that generates beside the trainer takes a share.
+    """
+    ask, loaded, weights = scenario.training, weights, weights.fork()
     trained, rank = trained_tensors(scenario, architecture, dtype_bytes)
     tensors = around.owned(trained)
     autocast = _autocast(scenario, architecture, dtype_bytes)
@@ -44,12 +49,13 @@ def training_steps(
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
         *shape_of(ask), dtype_bytes, checkpointing_of(ask, architecture), ask.gradient_accumulation, cuda=cuda,
-        eager=ask.attention == "eager", adapters=adapters_for(architecture, ask, dtype_bytes),
+        eager=ask.attention == "eager", adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
-        loss=_loss(scenario, architecture),
+        loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
+    hold_others(weights, loaded, work.objective)
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     if ask.engine_options.get("ema"):
         states = _with_average(states, weights, around)
@@ -63,6 +69,13 @@ def training_steps(
 
         return encoder_training_phases(architecture, weights, states, work, transient)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def _without_dropout(training: Training) -> Training:
+    """TRL's DPO switches off the dropout of adapters too (``DPOConfig.disable_dropout``)."""
+    if training.objective != "dpo" or not training.lora.dropout:
+        return training
+    return replace(training, lora=replace(training.lora, dropout=0.0))
 
 
 def prepares(training: Training) -> bool:
@@ -124,7 +137,9 @@ def _with_average(states: Level, weights: Level, around: Around) -> Level:
 
 
 def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
-    options = scenario.training.engine_options
+    options, ask = scenario.training.engine_options, scenario.training
+    if ask.objective != "sft":
+        return Loss("scores", prompt_tokens=ask.prompt_tokens or 1, extras=EXTRAS.get(ask.objective, 0))
     release = release_of(options.get("version"), architecture.model_type)
     return Loss(scenario.training.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), release.copies)
 
@@ -144,8 +159,10 @@ def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: i
 
 
 def shape_of(training: Training) -> tuple[int, int]:
-    """Rows of a micro-batch, and tokens of each: flattened, all examples are one row."""
+    """Rows of a micro-batch, and tokens of each: flattened, all examples are one row; of pairs each is two."""
     sequence = training.sequence or 1
+    if training.objective == "dpo":
+        return 2 * training.batch, sequence
     return (1, training.batch * sequence) if training.data == "flattened" else (training.batch, sequence)
 
 

@@ -12,6 +12,7 @@ from planner.components.run import Run, factors_of, gradient
 from planner.components.tape import Course, Held, Size, Span, Tape
 from planner.engines.around import Around
 from planner.engines.releases import LossCopies
+from planner.engines.scored_loss import scored_backward, scored_forward, scored_tokens, tile
 from planner.engines.trained_layers import Reached
 from planner.engines.transformers import drop
 from planner.record import record
@@ -34,6 +35,10 @@ class Loss:
     kind: str = "default"
     chunk_tokens: int = CHUNK_TOKENS
     copies: LossCopies = "labels"
+    prompt_tokens: int = 0
+    """Of loss ``scores``: tokens of a row that are not scored."""
+    extras: int = 0
+    """Of loss ``scores``: fp32 numbers of each token that metrics take beside the log-probabilities."""
 
     @property
     def upcasts(self) -> bool:
@@ -53,6 +58,9 @@ def loss_forward(course: Course, architecture: Architecture, run: Run, reached: 
         _default_forward(course, architecture, run, loss)
         drop(course, "final norm")
         return
+    if loss.kind == "scores":
+        scored_forward(course, run, loss.prompt_tokens, saving=True, extras=loss.extras)
+        return
     _predicted_forward(course, run, saving=loss.kind == "chunked")
     if loss.kind == "chunked":
         tokens = smallest(loss.chunk_tokens, _predicted(run))
@@ -69,6 +77,8 @@ def loss_backward(course: Course, architecture: Architecture, run: Run, reached:
     """From the loss to the gradient of the final norm's output, ``d``, with the head's gradients."""
     if loss.kind == "default":
         _default_backward(course, architecture, run, reached, around, loss)
+    elif loss.kind == "scores":
+        scored_backward(course, architecture, run, reached, around, loss.prompt_tokens)
     elif loss.kind == "chunked":
         around.at("head backward", course)
         _chunked_backward(course, architecture, run, reached, loss)
@@ -79,6 +89,9 @@ def loss_backward(course: Course, architecture: Architecture, run: Run, reached:
 
 def highest_logits(architecture: Architecture, run: Run, loss: Loss) -> tuple[int, int]:
     """Bytes of all logits at the highest moment of the forward, and of the largest of these tensors."""
+    if loss.kind == "scores":
+        size = tile(run, scored_tokens(run, loss.prompt_tokens)).bytes
+        return size, size
     if loss.kind == "fused":
         size = _logits(architecture, _fused_chunk(architecture, run), run.dtype_bytes).bytes
         return 2 * size, size

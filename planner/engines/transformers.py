@@ -10,6 +10,7 @@ from dataclasses import replace
 from planner.architecture.counts import layer_groups, layer_indices
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer
+from planner.components.adapters import Adapters
 from planner.components.cache import cache_component, held_tensors
 from planner.components.compressed import streams_of
 from planner.components.graph import Graph
@@ -51,6 +52,9 @@ class Generation:
     static_cache: bool = False
     quantised: QuantisedWeights | None = None
     quantised_cache: CacheQuantisation | None = None
+    adapters: Adapters | None = None
+    draws: bool = False
+    """Tokens are drawn by their probabilities, not the likeliest taken."""
 
 
 def generation_phases(architecture: Architecture, weights: Level, work: Generation) -> list[Step]:
@@ -63,7 +67,7 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     course.begin_phase()
     steps = [Step("load", course.peak)]
     course.begin_phase()
-    _forward_pass(course, architecture, inference_run(architecture, work, work.prompt_tokens))
+    _forward_pass(course, architecture, inference_run(architecture, work, work.prompt_tokens), draws=work.draws)
     steps.append(Step("prefill", course.peak))
     if not generates(architecture):
         return steps
@@ -90,7 +94,7 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
         for name, size in held_tensors(layer, run, work.prompt_tokens).items():
             course.hold(cache_component(name), name, size, count)
     course.begin_phase()
-    _forward_pass(course, architecture, run)
+    _forward_pass(course, architecture, run, draws=work.draws)
     return course.peak
 
 
@@ -108,10 +112,11 @@ def inference_run(architecture: Architecture, work: Generation, sequence: int, p
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
         quantised_cache=work.quantised_cache,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32, streams=streams_of(architecture.decoder.layers[0]),
+        adapters=work.adapters,
     )  # fmt: skip
 
 
-def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
+def _forward_pass(course: Course, architecture: Architecture, run: Run, *, draws: bool = False) -> None:
     """One forward without autograd: embeddings, layers, final norm, logits of the last position."""
     hold_inputs(course, architecture, run)
     kinds = layer_indices(architecture.decoder)
@@ -125,7 +130,11 @@ def _forward_pass(course: Course, architecture: Architecture, run: Run) -> None:
     if architecture.logit_softcap:
         course.hold("logits", "logits before the cap", logits, where="head")
     course.hold("logits", "last logits", logits, where="head")
-    course.hold("logits", "last logits fp32", Size(batch=run.batch, vocab_size=architecture.vocab_size, fp32_bytes=4), where="head")
+    wide = Size(batch=run.batch, vocab_size=architecture.vocab_size, fp32_bytes=4)
+    course.hold("logits", "last logits fp32", wide, where="head")
+    if draws:
+        drop(course, "last logits")
+        course.hold("logits", "probabilities, and numbers drawn beside them", wide, 2, where="drawing of tokens")
 
 
 def _queries_left(layer: Layer, run: Run) -> Run:

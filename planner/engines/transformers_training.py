@@ -23,6 +23,7 @@ from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
+from planner.engines.objectives import Objective
 from planner.engines.trained_layers import Reached, TrainedLayers, reached_by_gradients
 from planner.engines.training_loss import (
     HEAD_INPUT,
@@ -39,6 +40,7 @@ from planner.engines.transformers import Step, drop, final_norm
 from planner.record import record
 
 FP32_BYTES = 4
+LABELS = "labels"
 LEAF = "embeddings that require a gradient"
 
 
@@ -65,6 +67,8 @@ class TrainingStep:
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
+    objective: Objective | None = None
+    """What trains with other models or its own answers adds to the step."""
 
     @property
     def over_masters(self) -> bool:
@@ -106,13 +110,21 @@ def training_phases(
         parameter_bytes=work.dtype_bytes if work.over_masters else 0,
     )  # fmt: skip
     reached = reached_by_gradients(architecture, run, input_requires=bool(work.checkpointing) or work.virtual_tokens > 0)
-    if accumulating and not around.holds_gradients:
-        _hold_gradients(course, work.trained)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
-    course.hold("workspace", "input ids", tokens)
+    objective, waiting = work.objective, accumulating and not around.holds_gradients
+    course.hold("workspace", "input ids", tokens, objective.inputs if objective is not None else 1)
+    if waiting and (objective is None or objective.amid_gradients):
+        _hold_gradients(course, work.trained)
+    steps += objective.before(course, architecture, run) if objective is not None else []
+    if waiting and objective is not None and not objective.amid_gradients:
+        _hold_gradients(course, work.trained)
+    if objective is not None:
+        course.hold("workspace", LABELS, tokens)
     course.begin_phase()
     saved = _training_forward(course, architecture, run, reached, around, work)
     steps.append(Step("forward", course.peak, *highest_logits(architecture, run, work.loss)))
+    steps += objective.between(course, architecture, run) if objective is not None else []
+    drop(course, LABELS)
     course.begin_phase()
     _training_backward(course, architecture, run, reached, saved, around, work)
     steps.append(Step("backward", course.peak))
@@ -233,7 +245,9 @@ def _training_backward(
         drop(course, "d")
     if work.virtual_tokens and not run.accumulating:
         _hold_gradients(course, work.trained)
-    drop(course, "cosines and sines", "mask")
+    if work.adapters is not None and not run.accumulating:
+        _hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
+    drop(course, "cosines and sines", "mask", *OWN_INPUTS)
     around.at("end", course)
 
 

@@ -29,6 +29,7 @@ ADAPTERS = COMPONENT_INDEX["adapters"]
 QUANTIZATION_STATE = COMPONENT_INDEX["quantization_state"]
 MASTER_WEIGHTS = COMPONENT_INDEX["master_weights"]
 COMMUNICATION = COMPONENT_INDEX["communication"]
+OTHER_MODELS = COMPONENT_INDEX["other_models"]
 
 
 _MODULE = "module"
@@ -98,14 +99,17 @@ class Attribution:
         self.module = path
 
     @contextmanager
-    def watching(self, model: nn.Module, vocabulary: int | None) -> Iterator[None]:
-        """Follow the model's modules while they run. ``vocabulary``: the last dimension of logits."""
+    def watching(self, model: nn.Module, vocabulary: int | None, other: nn.Module | None = None) -> Iterator[None]:
+        """Follow the model's modules while they run, and those of another. ``vocabulary``: the last dimension of logits."""
         self._vocabulary = vocabulary
         find_head: Any = getattr(model, "get_output_embeddings", None)
         head = find_head() if find_head is not None else None
         self._head = next((name for name, module in model.named_modules() if module is head), "") if head is not None else ""
         self._names = {id(module): name for name, module in model.named_modules()}
         self._blocks = set(_blocks(model))
+        if other is not None:
+            self._names |= {id(module): f"reference.{name}" for name, module in other.named_modules()}
+            self._blocks |= set(_blocks(other))
         handles = [
             nn_module.register_module_forward_pre_hook(self._enter),
             nn_module.register_module_forward_hook(self._leave, always_call=True),

@@ -52,6 +52,7 @@ class InferenceLoad:
         unroll: MakeUnroller | None = None,
         *,
         fake: bool = False,
+        draws: bool = False,
     ) -> None:
         self._built = built
         self._model = built.model
@@ -59,6 +60,7 @@ class InferenceLoad:
         self._attribution = attribution
         self._unroll = unroll
         self._fake = fake
+        self._draws = draws
         self._parameters = set(inspect.signature(built.model.forward).parameters)
         self.cache: Any = None
 
@@ -74,6 +76,17 @@ class InferenceLoad:
             with phases.phase("decode"):
                 self._decode(generation, phases)
 
+    def generate(self, phases: Phases, device: torch.device) -> None:
+        """Prefill and decode inside a phase that is open; the cache goes at the end."""
+        generation = self._start(device)
+        self._step(generation, generation.input_ids)
+        if self._workload.new_tokens > 1:
+            self._decode(generation, phases, self._workload.new_tokens - 1)
+        for part in _parts(self.cache):
+            for holder in (part, *getattr(part, "layers", ())):
+                vars(holder).clear()  # what labels its updates refers to it: nothing but this frees its tensors now
+        self.cache = None
+
     @property
     def generates(self) -> bool:
         """Whether the model has a head that makes tokens."""
@@ -88,8 +101,8 @@ class InferenceLoad:
                     held[_component_name(name)].append(value)
         return held
 
-    def _decode(self, generation: Generation, phases: Phases) -> None:
-        steps = self._workload.new_tokens
+    def _decode(self, generation: Generation, phases: Phases, steps: int | None = None) -> None:
+        steps = self._workload.new_tokens if steps is None else steps
         done = 0
 
         def step() -> None:
@@ -142,7 +155,7 @@ class InferenceLoad:
         next_logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         del outputs
         self._label_cache(self.cache)
-        next_ids = torch.argmax(next_logits, dim=-1)
+        next_ids = _draw(next_logits) if self._draws else torch.argmax(next_logits, dim=-1)
         generation.input_ids = torch.cat([generation.input_ids, next_ids[:, None]], dim=-1)
         mask = generation.attention_mask
         generation.attention_mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
@@ -270,6 +283,14 @@ class InferenceLoad:
         for name, value in vars(holder).items():
             component = RECURRENT_STATE if _component_name(name) == "recurrent_state" else KV_CACHE
             self._attribution.label(tensors_of([value]), component)
+
+
+def _draw(logits: torch.Tensor) -> torch.Tensor:
+    """One token of each row by its probability, as ``torch.multinomial`` draws a single one (aten Distributions.cpp)."""
+    probabilities = torch.softmax(logits, dim=-1)
+    chances = torch.empty_like(probabilities).exponential_(1)
+    torch.div(probabilities, chances, out=chances)
+    return torch.argmax(chances, dim=-1)
 
 
 def _component_name(attribute: str) -> str:

@@ -18,6 +18,8 @@ METHODS = ("full", "freeze", "lora", "dora", "qlora", "ia3", "prompt", "prefix")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32")
 CHECKPOINTINGS = ("none", "full", "selective")
 ARRANGEMENTS = ("padded", "packed", "flattened")
+OBJECTIVES = ("sft", "dpo", "grpo", "ppo")
+REFERENCES = ("auto", "model", "adapter", "precomputed", "none")
 LOSSES = ("default", "chunked", "fused")
 DEFAULT_TOKENS = 512
 
@@ -66,6 +68,11 @@ class Training:
     trainable: tuple[str, ...] = ()
     """Modules that train under method ``freeze``; none: the head."""
     virtual_tokens: int = 20
+    objective: str = "sft"
+    reference: str = "none"
+    """What scores are held against; never ``auto``."""
+    prompt_tokens: int | None = None
+    rollout: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,9 @@ def _training(reader: _Reader) -> Training:
     batch, sequence = reader.count("batch", 1), reader.count("sequence", DEFAULT_TOKENS)
     if reader.choice("data", ARRANGEMENTS, "padded") == "flattened":
         batch, sequence = 1, batch * sequence
+    method, objective = reader.choice("method", METHODS, "full"), reader.choice("objective", OBJECTIVES, "sft")
     return Training(
-        method=reader.choice("method", METHODS, "full"),
+        method=method,
         batch=batch,
         sequence=sequence,
         gradient_accumulation=reader.count("gradient_accumulation", 1),
@@ -166,7 +174,20 @@ def _training(reader: _Reader) -> Training:
         options=reader.mapping("engine_options"),
         trainable=reader.texts("trainable", ()),
         virtual_tokens=reader.count("virtual_tokens", 20),
+        objective=objective,
+        reference=_reference(reader.choice("reference", REFERENCES, "auto"), objective, method),
+        prompt_tokens=reader.optional_count("prompt_tokens"),
+        rollout=reader.mapping("rollout"),
     )
+
+
+def _reference(asked: str, objective: str, method: str) -> str:
+    """What TRL compares with where it is not told."""
+    if asked != "auto":
+        return asked
+    if objective in ("sft", "grpo"):
+        return "none"
+    return "model" if method in ("full", "freeze") else "adapter"
 
 
 def _lora(reader: _Reader) -> Lora:

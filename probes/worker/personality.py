@@ -47,7 +47,7 @@ class CudaPersonality:
 
     def differences(self) -> Differences:
         """Replacements and scratch by operator."""
-        gemms = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
+        gemms = (aten.mm.default, aten.mm.out, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
         replace: dict[Any, Callable[[Any, Any, Any], Any]] = dict.fromkeys(gemms, self._gemm)
         replace[aten.native_layer_norm.default] = _layer_norm
         return Differences(

@@ -24,6 +24,7 @@ from .fold import Folder, FoldError
 from .inference import InferenceLoad, MakeUnroller
 from .kernels import missing_kernels
 from .memo import Memo
+from .objectives import build_reference, has_reference_model, load_reference, make_training_load
 from .order import Order
 from .parallel import Layout
 from .personality import CudaPersonality
@@ -76,6 +77,7 @@ class Run:
         self._wire = wire
         self._notes: list[str] = []
         self._built: Built | None = None
+        self._reference: Any = None
         self._phases: Phases | None = None
         self._trace: Trace | None = None
         self._tracker: StorageTracker | None = None
@@ -104,7 +106,7 @@ class Run:
     def _prepare_and_load(self) -> None:
         order = self._order
         self._wire.send("progress", what="building", done=0, total=1)
-        self._built = build(order)
+        self._build()
         if order.fake and order.attention == "flash":
             self._notes.append(FLASH_NOTE)
         self._wire.send("progress", what="building", done=1, total=1)
@@ -112,6 +114,10 @@ class Run:
             self._on_tracker()
         else:
             self._on_cuda()
+
+    def _build(self) -> None:
+        self._built = build(self._order)
+        self._reference = build_reference(self._order) if has_reference_model(self._order) else None
 
     def _on_tracker(self) -> None:
         assert self._built is not None
@@ -141,7 +147,7 @@ class Run:
             _logger.info("tracing every layer", exc_info=error)
             if isinstance(error, FoldError):
                 self._notes = ["Every layer was traced: layers that look alike did not do the same."]
-            self._built = build(self._order)
+            self._build()
             self._rehearse(self._wire)
         else:
             held.release()
@@ -245,12 +251,16 @@ class Run:
                 attribution.enter_module("")
             if attribution is not None:
                 self._label_weights(attribution)
+            if self._reference is not None:
+                load_reference(self._reference, make, attribution)
         with self._watching(attribution):
             load: InferenceLoad | TrainingLoad
             if self._order.task == "inference":
                 load = InferenceLoad(self._built, self._order.inference, attribution, self._unroll, fake=self._order.fake)
             else:
-                load = TrainingLoad(self._built, self._order.training, attribution, self._order.fake, self._layout)
+                load = make_training_load(
+                    self._built, self._order.training, attribution, self._order.fake, self._layout, self._reference, self._unroll
+                )
             if self._walk is not None:
                 self._walk.watch(load)
             load.run(self._phases, device)
@@ -261,7 +271,7 @@ class Run:
         model = self._built.model
         with contextlib.ExitStack() as stack:
             if attribution is not None:
-                stack.enter_context(attribution.watching(model, self._built.vocabulary))
+                stack.enter_context(attribution.watching(model, self._built.vocabulary, self._reference))
             if self._folder is not None:
                 stack.enter_context(self._folder.watching(model))
             yield

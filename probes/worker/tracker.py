@@ -23,7 +23,7 @@ GRANULE_BYTES = 512
 
 COMPONENTS = (
     "weights", "adapters", "quantization_state", "kv_cache", "recurrent_state", "activations", "logits", "workspace",
-    "gradients", "optimizer_state", "master_weights", "communication",
+    "gradients", "optimizer_state", "master_weights", "communication", "other_models",
 )  # fmt: skip
 """The components of the design that live in the allocator of one device."""
 

@@ -45,7 +45,7 @@ def test_what_could_not_be_sized_has_no_peak() -> None:
 
 
 def test_components_are_those_of_the_design_once_each() -> None:
-    assert len(set(COMPONENTS)) == len(COMPONENTS) == 15
+    assert len(set(COMPONENTS)) == len(COMPONENTS) == 16
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,16 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
     """Raise :class:`NotModelled` for what no derivation covers."""
     ask = scenario.training
     if scenario.engine == "megatron":
+        if ask.objective != "sft":
+            raise NotModelled(f"training.objective: {ask.objective} is TRL's; engine megatron has no such step here")
         return
     if ways.sharding != "none" and ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
     if ways.sharding != "none" and ask.method not in METHODS:
         raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
+    spread = (ways.sharding, ways.tensor, ways.pipeline, ways.context) != ("none", 1, 1, 1)
+    if ask.objective != "sft" and spread:
+        raise NotModelled(f"training.objective: {ask.objective} over several GPUs is derived for replicas of the whole model alone")
     if architecture.kind != "decoder" and (ways.sharding != "none" or ways.tensor > 1):
         raise NotModelled(f"{architecture.model_class}: only replicas of encoders are modelled over several GPUs")
     if ask.engine_options.get("contiguous_gradients") is False:
@@ -115,8 +120,9 @@ def _rank_answer(
     else:
         alone = one_rank(scenario, ways)
         steps = training_steps(
-            alone, plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda, quantised=plan.quantised
-        )
+            alone, plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda, quantised=plan.quantised,
+            capacity_bytes=capacity,
+        )  # fmt: skip
     if machine.cublas_workspace_bytes:
         for step in steps[1:]:
             step.hold_cublas_workspaces(machine.cublas_workspace_bytes, CUBLAS_HANDLES["training"])
