@@ -14,6 +14,7 @@ from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
 
 from gui.operations import Operation, Operations
+from gui.translate import tr
 from planner.architecture.config import UnknownArchitecture
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Phase, Term
@@ -124,6 +125,14 @@ class State(QObject):
     def current(self) -> bool:
         """Whether the plan on screen answers the scenario on screen."""
         return self._plan is not None and not self._faults and not self._busy
+
+    @property
+    def trouble(self) -> str:
+        """Why the plan on screen does not answer the scenario on screen, with the remedy; empty while it does."""
+        if self._faults:
+            older = tr(" What is shown is of the last plan that was sound.") if self._plan else ""
+            return tr("Not planned: {}.").format("; ".join(map(str, self._faults)).rstrip(".")) + older
+        return tr("Reading the model …") if self._busy else ""
 
     @property
     def selection(self) -> Selection:

@@ -112,6 +112,7 @@ QLabel[role="warning"] { color: @tight; }
 QLabel[role="bad"] { color: @over; }
 QLabel[role="head"] { font-weight: 600; }
 QLabel[role="title"] { font-size: 15px; font-weight: 600; }
+QLabel[role="fault-title"] { color: @over; font-size: 13px; font-weight: 600; }
 QLabel[role="badge"] { color: @tight; border: 1px solid @tight; border-radius: 4px; padding: 1px 6px;
   font-size: 11px; font-weight: 600; }
 """

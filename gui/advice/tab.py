@@ -36,6 +36,7 @@ class AdviceTab(QWidget):
         self._state = context.state
         self._operations = context.operations
         self._of: Plan | None = None
+        self._advised: tuple[Advice, ...] | None = None
         self.headline = QLabel()
         self.table = AdviceTable()
         self.why = QLabel()
@@ -69,6 +70,7 @@ class AdviceTab(QWidget):
     def showEvent(self, event: QShowEvent) -> None:
         """Catch up with the plan."""
         super().showEvent(event)
+        self._show_currency()
         self._ask()
 
     @Slot()
@@ -82,9 +84,8 @@ class AdviceTab(QWidget):
 
     @Slot(object)
     def _take(self, found: object) -> None:
-        advice = found if isinstance(found, tuple) else ()
-        self.headline.setText(_headline(self._of, advice))
-        self.table.show_advice(advice)
+        self._advised = found if isinstance(found, tuple) else ()
+        self.table.show_advice(self._advised)
         self._show_currency()
 
     @Slot(object)
@@ -98,6 +99,13 @@ class AdviceTab(QWidget):
         fresh = self._state.current and not self._operations.running(_KEY)
         self.apply.setEnabled(fresh and self.table.current() is not None)
         self.table.setEnabled(self._state.current)
+        role = "fault-title" if self._state.faults else "title"
+        if self.headline.property("role") != role:
+            set_role(self.headline, role)
+        if self._state.faults or self._state.plan is None:
+            self.headline.setText(self._state.trouble)
+        elif fresh and self._advised is not None:
+            self.headline.setText(_headline(self._of, self._advised))
 
     @Slot(object)
     def _choose(self, advice: Advice | None) -> None:

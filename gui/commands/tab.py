@@ -24,8 +24,8 @@ class CommandsTab(QWidget):
         super().__init__(parent)
         self._state = context.state
         self.cards: list[CommandCard] = []
-        self.stale = QLabel(tr("These are of the last plan that was sound."))
-        set_role(self.stale, "muted")
+        self.stale = QLabel(wordWrap=True)
+        set_role(self.stale, "warning")
         inside = QWidget()
         self._column = QVBoxLayout(inside)
         self._column.setContentsMargins(0, 0, 4, 0)
@@ -50,9 +50,12 @@ class CommandsTab(QWidget):
 
     @Slot()
     def _show_plan(self) -> None:
-        if not self.isVisible() or self._state.plan is None:
+        if not self.isVisible():
             return
-        self.stale.setVisible(not self._state.current)
+        self.stale.setText(self._state.trouble)
+        self.stale.setVisible(bool(self._state.trouble))
+        if self._state.plan is None:
+            return
         commands = commands_of(self._state.settled, self._state.plan.architecture)
         while len(self.cards) < len(commands):
             self.cards.append(CommandCard(self))

@@ -70,7 +70,7 @@ class CompareTab(QWidget):
             card.renamed.connect(partial(self._pins.rename, index))
             card.opened.connect(partial(self._open, index))
             card.removed.connect(partial(self._pins.remove, index))
-        for signal in (self._state.plan_changed, self._pins.changed, units().changed):
+        for signal in (self._state.plan_changed, self._state.faults_changed, self._pins.changed, units().changed):
             signal.connect(self._show)
         self.bars.picked.connect(self._pick)
 
@@ -84,6 +84,9 @@ class CompareTab(QWidget):
     def _show(self) -> None:
         plan = self._state.plan
         if plan is None or not self.isVisible():
+            self.hint.setText(self._state.trouble)
+            for card in self.cards if plan is None else ():
+                card.hide()
             return
         shown = [Pin(tr("In the form"), plan), *self._pins.pins]
         for index, card in enumerate(self.cards):

@@ -31,6 +31,7 @@ class HeatMap(QWidget):
         self._map: Map | None = None
         self._cursor = (0, 0)
         self._dimmed = False
+        self._instead = ""
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
@@ -39,11 +40,16 @@ class HeatMap(QWidget):
 
     def show_map(self, found: Map | None, batch: int, context: int) -> None:
         """Show ``found``; the cell at or below ``batch`` and ``context`` is where the plan stands."""
-        self._map, self._dimmed = found, False
+        self._map, self._dimmed, self._instead = found, False, ""
         if found is not None:
             row = max((at for at, value in enumerate(found.batches) if value <= batch), default=0)
             column = max((at for at, value in enumerate(found.contexts) if value <= context), default=0)
             self._cursor = (row, column)
+        self.update()
+
+    def say(self, text: str) -> None:
+        """Say this as long as there is no map."""
+        self._instead = text
         self.update()
 
     def set_dimmed(self) -> None:
@@ -126,7 +132,7 @@ class HeatMap(QWidget):
         """Cells, the line between what fits and what does not, axes, the cursor."""
         painter = QPainter(self)
         if self._map is None:
-            write(painter, self.rect(), tr("Working it out …"), theme().colour("muted"), align=CENTRE)
+            write(painter, self.rect(), self._instead or tr("Working it out …"), theme().colour("muted"), align=CENTRE)
             painter.end()
             return
         painter.setOpacity(0.45 if self._dimmed else 1.0)

@@ -85,6 +85,8 @@ class FitsTab(QWidget):
 
     def _connect(self) -> None:
         self._state.plan_changed.connect(self._plan_changed)
+        self._state.faults_changed.connect(self._show_currency)
+        self._state.busy_changed.connect(self._show_currency)
         self._pause.timeout.connect(self._ask)
         units().changed.connect(self._show)
         self.heat_map.adopted.connect(self._adopt)
@@ -103,6 +105,7 @@ class FitsTab(QWidget):
     def showEvent(self, event: QShowEvent) -> None:
         """Catch up with the plan."""
         super().showEvent(event)
+        self._show_currency()
         self._ask()
 
     @property
@@ -154,8 +157,22 @@ class FitsTab(QWidget):
             answer.setVisible(known)
             if known:
                 answer.show_answer(self._fits.inverse[index])
-        self.note.setText("" if self._fits.inverse else tr(_NO_ANSWER))
-        self.note.setVisible(not self._fits.inverse)
+        self._show_currency()
+
+    @Slot()
+    def _show_currency(self) -> None:
+        """Why nothing is shown, or why it is old."""
+        unanswered = tr(_NO_ANSWER) if self._fits is not None and not self._fits.inverse else ""
+        said = self._state.trouble if self._state.faults or self._state.plan is None else unanswered
+        self.note.setText(said)
+        self.note.setVisible(bool(said))
+        if self._state.plan is None:
+            for answer in self.answers:
+                answer.hide()
+            self.heat_map.say(tr("Nothing to turn around yet."))
+        elif not self._state.current:
+            self.heat_map.set_dimmed()
+            self.speeds.set_dimmed()
 
     @Slot(object)
     def _turn(self, view: object) -> None:

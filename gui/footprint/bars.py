@@ -228,6 +228,8 @@ class Bars(QWidget):
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Axis, bars, capacity, in this order."""
+        if not self._rows:
+            return
         painter = QPainter(self)
         if self._dimmed:
             painter.setOpacity(0.4)

@@ -18,6 +18,7 @@ from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
 from gui.state import Selection
 from gui.theme import px, set_role, theme
+from gui.translate import tr
 from gui.units import format_bytes, units
 from gui.words import word
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from planner.footprint import Phase
 
 _PHASE_WIDTH, _LEAST_PHASE_WIDTH, _USUAL_PHASES, _FIGURES_WIDTH = 84, 62, 4, 150
+
+
+_NO_PLAN = "As soon as the scenario can be planned, what it takes is listed here."
 
 
 class FootprintTab(QWidget):
@@ -99,6 +103,8 @@ class FootprintTab(QWidget):
     @Slot()
     def _show_plan(self) -> None:
         plan = self._state.plan
+        if plan is None:
+            self._show_currency()
         if plan is None or not self.isVisible():
             return
         name, machine = plan.gpu.name, self._machine
@@ -111,9 +117,9 @@ class FootprintTab(QWidget):
 
     @Slot()
     def _show_currency(self) -> None:
-        old = not self._state.current
-        self.bars.set_dimmed(old)
-        self.verdict.set_dimmed(old)
+        self.bars.set_dimmed(not self._state.current)
+        self.verdict.set_trouble(self._state.trouble, "over" if self._state.faults else "muted")
+        self.table.say_when_empty(tr(_NO_PLAN) if self._state.plan is None else "")
 
     @Slot()
     def _show_selection(self) -> None:

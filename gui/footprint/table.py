@@ -119,6 +119,7 @@ class ComponentTable(QTableView):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.components = ComponentModel(self)
+        self._when_empty = ""
         dress(self, self.components, _ROW_HEIGHT)
         self.setAccessibleName(tr("Components of the phase"))
         self.setSortingEnabled(True)
@@ -143,6 +144,12 @@ class ComponentTable(QTableView):
             self.setColumnWidth(column, px(width))
         super().resizeEvent(event)
 
+    def say_when_empty(self, text: str) -> None:
+        """Say this where there are no rows, instead of what helps a plan without a closed form."""
+        if text != self._when_empty:
+            self._when_empty = text
+            self.viewport().update()
+
     def choose(self, component: str | None) -> None:
         """Mark the row of a component without picking it."""
         row = self.components.row_of(component)
@@ -159,7 +166,7 @@ class ComponentTable(QTableView):
         if self.components.rowCount():
             return
         painter = QPainter(self.viewport())
-        for number, line in enumerate(wrapped(tr(_NO_CLOSED_FORM), self.viewport().width() - 4 * PADDING)):
+        for number, line in enumerate(wrapped(self._when_empty or tr(_NO_CLOSED_FORM), self.viewport().width() - 4 * PADDING)):
             room = QRect(2 * PADDING, 2 * PADDING + number * _LINE, self.viewport().width() - 4 * PADDING, _LINE)
             write(painter, room, line, theme().colour("muted"))
         painter.end()

@@ -40,6 +40,8 @@ class VerdictCard(QFrame):
         self._lines: tuple[str, ...] = ("",)
         self._simulated = False
         self._dimmed = False
+        self._trouble, self._ink = "", "muted"
+        self._planned = False
         set_role(self, "card")
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme().changed.connect(self._restyle)
@@ -50,16 +52,19 @@ class VerdictCard(QFrame):
         ``now``: what is free of it at the moment.
         """
         shown = (footprint.verdict, _figures(footprint), _detail(footprint, where, now), simulated)
-        if shown != (self._verdict, self._figures, self._detail, self._simulated):
+        if shown != (self._verdict, self._figures, self._detail, self._simulated) or not self._planned:
+            self._planned = True
             self._verdict, self._figures, self._detail, self._simulated = shown
             self._wrap()
             self.setAccessibleName(tr("Verdict: {}. {}").format(self.text, self._detail))
             self.update()
 
-    def set_dimmed(self, dimmed: bool) -> None:  # noqa: FBT001  a setter
-        """Fade while the figures answer an older scenario."""
-        if dimmed != self._dimmed:
-            self._dimmed = dimmed
+    def set_trouble(self, trouble: str, ink: str = "over") -> None:
+        """Fade while the figures answer an older scenario, and say why."""
+        if trouble != self._trouble:
+            self._trouble, self._dimmed, self._ink = trouble, bool(trouble), ink if trouble else "muted"
+            self.setAccessibleDescription(trouble)
+            self._wrap()
             self.update()
 
     @Slot()
@@ -76,7 +81,11 @@ class VerdictCard(QFrame):
     @property
     def text(self) -> str:
         """The verdict line as one text."""
-        return f"{word(VERDICTS, self._verdict).label} · {self._figures}"
+        return f"{self._label} · {self._figures}"
+
+    @property
+    def _label(self) -> str:
+        return word(VERDICTS, self._verdict).label if self._planned else tr("No plan yet")
 
     def sizeHint(self) -> QSize:
         """One line of figures, and as many of detail as it takes."""
@@ -105,7 +114,7 @@ class VerdictCard(QFrame):
         painter = QPainter(self)
         if self._dimmed:
             painter.setOpacity(0.45)
-        colour, label = theme().colour(ROLES[self._verdict]), word(VERDICTS, self._verdict).label
+        colour, label = theme().colour(ROLES[self._verdict]), self._label
         icon(self._verdict, ROLES[self._verdict]).paint(painter, px(_MARGIN), px(_EDGE) + 2, px(_ICON), px(_ICON))
         left, right = px(_MARGIN) + px(_ICON) + px(_SPACE), self._badge().left() if self._simulated else self.width() - px(_MARGIN)
         write(painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), label, colour, DISPLAY, bold=True)
@@ -113,11 +122,12 @@ class VerdictCard(QFrame):
         write(
             painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), self._figures, theme().colour("text"), DISPLAY, tabular=True
         )
+        painter.setOpacity(1.0)
         for number, line in enumerate(self._lines):
             room = QRect(
                 px(_MARGIN), px(_EDGE) + px(_HEAD) + px(_GAP) + number * px(_LINE), self.width() - 2 * px(_MARGIN), px(_LINE)
             )
-            write(painter, room, line, theme().colour("muted"), NORMAL)
+            write(painter, room, line, theme().colour(self._ink), NORMAL)
         if self._simulated:
             self._paint_badge(painter)
         painter.end()
@@ -137,7 +147,7 @@ class VerdictCard(QFrame):
     @Slot()
     def _wrap(self) -> None:
         """Break the detail into lines; the card grows only when their number changes."""
-        lines = wrapped(self._detail, self.width() - 2 * px(_MARGIN), NORMAL)[:_MOST_LINES]
+        lines = wrapped(self._trouble or self._detail, self.width() - 2 * px(_MARGIN), NORMAL)[:_MOST_LINES]
         grown = len(lines) != len(self._lines)
         self._lines = lines
         if grown:

@@ -134,7 +134,7 @@ class ProbeTab(QWidget):
         if self.live.running or self.watch.running or self._operations.running("probe"):
             return None
         if self._state.plan is None or not self._state.current:
-            self.status.complain(tr("The scenario has faults: mend them in the form, then try again."))
+            self.status.complain(self._state.trouble or tr("There is no plan to run yet."))
             return None
         if self.controls.bad:
             self.status.complain(
