@@ -245,9 +245,7 @@ def _training_backward(
         drop(course, "d")
     if work.virtual_tokens and not run.accumulating:
         _hold_gradients(course, work.trained)
-    if work.adapters is not None and not run.accumulating:
-        _hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
-    drop(course, "cosines and sines", "mask", *OWN_INPUTS)
+    drop(course, "cosines and sines", "mask")
     around.at("end", course)
 
 
