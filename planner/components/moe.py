@@ -20,7 +20,7 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
     """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
     shared, opening = _shared(mixer), tuple(weight for weight in mixer.weights if "shared_expert_gate" in weight.name)
     if shared is not None and opening:
-        mlp_forward(g, shared, source, "shared")
+        mlp_forward(g, shared, source, "shared output")
     _router(g, mixer, router_source or source)
     g.free(router_source)
     if g.run.code.experts == "dense":
@@ -45,10 +45,9 @@ def _opened(g: Graph, source: str, weights: tuple[Weight, ...]) -> None:
     linear(g, "shared gate", source, one, weights)
     g.make("shared open", one, ("shared gate",), ("shared open",))
     g.free("shared gate")
-    inputs = ("shared open", "shared")
-    g.make("shared weighed", g.run.hidden(), inputs, inputs, _opened_rule)
-    g.free("shared open", "shared")
-    g.rename("shared weighed", "shared")
+    inputs = ("shared open", "shared output")
+    g.make("shared", g.run.hidden(), inputs, inputs, _opened_rule)
+    g.free("shared open", "shared output")
 
 
 def _opened_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

@@ -12,7 +12,7 @@ from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
 from planner.components.autocast import CACHED, HALF_BYTES
-from planner.components.beside import OF_OWN_INPUTS
+from planner.components.beside import OF_OWN_INPUTS, OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
 from planner.components.graph import Graph
 from planner.components.inputs import hold_inputs
@@ -245,7 +245,9 @@ def _training_backward(
         drop(course, "d")
     if work.virtual_tokens and not run.accumulating:
         _hold_gradients(course, work.trained)
-    drop(course, "cosines and sines", "mask")
+    if work.adapters is not None and not run.accumulating:
+        _hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
+    drop(course, "cosines and sines", "mask", *OWN_INPUTS)
     around.at("end", course)
 
 

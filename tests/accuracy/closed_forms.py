@@ -26,6 +26,8 @@ GPU = "H200 SXM 141GB"
 STEADY_STEP = 2
 STATES = ("gradients", "optimizer_state")
 ROUNDING = 1e-4
+FP32_BYTES = 4
+"""Of an adapter's value."""
 COUNTERS_BYTES = 4096
 """Of a layer: scalars beside its cache's tensors, 512 bytes each in the allocator."""
 
@@ -62,7 +64,8 @@ def compare(model: str, config: dict[str, Any], case: str, rehearsed: dict[str, 
         found.unknown = next((note for note in footprint.notes if note.startswith("unknown: ")), "unknown")
         return found
     loaded = footprint.gpus[0].phases[0].components
-    found.weights_exact = loaded["weights"] + loaded.get("adapters", 0) == rehearsed["weight_bytes"]
+    adapters_bytes = FP32_BYTES * footprint.trainable_parameters if "adapters" in loaded else 0
+    found.weights_exact = loaded["weights"] + adapters_bytes == rehearsed["weight_bytes"]
     for phase in footprint.gpus[0].phases:
         truth = _phase(rehearsed, phase)
         if truth is None:

@@ -154,7 +154,7 @@ def gemma3(config: Config) -> Architecture:
     towers = towers_of(config, "vision_config", f"{at}vision_tower.")
     width = tower_width(towers)
     joints = (
-        Weight(f"{at}{PROJECTOR}.mm_input_projection_weight", (width, text.hidden_size), "linear"),
+        Weight(f"{at}{PROJECTOR}.mm_input_projection_weight", (width, text.hidden_size), "other"),
         *scale(f"{at}{PROJECTOR}.mm_soft_emb_norm", width),
     )
     return combine(config, text, towers, joints)

@@ -130,7 +130,7 @@ def pooling_head(path: str, hidden: int, width: int) -> tuple[Weight, ...]:
     """SigLIP's attention pooling with one learned query."""
     return (
         Weight(f"{path}.probe", (1, 1, hidden), "other"),
-        Weight(f"{path}.attention.in_proj_weight", (3 * hidden, hidden), "linear"),
+        Weight(f"{path}.attention.in_proj_weight", (3 * hidden, hidden), "other"),
         Weight(f"{path}.attention.in_proj_bias", (3 * hidden,), "bias"),
         *linear(f"{path}.attention.out_proj", hidden, hidden, bias=True),
         *layer_norm(f"{path}.layernorm", hidden).weights,

@@ -190,7 +190,7 @@ def _gated_norm(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None
     g.make("normed", wide, ("read wide", "root"), ("read wide", "root"), broadcast)
     g.free("read wide", "root")
     _cast(g, "normed cast", "normed", narrow)
-    g.make("weighed", narrow, ("normed cast",), ("normed cast",), weighted, weights=weights)
+    g.make("weighed", narrow, ("normed cast",), (), weighted, weights=weights, for_weights=("normed cast",))
     g.free("normed cast", "normed")
     _cast(g, "z wide", "z", wide)
     g.make("z open", wide, ("z wide",), ("z wide",))

@@ -49,12 +49,17 @@ def modules(mixer: Recurrent) -> dict[str, tuple[Weight, ...]]:
     return found
 
 
+def named(mixer: Recurrent, name: str) -> tuple[Weight, ...]:
+    """A parameter of the mixer's own: ``A_log``, ``D``, ``dt_bias``."""
+    return tuple(weight for weight in mixer.weights if weight.name.rpartition(".")[2] == name)
+
+
 def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
     """The whole sequence in chunks, all of them at once; leaves ``scanned`` in fp32 and ``states new``."""
     run = g.run
     heads, width, state = mixer.num_heads, mixer.head_dim, mixer.state_dim
     step = Size(batch=run.batch, sequence=run.sequence, heads=heads, bytes=run.dtype_bytes)
-    g.make("dt biased", step, ("dt raw",))
+    g.make("dt biased", step, ("dt raw",), (), weighted, weights=named(mixer, "dt_bias"))
     g.make("dt positive", step, ("dt biased",), ("dt biased",))
     g.free("dt biased")
     g.make("dt", step, ("dt positive",), ("dt positive",))
@@ -82,13 +87,13 @@ def _discretize(g: Graph, mixer: Recurrent, x: Size, decay: Size) -> None:
     """x · dt and A · dt, everything padded to whole chunks; D · x beside them."""
     padded = _chunks(g, mixer, mixer.head_dim)
     g.make("x padded", padded, ("x wide",))
-    g.make("D x", padded, ("x padded",), ("x padded",), weighted)
+    g.make("D x", padded, ("x padded",), (), weighted, weights=named(mixer, "D"), for_weights=("x padded",))
     g.free("x padded")
     _wide(g, "dt for x", "dt", decay)
     g.make("x dt", x, ("x wide", "dt for x"), ("x wide", "dt for x"), broadcast)
     g.free("dt for x", "x wide")
     _wide(g, "dt for A", "dt", decay)
-    g.make("A dt", decay, ("dt for A",), ("dt for A",))
+    g.make("A dt", decay, ("dt for A",), (), weighted, weights=named(mixer, "A_log"), for_weights=("dt for A",))
     g.free("dt for A")
     for name, source, width in (
         ("x", "x dt", mixer.head_dim),
@@ -211,7 +216,7 @@ def _gate(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
         g.hold("gated", narrow)
         g.free("normed cast", "normed", "scanned")
         return
-    g.make("weighed", wide, ("normed",), ("normed",), weighted, weights=weights)
+    g.make("weighed", wide, ("normed",), (), weighted, weights=weights, for_weights=("normed",))
     g.free("normed")
     _narrow(g, "gated", "weighed", narrow)
     g.rename("weighed", "scan wide")
