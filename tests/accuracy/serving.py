@@ -328,7 +328,8 @@ def listing(comparisons: list[Comparison]) -> str:
         what = f"{row['engine']} {row['release'] or '?'} {(row['model'] or '?').split('/')[-1]} {layout} {found.component}"
         measured, mine = (_shown(found.component, value) for value in (found.measured, found.predicted[OURS]))
         assumed = f"  assumed: {row['plan']['assumed']}" if "assumed" in row["plan"] else ""
-        lines.append(f"{found.row}  {what:<78}{measured:>14}{mine:>14}{found.error(OURS):>+9.2%}{assumed}")
+        doubt = f"  {row['doubt']}" if "doubt" in row else ""
+        lines.append(f"{found.row}  {what:<78}{measured:>14}{mine:>14}{found.error(OURS):>+9.2%}{assumed}{doubt}")
     lines += [f"{row['id']}  not mapped: {row['what']}: {row['unmapped']}" for row in rows() if "plan" not in row]
     return "\n".join(lines)
 

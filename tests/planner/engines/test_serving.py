@@ -103,6 +103,10 @@ def test_a_hybrid_model_with_cached_states_is_met_to_the_token():
     assert next(error for row, error in published() if row["id"] == "m0112") == 0
 
 
+def test_the_sampler_before_v1_sorts_all_logits_too():
+    assert max(abs(error) for row, error in published() if row["id"] in ("m0084", "m0085")) < 0.001
+
+
 def test_every_unmapped_row_says_why():
     assert all(row.get("unmapped") or row.get("plan") for row in report().rows())
 
