@@ -1,6 +1,7 @@
-"""Tables of figures: cells that know how they look, one model that holds them, one delegate that paints them.
+"""Tables of figures: cells that know how they look, one model that holds them, one view that paints them.
 
-Qt's own delegate under a style sheet takes longer than a frame for a screenful of cells; this one paints from kept text.
+Qt asks a delegate cell by cell, which under a style sheet takes longer than a frame for a screenful; the view paints all cells in
+sight at once, from kept text.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QRect, QRectF, Qt, Slot
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
+from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from gui.painting import paint_component
 from gui.text import LEFT, RIGHT, width_of, wrapped, write
@@ -20,7 +21,6 @@ from gui.translate import tr
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
 LINE = 16
-_SELECTED = QStyle.StateFlag.State_Selected
 _NO_PARENT = QModelIndex()
 Index = QModelIndex | QPersistentModelIndex
 
@@ -123,28 +123,69 @@ def translated(columns: Sequence[Column]) -> tuple[Column, ...]:
     return tuple(Column(tr(column.heading), column.figures) for column in columns)
 
 
-class CellDelegate(QStyledItemDelegate):
-    """Paints the cells of a :class:`CellModel`."""
+class CellTable(QTableView):
+    """Shows a :class:`CellModel`."""
 
-    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
-        """A cell over a line that parts the rows."""
-        model, column = index.model(), index.column()
-        cell: Cell = model.cell(index.row(), column)
-        left, top, width, height = option.rect.getRect()
-        if option.state & _SELECTED:
-            painter.fillRect(left, top, width, height, theme().colour("accent_soft"))
-        painter.fillRect(left, top + height - 1, width, 1, theme().colour("grid"))
-        begin = left + PADDING
-        if cell.swatch:
-            paint_component(painter, QRectF(begin, top + (height - _SWATCH) // 2, _SWATCH, _SWATCH), cell.swatch)
-            begin += _SWATCH + _SPACE
-        if cell.text:
-            room = QRect(begin, top, left + width - PADDING - begin, height - 1)
-            side = RIGHT if model.columns[column].figures else LEFT
-            lines = _lines(cell, room)
-            for number, line in enumerate(lines):
-                place = room.adjusted(0, px(LINE) * (2 * number + 1 - len(lines)), 0, 0)
-                write(painter, place, line, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setTabKeyNavigation(False)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.verticalHeader().hide()
+        self.horizontalHeader().setHighlightSections(False)
+        self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
+
+    def setModel(self, model: CellModel) -> None:
+        """Rows that come and go are placed at once: Qt would do it after the next repaint, and then paint again."""
+        super().setModel(model)
+        for moved in (model.rowsInserted, model.rowsRemoved):
+            moved.connect(self._place_rows)
+
+    @Slot()
+    def _place_rows(self) -> None:
+        self.executeDelayedItemsLayout()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Every cell in sight, each over a line that parts the rows."""
+        model: CellModel = self.model()
+        first, last = self.rowAt(event.rect().top()), self.rowAt(event.rect().bottom())
+        if first < 0:
+            return
+        chosen = {(index.row(), index.column()) for index in self.selectedIndexes()}
+        columns = [
+            (column, self.columnViewportPosition(column), self.columnWidth(column))
+            for column in range(len(model.columns))
+            if not self.isColumnHidden(column)
+        ]
+        painter = QPainter(self.viewport())
+        for row in range(first, (last if last >= 0 else model.rowCount() - 1) + 1):
+            top, height = self.rowViewportPosition(row), self.rowHeight(row)
+            for column, left, width in columns:
+                room = QRect(left, top, width, height)
+                if (row, column) in chosen:
+                    painter.fillRect(room, theme().colour("accent_soft"))
+                painter.fillRect(left, top + height - 1, width, 1, theme().colour("grid"))
+                _paint_cell(painter, room, model.cell(row, column), figures=model.columns[column].figures)
+        painter.end()
+
+
+def _paint_cell(painter: QPainter, room: QRect, cell: Cell, *, figures: bool) -> None:
+    room = room.adjusted(PADDING, 0, -PADDING, -1)
+    if cell.swatch:
+        paint_component(
+            painter, QRectF(room.left(), room.top() + (room.height() + 1 - _SWATCH) // 2, _SWATCH, _SWATCH), cell.swatch
+        )
+        room.setLeft(room.left() + _SWATCH + _SPACE)
+    if cell.text:
+        side = RIGHT if figures else LEFT
+        lines = _lines(cell, room)
+        for number, line in enumerate(lines):
+            place = room.adjusted(0, px(LINE) * (2 * number + 1 - len(lines)), 0, 0)
+            write(painter, place, line, theme().colour(cell.ink), bold=cell.bold, tabular=True, align=side)
 
 
 def _lines(cell: Cell, room: QRect) -> tuple[str, ...]:
@@ -183,20 +224,9 @@ class Rows(QObject):
                 header.resizeSection(column, round(header.sectionSize(column) * ratio))
 
 
-def dress(table: QTableView, model: CellModel, row_height: int) -> Rows:
-    """Give ``table`` the model, the delegate and the habits that all tables share; returns what keeps its rows' height."""
+def dress(table: CellTable, model: CellModel, row_height: int) -> Rows:
+    """Give ``table`` the model; returns what keeps its rows' height."""
     table.setModel(model)
-    table.setItemDelegate(CellDelegate(table))
-    table.setShowGrid(False)
-    table.setWordWrap(False)
-    table.setTabKeyNavigation(False)
-    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-    table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    table.verticalHeader().hide()
-    table.horizontalHeader().setHighlightSections(False)
-    table.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
     rows = Rows(table, row_height)
     theme().changed.connect(rows.restyle)
     return rows

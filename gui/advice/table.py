@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QModelIndex, QSignalBlocker, Qt, Signal, Slot
 from PySide6.QtGui import QKeyEvent, QResizeEvent
-from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QHeaderView, QWidget
 
-from gui.cells import LINE, PADDING, Cell, CellModel, Column, dress
+from gui.cells import LINE, PADDING, Cell, CellModel, CellTable, Column, dress
 from gui.text import wrapped
 from gui.theme import px, theme
 from gui.translate import tr
@@ -32,7 +32,7 @@ _ROW_HEIGHT = 30
 _INK = {"fits": "fits", "tight": "tight", "does_not_fit": "over"}
 
 
-class AdviceTable(QTableView):
+class AdviceTable(CellTable):
     """``chosen`` when a row becomes current, ``adopted`` when it is double-clicked or Enter is pressed on it."""
 
     chosen = Signal(object)

@@ -16,13 +16,12 @@ from PySide6.QtWidgets import (
     QLabel,
     QProgressBar,
     QPushButton,
-    QTableView,
     QVBoxLayout,
     QWidget,
 )
 
 from gui.calibrate import work
-from gui.cells import CellModel, Column, dress
+from gui.cells import CellModel, CellTable, Column, dress
 from gui.export import TableMenu
 from gui.form.editors import ChoiceField
 from gui.operations import Operation
@@ -65,7 +64,7 @@ class CalibrateWindow(QDialog):
         self.progress = QProgressBar(textVisible=False, visible=False)
         self.status, self.judged, self.held = (QLabel(wordWrap=True) for _ in range(3))
         self.figures = CellModel([Column(tr(column.heading), column.figures) for column in work.COLUMNS], self)
-        self.table = QTableView()
+        self.table = CellTable()
         self.use = QPushButton(tr("Use it"), enabled=False, toolTip=tr("Predictions for this card use the accepted figures"))
         self.back = QPushButton(tr("Take back"), toolTip=tr("Go back to the calibration before, or to the catalog"))
         self.reset = QPushButton(tr("Reset all"), toolTip=tr("Every card goes back to the catalog's typical values"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 
-from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QHeaderView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress, translated
+from gui.cells import Cell, CellModel, CellTable, Column, dress, translated
 from gui.compare.difference import Figure, Input, differing_inputs, figures
 from gui.translate import tr
 from gui.units import format_bytes
@@ -19,7 +19,7 @@ from planner.words import COMPONENTS, METERS, Word
 _ROW_HEIGHT, _FIRST_WIDTH = 24, 190
 
 
-class DifferenceTable(QTableView):
+class DifferenceTable(CellTable):
     """Plans across, what differs down."""
 
     def __init__(self, parent: QWidget | None = None) -> None:

@@ -7,9 +7,9 @@ from math import nan
 
 from PySide6.QtCore import QModelIndex, Signal, Slot
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.fits.answers import COUNTS, Answer, CardRow
 from gui.translate import tr
 from gui.units import format_bytes
@@ -20,7 +20,7 @@ _ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 76, 600
 _MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
 
 
-class CardTable(QTableView):
+class CardTable(CellTable):
     """``adopted`` with the answer of a cell on a double click or Return."""
 
     adopted = Signal(object)

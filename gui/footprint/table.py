@@ -8,9 +8,9 @@ from typing import Any
 
 from PySide6.QtCore import QEvent, QModelIndex, QRect, Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent, QResizeEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
-from gui.cells import PADDING, Cell, CellModel, Column, dress
+from gui.cells import PADDING, Cell, CellModel, CellTable, Column, dress
 from gui.text import wrapped, write
 from gui.theme import px, theme
 from gui.translate import tr
@@ -110,7 +110,7 @@ class ComponentModel(CellModel):
         return (ORDER.index(line.component), line.size_bytes, line.share, sure, line.formula)[self._column]
 
 
-class ComponentTable(QTableView):
+class ComponentTable(CellTable):
     """The table with its sorting; a row that becomes current is picked."""
 
     picked = Signal(str)
@@ -128,8 +128,6 @@ class ComponentTable(QTableView):
         self.setMouseTracking(True)
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.horizontalHeader().setMinimumSectionSize(60)
-        for moved in (self.components.rowsInserted, self.components.rowsRemoved):
-            moved.connect(self._place_rows)
         self.selectionModel().currentRowChanged.connect(self._moved)
         self.entered.connect(self._entered)
 
@@ -175,11 +173,6 @@ class ComponentTable(QTableView):
         """The mouse points at no row any more."""
         self.hovered.emit(None)
         super().leaveEvent(event)
-
-    @Slot()
-    def _place_rows(self) -> None:
-        """At once: Qt would do it after the next repaint, and then paint again."""
-        self.executeDelayedItemsLayout()
 
     @Slot(QModelIndex, QModelIndex)
     def _moved(self, current: QModelIndex, _previous: QModelIndex) -> None:

@@ -18,7 +18,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from gui.form.manners import LeaveUndo, wheel_if_focused
+from gui.form.manners import wheel_if_focused
 from gui.form.numbers import NumberField
 from gui.icons import icon
 from gui.theme import NORMAL, SMALL, font, px, set_role, theme
@@ -37,7 +37,6 @@ class NamesField(QLineEdit):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.installEventFilter(LeaveUndo(self))
         self.textEdited.connect(self._typed)
 
     def value(self) -> object:
@@ -121,7 +120,6 @@ class SearchField(QLineEdit):
         self._list = QAction(tr("Show all"), self)
         self._list.triggered.connect(self._show_all)
         self.addAction(self._list, QLineEdit.ActionPosition.TrailingPosition)
-        self.installEventFilter(LeaveUndo(self))
         self.textEdited.connect(self._typed)
         self.editingFinished.connect(self._finished)
         theme().changed.connect(self._restyle)

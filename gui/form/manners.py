@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, QObject
+from PySide6.QtCore import QEvent, QObject, Slot
 from PySide6.QtGui import QKeyEvent, QKeySequence, QWheelEvent
-from PySide6.QtWidgets import QWidget
+from PySide6.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QWidget
 
 _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
 
 
 class LeaveUndo(QObject):
-    """Keeps a text field from taking Ctrl+Z for itself: undo belongs to the scenario."""
+    """Keeps the text field of ``form`` that has the focus from taking Ctrl+Z for itself: undo belongs to the scenario.
+
+    It listens to that one field alone: a listener at every field would be called for all that happens to all of them.
+    """
+
+    def __init__(self, form: QWidget) -> None:
+        super().__init__(form)
+        self._form = form
+        QApplication.instance().focusChanged.connect(self._follow)
+
+    @Slot(QWidget, QWidget)
+    def _follow(self, before: QWidget | None, now: QWidget | None) -> None:
+        if before is not None:
+            before.removeEventFilter(self)
+        if isinstance(now, QLineEdit | QAbstractSpinBox) and self._form.isAncestorOf(now):
+            now.installEventFilter(self)
 
     def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
         """Hand undo and redo on to the window's actions."""

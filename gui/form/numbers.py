@@ -6,7 +6,7 @@ from PySide6.QtCore import Signal, Slot
 from PySide6.QtGui import QValidator, QWheelEvent
 from PySide6.QtWidgets import QAbstractSpinBox, QWidget
 
-from gui.form.manners import LeaveUndo, wheel_if_focused
+from gui.form.manners import wheel_if_focused
 from gui.theme import font, theme
 from gui.translate import tr
 from planner.units import GIB
@@ -14,6 +14,7 @@ from planner.units import GIB
 _SUFFIXES = {"k": 2**10, "m": 2**20}
 _ALLOWED = frozenset("0123456789kKmM,_ ")
 _DECIMAL = frozenset("0123456789.")
+_BOTH_WAYS = QAbstractSpinBox.StepEnabledFlag.StepUpEnabled | QAbstractSpinBox.StepEnabledFlag.StepDownEnabled
 
 
 class NumberField(QAbstractSpinBox):
@@ -28,7 +29,6 @@ class NumberField(QAbstractSpinBox):
         self._restyle_figures()
         theme().changed.connect(self._restyle_figures)
         self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)
-        self.lineEdit().installEventFilter(LeaveUndo(self))
         self.lineEdit().textEdited.connect(self._typed)
         self.editingFinished.connect(self._tidy)
 
@@ -63,7 +63,7 @@ class NumberField(QAbstractSpinBox):
 
     def stepEnabled(self) -> QAbstractSpinBox.StepEnabledFlag:
         """Both ways: there is always a next number, and below one the step stays."""
-        return QAbstractSpinBox.StepEnabledFlag.StepUpEnabled | QAbstractSpinBox.StepEnabledFlag.StepDownEnabled
+        return _BOTH_WAYS
 
     def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:  # type: ignore[override]
         """Digits, separators and a suffix can be typed, nothing else."""

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QScrollB
 from gui.form.card import ModelCard
 from gui.form.field import Field
 from gui.form.fields import FIELDS, SECTIONS, FieldSpec, Section
+from gui.form.manners import LeaveUndo
 from gui.form.model_box import ModelBox
 from gui.form.model_menu import ModelMenu
 from gui.form.modules import Module, ModulesField, linear_modules
@@ -142,6 +143,7 @@ class FormPanel(QScrollArea):
         self._state.faults_changed.connect(self._show_faults)
         self._state.busy_changed.connect(self._show_busy)
         theme().changed.connect(self._restyle)
+        LeaveUndo(self)
         self._restyle()
 
     def _modules(self) -> tuple[Module, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from PySide6.QtCore import QItemSelection, Qt, Signal, Slot
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.translate import tr
 from gui.units import format_bytes
 from resources.history import Run
@@ -57,7 +57,7 @@ class RunModel(CellModel):
         return self._rows[row][0]
 
 
-class RunTable(QTableView):
+class RunTable(CellTable):
     """``chosen`` whenever other rows are selected, ``opened`` on a double click or Return."""
 
     chosen = Signal()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtGui import QCloseEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QHeaderView, QLabel, QPushButton, QScrollArea, QTableView, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QHeaderView, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.export import TableMenu
 from gui.monitor.floating import Dock, Panel
 from gui.monitor.gpu_card import GpuCard
@@ -39,7 +39,7 @@ class MonitorTab(QWidget):
         self.cards: dict[str, GpuCard] = {}
         self.words = QLabel(tr("Looking for GPUs …"), wordWrap=True)
         self.holders = CellModel([Column(tr(column.heading), column.figures) for column in _COLUMNS], self)
-        self.table = QTableView()
+        self.table = CellTable()
         self.float = QPushButton(tr("Own window"), toolTip=tr("Keep the monitor beside whatever you do; closing it brings it back"))
         self._reader = Reader(self)
         self.panel = Panel()

@@ -9,9 +9,9 @@ from typing import Any
 
 from PySide6.QtCore import QModelIndex, Signal, Slot
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QHeaderView, QWidget
 
-from gui.cells import Cell, CellModel, Column, dress
+from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
 from gui.theme import px, theme
@@ -125,7 +125,7 @@ class ComparisonModel(CellModel):
         return any(self.cell(row, column).text for row in range(self.rowCount()))
 
 
-class ComparisonTable(QTableView):
+class ComparisonTable(CellTable):
     """The table; it keeps the order of the phases. A row that becomes current picks its phase."""
 
     picked = Signal(str)
