@@ -38,7 +38,7 @@ def print_footprint(footprint: Footprint, title: str) -> None:
             if footprint.cards > 1:
                 out.print(f"[bold]GPU {gpu.index}[/bold]")
             out.print(phase_table(gpu.phases))
-    told = [line for line in (limits_line(footprint), speed_line(footprint)) if line]
+    told = [line for line in (host_line(footprint), limits_line(footprint), speed_line(footprint)) if line]
     if told:
         out.print()
     for line in told:
@@ -47,6 +47,16 @@ def print_footprint(footprint: Footprint, title: str) -> None:
         out.print()
     for note in footprint.notes:
         out.print(f"· {note}", soft_wrap=True)
+
+
+def host_line(footprint: Footprint) -> str:
+    """What lies in the host's memory, of what, and the peak while loading; empty where neither is known."""
+    host = footprint.host
+    held = ", ".join(f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in host.components.items() if size)
+    said = [f"{format_bytes(host.bytes)} ({held})"] if host.bytes else []
+    if host.load_bytes:
+        said.append(f"{format_bytes(host.load_bytes)} while loading")
+    return f"host: {'; '.join(said)}" if said else ""
 
 
 LIMIT_WORDS = {

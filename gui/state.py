@@ -17,7 +17,7 @@ from gui.operations import Operation, Operations
 from gui.translate import tr
 from planner.architecture.config import UnknownArchitecture
 from planner.faults import Fault, Faults
-from planner.footprint import Footprint, GpuFootprint, Phase, Term
+from planner.footprint import HOST, Footprint, GpuFootprint, Phase, Term
 from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
 from resources.catalog import UnknownModel, model_ids
 from resources.hub_errors import HubError
@@ -36,7 +36,7 @@ _SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 class Selection:
     """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU.
 
-    ``peak``: the rehearsed peak of the phase instead, opened.
+    ``gpu``: its index, or :data:`planner.footprint.HOST`. ``peak``: the rehearsed peak of the phase instead, opened.
     """
 
     component: str | None = None
@@ -183,7 +183,9 @@ class State(QObject):
         footprint = self.footprint
         if footprint is None or not footprint.gpus:
             return None
-        gpu = footprint.gpus[min(self._selection.gpu, len(footprint.gpus) - 1)]
+        if self._selection.gpu == HOST and footprint.host.phase:
+            return GpuFootprint(HOST, None, (footprint.host.phase,)), footprint.host.phase
+        gpu = footprint.gpus[min(max(self._selection.gpu, 0), len(footprint.gpus) - 1)]
         named = next((phase for phase in gpu.phases if phase.name == self._selection.phase), gpu.peak)
         return (gpu, named) if named else None
 

@@ -12,6 +12,7 @@ from gui.theme import set_role
 from gui.translate import tr
 from gui.units import format_bytes, units
 from gui.words import word
+from planner.footprint import HOST
 from planner.words import CERTAINTIES, COMPONENTS, PHASES
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class WhyPanel(QWidget):
             component = max(phase.components, key=lambda name: phase.components[name], default="weights")
         what = (component, phase.name, gpu.index)
         if (terms := self._state.terms) is not None:
-            self._behind = (what, behind(footprint, phase, component, [term for term in terms if term.gpu in (None, gpu.index)]))
+            self._behind = (what, _reasons(footprint, phase, component, terms, gpu.index))
         return [*headline(phase, component), *(self._behind[1] if self._behind[0] == what else [])]
 
 
@@ -92,6 +93,16 @@ def headline(phase: Phase, component: str) -> list[Paragraph]:
         Paragraph(MUTED, tr("{} bytes · {}").format(f"{size:,}", word(PHASES, phase.name).label.lower())),
         Paragraph(MUTED, named.meaning),
     ]
+
+
+def _reasons(footprint: Footprint, phase: Phase, component: str, terms: Sequence[Term], gpu: int) -> list[Paragraph]:
+    if gpu != HOST:
+        return behind(footprint, phase, component, [term for term in terms if term.gpu in (None, gpu)])
+    held = {term.formula: term for term in terms if term.gpu == HOST and term.component == component}
+    loading = [term for term in footprint.host.terms if term.bytes]
+    heading = [Paragraph(HEAD, tr("WHILE LOADING"))] if loading else []
+    parts = [part for term in loading for part in _term(term, alone=False)]
+    return [*_terms(list(held.values())), *heading, *parts, *notes(footprint)]
 
 
 def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[Term]) -> list[Paragraph]:

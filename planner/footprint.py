@@ -134,6 +134,11 @@ class Host:
     terms: tuple[Term, ...] = ()
     """Where ``load_bytes`` comes from: they add up to it."""
 
+    @property
+    def phase(self) -> Phase | None:
+        """What stays there in the form of a phase, to stand beside those of the GPUs; None where nothing does."""
+        return Phase("host", self.bytes, self.bytes, self.bytes, self.components) if self.bytes else None
+
     def to_json(self) -> dict[str, object]:
         """JSON-ready data; ``terms`` only where there are some."""
         found: dict[str, object] = {"bytes": self.bytes, "components": dict(self.components), "load_bytes": self.load_bytes}

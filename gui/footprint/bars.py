@@ -19,7 +19,7 @@ from gui.theme import SMALL, ink_on, px, theme
 from gui.translate import tr
 from gui.units import format_bytes, units
 from gui.words import word
-from planner.footprint import TIGHT_BELOW
+from planner.footprint import HOST, TIGHT_BELOW
 from planner.palette import DIAGONAL, SOLID
 from planner.words import COMPONENTS
 
@@ -311,7 +311,7 @@ class Bars(QWidget):
             self._paint_own_capacities(painter)
             return
         capacity = max(capacities)
-        x, bottom = round(self._x(capacity)) + 0.5, float(self.height() - px(_BOTTOM))
+        x, bottom = round(self._x(capacity)) + 0.5, self._cards_bottom()
         edge = self._x(capacity * TIGHT_BELOW)
         faint = QColor(theme().colour("capacity"))
         faint.setAlphaF(0.35)
@@ -321,6 +321,11 @@ class Bars(QWidget):
         text, left = _capacity_words(capacity), self._capacity_text_left()
         room = QRectF(left, 0, self.width() - left, px(_TOP) - 5)
         write(painter, room, text, theme().colour("capacity"), SMALL, bold=True, tabular=True)
+
+    def _cards_bottom(self) -> float:
+        """Where the bars of the cards end: the host's memory below them has another capacity."""
+        below = next((index for index, row in enumerate(self._rows) if row.gpu == HOST), None)
+        return self._row_top(below) - px(_GAP) / 2 if below is not None else float(self.height() - px(_BOTTOM))
 
     def _paint_free(self, painter: QPainter) -> None:
         """What other processes leave of each card: a dashed mark over its bars, told once."""

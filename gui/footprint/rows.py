@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gui.translate import tr
 from gui.words import word
 from planner.footprint import COMPONENTS as ORDER
-from planner.footprint import Footprint
+from planner.footprint import HOST, Footprint
 from planner.words import PHASES
 
 
@@ -31,13 +32,15 @@ class Row:
 def rows_of(footprint: Footprint, phase: str | None, free: Sequence[int | None] = ()) -> tuple[Row, ...]:
     """Every phase of a single GPU; of several, the phase asked for (None: each one's peak) on each GPU.
 
-    Where no phase could be sized, the weights alone. ``free``: what is free of each GPU now, as far as that is known.
+    Where no phase could be sized, the weights alone; last, what lies in the host's memory.
+    ``free``: what is free of each GPU now, as far as that is known.
     """
     rows = []
     if footprint.weight_bytes and not any(gpu.phases for gpu in footprint.gpus):
         return _weights_alone(footprint, footprint.weight_bytes)
     for gpu in footprint.gpus:
-        named = phase or (gpu.peak.name if gpu.peak else None)
+        known = phase if any(found.name == phase for found in gpu.phases) else None
+        named = known or (gpu.peak.name if gpu.peak else None)
         shown = gpu.phases if len(footprint.gpus) == 1 else [found for found in gpu.phases if found.name == named]
         for found in shown:
             label = word(PHASES, found.name).label if len(footprint.gpus) == 1 else f"GPU {gpu.index}"
@@ -47,7 +50,16 @@ def rows_of(footprint: Footprint, phase: str | None, free: Sequence[int | None] 
             rows.append(
                 Row(gpu.index, found.name, label, parts, found.device, gpu.capacity_bytes, found == gpu.peak, error, free_bytes)
             )
-    return tuple(rows)
+    return (*rows, *_host(footprint))
+
+
+def _host(footprint: Footprint) -> tuple[Row, ...]:
+    """System memory, where a part of the plan lies there."""
+    held = footprint.host.phase
+    if held is None:
+        return ()
+    parts = tuple((name, held.components[name]) for name in ORDER if held.components.get(name, 0) > 0)
+    return (Row(HOST, held.name, tr("Host"), parts, held.device, None, peak=False),)
 
 
 def _weights_alone(footprint: Footprint, weight_bytes: int) -> tuple[Row, ...]:

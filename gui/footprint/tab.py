@@ -22,12 +22,13 @@ from gui.translate import tr
 from gui.units import format_bytes, units
 from gui.words import word
 from planner.footprint import COMPONENTS as COMPONENT_ORDER
+from planner.footprint import HOST
 from planner.footprint import METERS as METER_NAMES
 from planner.words import METERS, PHASES
 
 if TYPE_CHECKING:
     from gui.context import Context
-    from planner.footprint import Phase
+    from planner.footprint import Host, Phase
 
 _PHASE_WIDTH, _LEAST_PHASE_WIDTH, _USUAL_PHASES, _FIGURES_WIDTH = 84, 62, 4, 150
 
@@ -141,7 +142,7 @@ class FootprintTab(QWidget):
         self.phases.set_value(phase.name)
         self.table.components.show_lines(self._lines(phase, gpu.index))
         self.table.choose(self._state.selection.component)
-        self._meters.show_parts(tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES))
+        self._meters.show_parts(_host_words(footprint.host) if gpu.index == HOST else _meter_words(phase))
 
     def _free(self) -> tuple[int | None, ...]:
         plan = self._state.plan
@@ -162,7 +163,16 @@ class FootprintTab(QWidget):
     @Slot(object)
     def _pick_phase(self, phase: object) -> None:
         now = self._state.selection
-        self._state.select(Selection(now.component, str(phase), now.gpu))
+        self._state.select(Selection(now.component, str(phase), max(now.gpu, 0)))
+
+
+def _meter_words(phase: Phase) -> tuple[str, ...]:
+    return tuple(f"{word(METERS, name).label} {format_bytes(phase.meter(name))}" for name in METER_NAMES)
+
+
+def _host_words(host: Host) -> tuple[str, ...]:
+    loading = (tr("While loading {}").format(format_bytes(host.load_bytes)),) if host.load_bytes else ()
+    return (tr("Host memory {}").format(format_bytes(host.bytes)), *loading)
 
 
 class _Room(QWidget):

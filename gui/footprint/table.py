@@ -17,7 +17,7 @@ from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
 from planner.footprint import COMPONENTS as ORDER
-from planner.footprint import Phase, Term
+from planner.footprint import HOST, Phase, Term
 from planner.words import CERTAINTIES, COMPONENTS, Word
 
 _SURENESS = ("", "exact", "measured", "derived", "modelled")
@@ -59,10 +59,10 @@ def lines_of(phase: Phase, reasons: Mapping[str, Reason]) -> tuple[Line, ...]:
 
 
 def reasons_of(phase: Phase, terms: Sequence[Term], gpu: int = 0) -> dict[str, Reason]:
-    """How sure each component of ``phase`` is on a GPU, and its formula."""
+    """How sure each component of ``phase`` is on a GPU or on the host, and its formula."""
     found: dict[str, list[Term]] = {name: [] for name in phase.components}
     for term in terms:
-        if term.tells_of(phase.name, gpu):
+        if term.gpu == HOST if gpu == HOST else term.tells_of(phase.name, gpu):
             found.setdefault(term.component, []).append(term)
     return {name: (_certainty(mine), _formula(mine)) for name, mine in found.items()}
 

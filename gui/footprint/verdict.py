@@ -18,7 +18,7 @@ from planner.words import PHASES, VERDICTS
 
 if TYPE_CHECKING:
     from gui.machine import Now
-    from planner.footprint import Footprint, GpuFootprint, Phase
+    from planner.footprint import Footprint, GpuFootprint, Host, Phase
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
 _MARGIN, _EDGE, _ICON, _SPACE = 16, 12, 24, 10
@@ -183,9 +183,18 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
         parts.append((tr("short by {}") if short else tr("headroom {}")).format(format_bytes(abs(footprint.headroom_bytes))))
     if footprint.uncertainty_bytes:
         parts.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
+    parts += _host_words(footprint.host)
     if now is not None:
         parts.append(_now_words(now, worst[1].device if footprint.verdict in GOOD else 0))
     return "  ·  ".join(parts)
+
+
+def _host_words(host: Host) -> list[str]:
+    """What the plan takes of the host's memory, where it keeps something there, and the peak while loading."""
+    words = [tr("host {}").format(format_bytes(host.bytes))] if host.bytes else []
+    if host.load_bytes and host.load_bytes > host.bytes:
+        words.append((tr("{} while loading") if words else tr("host {} while loading")).format(format_bytes(host.load_bytes)))
+    return words
 
 
 def _now_words(now: Now, needed_bytes: int) -> str:

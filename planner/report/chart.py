@@ -46,8 +46,10 @@ def footprint_chart(footprint: Footprint) -> str:
 
 def _rows(footprint: Footprint) -> list[tuple[str, Phase]]:
     if len(footprint.gpus) == 1:
-        return [(word(PHASES, phase.name).label, phase) for phase in footprint.gpus[0].phases]
-    return [(f"GPU {gpu.index}", gpu.peak) for gpu in footprint.gpus if gpu.peak]
+        rows = [(word(PHASES, phase.name).label, phase) for phase in footprint.gpus[0].phases]
+    else:
+        rows = [(f"GPU {gpu.index}", gpu.peak) for gpu in footprint.gpus if gpu.peak]
+    return [*rows, ("Host", footprint.host.phase)] if rows and footprint.host.phase else rows
 
 
 def _pattern(component: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.footprint import COMPONENTS, METERS, Footprint, Phase, Term
+from planner.footprint import COMPONENTS, METERS, Footprint, Host, Phase, Term
 from planner.report.chart import footprint_chart
 from planner.units import format_bytes
 from planner.words import CERTAINTIES, VERDICTS, word
@@ -103,7 +103,20 @@ def _phases(footprint: Footprint) -> list[Part]:
         if len(footprint.gpus) > 1:
             parts.append(Heading(f"GPU {gpu.index}", 3))
         parts.append(_phase_table(gpu.phases))
+    host = footprint.host
+    if host.phase:
+        parts += [Heading("Host", 3), _host_table(host)]
+    elif parts and host.load_bytes:
+        parts.append(Text(f"{format_bytes(host.load_bytes)} of the host's memory while loading."))
     return parts or [Text("There is no closed form for this choice.")]
+
+
+def _host_table(host: Host) -> Table:
+    rows = [(word(WORDS, name).label, format_bytes(host.components[name])) for name in COMPONENTS if host.components.get(name)]
+    rows.append(("In all", format_bytes(host.bytes)))
+    if host.load_bytes:
+        rows.append(("While loading", format_bytes(host.load_bytes)))
+    return Table(("", "Size"), tuple(rows), frozenset({1}))
 
 
 def _phase_table(phases: Sequence[Phase]) -> Table:

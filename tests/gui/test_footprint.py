@@ -11,7 +11,7 @@ from gui.state import Selection
 from gui.text import width_of
 from gui.theme import SMALL, theme
 from planner.footprint import Phase
-from planner.scenario import Hardware, Scenario, Training
+from planner.scenario import Hardware, Inference, Scenario, Training
 from planner.units import GIB, format_bytes
 from probes.nvml import GpuProcess, GpuReading, MemoryReading, NvmlState
 
@@ -226,3 +226,31 @@ def test_no_label_of_a_bar_lies_across_the_capacity(open_window):
     for one in crossed:
         assert one.label
         assert abs(one.middle - line) > width_of(one.label, SMALL, tabular=True) / 2
+
+
+OFFLOADED = Scenario(
+    "meta-llama/Llama-3.1-8B", "inference", "gguf:Q4_K_M", hardware=Hardware("GeForce RTX 4060 Ti 16GB"),
+    inference=Inference("llama.cpp", engine_options={"n_gpu_layers": 10, "n_ctx": 8192}),
+)  # fmt: skip
+
+
+def test_what_lies_on_the_host_has_a_bar_of_its_own_and_a_why(open_window, qtbot):
+    window = open_window(OFFLOADED)
+    tab, host = window.show_tab("footprint"), window.context.state.footprint.host
+    bar = tab.bars.rows[-1]
+    assert (bar.label, bar.total_bytes, bar.capacity_bytes) == ("Host", host.bytes, None)
+    assert f"host {format_bytes(host.bytes)}" in tab.verdict.accessibleName()
+    QTest.mouseClick(tab.bars, Qt.MouseButton.LeftButton, pos=middle_of(tab, "kv_cache", "host"))
+    qtbot.waitUntil(lambda: window.context.state.terms is not None)
+    assert f"{host.components['kv_cache']:,} bytes · host" in window.why.text()
+    assert "cells" in window.why.text()
+    assert tab.table.components.line(0).component == "weights"
+    assert sum(tab.table.components.line(row).size_bytes for row in range(tab.table.components.rowCount())) == host.bytes
+    assert all(tab.table.components.line(row).formula for row in range(tab.table.components.rowCount()))
+    QTest.mouseClick(tab.phases._group.button(0), Qt.MouseButton.LeftButton)
+    assert window.context.state.selection.gpu == 0
+
+
+def test_a_plan_without_anything_on_the_host_has_no_such_bar(tab):
+    assert "Host" not in [row.label for row in tab.bars.rows]
+    assert "while loading" in tab.verdict.accessibleName()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_measurement_stands_beside_with_its_signed_error() -> None:
 
 def test_figures_stand_at_the_right() -> None:
     assert markdown_table(Table(("a", "b"), (("x", "1"),), frozenset({1}))) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_what_lies_on_the_host_is_reported() -> None:
+    host = Host(6 * GIB, {"weights": 5 * GIB, "kv_cache": GIB}, 9 * GIB)
+    text = markdown(report_of(replace(footprint(), host=host), "A plan"))
+    assert "### Host" in text
+    for name, size in (("Weights", "5.00 GiB"), ("KV cache", "1.00 GiB"), ("In all", "6.00 GiB"), ("While loading", "9.00 GiB")):
+        assert any(name in line and size in line for line in text.splitlines()), name
+    assert ">Host</text>" in html(report_of(replace(footprint(), host=host), "A plan"), "A plan")
+    assert "### Host" not in markdown(report_of(footprint(), "A plan"))
