@@ -14,7 +14,7 @@ from planner.record import record
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "pairs_late", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
-Placement = Literal["pre", "post", "sandwich", "normed_residual"]
+Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
 
 
 @record
@@ -22,7 +22,7 @@ class Implementation:
     """One family's way of writing its blocks.
 
     ``norm`` (and ``qk_norm`` where it is another): see :mod:`planner.components.norms`; ``placement``: norms before a mixer,
-    after it, both, or before it with the norm's result as the residual; ``norms_first``: a parallel layer computes both norms
+    after it, after its result is added (``after``), both, or before it with the norm's result as the residual; ``norms_first``: a parallel layer computes both norms
     before its mixers; ``normed_after_rotation``: queries and keys are normed after they are rotated; ``norms_values``: values
     are normed too, without a weight.
 
@@ -38,7 +38,9 @@ class Implementation:
 
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
-    attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward.
+    attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward
+    (``positions_by_row``: those of every sequence, else one row for all).
+    ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
     is added to the residual.
@@ -66,9 +68,11 @@ class Implementation:
     rotates_each: bool = False
     norms_values: bool = False
     skips_shared: bool = False
+    drops_norm: bool = False
     keeps_attention: bool = False
     keeps_probabilities: bool = False
     keeps_positions: bool = False
+    positions_by_row: bool = False
     wide_logits: bool = False
     own_linears: bool = False
     rotates_always: bool = False
@@ -90,7 +94,7 @@ DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32"
 
 LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
-    "starcoder2 nemotron-nas opt gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama_text_model "
+    "starcoder2 nemotron-nas gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama_text_model "
     "jamba bamba lfm2"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
@@ -103,9 +107,12 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),
+    "hunyuan_v1_dense": Implementation(normed_after_rotation=True),
     "exaone4": Implementation(placement="post"),
+    "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, holds_triangle=True),
+    "opt_normed_after": Implementation(placement="after"),
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
     "ernie4_5": Implementation(rotary="pairs_late"),

@@ -38,18 +38,13 @@ def _gelu_new(g: Graph, source: str, target: str, size: Size) -> None:
     g.make("one and tanh", size, ("tanh",), (), passed_on)
     g.free("tanh")
     both = ("half of x", "one and tanh")
-    g.make(target, size, both, both, None if size is narrow else _promoted_product)
+    g.make(target, size, both, both, None if size is narrow else _in_the_widest)
     g.free(*both)
 
 
-def _promoted_product(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """The product of a 16-bit and an fp32 tensor: the first one's gradient is made in fp32 and cast."""
-    narrow, wide = node.inputs
-    made = [(wide, g.gradient(wide, node))]
-    moment = g.held(f"d {narrow} fp32", node, g.record.sizes[node.out])
-    made.append((narrow, g.gradient(narrow, node)))
-    g.consume(moment)
-    return made
+def _in_the_widest(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Of the product of a 16-bit and an fp32 tensor both gradients are made in fp32."""
+    return [(tensor, g.held(f"d {tensor}", node, g.record.sizes[node.out])) for tensor in node.wanted]
 
 
 def _bloom_gelu(g: Graph, source: str, target: str, size: Size) -> None:

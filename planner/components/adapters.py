@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from planner.architecture.layers import Architecture, Weight
-from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed
-from planner.components.graph import Gradients, Graph, Node, passed_on, product, promoted
+from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed, widened
+from planner.components.graph import Gradients, Graph, Node, Rule, passed_on, product
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
 from planner.components.targets import Targets, targets_of
@@ -101,19 +101,19 @@ def _beside_plain(
     product(g, base, source, size, weights, component=component)
     x = _cast_input(g, adapters, name, source, weights)
     _low_rank(g, adapters, name, x, size if g.run.autocast else wide, weights)
-    _add_to_base(g, adapters, name, size, component, added="scaled")
+    _add_to_base(g, name, size, component, added="scaled")
     _free_input(g, source, x)
 
 
-def _add_to_base(g: Graph, adapters: Adapters, name: str, size: Size, component: str, added: str = "both") -> None:
+def _add_to_base(g: Graph, name: str, size: Size, component: str, added: str) -> None:
     """The adapter's result and the base's: the sum is in the wider dtype, then cast to the base's."""
-    wide, base, scaled = _in_bytes(size, adapters.dtype_bytes), f"{name} base", f"{name} {added}"
-    wide = size if g.run.autocast else wide
+    base, scaled = f"{name} base", f"{name} {added}"
+    wide = g.size_of(scaled)
     if wide.bytes == size.bytes:
         g.make(name, size, (base, scaled), (), passed_on, component=component)
         g.free(scaled, base)
         return
-    g.make(f"{name} sum", wide, (base, scaled), (), partial(_promoted, narrow=size), component=component)
+    g.make(f"{name} sum", wide, (base, scaled), (), passed_on, component=component)
     g.free(scaled, base)
     g.make(name, size, (f"{name} sum",), component=component)
     g.free(f"{name} sum")
@@ -134,7 +134,7 @@ def _over_quantised(
     _low_rank(g, adapters, name, x, wide, weights)
     output = f"{name} scaled"
     if g.run.autocast:
-        g.make(name, size, (base, output), (), promoted, component=component)
+        g.make(name, size, (base, output), (), passed_on, component=component)
         g.free(base, output)
         return
     if wide.bytes != size.bytes:
@@ -173,25 +173,23 @@ def _low_rank_of(
     second = partial(
         _adapter_rule, gradient_of=f"{name} B", size=Size(out_features=outputs, rank=lora.rank, bytes=adapters.dtype_bytes)
     )
-    g.make(f"{name} A", narrow, (read,), (), first, for_weights=(read,), trains=True)
-    _keep_cast(g, adapters, f"{name} A", Size(rank=lora.rank, in_features=inputs, bytes=bytes_))
+    _multiply(g, adapters, f"{name} A", narrow, read, Size(rank=lora.rank, in_features=inputs, bytes=bytes_), first)
     if read != dropped:
         g.free(read)
     if last:
         g.free(dropped)
-    g.make(f"{name} B", wide, (f"{name} A",), (), second, for_weights=(f"{name} A",), trains=True)
-    _keep_cast(g, adapters, f"{name} B", Size(out_features=outputs, rank=lora.rank, bytes=bytes_))
+    _multiply(g, adapters, f"{name} B", wide, f"{name} A", Size(out_features=outputs, rank=lora.rank, bytes=bytes_), second)
     g.free(f"{name} A")
 
 
-def _keep_cast(g: Graph, adapters: Adapters, name: str, size: Size) -> None:
-    """An fp32 adapter under autocast is multiplied in 16 bit: the cast is kept, or cached where nothing is saved."""
-    if not g.run.autocast or adapters.dtype_bytes == HALF_BYTES:
-        return
-    cast = f"{name} weight {CACHED}"
-    g.hold(cast, size)
-    if g.saving:
-        g.save_for_last(cast)
+def _multiply(g: Graph, adapters: Adapters, name: str, size: Size, source: str, weight: Size, rule: Rule) -> None:
+    """One matrix of the adapter. In fp32 under autocast it is cast first: autograd keeps the cast, else autocast's cache does."""
+    cast, saves = f"{name} weight {CACHED}", tuple[str, ...]()
+    if g.run.autocast and adapters.dtype_bytes != HALF_BYTES:
+        g.hold(cast, weight)
+        saves = (cast,) if source not in g.constants else ()
+    g.make(name, size, (source,), saves, rule, for_weights=(source,), trains=True)
+    if g.saving and saves:
         g.free(cast)
 
 
@@ -249,23 +247,23 @@ def _decomposed(
     x = _cast_input(g, adapters, name, source, weights)
     dropped = _dropped(g, adapters, name, x, weights)
     weight, moments = _weight_norm(g, adapters, name, weights)
-    _low_rank_of(g, adapters, name, dropped, wide, weights)
-    again, narrow = base, size
+    made = size if g.run.autocast else wide
+    _low_rank_of(g, adapters, name, dropped, made, weights)
+    again = base
     if dropped != x:
-        again, narrow = f"{name} again", wide
-        g.make(again, wide, (dropped,), (), partial(_over_held, weight=weight))
-        g.save_for_last(weight)
+        again = f"{name} again"
+        _product_again(g, again, dropped, made, weight, weights)
     elif len(weights) > 1:
         again = f"{name} without bias"
-        g.make(again, size, (base,), (), passed_on)
+        g.make(again, widened(size) if g.run.autocast and g.run.parameter_bytes else size, (base,), (), passed_on)
     row = Size(out_features=weights[0].shape[0], bytes=adapters.dtype_bytes)
-    less, more = partial(_magnitude, narrow=narrow, row=row), partial(_magnitude, narrow=wide)
-    g.make(f"{name} less", wide, (again,), (), less, for_weights=(again,), trains=True)
-    g.make(f"{name} more", wide, (f"{name} B",), (), more, for_weights=(f"{name} B",), trains=True)
-    for part in ("row norms", "magnitude share", "magnitude share less one"):
-        g.hold(f"{name} {part}", row)
-        g.save_for_last(f"{name} {part}")
-        g.free(f"{name} {part}")
+    less = partial(_magnitude, row=row)
+    norms, share, less_one = rows = [f"{name} {part}" for part in ("row norms", "magnitude share", "magnitude share less one")]
+    for part in rows:
+        g.hold(part, row)
+    g.make(f"{name} less", wide, (again,), (norms, less_one), less, for_weights=(again,), trains=True)
+    g.make(f"{name} more", wide, (f"{name} B",), (share,), _magnitude, for_weights=(f"{name} B",), trains=True)
+    g.free(*rows)
     g.make(f"{name} scaled", wide, (f"{name} more",))
     g.free(f"{name} more")
     g.make(f"{name} both", wide, (f"{name} less", f"{name} scaled"), (), passed_on)
@@ -274,43 +272,66 @@ def _decomposed(
         g.free(again)
     if dropped != x:
         g.free(x, dropped)
-    _add_to_base(g, adapters, name, size, component)
+    _add_to_base(g, name, size, component, added="both")
     _free_input(g, source, x)
+
+
+def _product_again(g: Graph, name: str, source: str, size: Size, weight: str, weights: Sequence[Weight]) -> None:
+    """The base's product of what a dropout left, with the weight as it was read for the norm; autocast casts both."""
+    read = source
+    if g.run.autocast:
+        read, weight = f"{name} input {CACHED}", f"{name} weight {CACHED}"
+        g.make(read, narrowed(g.size_of(source)), (source,))
+        outputs, inputs = weights[0].shape
+        g.hold(weight, Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES))
+    g.make(name, size, (read,), (), _over_held)
+    g.save_for_last(weight)
+    if read != source:
+        g.free(read, weight)
 
 
 def _weight_norm(g: Graph, adapters: Adapters, name: str, weights: Sequence[Weight]) -> tuple[str, list[str]]:
     """‖W + scaling · BA‖ row by row, without a gradient; the names of W and of what stays beside it until the sum is made.
 
-    BA is what the adapter makes of an identity matrix, in the adapter's dtype; autograd keeps what leads to it.
+    BA is what the adapter makes of an identity matrix, in the adapter's dtype; autograd keeps what leads to it. Under autocast
+    the product is in 16 bit and then cast.
     """
     outputs, inputs = weights[0].shape
-    bytes_ = adapters.dtype_bytes
+    bytes_, narrow = adapters.dtype_bytes, g.run.autocast and adapters.dtype_bytes != HALF_BYTES
     whole = Size(out_features=outputs, in_features=inputs, bytes=bytes_)
-    eye, first, both = f"{name} identity", f"{name} A of identity", f"{name} B A"
+    eye, first, both, weight = f"{name} identity", f"{name} A of identity", f"{name} B A", f"{name} W cast"
     g.hold(eye, Size(rows=inputs, in_features=inputs, bytes=bytes_))
-    g.hold(first, Size(in_features=inputs, rank=adapters.lora.rank, bytes=bytes_))
-    g.hold(both, whole)
-    weight = ""
-    if g.run.dtype_bytes != bytes_:
-        weight = f"{name} W cast"
+    if narrow:
+        g.hold(f"{eye} in 16 bit", Size(rows=inputs, in_features=inputs, bytes=HALF_BYTES))
+    g.hold(first, Size(in_features=inputs, rank=adapters.lora.rank, bytes=HALF_BYTES if narrow else bytes_))
+    if not g.saving:
+        g.free(f"{eye} in 16 bit")
+    g.hold(both, narrowed(whole) if narrow else whole)
+    if narrow or not g.saving:
+        g.free(eye)
+    if not g.saving:
+        g.free(first)
+    if narrow:
+        g.hold(f"{both} cast", whole)
+        g.free(both)
+    if g.run.gradient_bytes != bytes_:
         g.hold(weight, whole)
     g.hold(f"{name} B A scaled", whole)
     g.hold(f"{name} W and B A", whole)
     g.free(f"{name} B A scaled")
     g.free(f"{name} W and B A")
-    return weight, [eye, first, both]
+    return weight, [eye, f"{eye} in 16 bit", first, both, f"{both} cast"]
 
 
-def _over_held(g: Graph, node: Node, gradient: str, weight: str) -> Gradients:  # noqa: ARG001
+def _over_held(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """A product with a weight that autograd keeps."""
     return [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
 
 
-def _magnitude(g: Graph, node: Node, gradient: str, narrow: Size, row: Size | None = None) -> Gradients:  # noqa: ARG001
+def _magnitude(g: Graph, node: Node, gradient: str, row: Size | None = None) -> Gradients:  # noqa: ARG001
     """A product with a row that stands for the magnitude, whose gradient is as large as the result until it is summed.
 
-    The other's gradient is made in the result's dtype, then cast to its own (``narrow``). ``row``: the last product of the
-    two with the magnitude to be reached; behind it stands the parameter's own gradient.
+    ``row``: the last product of the two with the magnitude to be reached; behind it stands the parameter's own gradient.
     """
     size = g.record.sizes[node.out]
     rows = g.held(f"{node.out} d_row rows", node, size)
@@ -318,16 +339,12 @@ def _magnitude(g: Graph, node: Node, gradient: str, narrow: Size, row: Size | No
     if row is not None:
         _hold_gradient(g, f"{node.out} magnitude", row)
     g.consume(rows)
-    if narrow.bytes != size.bytes:
-        wide = made
-        made = [(tensor, g.gradient(tensor, node)) for tensor, _ in wide]
-        g.consume(*(name for _, name in wide))
     return made
 
 
 def _cast_input(g: Graph, adapters: Adapters, name: str, source: str, weights: Sequence[Weight]) -> str:
     """The linear's input in the adapter's dtype; the input itself where it has that already."""
-    if g.run.dtype_bytes == adapters.dtype_bytes:
+    if g.run.dtype_bytes == adapters.dtype_bytes or (adapters.dtype_bytes == FP32_BYTES and is_wide(g.size_of(source))):
         return source
     cast = f"{name} x cast"
     g.make(cast, _in_bytes(g.run.hidden(weights[0].shape[1]), adapters.dtype_bytes), (source,))
@@ -350,15 +367,6 @@ def _by_token(g: Graph, node: Node, gradient: str) -> Gradients:
     return [(tensor, g.gradient(tensor, node)) for tensor in node.wanted] if gradient else []
 
 
-def _promoted(g: Graph, node: Node, gradient: str, narrow: Size) -> Gradients:
-    """A sum of two dtypes: the narrow input's gradient is cast, the wide one's is the sum's own."""
-    base, wide = node.inputs
-    made: Gradients = []
-    if base not in node.constants:
-        made.append((base, g.held(f"d {base}", node, narrow)))
-    return [*made, (wide, g.share(gradient))]
-
-
 def _hold_gradient(g: Graph, gradient_of: str, size: Size) -> None:
     name = f"grad {gradient_of}"
     g.hold(name, size, "gradients")
@@ -377,10 +385,6 @@ def _vector_rule(g: Graph, node: Node, gradient: str, gradient_of: str, vector: 
     size = g.record.sizes[node.out]
     made = [(tensor, g.held(f"d {tensor} wide", node, size)) for tensor in node.wanted]
     rows = g.held(f"{node.out} d_vector rows", node, size)
-    if any(g.record.sizes[tensor].bytes != size.bytes for tensor in node.wanted):
-        wide = [name for _, name in made]
-        made = [(tensor, g.gradient(tensor, node)) for tensor in node.wanted]
-        g.consume(*wide)
     _hold_gradient(g, gradient_of, vector)
     g.consume(rows)
     return made

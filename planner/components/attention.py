@@ -25,6 +25,8 @@ from planner.components.run import Run, module_of
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
+WHOLE_NAME = {"q": "query", "k": "key"}
+
 
 def attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> None:
     """Projections, norms of queries and keys, rotation, cache, attention, output projection.
@@ -53,7 +55,9 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     keys, values = "k rotated", "v"
     if run.cached:
         keys, values = _through_cache(g, mixer)
-    queries, keys, values = (_cast_for_attention(g, name) for name in ("q rotated", keys, values))
+    queries = "q rotated"
+    if run.code.attention == "sdpa" and not run.eager:
+        queries, keys, values = (_cast_for_attention(g, name) for name in (queries, keys, values))
     with of_16_bit(g):
         _attend(g, mixer, Operands(
             queries, keys, values, mixer.num_heads, kv_heads, mixer.head_dim, mixer.value_head_dim,
@@ -200,7 +204,7 @@ def _expand(g: Graph, mixer: Attention) -> None:
 
 def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     """By the kernel that the class and the scenario ask for; its output is laid out token by token."""
-    joined = g.run.code.rotary == "joined" or 0 < mixer.rotary_dim < mixer.head_dim
+    joined = g.run.code.rotary in ("joined", "pairs") or 0 < mixer.rotary_dim < mixer.head_dim
     by_head = joined or g.run.code.rotary == "chunks"
     if g.run.code.attention == "alibi":
         eager_alibi(g, ops)
@@ -289,7 +293,8 @@ def _query_and_key(mixer: Attention) -> list[tuple[str, int]]:
 
 
 def _head_norm(mixer: Attention, name: str, heads: int = 1) -> Norm:
-    weights = tuple(weight for weight in mixer.weights if module_of(weight) in (f"{name}_norm", f"{name}_layernorm"))
+    names = (f"{name}_norm", f"{name}_layernorm", f"{WHOLE_NAME[name]}_layernorm")
+    weights = tuple(weight for weight in mixer.weights if module_of(weight) in names)
     return Norm(f"{name}_norm", heads * mixer.head_dim, "rms", weights)
 
 

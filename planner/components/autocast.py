@@ -28,25 +28,33 @@ PLAIN_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_fast_tan
 """One kernel that runs in the dtype of its input."""
 
 
-def require_autocast(architecture: Architecture, *, masters: bool, prepared: bool = False, checkpointed: bool = False) -> None:
+READ = ("sdpa", "eager", "eager_wide", "alibi")
+"""Ways of computing attention whose tensors under autocast are derived."""
+
+
+def require_autocast(
+    architecture: Architecture, *, eager: bool = False, quantised: bool = False, prepared: bool = False, checkpointed: bool = False
+) -> None:
     """Raise :class:`NotModelled` for families whose tensors under autocast nobody has read.
 
-    ``masters``: over fp32 weights; ``prepared``: over quantised ones with all others in fp32; ``checkpointed``: recomputed.
+    ``eager``: that was asked for; ``quantised``: over quantised weights, ``prepared``: with all others in fp32;
+    ``checkpointed``: recomputed.
     """
     code, layers = implementation_of(architecture), architecture.decoder.layers
-    if code is None or not all(_is_dense(layer) and (masters or _is_plain(layer)) for layer in layers):
-        raise NotModelled(
-            f"{architecture.model_class}: mixed precision is modelled for dense blocks, of a frozen model for Llama's"
-        )
-    if code.attention not in (("sdpa",) if masters else ("sdpa", "eager")) or code.masked:
-        raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
-    if masters and not all(_is_read(layer, code, checkpointed=checkpointed) for layer in layers):
-        raise NotModelled(
-            f"{architecture.model_class}: mixed precision of these norms, rotations or activations has no closed form yet"
-        )
-    if prepared and (
-        code.normed_after_rotation or code.rotary not in ("halves", "joined", "wide") or (checkpointed and code.placement != "pre")
+    if code is None or not all(map(_is_dense, layers)):
+        raise NotModelled(f"{architecture.model_class}: mixed precision is modelled for dense blocks")
+    mixers = [mixer for layer in layers for mixer in layer.sequence if isinstance(mixer, Attention)]
+    if (
+        code.attention not in READ
+        or (eager and code.attention != "eager")
+        or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers)
     ):
+        raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
+    if quantised and code.norm != "centred" and any(norm.kind != "rms" for layer in layers for norm in layer.norms):
+        raise NotModelled(
+            f"{architecture.model_class}: mixed precision of layer norms over quantised weights has no closed form yet"
+        )
+    if prepared and not _is_read_prepared(layers, code, checkpointed=checkpointed):
         raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
 
 
@@ -57,26 +65,20 @@ def _is_dense(layer: Layer) -> bool:
     return len(mixers) == len(layer.sequence) and len(channels) == len(layer.channel) and not layer.weights
 
 
-def _is_plain(layer: Layer) -> bool:
-    """RMS norms, one block after the other, an activation of one kernel."""
-    channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP)]
-    one_kernel = all(channel.activation in PLAIN_ACTIVATIONS for channel in channels)
-    return one_kernel and not layer.parallel and all(norm.kind == "rms" for norm in layer.norms)
-
-
-def _is_read(layer: Layer, code: Implementation, *, checkpointed: bool) -> bool:
-    """Over fp32 weights: what was compared with the model's own run, with whole layers recomputed or without."""
-    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention)]
-    activations = {channel.activation for channel in layer.channel if isinstance(channel, DenseMLP)}
-    if code.normed_after_rotation or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers):
+def _is_read_prepared(layers: Sequence[Layer], code: Implementation, *, checkpointed: bool) -> bool:
+    """One block after the other, an activation of one kernel."""
+    channels = [channel for layer in layers for channel in layer.channel if isinstance(channel, DenseMLP)]
+    if any(channel.activation not in PLAIN_ACTIVATIONS for channel in channels) or any(layer.parallel for layer in layers):
         return False
-    whole = all(mixer.rotary_dim in (0, mixer.head_dim) for mixer in mixers)
-    known_whole = ("halves", "wide", "pairs_wide") if checkpointed else ("halves", "wide", "pairs_wide", "joined")
-    known_partial = ("halves",) if all(mixer.fused_qkv for mixer in mixers) and not checkpointed else ()
-    if code.rotary not in (known_whole if whole else known_partial):
+    if (
+        code.norm == "centred"
+        or code.attention not in ("sdpa", "eager")
+        or code.masked
+        or code.normed_after_rotation
+        or checkpointed > (code.placement == "pre")
+    ):
         return False
-    known = {*PLAIN_ACTIVATIONS} - {"relu"} if checkpointed else {*PLAIN_ACTIVATIONS, "gelu_new"}
-    return activations <= known and (code.placement == "pre" or all(norm.kind == "rms" for norm in layer.norms))
+    return code.rotary in ("halves", "joined", "wide")
 
 
 @contextmanager
@@ -101,10 +103,11 @@ def of_16_bit(g: Graph) -> Iterator[None]:
 
 @contextmanager
 def as_wide_as(g: Graph, source: str) -> Iterator[None]:
-    """Norms are written for the dtype of what they read: of a mixer's result under autocast that is 16 bit."""
+    """Norms are written for the dtype of what they read: under autocast a mixer's result is in 16 bit, rotated queries in fp32."""
     run = g.run
-    if run.autocast and run.dtype_bytes == FP32_BYTES and not is_wide(g.size_of(source)):
-        g.run = replace(run, dtype_bytes=HALF_BYTES)
+    if run.autocast:
+        bytes_ = FP32_BYTES if is_wide(g.size_of(source)) else HALF_BYTES
+        g.run = run if bytes_ == run.dtype_bytes else replace(run, dtype_bytes=bytes_)
     yield
     g.run = run
 
@@ -127,23 +130,26 @@ def widened(size: Size) -> Size:
 
 
 def cast_product(g: Graph, name: str, source: str, size: Size, weights: Sequence[Weight], component: str, *, copies: bool) -> None:
-    """A linear over fp32 weights: its input is cast (each time), and its weight (once), which autograd keeps in 16 bit.
+    """A linear over fp32 weights: its input is cast (each time), and its weight.
 
-    Without autograd the cast weight stays in autocast's cache.
+    Of a trained weight the cast stays in autocast's cache, of a frozen one (and of a view of one, as classes of linears of their
+    own multiply with) it goes with the product; autograd keeps it where the input needs a gradient.
     """
     read, cast = source, f"{name} weight {CACHED}"
-    wide = is_wide(g.size_of(source))
+    wide, trains = is_wide(g.size_of(source)), g.run.trains(weights)
     if wide:
         read = f"{name} input {CACHED}"
         g.make(read, narrowed(g.size_of(source)), (source,))
     outputs, inputs = weights[0].shape
-    g.make(cast, Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES), (), (), _widened_gradient, weights=weights)
-    if g.saving:
-        moment = size if copies else None
+    whole, moment = Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES), size if copies else None
+    if trains and g.saving:
+        g.make(cast, whole, (), (), _widened_gradient, weights=weights)
         g.make(name, size, (read, cast), (read, cast), _cast_rule, component=component, moment=moment)
-        g.free(cast)
     else:
-        g.hold(name, size, component)
+        g.hold(cast, whole)
+        g.make(name, size, (read,), (cast,), _cast_rule, component=component, moment=moment)
+    if not trains or g.run.code.own_linears or g.is_saved(cast):
+        g.free(cast)
     if wide:
         g.free(read)
 

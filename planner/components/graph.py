@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from planner.architecture.layers import Weight
-from planner.components.autocast import cast_product, is_wide, narrowed
+from planner.components.autocast import CACHED, cast_product, is_wide, narrowed, widened
 from planner.components.frozen import record_product, wide_product
 from planner.components.quantised import hold_product
 from planner.components.run import Run, factors_of
@@ -300,6 +300,7 @@ class Graph(Tape):
         kept.name = f"{name} before"
         while kept.name in self._live:
             kept.name += "'"
+        self._storages[kept.name] = kept
         super().rename(name, kept.name)
 
     @property
@@ -382,7 +383,22 @@ class Graph(Tape):
                 if tensor in node.constants:
                     self.drop(made)
                 else:
-                    self._accumulate(gradients, tensor, made)
+                    self._accumulate(gradients, tensor, self._as_wide_as(tensor, made))
+
+    def _as_wide_as(self, tensor: str, made: str) -> str:
+        """A gradient in the dtype of its tensor: the engine casts one that a node has made in another (``validate_outputs``).
+
+        What the node had saved is gone by then.
+        """
+        size, held = self.record.sizes.get(tensor), self._live[made].size
+        if size is None or is_wide(size) == is_wide(held):
+            return made
+        name = f"{made} cast"
+        while name in self._live:
+            name += "'"
+        self.hold(name, widened(held) if is_wide(size) else narrowed(held))
+        self.drop(made)
+        return name
 
     def gradient(self, tensor: str, node: Node) -> str:
         """Hold a gradient of a tensor's own size; returns its name."""
@@ -541,26 +557,19 @@ def product(
     if graph.run.autocast and graph.run.parameter_bytes:
         cast_product(graph, name, source, size, weights, component, copies=copies)
         return
-    moment = size if copies else None
+    moment, read = size if copies else None, source
+    if graph.run.autocast and is_wide(graph.size_of(source)):
+        read = f"{name} input {CACHED}"
+        graph.make(read, narrowed(graph.size_of(source)), (source,))
     with graph.operator("mm"):
-        graph.make(
-            name, size, (source,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(source,)
-        )
+        graph.make(name, size, (read,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(read,))
+    if read != source:
+        graph.free(read)
 
 
 def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:
     """A sum; under autocast one of its inputs may be in 16 bit."""
-    graph.make(name, size, inputs, (), promoted if graph.run.autocast else passed_on)
-
-
-def promoted(graph: Graph, node: Node, gradient: str) -> Gradients:
-    """A sum of two dtypes: a narrower input's gradient is cast, another's is the sum's own."""
-    size = graph.record.sizes[node.out]
-    made: Gradients = []
-    for tensor in node.wanted:
-        narrow = is_wide(size) and not is_wide(graph.record.sizes[tensor])
-        made.append((tensor, graph.held(f"d {tensor}", node, narrowed(size)) if narrow else graph.share(gradient)))
-    return made
+    graph.make(name, size, inputs, (), passed_on)
 
 
 def multiply(graph: Graph, name: str, size: Size, *inputs: str) -> None:

@@ -5,8 +5,10 @@ Each reads queries, keys and values by name and leaves ``attended``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
+from planner.components.autocast import is_wide, narrowed
 from planner.components.graph import Gradients, Graph, Node, Rule, passed_on
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
@@ -57,10 +59,11 @@ def repeat_keys(g: Graph, ops: Operands) -> Operands:
     """Keys and values copied for every query head (``repeat_kv``); with one key head that is a view."""
     if not ops.grouped:
         return ops
-    heads = {"batch": g.run.batch, "keys": ops.keys, "heads": ops.heads, "bytes": g.run.dtype_bytes}
+    heads = {"batch": g.run.batch, "keys": ops.keys, "heads": ops.heads}
     for name, width in ((ops.k, ops.head_dim), (ops.v, ops.value_head_dim)):
         if ops.kv_heads > 1:
-            g.make(f"{name} repeated", Size(**heads, head_dim=width), (name,), (), _summed_heads)
+            bytes_ = FP32_BYTES if g.run.autocast and is_wide(g.size_of(name)) else g.run.dtype_bytes
+            g.make(f"{name} repeated", Size(**heads, head_dim=width, bytes=bytes_), (name,), (), _summed_heads)
         else:
             g.view(f"{name} repeated", name, _summed_heads)
     return Operands(
@@ -87,7 +90,7 @@ def fused(g: Graph, kernel: Kernel, ops: Operands) -> None:
         saves.append("mask")
         if kernel == "efficient":
             _aligned_mask(g, ops)
-    rule = _flash_rule if kernel == "flash" and run.cuda else _fused_rule
+    rule = partial(_flash_rule if kernel == "flash" and run.cuda else _fused_rule, ops=ops)
     with g.operator("attention"):
         g.make("attended", run.heads(ops.heads, ops.value_head_dim), (ops.q, ops.k, ops.v), saves, rule, whole=True)
     g.free("log_sum_exp", "mask", "mask padded")
@@ -100,7 +103,7 @@ def _aligned_mask(g: Graph, ops: Operands) -> None:
     g.hold("mask padded", size)
 
 
-def _flash_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+def _flash_rule(g: Graph, node: Node, gradient: str, ops: Operands) -> Gradients:  # noqa: ARG001
     """Gradients of queries, keys and values.
 
     The CUDA kernel (flash_attn 2, ``mha_bwd`` in ATen's flash_api.cpp) also holds an fp32 accumulator of the query
@@ -109,31 +112,28 @@ def _flash_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG0
     """
     run, sizes = g.run, g.record.sizes
     q, k, v = node.inputs
-    heads, width = int(sizes[q].values["heads"]), int(sizes[q].values["head_dim"])
     padded = -(-run.sequence // 128) * 128
-    moments = [g.held("row sums", node, Size(batch=run.batch, heads=heads, padded_sequence=padded, fp32_bytes=4))]
-    size = Size(batch=run.batch, padded_sequence=padded, heads=heads, head_dim=_pad(width), fp32_bytes=4)
+    moments = [g.held("row sums", node, Size(batch=run.batch, heads=ops.heads, padded_sequence=padded, fp32_bytes=4))]
+    size = Size(batch=run.batch, padded_sequence=padded, heads=ops.heads, head_dim=_pad(ops.head_dim), fp32_bytes=4)
     moments.append(g.held("dq accumulator", node, size))
     made = [(q, g.gradient(q, node))]
-    if sizes[k].values["heads"] != heads:
+    if ops.grouped:
         moments += [g.held(f"d{part} expanded", node, sizes[q]) for part in "kv"]
     made += [(k, g.gradient(k, node)), (v, g.gradient(v, node))]
     g.consume(*moments)
     return made
 
 
-def _fused_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+def _fused_rule(g: Graph, node: Node, gradient: str, ops: Operands) -> Gradients:  # noqa: ARG001
     """The memory-efficient kernel on CUDA: row sums and, for 16-bit inputs, an fp32 query gradient (attention_backward.cu)."""
-    run, sizes = g.run, g.record.sizes
-    q, k, v = node.inputs
+    run, (q, k, v) = g.run, node.inputs
     moments: list[str] = []
     if run.cuda:
         padded = -(-run.sequence // 32) * 32
-        heads, width = int(sizes[q].values["heads"]), int(sizes[q].values["head_dim"])
-        rows = {"batch": run.batch, "heads": heads, "padded_sequence": padded, "fp32_bytes": 4}
+        rows = {"batch": run.batch, "heads": ops.heads, "padded_sequence": padded, "fp32_bytes": 4}
         moments.append(g.held("row sums", node, Size(**rows)))
         if run.dtype_bytes != FP32_BYTES:
-            moments.append(g.held("dq accumulator", node, Size(**rows, head_dim=width)))
+            moments.append(g.held("dq accumulator", node, Size(**rows, head_dim=ops.head_dim)))
     made = [(tensor, g.gradient(tensor, node)) for tensor in (q, k, v)]
     g.consume(*moments)
     return made
@@ -190,34 +190,68 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
 
     ``sinks`` (gpt-oss): a column of sinks beside the scores, softmax in the model's dtype. ``query_by_head``: queries lie
     head by head already; else the product copies those of several sequences, and keys and values that are not repeated.
-    ``dropout``: the probabilities pass one in training.
+    ``dropout``: the probabilities pass one in training. Over fp32 weights autocast casts what each product reads, and a mask of
+    fp32 numbers makes the scores fp32.
     """
     run, repeated = g.run, repeat_keys(g, ops)
     scores = run.scores(ops.heads, ops.keys)
-    q = ops.q
+    q = read = _narrow(g, ops.q)
+    keys = _narrow(g, repeated.k)
     if not query_by_head and run.batch > 1:
         q = "q by head"
-        g.make(q, run.heads(ops.heads, ops.head_dim), (ops.q,))
-    k = _by_head(g, ops, repeated.k, ops.head_dim, lies=query_by_head)
+        g.make(q, run.heads(ops.heads, ops.head_dim), (read,))
+    k = _by_head(g, ops, keys, ops.head_dim, lies=query_by_head)
     g.make("scores", scores, (q, k), (q, k))
-    g.free(*({q, k} - {ops.q, repeated.k}))
+    g.free(*({q, k, read, keys} - {ops.q, repeated.k}))
     _replace(g, "scores", "scores scaled", scores)
     last = "scores scaled"
     for name in ("divided", "tanh", "capped") if softcap else ():
         _replace(g, last, name, scores, saves=(name,) if name == "tanh" else ())
         last = name
-    _replace(g, last, "scores masked", scores, rule=passed_on)
-    (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
+    _replace(g, last, "scores masked", _masked_scores(run, ops), rule=passed_on)
+    if run.autocast:
+        _softmax_of_masked(g, ops, keeps=is_wide(g.size_of(ops.q)))
+    else:
+        (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
     if dropout and g.saving:
         _dropped(g, ops, scores)
-    v = _by_head(g, ops, repeated.v, ops.value_head_dim, lies=False)
-    g.make("attended", run.heads(ops.heads, ops.value_head_dim), ("probabilities", v), ("probabilities", v))
-    g.free(*({v} - {repeated.v}))
+    probabilities, values = _narrow(g, "probabilities"), _narrow(g, repeated.v)
+    v = _by_head(g, ops, values, ops.value_head_dim, lies=False)
+    g.make("attended", run.heads(ops.heads, ops.value_head_dim), (probabilities, v), (probabilities, v))
+    g.free(*({v, values, probabilities} - {repeated.v, "probabilities"}))
     g.make("attended by token", run.heads(ops.heads, ops.value_head_dim), ("attended",))
     g.free("attended", "scores without largest")
     if repeated is not ops:
         g.free(repeated.k, repeated.v)
     g.rename("attended by token", "attended")
+
+
+def _narrow(g: Graph, name: str) -> str:
+    """What a product reads under autocast: a cast of an fp32 tensor, else the tensor itself."""
+    if not g.run.autocast or not is_wide(g.size_of(name)):
+        return name
+    g.make(f"{name} narrow", narrowed(g.size_of(name)), (name,))
+    return f"{name} narrow"
+
+
+def _masked_scores(run: Run, ops: Operands) -> Size:
+    """Scores and a mask of the embeddings' dtype."""
+    wide = run.autocast and (run.parameter_bytes == FP32_BYTES or run.compute_bytes)
+    return run.scores(ops.heads, ops.keys, FP32_BYTES if wide else run.dtype_bytes)
+
+
+def _softmax_of_masked(g: Graph, ops: Operands, *, keeps: bool = False) -> None:
+    """``probabilities`` of ``scores masked`` in fp32, as autocast makes them, then in the queries' dtype (``keeps``: fp32 too)."""
+    wide, scores = g.run.scores(ops.heads, ops.keys, FP32_BYTES), "scores masked"
+    if not is_wide(g.size_of(scores)):
+        scores = "scores fp32"
+        g.make(scores, wide, ("scores masked",))
+    g.make("probabilities fp32", wide, (scores,), ("probabilities fp32",))
+    g.free("scores fp32", "scores masked")
+    if keeps:
+        g.rename("probabilities fp32", "probabilities")
+    else:
+        _replace(g, "probabilities fp32", "probabilities", g.run.scores(ops.heads, ops.keys))
 
 
 def _by_head(g: Graph, ops: Operands, name: str, width: int, *, lies: bool) -> str:
@@ -248,6 +282,9 @@ def _dropped(g: Graph, ops: Operands, scores: Size) -> None:
 def eager_wide(g: Graph, ops: Operands) -> None:
     """GPT-J's own: queries, keys and scores in fp32."""
     run = g.run
+    if run.autocast:
+        _eager_wide_narrowed(g, ops)
+        return
     scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
     wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
     keys = Size(batch=run.batch, keys=ops.keys, heads=ops.heads, head_dim=ops.head_dim, fp32_bytes=4)
@@ -264,6 +301,26 @@ def eager_wide(g: Graph, ops: Operands) -> None:
     g.free("q fp32", "k fp32")
 
 
+def _eager_wide_narrowed(g: Graph, ops: Operands) -> None:
+    """The same under autocast, which casts what was widened back for the product and widens scores for the softmax."""
+    run = g.run
+    scores, heads = run.scores(ops.heads, ops.keys), run.heads(ops.heads, ops.head_dim)
+    for part in "qk":
+        g.make(f"{part} fp32", run.heads(ops.heads, ops.head_dim, FP32_BYTES), (getattr(ops, part),))
+    for part in "qk":
+        g.make(f"{part} narrow", heads, (f"{part} fp32",))
+    for part in "qk":
+        g.make(f"{part} in rows", heads, (f"{part} narrow",))
+    g.make("scores", scores, ("q in rows", "k in rows"), ("q in rows", "k in rows"))
+    g.free("q narrow", "k narrow", "q in rows", "k in rows")
+    _replace(g, "scores", "scores scaled", scores)
+    _replace(g, "scores scaled", "scores masked", _masked_scores(run, ops), rule=passed_on)
+    _softmax_of_masked(g, ops)
+    g.make("v in rows", run.heads(ops.heads, ops.value_head_dim), (ops.v,))
+    _values(g, ops, "v in rows")
+    g.free("q fp32", "k fp32", "v in rows")
+
+
 def eager_alibi(g: Graph, ops: Operands) -> None:
     """Bloom's own: position biases enter with the product; scores, masked scores and probabilities live to the end.
 
@@ -276,9 +333,13 @@ def eager_alibi(g: Graph, ops: Operands) -> None:
         if name != getattr(ops, part):
             g.make(name, run.heads(ops.heads, ops.head_dim), (getattr(ops, part),))
     g.make("scores", scores, (names["q"], names["k"]), (names["q"], names["k"]))
-    g.make("scores masked", scores, ("scores",), (), passed_on)
-    g.make("scores fp32", wide, ("scores masked",))
-    _replace(g, "scores fp32", "probabilities fp32", wide, saves=("probabilities fp32",))
+    g.make("scores masked", _masked_scores(run, ops), ("scores",), (), passed_on)
+    last = "scores masked"
+    if not run.autocast or not is_wide(g.size_of(last)):
+        last = "scores fp32"
+        g.make(last, wide, ("scores masked",))
+    g.make("probabilities fp32", wide, (last,), ("probabilities fp32",))
+    g.free("scores fp32")
     _replace(g, "probabilities fp32", "probabilities", scores)
     _values(g, ops, names["v"])
     if not run.cached:

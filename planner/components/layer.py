@@ -21,10 +21,11 @@ from planner.architecture.layers import (
     SequenceMixer,
 )
 from planner.components.attention import attention_forward
+from planner.components.autocast import narrowed as narrowed_size
 from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
 from planner.components.cache import cache_component, cached_tensors
 from planner.components.compressed import hyper_layer, streams_of
-from planner.components.graph import KEPT, Graph, Record, Stopped, add
+from planner.components.graph import KEPT, Graph, Record, Stopped, add, multiply
 from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
@@ -104,9 +105,18 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: b
         reasons = {
             "attention that reads other sequences": not mixer.causal,
             "attention without rotary embeddings": code.rotates_always and not mixer.rotary_dim,
+            "norms of queries and keys that nobody read": mixer.qk_norm == "none" and bool(_HEAD_NORMS & modules_of(mixer)),
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+_HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
+
+
+def modules_of(mixer: Attention) -> set[str]:
+    """Names of the modules that hold a mixer's weights."""
+    return {weight.name.rpartition(".")[0].rpartition(".")[2] for weight in mixer.weights}
 
 
 def _expected_norms(layer: Layer, code: Implementation) -> int:
@@ -149,7 +159,8 @@ def outliving(layer: Layer, run: Run) -> dict[str, Size]:
     mixer = layer.sequence[0] if layer.sequence else None
     if not run.code.keeps_probabilities or not isinstance(mixer, Attention):
         return {}
-    return {"earlier probabilities": run.scores(mixer.num_heads, run.past_cells(mixer) + run.sequence)}
+    scores = run.scores(mixer.num_heads, run.past_cells(mixer) + run.sequence)
+    return {"earlier probabilities": narrowed_size(scores) if run.autocast else scores}
 
 
 def layer_backward(run: Run, laid: Laid) -> Span:
@@ -294,32 +305,41 @@ def _in_sequence(g: Graph, layer: Layer) -> None:
 def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
     """One mixer between its norms, added to the residual ``stream``; returns the sum's name."""
     code, source, branch = g.run.code, stream, name
-    if code.placement != "post":
+    if code.placement not in ("post", "after"):
         source = f"{name} norm"
         read = narrowed(g, stream)
         norm_forward(g, next(norms), source, read)
         g.free("narrowed")
     forward(source)
-    if code.placement != "post":
+    if code.placement not in ("post", "after"):
         g.free(source)
-    if code.placement != "pre":
+    if code.placement not in ("pre", "after"):
         branch = f"{name} normed"
         norm_forward(g, next(norms), branch, name)
         g.free(name)
     if layer.dropout and g.saving:
         dropped(g, branch)
-    out = f"residual after {name}"
-    add(g, out, g.run.stream(), stream, branch)
+    out, added = f"residual after {name}", branch
+    if code.scales_branches:
+        added = f"{branch} scaled"
+        multiply(g, added, g.size_of(branch), branch)
+    add(g, out, g.run.stream(), stream, added)
+    if added != branch:
+        g.free(added)
     if name != "attention" or not code.keeps_attention:
         g.free(branch)
     if stream != "x":
         g.free(stream)
+    if code.placement == "after":
+        norm_forward(g, next(norms), f"{out} normed", out)
+        g.free(out)
+        return f"{out} normed"
     return out
 
 
 def narrowed(g: Graph, stream: str) -> str:
-    """A residual kept in fp32 is cast to the norm's dtype first (``MambaBlock.forward``)."""
-    if not g.run.residual_in_fp32 or g.run.dtype_bytes == FP32_BYTES:
+    """A residual kept in fp32 is cast to the norm's dtype first (``MambaBlock.forward``), not where autocast has made it so."""
+    if not g.run.residual_in_fp32 or g.run.autocast or g.run.dtype_bytes == FP32_BYTES:
         return stream
     g.make("narrowed", g.run.hidden(), (stream,))
     return "narrowed"

@@ -22,6 +22,8 @@ def _mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
         g.parts("gate and up", {"gate": wide, "up": wide})
     else:
         linear(g, "gate", source, wide, project[0])
+        if run.code.drops_norm:
+            g.free(source)
     activate(g, mixer.activation, "gate", "activated", wide)
     if mixer.gated:
         if not mixer.fused_gate_up:

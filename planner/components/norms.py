@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
-from planner.components.autocast import as_wide_as, widened
+from planner.components.autocast import as_wide_as, is_wide, widened
 from planner.components.graph import Gradients, Graph, Node, broadcast, power, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
@@ -16,6 +16,8 @@ def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, va
     with as_wide_as(g, source):
         if variant == "centred":
             _centred(g, norm, name, source, rows)
+        elif norm.kind == "layer" and variant == "wide" and g.run.dtype_bytes != FP32_BYTES:
+            _wide_layer_norm(g, norm, name, source, rows)
         elif norm.kind == "layer":
             _layer_norm(g, norm, name, source, rows)
         else:
@@ -23,13 +25,36 @@ def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, va
 
 
 def _layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
-    """``torch.nn.LayerNorm``: one kernel, that keeps its input, the means and the reciprocal deviations."""
-    size, row = g.run.rows(norm.width, rows), g.run.row(rows)
+    """``torch.nn.LayerNorm``: one kernel, that keeps its input, the means and the reciprocal deviations.
+
+    It is on autocast's fp32 list: an input in 16 bit is cast, and the result is fp32.
+    """
+    size, row, read = g.run.rows(norm.width, rows), g.run.row(rows), source
+    if g.run.autocast:
+        size = widened(size)
+        if not is_wide(g.size_of(source)):
+            read = f"{name} input fp32"
+            g.make(read, widened(g.size_of(source)), (source,))
     g.hold(f"{name} mean", row)
     g.hold(f"{name} deviation", row)
-    saves = (source, f"{name} mean", f"{name} deviation")
-    g.make(name, size, (source,), saves, _layer_norm_rule, weights=norm.weights)
+    saves = (read, f"{name} mean", f"{name} deviation")
+    g.make(name, size, (read,), saves, _layer_norm_rule, weights=norm.weights)
     g.free(f"{name} mean", f"{name} deviation")
+    if read != source:
+        g.free(read)
+
+
+def _wide_layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
+    """``OlmoLayerNorm``: the kernel over a copy in fp32, its result cast back."""
+    wide = g.run.upcast(norm.width, rows)
+    parts = (f"{name} fp32", f"{name} mean", f"{name} deviation")
+    g.make(parts[0], wide, (source,))
+    for part in parts[1:]:
+        g.hold(part, g.run.row(rows))
+    g.make(f"{name} wide", wide, parts[:1], parts, _layer_norm_rule, weights=norm.weights)
+    g.free(*parts)
+    g.make(name, g.run.rows(norm.width, rows), (f"{name} wide",))
+    g.free(f"{name} wide")
 
 
 def _layer_norm_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
@@ -88,11 +113,9 @@ def _mixed(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """x · root, x in 16 bit and the root in fp32: both gradients in fp32 rows, then x's cast and the root's summed."""
     source, root = node.inputs
     size = g.record.sizes[node.out]
-    moments = [g.held(f"d {root} rows", node, size), g.held(f"d {source} wide", node, size)]
-    made = [(source, g.gradient(source, node))]
-    g.consume(moments[1])
-    made.append((root, g.gradient(root, node)))
-    g.consume(moments[0])
+    rows = g.held(f"d {root} rows", node, size)
+    made = [(source, g.held(f"d {source} wide", node, size)), (root, g.gradient(root, node))]
+    g.consume(rows)
     return made
 
 

@@ -34,7 +34,7 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
 
     Written inline in the attention (GPT-J), they and the rotated parts stay until its end.
     """
-    if g.run.autocast and g.run.parameter_bytes:
+    if g.run.autocast and g.run.parameter_bytes and style != "pairs_inline":
         _rotate_promoted(g, style, tensors)
     elif style in ("wide", "pairs_wide"):
         _rotate_wide(g, style, tensors)
@@ -48,7 +48,7 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
             if style == "joined":
                 _join(g, tensor)
         for tensor in tensors:
-            if style != "joined" and tensor.rotary_dim != tensor.head_dim:
+            if style != "joined" and (style == "pairs" or tensor.rotary_dim != tensor.head_dim):
                 _join(g, tensor, kept=style == "pairs_inline")
     if style != "pairs_inline":
         g.free(*(tensor.name for tensor in tensors))
@@ -156,7 +156,7 @@ def _rotate_promoted(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -
         if style == "joined":
             _join_promoted(g, tensor, bytes_)
     for tensor in tensors:
-        if style != "joined" and tensor.rotary_dim != tensor.head_dim:
+        if style != "joined" and (style == "pairs" or tensor.rotary_dim != tensor.head_dim):
             _join_promoted(g, tensor, bytes_)
 
 

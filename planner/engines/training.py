@@ -89,14 +89,18 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
     if not ask.precision.startswith("amp"):
         return False
     masters = dtype_bytes == FP32_BYTES and ask.method != "qlora"
-    if ask.method not in (("full",) if masters else ("lora", "qlora")):
-        raise NotModelled(f"training.precision: {ask.precision} with method {ask.method} has no closed form yet")
-    if masters and (ask.loss != "default" or ask.attention == "eager"):
-        raise NotModelled(f"training.precision: {ask.precision} with this loss or attention has no closed form yet")
+    if masters and ask.loss != "default":
+        raise NotModelled(f"training.precision: {ask.precision} with this loss has no closed form yet")
     if prepares(ask):
         _require_prepared(scenario)
     checkpointed = bool(checkpointing_of(ask, architecture))
-    require_autocast(architecture, masters=masters, prepared=prepares(ask), checkpointed=checkpointed)
+    require_autocast(
+        architecture,
+        eager=ask.attention == "eager",
+        quantised=ask.method == "qlora",
+        prepared=prepares(ask),
+        checkpointed=checkpointed,
+    )
     return True
 
 

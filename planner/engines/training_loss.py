@@ -211,7 +211,7 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     around.at("head backward", course)
     tape = Tape(start=tape.span().live)
     if run.autocast and run.parameter_bytes:
-        _cast_head_backward(course, tape, architecture, run)
+        _cast_head_backward(course, tape, architecture, run, reached)
         return
     if architecture.tied_head and reached.head:
         tape.hold(TIED, like_parameter(architecture.embeddings[0], run), "gradients")
@@ -223,15 +223,19 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     course.run(tape.span(), 1, "backward of the head")
 
 
-def _cast_head_backward(course: Course, tape: Tape, architecture: Architecture, run: Run) -> None:
+def _cast_head_backward(course: Course, tape: Tape, architecture: Architecture, run: Run, reached: Reached) -> None:
     """Under autocast: gradients of the head's weight and input in 16 bit; what was saved goes; then the weight's own in fp32."""
     weight = (architecture.head or architecture.embeddings)[0]
     half = "d head in 16 bit"
-    tape.hold(half, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))
-    tape.hold("d", run.hidden())
+    if reached.head:
+        tape.hold(half, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))
+    if reached.before_head:
+        tape.hold("d", run.hidden())
     tape.consume("d logits", "d logits fp32", "d capped")
     course.run(tape.span(), 1, "backward of the head")
     _forget(course, HEAD_INPUT, HEAD_WEIGHT)
+    if not reached.head:
+        return
     tape = Tape(start=tape.span().live)
     if architecture.tied_head:
         tape.hold(TIED, like_parameter(weight, run), "gradients")

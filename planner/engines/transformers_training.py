@@ -11,7 +11,7 @@ from dataclasses import replace
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
-from planner.components.autocast import CACHED, HALF_BYTES
+from planner.components.autocast import CACHED, HALF_BYTES, widened
 from planner.components.beside import OF_OWN_INPUTS, OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
 from planner.components.graph import Graph
@@ -104,7 +104,7 @@ def training_phases(
     run = Run(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA, eager=work.eager,
-        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32,
+        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
         trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0,
@@ -157,12 +157,13 @@ def _training_forward(
     norm = final_norm(architecture, outside, saving=True, keeps=loss.keeps_norm(run, reached) and not work.over_masters)
     course.run(norm.span, 1, "final norm")
     laid.append(norm)
-    # PEFT's own forward holds what it has put the virtual tokens before; a layer that saves its input holds the same.
-    held = work.virtual_tokens and "layer input" not in laid[0].live
+    # PEFT's own forward holds what it has put the virtual tokens before; a layer that saves its input holds the same, unless
+    # something was made of it first.
+    held = work.virtual_tokens and (_makes_input(architecture, run) or "layer input" not in laid[0].live)
     mask, embeddings = () if checkpointing else ("mask",), () if held else ("embeddings",)
     drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
     if work.casts_head:
-        _hold_head_casts(course, architecture, run, trains=reached.head)
+        _hold_head_casts(course, architecture, run, reached)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
     _forget_cached(course)
     drop(course, "embeddings")
@@ -175,11 +176,12 @@ def at_the_head(run: Run) -> Run:
     return replace(run, dtype_bytes=HALF_BYTES) if run.autocast else run
 
 
-def _hold_head_casts(course: Course, architecture: Architecture, run: Run, *, trains: bool) -> None:
-    """What autocast makes of the head's input and weight, and autograd keeps: of a frozen head the weight alone."""
+def _hold_head_casts(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
+    """What autocast makes of the head's input and weight: autograd keeps each for the other's gradient, else a cache the weight."""
     weight = (architecture.head or architecture.embeddings)[0]
-    course.hold("activations", HEAD_INPUT, at_the_head(run).hidden(), int(trains))
-    course.hold("activations", HEAD_WEIGHT, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=HALF_BYTES))
+    course.hold("activations", HEAD_INPUT, at_the_head(run).hidden(), int(reached.head))
+    kept = "activations" if reached.before_head else "workspace"
+    course.hold(kept, HEAD_WEIGHT, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=HALF_BYTES))
 
 
 def _widen_gradient(course: Course, run: Run) -> None:
@@ -207,15 +209,31 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     """
     if not reached.input:
         return []
-    dropped = run.code.keeps_positions and architecture.decoder.layers[0].dropout
-    normed = any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
-    added = any("position" in weight.name or "wpe" in weight.name for weight in architecture.embeddings)
-    leaf = not reached.embeddings and bool(work.checkpointing) and (added or run.code.scales_embeddings or work.virtual_tokens > 0)
+    dropped = run.code.keeps_positions and not run.code.positions_by_row and architecture.decoder.layers[0].dropout
+    normed = norms_embeddings(architecture)
+    cast = normed and work.autocast and run.dtype_bytes == HALF_BYTES
+    made = run.code.scales_embeddings or _adds_positions(architecture)
+    leaf = not reached.embeddings and bool(work.checkpointing) and (made or work.virtual_tokens > 0)
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
+        ("embeddings before their norm, fp32", widened(run.hidden()), int(cast)),
         (LEAF, run.hidden(), int(leaf)),
     ]
+
+
+def _adds_positions(architecture: Architecture) -> bool:
+    return any("position" in weight.name or "wpe" in weight.name for weight in architecture.embeddings)
+
+
+def _makes_input(architecture: Architecture, run: Run) -> bool:
+    """Whether the first layer reads something made of the embeddings."""
+    return run.code.scales_embeddings or _adds_positions(architecture) or norms_embeddings(architecture)
+
+
+def norms_embeddings(architecture: Architecture) -> bool:
+    """Whether a layer norm stands before the layers (BLOOM's); under autocast all that follows it is added up in fp32."""
+    return any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
 
 
 def _training_backward(

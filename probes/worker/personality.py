@@ -106,9 +106,11 @@ class CudaPersonality:
         if backend == "efficient":
             return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
         math_attention: Any = aten._scaled_dot_product_attention_math.default
-        out: torch.Tensor = math_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-        )[0]
+        # Autocast has cast the operands; inside an operator's own implementation its key is excluded.
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_AUTOCAST_KEY)):
+            out: torch.Tensor = math_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+            )[0]
         return out
 
 

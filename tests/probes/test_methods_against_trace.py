@@ -117,10 +117,51 @@ def test_a_last_norm_whose_result_is_its_weighed_rows_goes_before_the_backward_o
     assert_equal(trace, MODELS["gemma2"] | {"model_type": "gemma"}, {"precision": "fp32"})
 
 
+OTHERS = {
+    "gptj": {
+        "model_type": "gptj",
+        "n_embd": 256,
+        "n_layer": 2,
+        "n_head": 8,
+        "n_positions": 1024,
+        "vocab_size": 1200,
+        "rotary_dim": 8,
+    },
+    "bloom": {"model_type": "bloom", "hidden_size": 256, "n_layer": 2, "n_head": 8, "vocab_size": 1200},
+    "opt": SMALL | {"model_type": "opt", "ffn_dim": 704, "word_embed_proj_dim": 256},
+    "falcon": SMALL | {"model_type": "falcon", "multi_query": True},
+    "hunyuan": SMALL | {"model_type": "hunyuan_v1_dense", "head_dim": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("gpt_neox, parallel", {"method": "lora", "lora": EVERY}),
+        ("opt", {"method": "lora", "lora": EVERY, "checkpointing": "full"}),
+        ("bloom", {"method": "lora", "lora": EVERY, "checkpointing": "full"}),
+        ("gptj", {"method": "lora", "lora": EVERY}),
+        ("falcon", {"method": "lora", "lora": EVERY}),
+        ("qwen2, biases and a tied head", {"method": "dora", "lora": EVERY, "checkpointing": "full"}),
+        ("llama", {"method": "dora", "lora": SOME}),
+        ("llama", {"method": "ia3", "lora": {"targets": ["k_proj", "v_proj", "down_proj"]}}),
+        ("gpt2", {"method": "prompt", "virtual_tokens": 20}),
+        ("gpt2", {"method": "freeze"}),
+        ("gemma2", {}),
+        ("hunyuan", {}),
+    ],
+    ids=str,
+)
+def test_mixed_precision_of_every_method_equals_the_trace(trace, model: str, more: dict) -> None:
+    """Layer norms widen what they read, frozen fp32 weights are cast for each product, and gradients in another dtype are cast."""
+    assert_equal(trace, (MODELS | OTHERS)[model], {"precision": "amp-bf16"} | more)
+
+
 def test_mixed_precision_of_what_nobody_read_is_unknown() -> None:
-    """Norms of a frozen GPT-NeoX are on autocast's fp32 list."""
-    document = {"version": 1, "model": {"config": MODELS["gpt_neox, parallel"]}, "task": "training"}
-    training = {"method": "lora", "lora": EVERY, "precision": "amp-bf16"}
+    """Experts under autocast."""
+    config = SMALL | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    document = {"version": 1, "model": {"config": config}, "task": "training"}
+    training = {"method": "lora", "lora": {"targets": ["q_proj"]}, "precision": "amp-bf16"}
     plan = make_plan(parse_scenario(document | {"training": training}), network=False)
     assert plan.footprint.verdict == "unknown"
     assert any("mixed precision" in note for note in plan.footprint.notes)
