@@ -2,7 +2,7 @@
 
 A window asks anew at every keystroke, a search for a limit dozens of times, a sweep ten thousand times, from several threads,
 and mostly a few counts alone have changed. Per model, engine and options, the second question is answered under a trace
-(:mod:`planner.symbolic`); from then on a program does what depends on the counts.
+(:mod:`planner.symbolic`) that leaves open which moment is the highest; from then on a program does what depends on the counts.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
                 question.prefer(program)
             return found
     question.asked += 1
-    if question.hopeless or not _is_time(question.asked) or len(question.programs) >= PATHS:
+    if question.hopeless or question.asked == 1 or len(question.programs) >= PATHS:
         return function(*values)
     from planner.symbolic.program import record_program  # noqa: PLC0415  the first answer does without
 
     try:
-        _, program = record_program(function, values, [1] * len(values))
+        _, program = record_program(function, values, [1] * len(values), branches=False)
     except Exception:  # noqa: BLE001  whatever it is, it is raised below with plain numbers in its words
         return function(*values)
     if program is None:
@@ -119,11 +119,6 @@ def answer(question: Question, function: Callable[..., dict[str, Any]], values: 
     question.prefer(program)
     found = program.at(values)
     return function(*values) if found is None else found
-
-
-def _is_time(asked: int) -> bool:
-    """Whether an answer that no program gives is worth a trace (it takes as long as a few answers): the 2nd, 4th, 8th are."""
-    return asked > 1 and asked & (asked - 1) == 0
 
 
 def fields_of(footprint: Footprint) -> dict[str, Any]:

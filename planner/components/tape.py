@@ -13,7 +13,7 @@ from math import prod
 from typing import TypeVar
 
 from planner.record import record
-from planner.symbolic.amount import chosen, exceeds, largest, plain
+from planner.symbolic.amount import Sparse, chosen, exceeds, is_doubtful, largest, on_top, plain
 
 Thing = TypeVar("Thing")
 BLOCK_BYTES = 512
@@ -25,7 +25,7 @@ def rounded(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
-OPEN_AT_MOST = 8
+OPEN_AT_MOST = 24
 """Moments of which a trace leaves open which is the highest; of more it is decided, for the inputs of the trace."""
 
 
@@ -240,9 +240,9 @@ class OpenLevel(Level):
     def components(self) -> dict[str, int]:
         """Bytes by component."""
         parts = [level.components() for level in self._levels]
-        return {
-            name: self._of([part.get(name, 0) for part in parts]) for name in dict.fromkeys(name for part in parts for name in part)
-        }
+        names = dict.fromkeys(name for part in parts for name in part)
+        found = {name: self._of([part.get(name, 0) for part in parts]) for name in names}
+        return Sparse(found, {name for name in names if any(name not in part or is_doubtful(part, name) for part in parts)})
 
     def largest(self, components: Collection[str]) -> int:
         """Bytes of the largest tensor of some components."""
@@ -327,8 +327,12 @@ def _reaches(tops: Sequence[tuple[int, Thing]], total: int) -> bool:
 
 def _offer(tops: list[tuple[int, Thing]], found: tuple[int, Thing]) -> None:
     """Keep what may be the highest: one of plain numbers, of amounts all that the inputs may make so."""
-    if _reaches(tops, found[0]):
-        tops[:] = [top for top in tops if not exceeds(found[0], top[0])] + [found]
+    higher = [exceeds(found[0], top) for top, _ in tops]
+    if False in higher:
+        return
+    tops[:] = [*(top for top, is_lower in zip(tops, higher, strict=True) if not is_lower), found]
+    if len(tops) > OPEN_AT_MOST:
+        tops[:] = [tops[position] for position in on_top([total for total, _ in tops])]
     if len(tops) > OPEN_AT_MOST:
         highest_top = max(tops, key=lambda top: plain(top[0]))
         tops[:] = [top for top in tops if top is highest_top or top[0] > highest_top[0]]

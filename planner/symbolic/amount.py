@@ -7,174 +7,12 @@ is noted as a condition, so that the same forms hold for every input that meets 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, floor, isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
-Form = dict[tuple[int, ...], int]
-"""Coefficient of each product of atoms (their numbers, sorted, repeated for powers); the empty product is one."""
-ONE: tuple[int, ...] = ()
-
-
-class Atom(NamedTuple):
-    """An ``input``, a rounded quotient, or one of several forms.
-
-    ``floor`` or ``ceil`` of a form over a divisor; the ``ratio`` of two forms, rounded down; the ``largest`` of forms; or
-    ``chosen``: of the first half of the forms the largest says which of the second half it is.
-    """
-
-    kind: str
-    forms: tuple[Form, ...] = ()
-    divisor: int = 1
-
-
-class Trace:
-    """Atoms and conditions of one run. Inputs are the atoms 0, 1, …; each has a least value it may take.
-
-    ``branches``: which of several amounts is the largest is decided here, and a condition; otherwise it is left open and
-    an atom of its own: fewer programs for a grid, longer ones.
-    """
-
-    def __init__(self, *, branches: bool = True) -> None:
-        self.branches = branches
-        self.atoms: list[Atom] = []
-        self.least: list[int | None] = []
-        """What an atom is never below, None where that is not plain to see."""
-        self.conditions: dict[tuple[str, tuple[tuple[tuple[int, ...], int], ...]], Form] = {}
-        self.texts: list[tuple[Form, int | None, str]] = []
-        """Numbers in words: form, what it is divided by if anything, and how it is written."""
-        self.pinned = False
-        """Whether a value was used in a way that has no form: then it holds for this value alone."""
-        self._numbers: dict[object, int] = {}
-        self._leasts: dict[tuple[int, ...], int | None] = {}
-
-    def argument(self, value: int, minimum: int) -> Any:
-        """The next input."""
-        return Amount(value, self, self._atom(Atom("input"), len(self.atoms), minimum))
-
-    def quotient(self, kind: str, form: Form, divisor: int) -> Form:
-        """``floor`` or ``ceil`` of ``form / divisor``: multiples of the divisor are taken out, the rest is an atom."""
-        whole = {product: factor // divisor for product, factor in form.items() if factor % divisor == 0}
-        rest = {product: factor for product, factor in form.items() if factor % divisor}
-        if not rest.keys() - {ONE}:
-            constant = rest.get(ONE, 0)
-            rounded = constant // divisor if kind == "floor" else -(-constant // divisor)
-            return add(whole, {ONE: rounded}, 1)
-        least = self.bound(rest)
-        least = None if least is None else least // divisor if kind == "floor" else -(-least // divisor)
-        key = (kind, divisor, tuple(sorted(rest.items())))
-        return add(whole, self._atom(Atom(kind, (rest,), divisor), key, least), 1)
-
-    def ratio(self, above: Form, below: Form) -> Form:
-        """``above // below`` of two forms, the second more than 0."""
-        key = ("ratio", tuple(sorted(above.items())), tuple(sorted(below.items())))
-        least = self.bound(above)
-        return self._atom(Atom("ratio", (above, below)), key, None if least is None or least < 0 else 0)
-
-    def largest(self, values: Sequence[Any]) -> Any:
-        """The largest of amounts and ints, without a condition."""
-        forms = tuple(form_of(value) for value in values)
-        bounds = [bound for form in forms if (bound := self.bound(form)) is not None]
-        key = ("largest", *(tuple(sorted(form.items())) for form in forms))
-        form = self._atom(Atom("largest", forms), key, max(bounds, default=None))
-        return Amount(max(plain(value) for value in values), self, form)
-
-    def chosen(self, sizes: Sequence[Any], values: Sequence[Any]) -> Any:
-        """Of ``values`` the one that stands where ``sizes`` are largest (first), without a condition."""
-        forms = tuple(form_of(value) for value in (*sizes, *values))
-        bounds = [self.bound(form_of(value)) for value in values]
-        least = None if None in bounds else min(bound for bound in bounds if bound is not None)
-        key = ("chosen", *(tuple(sorted(form.items())) for form in forms))
-        numbers = [plain(size) for size in sizes]
-        value = plain(values[numbers.index(max(numbers))])
-        return Amount(value, self, self._atom(Atom("chosen", forms), key, least))
-
-    def _atom(self, atom: Atom, key: object, least: int | None) -> Form:
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self.atoms)
-            self.atoms.append(atom)
-            self.least.append(least)
-        return {(number,): 1}
-
-    def text(self, form: Form, divisor: int | None, spec: str) -> str:
-        """A mark that stands in a text for a number."""
-        self.texts.append((form, divisor, spec))
-        return f"\x02{len(self.texts) - 1}\x03"
-
-    def bound(self, form: Form) -> int | None:
-        """A value that ``form`` is never below, None where that is not plain to see."""
-        return self.bounds(form)[0]
-
-    def bounds(self, form: Form) -> tuple[int | None, int | None]:
-        """Values that ``form`` is never below and never above, None where they are not plain to see."""
-        total = 0
-        rises = falls = True
-        for product, factor in form.items():
-            least = self._least_of(product)
-            if least is None:
-                return None, None
-            if product:
-                if factor > 0:
-                    falls = False
-                else:
-                    rises = False
-                if not rises and not falls:
-                    return None, None
-            total += factor * least
-        return total if rises else None, total if falls else None
-
-    def _least_of(self, product: tuple[int, ...]) -> int | None:
-        found = self._leasts.get(product, -1)
-        if found == -1:
-            found = 1
-            for atom in product:
-                least = self.least[atom]
-                found = None if found is None or least is None or least < 0 else found * least
-            self._leasts[product] = found
-        return found
-
-    def decide(self, form: Form, value: int, sign: str) -> bool:
-        """Whether ``form`` (at present ``value``) is ``>`` 0, ``>=`` 0 or ``==`` 0; noted unless it is always so."""
-        holds = value > 0 if sign == ">" else value >= 0 if sign == ">=" else value == 0
-        if not form.keys() - {ONE} or self._always(form, sign, holds=holds):
-            return holds
-        if not holds:
-            form, sign = (
-                ({key: -factor for key, factor in form.items()}, {">": ">=", ">=": ">"}[sign]) if sign != "==" else (form, "!=")
-            )
-        self.conditions.setdefault((sign, tuple(sorted(form.items()))), form)
-        return holds
-
-    def _always(self, form: Form, sign: str, *, holds: bool) -> bool:
-        least, most = self.bounds(form)
-        if sign == "==":
-            return not holds and ((least or 0) > 0 or (most or 0) < 0)
-        if holds:
-            return least is not None and (least > 0 or (least == 0 and sign == ">="))
-        return most is not None and (most < 0 or (most == 0 and sign == ">"))
-
-
-def add(one: Form, other: Form, factor: int) -> Form:
-    """``one + factor · other``."""
-    found = dict(one)
-    for product, count in other.items():
-        total = found.get(product, 0) + factor * count
-        if total:
-            found[product] = total
-        else:
-            found.pop(product, None)
-    return found
-
-
-def times(one: Form, other: Form) -> Form:
-    """The product of two forms, multiplied out."""
-    found: Form = {}
-    for left, factor in one.items():
-        for right, count in other.items():
-            product = tuple(sorted(left + right)) if left and right else left or right
-            found[product] = found.get(product, 0) + factor * count
-    return {product: factor for product, factor in found.items() if factor}
+from planner.symbolic.forms import ONE, Form, add, is_constant, times
+from planner.symbolic.trace import Trace
 
 
 class Amount:
@@ -207,7 +45,7 @@ class Amount:
         return self.value
 
     def _made(self, value: int, form: Form) -> Any:
-        return Amount(value, self.trace, form) if form.keys() - {ONE} else value
+        return value if is_constant(form) else Amount(value, self.trace, form)
 
     def __add__(self, other: Any) -> Any:
         form = self._form_of(other)
@@ -435,6 +273,19 @@ class Ratio:
         return self._amount.trace.text(self._amount.form, self._divisor, spec)
 
 
+class Sparse(dict[str, Any]):
+    """Numbers by name, of which ``doubtful`` ones are there only where they are not 0."""
+
+    def __init__(self, numbers: Mapping[str, Any], doubtful: Collection[str]) -> None:
+        super().__init__(numbers)
+        self.doubtful = doubtful
+
+
+def is_doubtful(numbers: Mapping[str, Any], name: str) -> bool:
+    """Whether an entry is there only where it is not 0."""
+    return isinstance(numbers, Sparse) and name in numbers.doubtful
+
+
 def form_of(number: Any) -> Form:
     """The form of an amount or an int."""
     return number.form if type(number) is Amount else {ONE: int(number)}
@@ -446,12 +297,9 @@ def exceeds(one: Any, other: Any) -> bool | None:
     if type(difference) is not Amount:
         return bool(difference > 0)
     trace, form = difference.trace, difference.form
-    least, most = trace.bounds(form)
-    if least is not None and least > 0:
-        return True
-    if most is not None and most <= 0:
-        return False
-    return trace.decide(form, difference.value, ">") if trace.branches else None
+    if trace.branches:
+        return trace.decide(form, difference.value, ">")
+    return trace.certain(form, difference.value)
 
 
 def largest(*values: Any) -> Any:
@@ -462,12 +310,20 @@ def largest(*values: Any) -> Any:
     for value in values:
         if not any(exceeds(value, top) is False for top in tops):
             tops = [top for top in tops if not exceeds(value, top)] + [value]
-    return tops[0] if len(tops) == 1 else _trace_of(tops).largest(tops)
+    if len(tops) == 1:
+        return tops[0]
+    trace = _trace_of(tops)
+    return Amount(max(map(plain, tops)), trace, trace.largest([form_of(top) for top in tops]))
 
 
 def smallest(*values: Any) -> Any:
     """``min`` that takes no branch."""
     return -largest(*(-value for value in values))
+
+
+def on_top(sizes: Sequence[Any]) -> list[int]:
+    """Positions of the amounts that may be the largest, for some inputs of their trace."""
+    return _trace_of(sizes).on_top([form_of(size) for size in sizes])
 
 
 def chosen(sizes: Sequence[Any], values: Sequence[Any]) -> Any:
@@ -476,7 +332,9 @@ def chosen(sizes: Sequence[Any], values: Sequence[Any]) -> Any:
         return values[sizes.index(max(sizes))]
     if all(type(value) is type(values[0]) and form_of(value) == form_of(values[0]) for value in values):
         return values[0]
-    return _trace_of(sizes).chosen(sizes, values)
+    trace, numbers = _trace_of(sizes), [plain(size) for size in sizes]
+    form = trace.chosen([form_of(size) for size in sizes], [form_of(value) for value in values])
+    return Amount(plain(values[numbers.index(max(numbers))]), trace, form)
 
 
 def _trace_of(values: Sequence[Any]) -> Trace:

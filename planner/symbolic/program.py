@@ -13,7 +13,9 @@ from dataclasses import fields
 from types import CodeType, FunctionType
 from typing import Any, Generic, TypeVar
 
-from planner.symbolic.amount import ONE, Amount, Form, Trace
+from planner.symbolic.amount import Amount, is_doubtful
+from planner.symbolic.forms import ONE, Form
+from planner.symbolic.trace import Trace
 
 Result = TypeVar("Result")
 MARK = re.compile("\x02(\\d+)\x03")
@@ -45,10 +47,10 @@ def record_program(
 ) -> tuple[Result, Program[Result] | None]:
     """Run ``function`` on ``values`` (none below its minimum); its result, and the program, None where it has no form.
 
-    ``branches``: see :class:`~planner.symbolic.amount.Trace`.
+    ``branches``: see :class:`~planner.symbolic.trace.Trace`.
     """
     trace = Trace(branches=branches)
-    result = function(*(trace.argument(value, minimum) for value, minimum in zip(values, minimums, strict=True)))
+    result = function(*(Amount(value, trace, trace.input(minimum)) for value, minimum in zip(values, minimums, strict=True)))
     if trace.pinned:
         return result, None
     return result, Program(trace, result, len(values))
@@ -69,7 +71,7 @@ class _Writer:
         inputs = ", ".join(f"a{number}" for number in range(self._inputs))
         end = [f"return ({condition}), {result}"] if both else [f"if {condition}:", f"    return {result}", "return None"]
         source = "\n    ".join([f"def program({inputs}):", *self._lines, *end])
-        space = self._names | (_array_functions() if both else {"largest": max, "chosen": _chosen})
+        space = self._names | (_array_functions() if both else {"largest": max, "chosen": _chosen, "present": _present})
         module = compile(source, "<program>", "exec")
         code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
         return FunctionType(code, space)
@@ -128,7 +130,9 @@ class _Writer:
             inside = ", ".join(self.value(item) for item in value)
             return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{self.value(key)}: {self.value(item)}" for key, item in value.items()) + "}"
+            items = [(f"{self.value(key)}: {self.value(item)}", is_doubtful(value, key)) for key, item in value.items()]
+            sure, other = (", ".join(item for item, doubt in items if doubt is wanted) for wanted in (False, True))
+            return f"{{{sure}, **present({{{other}}})}}" if other else f"{{{sure}}}"
         made = self._constant(type(value))
         return f"{made}(" + ", ".join(self.value(getattr(value, item.name)) for item in fields(value)) + ")"
 
@@ -154,6 +158,10 @@ class _Writer:
 
 def _chosen(sizes: Sequence[int], values: Sequence[int]) -> int:
     return values[sizes.index(max(sizes))]
+
+
+def _present(numbers: dict[str, int]) -> dict[str, int]:
+    return {name: number for name, number in numbers.items() if number}
 
 
 def _array_functions() -> dict[str, Any]:

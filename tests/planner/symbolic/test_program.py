@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.symbolic.amount import Amount, Trace, chosen, largest, plain, smallest
+from planner.symbolic.amount import Amount, chosen, largest, plain, smallest
 from planner.symbolic.program import record_program
+from planner.symbolic.trace import Trace
 
 
 def rounded(size: int) -> int:
@@ -113,7 +114,7 @@ def test_what_has_no_form_has_no_program(use) -> None:
 def test_an_amount_is_an_int(value, other, bound) -> None:
     """Every operator gives what it gives for plain numbers."""
     trace = Trace()
-    a, b = trace.argument(value, -50), trace.argument(other, -50)
+    a, b = (Amount(each, trace, trace.input(-50)) for each in (value, other))
     assert type(a + b) is Amount
     assert isinstance(a, int)
     for amount, number in (
