@@ -45,6 +45,7 @@ OFFLOAD_TARGETS = ("cpu", "nvme")
 SPECULATIONS = ("none", "draft", "ngram", "mtp", "eagle")
 HISTORIES = ("keep", "summarise", "retrieve")
 _MAX_TOKENS = 2**31
+_MAX_CARDS = 64
 
 
 @record
@@ -205,6 +206,8 @@ class Hardware:
     nodes: int = 1
     capacity_bytes: int | None = None
     """A capacity the user set by hand; None takes the catalog's."""
+    cards: tuple[str, ...] = ()
+    """Where the GPUs of one machine differ: the catalog name of each in the order of devices, ``gpu`` the first of them."""
 
 
 @record
@@ -283,7 +286,7 @@ def to_json(scenario: Scenario) -> dict[str, object]:
         "weights": scenario.weights,
         "task": scenario.task,
         scenario.task: task,
-        "hardware": _fields(scenario.hardware),
+        "hardware": _hardware_json(scenario.hardware),
         "parallel": _fields(scenario.parallel),
         "offload": _fields(scenario.offload),
     }
@@ -425,6 +428,8 @@ def _check_objective(reader: Reader, training: Training) -> None:
         reader.fault("reference", f"objective {objective} takes {' or '.join(REFERENCES_OF[objective])}, got {reference}")
     if reference == "adapter" and training.method in ("full", "freeze"):
         reader.fault("reference", f"method {training.method} has no adapter to switch off; choose model")
+    if objective == "grpo" and reference == "model" and training.method not in ("full", "freeze"):
+        reader.fault("reference", "under adapters GRPO compares with their base: choose adapter, got model")
     if training.prompt_tokens is not None and training.sequence is not None and training.prompt_tokens >= training.sequence:
         reader.fault("prompt_tokens", f"must be less than the sequence of {training.sequence}, got {training.prompt_tokens}")
     if objective == "grpo" and training.rollout.generations < 2:
@@ -441,13 +446,28 @@ def _lora(reader: Reader) -> Lora:
     )
 
 
+def _hardware_json(hardware: Hardware) -> dict[str, object]:
+    fields = _fields(hardware)
+    if not hardware.cards:
+        del fields["cards"]
+    return fields
+
+
 def _hardware(reader: Reader) -> Hardware:
+    cards = reader.strings("cards", ())
     hardware = Hardware(
-        gpu=reader.string("gpu") or None,
-        gpus=reader.integer("gpus", 1, minimum=1, maximum=100_000),
+        gpu=reader.string("gpu") or (cards[0] if cards else None),
+        gpus=reader.integer("gpus", len(cards) or 1, minimum=1, maximum=100_000),
         nodes=reader.integer("nodes", 1, minimum=1, maximum=100_000),
         capacity_bytes=reader.optional_integer("capacity_bytes", minimum=1),
+        cards=cards,
     )
+    if cards and (hardware.gpu, hardware.gpus, hardware.nodes) != (cards[0], len(cards), 1):
+        reader.fault("cards", f"names every GPU of one machine: gpu is the first, gpus {len(cards)}, nodes 1")
+    if len(cards) > _MAX_CARDS:
+        reader.fault("cards", f"at most {_MAX_CARDS} in one machine, got {len(cards)}")
+    if cards and hardware.capacity_bytes is not None:
+        reader.fault("capacity_bytes", "is of GPUs that are alike; leave it out beside cards")
     reader.refuse_unknown()
     return hardware
 

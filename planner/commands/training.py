@@ -51,6 +51,8 @@ def training(scenario: Scenario) -> tuple[Command, ...]:
     elif sharding == "fsdp":
         files.append(_fsdp(scenario))
     files.append(_launch(scenario, sharding))
+    if scenario.training.objective != "sft":
+        return tuple(files)
     return (*files, *torchtune(scenario), *axolotl(scenario))
 
 
@@ -67,6 +69,8 @@ def _ranks(scenario: Scenario) -> int:
 
 def _script(scenario: Scenario) -> Command:
     ask = scenario.training
+    if ask.objective != "sft":
+        return _objective(scenario)
     imports, load = loading(scenario, ask.attention, device_map="cuda" if ask.method == "qlora" and _ranks(scenario) == 1 else None)
     notes = list(model_notes(scenario))
     lines = ["import torch"]
@@ -79,6 +83,16 @@ def _script(scenario: Scenario) -> Command:
     lines += ['print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")', ""]
     title = "Train with transformers and PEFT" if ask.method in PEFT_CONFIGS else "Train with transformers"
     return Command(title, "transformers", VERSION, "python", "\n".join(lines), "train.py", tuple(notes))
+
+
+def _objective(scenario: Scenario) -> Command:
+    """TRL's trainer of the objective with the same arguments and adapters."""
+    from planner.commands.trl import objective_script  # noqa: PLC0415  loaded for those who ask
+
+    ask, notes = scenario.training, list[str]()
+    adapters = f"{PEFT_CONFIGS[ask.method]}({_adapter_arguments(ask)})" if ask.method in PEFT_CONFIGS else ""
+    arguments = _training_arguments(scenario, notes) | {"gradient_checkpointing": ask.checkpointing != "none"}
+    return objective_script(scenario, arguments, adapters, _literal, notes)
 
 
 def _adapters(scenario: Scenario) -> list[str]:
@@ -141,6 +155,12 @@ def _dataset(scenario: Scenario) -> list[str]:
 
 
 def _arguments(scenario: Scenario, notes: list[str]) -> list[str]:
+    arguments = _training_arguments(scenario, notes)
+    written = "".join(f"    {name}={_literal(value)},\n" for name, value in arguments.items())
+    return [f"arguments = TrainingArguments(\n{written})"]
+
+
+def _training_arguments(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     ask = scenario.training
     arguments: dict[str, object] = {
         "output_dir": "trained",
@@ -162,8 +182,7 @@ def _arguments(scenario: Scenario, notes: list[str]) -> list[str]:
         notes.append("training.loss: a chunked loss is the model's or trainer's own; this script has the default one")
     if _sharding(scenario) in ZERO_STAGE:
         arguments |= {"deepspeed": "deepspeed.json"} | ({"bf16": True} if ask.precision == "bf16" else {})
-    written = "".join(f"    {name}={_literal(value)},\n" for name, value in arguments.items())
-    return [f"arguments = TrainingArguments(\n{written})"]
+    return arguments
 
 
 def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:

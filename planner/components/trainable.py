@@ -17,7 +17,7 @@ from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
 
-FP32_BYTES = 4
+FP32_BYTES, HALF_BYTES = 4, 2
 ADAPTED = (*LOW_RANK, "ia3")
 """Methods that change linear layers by name."""
 VIRTUAL = ("prompt", "prefix")
@@ -77,8 +77,13 @@ def tower_adapters(architecture: Architecture, training: Training, dtype_bytes: 
 
 
 def adapter_dtype_bytes(training: Training, dtype_bytes: int) -> int:
-    """PEFT makes adapters in the base's dtype, fp32 over a quantised one, and casts 16 bit to fp32 unless told not to."""
+    """PEFT makes adapters in the base's dtype, fp32 over a quantised one, and casts 16 bit to fp32 unless told not to.
+
+    TRL's trainers cast those over a quantised base to bf16 (TRL 1.16 ``trainer/dpo_trainer.py``).
+    """
     casts = training.engine_options.get("autocast_adapter_dtype", True)
+    if training.method == "qlora" and training.objective != "sft":
+        return HALF_BYTES
     return FP32_BYTES if casts or training.method in ("qlora", *VIRTUAL) else dtype_bytes
 
 

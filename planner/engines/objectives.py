@@ -165,6 +165,9 @@ def require_modelled_objective(scenario: Scenario, architecture: Architecture) -
         f"training.data: {ask.data} rows with objective {ask.objective}": ask.data != "padded",
         f"training.method: {ask.method} with objective {ask.objective}": ask.method in ("prompt", "prefix"),
         f"training.precision: {ask.precision} with objective {ask.objective}": ask.precision.startswith("amp"),
+        "training.engine_options.prepare_for_kbit_training: TRL does no such cast, so that it": bool(
+            ask.engine_options.get("prepare_for_kbit_training")
+        ),
         "training.engine_options.trl_version: scores from all logits": _release(ask).scores != "tiles",
     }
     for what, holds in asked.items():

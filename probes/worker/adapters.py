@@ -35,7 +35,19 @@ def apply_method(model: Any, order: Order) -> Any:
         raise WorkerError("unsupported", message, "scenario.weights")
     if training.method == "qlora" or (training.method == "lora" and quantised):
         quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training), real=not order.fake)
-    return model if training.method in ("full", "freeze") else _with_peft(model, training)
+    if training.method in ("full", "freeze"):
+        return model
+    adapted = _with_peft(model, training)
+    if quantised and training.objective != "sft":
+        _narrow_adapters(adapted)
+    return adapted
+
+
+def _narrow_adapters(model: nn.Module) -> None:
+    """TRL's trainers hold adapters over quantised weights in bf16 (TRL 1.16, trainer/dpo_trainer.py)."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _freeze(model: Any, names: tuple[str, ...]) -> None:

@@ -265,3 +265,45 @@ def test_a_quantised_cache_is_asked_for_with_its_settings() -> None:
     (command,) = inference("transformers", kv_cache="int8", engine_options={"cache_residual_length": 32})
     assert 'cache_implementation="quantized"' in command.text
     assert 'cache_config={"backend": "hqq", "nbits": 8, "q_group_size": 64, "residual_length": 32}' in command.text
+
+
+@pytest.mark.parametrize(
+    ("training_of", "config", "arguments"),
+    [
+        (
+            {"objective": "dpo", "sequence": 512, "reference": "precomputed"},
+            "DPOConfig",
+            {"max_length": 512, "precompute_ref_log_probs": True},
+        ),
+        (
+            {"objective": "dpo", "method": "qlora", "checkpointing": "full"},
+            "DPOConfig",
+            {"gradient_checkpointing": True, "bf16": False},
+        ),
+        (
+            {"objective": "grpo", "sequence": 512, "prompt_tokens": 100, "batch": 8, "rollout": {"engine": "vllm", "sleep": True}},
+            "GRPOConfig",
+            {"max_completion_length": 412, "num_generations": 8, "beta": 0.0, "use_vllm": True, "vllm_enable_sleep_mode": True},
+        ),
+        (
+            {"objective": "grpo", "method": "lora", "reference": "adapter", "precision": "amp-bf16"},
+            "GRPOConfig",
+            {"bf16": True, "beta": 0.04},
+        ),
+    ],
+)
+def test_objectives_are_trained_by_trl(training_of: dict[str, object], config: str, arguments: dict[str, object]) -> None:
+    script, *_ = training(**training_of)
+    calls = [node for node in ast.walk(ast.parse(script.text)) if isinstance(node, ast.Call)]
+    named = next(call for call in calls if isinstance(call.func, ast.Name) and call.func.id == config)
+    written = {keyword.arg: ast.literal_eval(keyword.value) for keyword in named.keywords}
+    assert written.items() >= arguments.items()
+    trainer = next(
+        call for call in calls if isinstance(call.func, ast.Name) and call.func.id == config.replace("Config", "Trainer")
+    )
+    assert ("peft_config" in {keyword.arg for keyword in trainer.keywords}) is (training_of.get("method") in ("lora", "qlora"))
+
+
+def test_groups_that_trl_refuses_are_said() -> None:
+    script, *_ = training(objective="grpo", batch=3)
+    assert any("3 completions" in note for note in script.notes)

@@ -103,6 +103,7 @@ def test_largest_batch_and_longest_sequence_are_exact(training: dict[str, object
         ({"objective": "grpo", "reference": "precomputed"}, "training.reference"),
         ({"objective": "dpo", "reference": "adapter"}, "training.reference"),
         ({"reference": "model"}, "training.reference"),
+        ({"objective": "grpo", "reference": "model", "method": "lora"}, "training.reference"),
         ({"objective": "grpo", "prompt_tokens": 1024}, "training.prompt_tokens"),
         ({"objective": "grpo", "rollout": {"generations": 1}}, "training.rollout.generations"),
         ({"objective": "grpo", "rollout": {"engine": "sglang"}}, "training.rollout.engine"),
