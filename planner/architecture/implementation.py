@@ -95,7 +95,8 @@ DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32"
 LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
     "starcoder2 nemotron-nas gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama_text_model "
-    "jamba bamba lfm2"
+    "jamba bamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 persimmon "
+    "minicpm3 mellum lfm2_moe"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
 """As Llama, with the embeddings multiplied first, and each mixer's output."""
@@ -115,6 +116,9 @@ WRITTEN: dict[str, Implementation] = {
     "opt_normed_after": Implementation(placement="after"),
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
+    **dict.fromkeys(("glm4", "glm4v_text"), Implementation(rotary="pairs", placement="sandwich")),
+    "hunyuan_v1_moe": Implementation(normed_after_rotation=True),
+    "youtu": Implementation(rotary="chunks"),
     "ernie4_5": Implementation(rotary="pairs_late"),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
@@ -122,14 +126,15 @@ WRITTEN: dict[str, Implementation] = {
         masked=True, repeats_keys=False, norms_first=True, sums_in_place=True, own_linears=True, rotates_always=True
     ),
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
-    "cohere2": Implementation(norm="centred", rotary="pairs_wide"),
+    **dict.fromkeys(("cohere2", "cohere2_moe"), Implementation(norm="centred", rotary="pairs_wide")),
+    "olmo": Implementation(norm="wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),
     "gemma3_text": GEMMA,
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), GEMMA4),
-    "olmo2": Implementation(norm="wide", placement="post", rotary="wide"),
+    **dict.fromkeys(("olmo2", "flex_olmo"), Implementation(norm="wide", placement="post", rotary="wide")),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(routing="fp32"),
-    **dict.fromkeys(("glm4_moe", "dots1"), Implementation(router="sigmoid_fp32", routing="fp32")),
+    **dict.fromkeys(("glm4_moe", "dots1", "solar_open"), Implementation(router="sigmoid_fp32", routing="fp32")),
     "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
@@ -146,6 +151,12 @@ WRITTEN: dict[str, Implementation] = {
 }
 
 
+WRAPPED_OTHERWISE = frozenset(("qwen2_audio",))
+"""Composites whose own forward holds other tensors than their decoder's class: merged masks, the loss."""
+
+
 def implementation_of(architecture: Architecture) -> Implementation | None:
     """How the family of the decoder is written; None when nobody has read it."""
+    if architecture.model_type in WRAPPED_OTHERWISE:
+        return None
     return WRITTEN.get(architecture.decoder_type or architecture.model_type)

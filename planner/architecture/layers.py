@@ -225,7 +225,7 @@ class Architecture:
     """What the config says that was not understood or was assumed."""
     logit_softcap: bool = False
     decoder_type: str = ""
-    """The type whose code the decoder runs, where it is another than ``model_type``: the text part of a composite."""
+    """Whose code the decoder runs, where it is not ``model_type``'s: the text part of a composite, a variant of a type."""
     rope_factor_values: int = 0
     """Rotary factors a scaled embedding needs: Llama 3's frequencies, LongRoPE's two lists."""
     sources: dict[str, str] = field(default_factory=dict, hash=False, compare=False)

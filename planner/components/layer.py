@@ -106,9 +106,18 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: b
             "attention that reads other sequences": not mixer.causal,
             "attention without rotary embeddings": code.rotates_always and not mixer.rotary_dim,
             "norms of queries and keys that nobody read": mixer.qk_norm == "none" and bool(_HEAD_NORMS & modules_of(mixer)),
+            "norms of queries and keys that nobody read": mixer.qk_norm == "none" and bool(_HEAD_NORMS & modules_of(mixer)),
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+_HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
+
+
+def modules_of(mixer: Attention) -> set[str]:
+    """Names of the modules that hold a mixer's weights."""
+    return {weight.name.rpartition(".")[0].rpartition(".")[2] for weight in mixer.weights}
 
 
 _HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))

@@ -238,6 +238,8 @@ def opt(config: Config) -> Architecture:
         embeddings=(positions(inner, "embed_positions", 2),),
         weights=projections,
     )
+    if not config.flag("do_layer_norm_before"):  # the 350M
+        found = replace(found, decoder_type="opt_normed_after")
     return narrow_embedding(found, width) if projected and width else found
 
 
