@@ -62,6 +62,8 @@ class Gpu:
     source: str = ""
     calibration: Calibration | None = None
     """What was measured of this card on this machine."""
+    beside: tuple[Gpu, ...] = field(default=(), hash=False)
+    """The other cards of a machine whose cards differ, in the order of devices."""
 
     @property
     def capacity_basis(self) -> CapacityBasis:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
 from planner.defaults import settle
+from planner.engines.mixed import cards_of, mixed_notes, over_cards, require_derived, settled_over, slowest_card, smallest_card
 from planner.engines.served import SERVED, serving_answer
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint
@@ -20,7 +21,7 @@ from planner.formats.checkpoint import BytesUnknown, known_bytes
 from planner.formats.format import Format
 from planner.gpu import Gpu
 from planner.later import LaterMapping, LaterSequence
-from planner.machine import overheads
+from planner.machine import Overheads, overheads
 from planner.modelled import NotModelled
 from planner.repeat import answer, counts_of, fields_of, question_of, with_counts
 from planner.scenario import Offload, Parallel, Scenario, to_json
@@ -66,7 +67,7 @@ def _speed(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: For
     from planner.speed import speed  # noqa: PLC0415  for those who look
 
     settled, fmt = settled_of(scenario, architecture, native)
-    return speed(settled, architecture, fmt, gpu)
+    return speed(settled, architecture, fmt, slowest_card(settled, gpu))
 
 
 def _stored(scenario: Scenario, architecture: Architecture, native: Format | None) -> str:
@@ -87,8 +88,23 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
     settled, notes = settle(scenario, architecture, _stored(scenario, architecture, native))
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
     notes = (*notes, *architecture.notes)
+    cards = cards_of(settled, gpu)
+    if cards and settled.task == "inference" and settled.engine in SERVED:
+        gpu = smallest_card(settled, cards)
     machine = overheads(gpu if device == "cuda" else None)
     capacity = settled.hardware.capacity_bytes or gpu.capacity_bytes
+    if cards:
+        settled = settled_over(settled, cards, machine)
+        found = _answer(settled, architecture, fmt, gpu, machine, capacity, (*notes, *mixed_notes(settled, cards)), device, cards)
+        return over_cards(found, settled, cards)
+    return _answer(settled, architecture, fmt, gpu, machine, capacity, notes, device)
+
+
+def _answer(
+    settled: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int,
+    notes: tuple[str, ...], device: Device, cards: tuple[Gpu, ...] = (),
+) -> Footprint:  # fmt: skip
+    """What the engine holds. ``cards``: those of a machine whose cards differ."""
     try:
         if settled.task == "inference" and settled.engine == "llama.cpp":
             from planner.engines.llama_cpp.answer import llama_cpp_answer  # noqa: PLC0415  loaded for those who ask
@@ -96,13 +112,17 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
             return llama_cpp_answer(settled, architecture, fmt, machine, capacity, notes)
         if settled.task == "inference" and settled.engine in SERVED:
             return serving_answer(settled.engine)(settled, architecture, fmt, gpu, machine, capacity, notes)
+        require_derived(settled, cards)
         if settled.task == "training" and _is_spread(settled):
             from planner.engines.sharded.answer import sharded_answer  # noqa: PLC0415  loaded for those who ask
 
             return sharded_answer(settled, architecture, fmt, machine, capacity, notes, cuda=device == "cuda")
         from planner.engines.transformers_answer import transformers_answer  # noqa: PLC0415  loaded for those who ask
 
-        return transformers_answer(settled, architecture, fmt, machine, capacity, notes, cuda=device == "cuda")
+        capacities = tuple(card.capacity_bytes for card in cards)
+        return transformers_answer(
+            settled, architecture, fmt, machine, capacity, notes, cuda=device == "cuda", capacities=capacities
+        )
     except (NotModelled, BytesUnknown) as reason:
         return _unknown(settled, architecture, fmt, capacity, (*notes, f"unknown: {reason}"))
 

@@ -199,7 +199,7 @@ def smallest_gpu(asked: Asked, gpus: Sequence[Gpu]) -> Gpu | None:
 
 def on_card(scenario: Scenario, gpu: Gpu) -> Scenario:
     """The scenario on another card."""
-    return with_values(scenario, gpu=gpu.name, capacity_bytes=None)
+    return with_values(scenario, gpu=gpu.name, capacity_bytes=None, cards=())
 
 
 def largest_format(asked: Asked, formats: Sequence[Format]) -> Format | None:
@@ -229,7 +229,7 @@ def limits(asked: Asked, known: Mapping[str, int | None]) -> dict[str, int | Non
         found["max_batch"] = largest_batch(asked)
     if found["max_context"] is None:
         found["max_context"] = longest_context(asked)
-    if found["min_gpus"] is None:
+    if found["min_gpus"] is None and not asked.scenario.hardware.cards:
         found["min_gpus"] = fewest_gpus(asked)
     if asked.scenario.task == "inference":
         batch = found["max_batch"] or 0
@@ -241,7 +241,7 @@ def limits(asked: Asked, known: Mapping[str, int | None]) -> dict[str, int | Non
 
 
 def _spread(scenario: Scenario, gpus: int, parallel: Parallel) -> Scenario:
-    return with_values(scenario, gpus=gpus, nodes=1, parallel=parallel)
+    return with_values(scenario, gpus=gpus, nodes=1, parallel=parallel, cards=())
 
 
 def _bytes(architecture: Architecture, fmt: Format) -> int | None:

@@ -69,6 +69,8 @@ def make_plan(scenario: Scenario, *, network: bool = True, device: Device = "cud
     gpu = find_gpu(scenario.hardware.gpu)
     if calibrated:
         gpu = with_calibration(gpu)
+    if scenario.hardware.cards:
+        gpu = _with_others(gpu, scenario.hardware.cards[1:])
     footprint = predict(scenario, model.architecture, gpu, model.native, device=device)
     return Plan(scenario, footprint, model, gpu)
 
@@ -79,6 +81,24 @@ def find_gpu(name: str | None) -> Gpu:
         return gpus.gpu(name or DEFAULT_GPU)
     except gpus.UnknownGpu as error:
         raise Faults([Fault("hardware.gpu", str(error).removeprefix("hardware.gpu: "))]) from error
+
+
+def _with_others(gpu: Gpu, names: tuple[str, ...]) -> Gpu:
+    """A card with those beside it, the same object as long as it stays the same."""
+    key = (id(gpu), names)
+    if key not in _mixed or _mixed[key][0] is not gpu:
+        _mixed[key] = gpu, replace(gpu, beside=tuple(_other(name) for name in names))
+    return _mixed[key][1]
+
+
+def _other(name: str) -> Gpu:
+    try:
+        return gpus.gpu(name)
+    except gpus.UnknownGpu as error:
+        raise Faults([Fault("hardware.cards", str(error).removeprefix("hardware.gpu: "))]) from error
+
+
+_mixed: dict[tuple[int, tuple[str, ...]], tuple[Gpu, Gpu]] = {}
 
 
 @lru_cache(maxsize=64)

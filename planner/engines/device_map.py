@@ -79,24 +79,26 @@ def require_placed(architecture: Architecture, quantised: QuantisedWeights | Non
 
 
 def balanced_shares(
-    architecture: Architecture, dtype_bytes: int, quantised: QuantisedWeights | None, gpus: int, free_bytes: int
+    architecture: Architecture, dtype_bytes: int, quantised: QuantisedWeights | None, free_bytes: Sequence[int]
 ) -> tuple[Share, ...]:
-    """What each of ``gpus`` holds, ``free_bytes`` free on each. What would go to the host stays on the last: it does not fit."""
-    modules = modules_of(architecture, dtype_bytes, quantised)
+    """What each GPU holds, ``free_bytes`` free on it. What would go to the host stays on the last: it does not fit."""
+    modules, gpus = modules_of(architecture, dtype_bytes, quantised), len(free_bytes)
     even = sum(module.size_bytes for module in modules) // gpus
     even += max(module.size_bytes for module in modules) * BUFFER_PARTS[0] // BUFFER_PARTS[1]
-    limit = smallest(even, free_bytes)
+    limits = [smallest(even, free) for free in free_bytes]
     if quantised is not None:
-        limit = limit * QUANTISING_PARTS[0] // QUANTISING_PARTS[1]
-    return shares_of(modules, placed(modules, gpus, limit), gpus)
+        limits = [limit * QUANTISING_PARTS[0] // QUANTISING_PARTS[1] for limit in limits]
+    return shares_of(modules, placed(modules, limits), gpus)
 
 
-def placed(modules: Sequence[Module], gpus: int, limit_bytes: int) -> list[int]:
-    """The GPU of each module when all but the last take ``limit_bytes``."""
+def placed(modules: Sequence[Module], limits_bytes: Sequence[int]) -> list[int]:
+    """The GPU of each module when all but the last take their limit of bytes."""
     found: list[int] = []
+    gpus = len(limits_bytes)
     gpu = used = 0
     for position, module in enumerate(modules):
-        while gpu < gpus - 1 and used + module.size_bytes > limit_bytes - (_largest_after(modules, position) if gpu == 0 else 0):
+        kept = _largest_after(modules, position)
+        while gpu < gpus - 1 and used + module.size_bytes > limits_bytes[gpu] - (kept if gpu == 0 else 0):
             gpu, used = gpu + 1, 0
         found.append(gpu)
         used += module.size_bytes

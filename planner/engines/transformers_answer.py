@@ -57,14 +57,18 @@ def transformers_answer(
     notes: tuple[str, ...],
     *,
     cuda: bool,
+    capacities: tuple[int, ...] = (),
 ) -> Footprint:
-    """The footprint of a settled scenario. Raises :class:`~planner.modelled.NotModelled` for what no derivation covers."""
+    """The footprint of a settled scenario. ``capacities``: of each GPU where they differ.
+
+    Raises :class:`~planner.modelled.NotModelled` for what no derivation covers.
+    """
     if settled.task == "inference" and settled.offload.optimizer:
         raise Faults([Fault("offload.optimizer", "generation has no optimizer; use 0")])
     if settled.task == "inference" and is_spread(settled):
         from planner.engines.transformers_spread import spread_answer  # noqa: PLC0415  loaded for those who ask
 
-        return spread_answer(settled, architecture, fmt, machine, capacity, notes, cuda=cuda)
+        return spread_answer(settled, architecture, fmt, machine, capacities or capacity, notes, cuda=cuda)
     steps = _phases(settled, architecture, fmt, machine, capacity, cuda=cuda)
     phases = _meters(settled, architecture, fmt, steps, machine, capacity)
     footprint = GpuFootprint(0, capacity, phases)

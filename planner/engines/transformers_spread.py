@@ -84,10 +84,12 @@ class Part:
 
 
 def spread_answer(
-    settled: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, capacity: int, notes: Sequence[str], *,
-    cuda: bool,
+    settled: Scenario, architecture: Architecture, fmt: Format, machine: Overheads, capacity: int | tuple[int, ...],
+    notes: Sequence[str], *, cuda: bool,
 ) -> Footprint:  # fmt: skip
     """The footprint of a generation whose weights lie on several GPUs, or partly on the host.
+
+    ``capacity``: of every GPU, or of each.
 
     Raises :class:`~planner.faults.Faults` for what a device map can't do, ``NotModelled`` for what no derivation covers.
     """
@@ -102,9 +104,11 @@ def spread_answer(
         raise NotModelled(
             "inference.engine_options.cache_implementation: a quantised cache on several devices has no closed form yet"
         )
-    parts = _parts(settled, architecture, dtype_bytes, quantised, capacity - machine.context_bytes)
+    capacities = capacity if isinstance(capacity, tuple) else (capacity,) * settled.hardware.gpus
+    free = [each - machine.context_bytes for each in capacities]
+    parts = _parts(settled, architecture, dtype_bytes, quantised, free)
     steps = [_steps(part, work, fmt, machine) for part in parts]
-    phases = [_meters(part, found, work, machine, capacity) for part, found in zip(parts, steps, strict=True)]
+    phases = [_meters(part, found, work, machine, each) for part, found, each in zip(parts, steps, capacities, strict=True)]
     device_bytes = largest(*(phase.device for one in phases for phase in one))
     uncertainty = largest(*(device_band(one, machine, "inference") for one in phases))
     return Footprint(
@@ -113,13 +117,13 @@ def spread_answer(
         parameters=parameter_count(architecture),
         trainable_parameters=0,
         weight_bytes=known_bytes(architecture, fmt),
-        gpus=tuple(GpuFootprint(index, capacity, one) for index, one in enumerate(phases)),
+        gpus=tuple(GpuFootprint(index, capacities[index], one) for index, one in enumerate(phases)),
         host=_host(settled, architecture, fmt, parts, quantised),
-        verdict=judge(device_bytes, capacity, uncertainty),
-        headroom_bytes=capacity - device_bytes,
+        verdict=judge(device_bytes, capacities[0], uncertainty),
+        headroom_bytes=capacities[0] - device_bytes,
         uncertainty_bytes=uncertainty,
         terms=LaterSequence(lambda: _terms(steps, phases, architecture, machine)),
-        notes=(*notes, *assumed(architecture), *unshared(settled), *_notes(parts), *_overflow(phases[-1], capacity)),
+        notes=(*notes, *assumed(architecture), *unshared(settled), *_notes(parts), *_overflow(phases[-1], capacities[-1])),
     )
 
 
@@ -161,14 +165,14 @@ def _has_experts(layers: Sequence[Layer]) -> bool:
 
 
 def _parts(
-    scenario: Scenario, architecture: Architecture, dtype_bytes: int, quantised: QuantisedWeights | None, free_bytes: int
+    scenario: Scenario, architecture: Architecture, dtype_bytes: int, quantised: QuantisedWeights | None, free_bytes: Sequence[int]
 ) -> list[Part]:
     makes = generates(architecture)
     if scenario.offload.weights:
         share = share_beside_host(scenario, architecture, dtype_bytes)
         layers = range(len(architecture.decoder.layers))
         return [Part(architecture, share_of_model(architecture, share), share, layers, True, makes, fetches=True)]
-    shares = balanced_shares(architecture, dtype_bytes, quantised, scenario.hardware.gpus, free_bytes)
+    shares = balanced_shares(architecture, dtype_bytes, quantised, free_bytes)
     found: list[Part] = []
     for share in shares:
         head = share.head if architecture.head else makes and bool(share.embeddings)

@@ -64,7 +64,7 @@ def test_layers_lie_where_accelerate_lays_them(config) -> None:
             theirs = {
                 int(match[1]): device for name, device in expand_device_map(found, names).items() if (match := pattern.match(name))
             }
-            ours = {layer: share.index for share in balanced_shares(architecture, 2, None, gpus, free) for layer in share.layers}
+            ours = {layer: share.index for share in balanced_shares(architecture, 2, None, [free] * gpus) for layer in share.layers}
             assert {layer: gpus - 1 if device == "cpu" else device for layer, device in theirs.items()} == ours
 
 
@@ -171,7 +171,7 @@ def map_of(config, gpus: int, offload: float) -> dict[str, str]:
         total = sum(module.size_bytes for module in modules_of(architecture, 2))
         shares = (kept_share(architecture, 2, total - share_of(total, offload)),)
     else:
-        shares = balanced_shares(architecture, 2, None, gpus, ROOMY)
+        shares = balanced_shares(architecture, 2, None, [ROOMY] * gpus)
     names: dict[str, str] = {}
     for share in shares:
         held = {"model.embed_tokens": share.embeddings, "model.norm": share.norm, "lm_head": share.head}

@@ -16,7 +16,8 @@ from planner.engines.llama_cpp.footprint import Plan, plan_of
 from planner.engines.llama_cpp.options import integer
 from planner.faults import Faults
 from planner.formats import Format
-from planner.scenario import Inference, Scenario
+from planner.modelled import NotModelled
+from planner.scenario import Conversation, Inference, Scenario
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,14 +47,36 @@ def fullest(
     found = np.empty(batches.size, dtype=np.int64)
     for batch in np.unique(batches):
         cells = np.flatnonzero(batches == batch)
-        scenario = scenario_of(int(batch))
+        asked = scenario_of(int(batch))
+        scenario = _shortest(asked)
         try:
             plan = plan_of(architecture, scenario, fmt)
         except Faults:
             found[cells] = REFUSED
             continue
-        found[cells] = _over(plan, _n_ctx(scenario.inference, plan, prompts[cells] + news[cells]))
+        each = _tokens(asked.inference, prompts[cells] + news[cells])
+        found[cells] = _over(plan, _n_ctx(scenario.inference, plan, each))
+        if scenario.inference.max_model_len:
+            found[cells[each > scenario.inference.max_model_len]] = REFUSED
     return found
+
+
+def _shortest(scenario: Scenario) -> Scenario:
+    """The scenario with requests that no slot of a given length is too short for. Raises where a split follows the cards."""
+    if scenario.hardware.cards:
+        raise NotModelled("hardware.cards: layers follow the memory of each card")
+    ask = scenario.inference
+    if not ask.max_model_len:
+        return scenario
+    return replace(scenario, inference=replace(ask, prompt_tokens=1, new_tokens=1, conversation=Conversation()))
+
+
+def _tokens(ask: Inference, each: Integers) -> Integers:
+    """Tokens of a request at its end, from those of a turn."""
+    talk = ask.conversation
+    if talk.history == "keep":
+        return each * talk.turns
+    return each + talk.kept_tokens if talk.turns > 1 else each
 
 
 def _n_ctx(ask: Inference, plan: Plan, each: Integers) -> Integers:
@@ -62,11 +85,6 @@ def _n_ctx(ask: Inference, plan: Plan, each: Integers) -> Integers:
 
     if "n_ctx" in ask.engine_options or ask.max_model_len:
         return np.full(each.size, integer(plan.options[0], "n_ctx", 0) or plan.models[0].architecture.max_context_tokens or 0)
-    talk = ask.conversation
-    if talk.history == "keep":
-        each = each * talk.turns
-    elif talk.turns > 1:
-        each = each + talk.kept_tokens
     return each * plan.models[0].context.sequences
 
 

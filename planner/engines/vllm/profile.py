@@ -14,8 +14,9 @@ from planner.record import record
 SAMPLER_FP32_COPIES = {"sort": 9.0, "v0": 9.0, "triton": 3.0, "flashinfer": 3.0}
 """Values of fp32 for each logit beside the logits themselves. ``sort``: the fp32 copy, torch.sort's values (1), indices (2),
 its reverse indices (2) and cub's other buffers of keys and indices (3) (aten ``native/cuda/Sort.cu``,
-``segmented_sort_pairs``). ``v0``: the same, its profile run asks for top-k and top-p (0.6.4 ``worker/model_runner.py``
-``profile_run``, ``model_executor/layers/sampler.py``). ``triton``, ``flashinfer``: the fp32 copy, probabilities, exponentials (or masked logits)."""
+``segmented_sort_pairs``). ``v0``: the same, as its profile run asks for top-k and top-p (0.6.4 ``worker/model_runner.py``
+``profile_run``, ``model_executor/layers/sampler.py``). ``triton``, ``flashinfer``: the fp32 copy, probabilities, exponentials
+(or masked logits)."""
 
 
 @record

@@ -8,7 +8,9 @@ import pytest
 
 from planner.faults import Faults
 from planner.footprint import Footprint
+from planner.predict import settled_of
 from planner.scenario import parse_scenario
+from planner.sweep import VERDICTS, context_grid
 from resources.plan import make_plan
 
 
@@ -87,3 +89,15 @@ def test_a_cache_type_it_does_not_have_is_named_once() -> None:
     with pytest.raises(Faults) as caught:
         asked(kv_cache="fp8")
     assert str(caught.value).count("no cache type") == 1
+
+
+def test_a_grid_refuses_requests_longer_than_a_slot() -> None:
+    """Cells are refused one by one, whatever the plan's own request."""
+    document = {
+        "version": 1, "model": "meta-llama/Llama-3.2-1B", "weights": "gguf:Q4_K_M", "task": "inference",
+        "inference": {"engine": "llama.cpp", "prompt_tokens": 400, "new_tokens": 100, "max_model_len": 1024},
+    }  # fmt: skip
+    plan = make_plan(parse_scenario(document), network=False)
+    settled, _ = settled_of(plan.scenario, plan.architecture, plan.model.native)
+    grid = context_grid(settled, plan.architecture, plan.gpu, plan.model.native, (1, 2), (512, 1024, 2048))
+    assert [[VERDICTS[one] for one in row] for row in grid.verdict] == [["fits"] * 2, ["fits"] * 2, ["unknown"] * 2]
