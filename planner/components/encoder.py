@@ -112,7 +112,7 @@ def drop_out(g: Graph, layer: Layer, name: str, size: Size) -> None:
     g.make("dropped", size, (name,))
     g.hold(f"{name} mask", mask_of(size))
     g.save_for_last(f"{name} mask")
-    g.free(name)
+    g.free(f"{name} mask", name)
     g.rename("dropped", name)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from planner.architecture.counts import layer_weights
 from planner.architecture.layers import Layer, Stack
-from planner.components.biased import CROSS_POSITIONS
+from planner.components.biased import CROSS_POSITIONS, POSITIONS
 from planner.components.encoder import Block
 from planner.components.graph import Graph, Record, Stopped
 from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
+
+ZEROS = "zeros across, made again"
 
 
 @record
@@ -28,10 +31,10 @@ class Stage:
     leaves: Mapping[str, Size]
     recomputed: bool
 
-    @property
-    def constants(self) -> tuple[str, ...]:
-        """What is shared and gets no gradient."""
-        return tuple(name for name in (CROSS_POSITIONS,) if name not in self.leaves)
+    def constants(self, *, reads_frozen: bool) -> tuple[str, ...]:
+        """What a layer reads that gets no gradient; ``reads_frozen``: its input is made of frozen embeddings."""
+        shared = tuple(name for name in (POSITIONS, CROSS_POSITIONS) if name not in self.leaves)
+        return ("x", *shared) if reads_frozen else shared
 
 
 @record
@@ -42,11 +45,13 @@ class LaidLayer:
     places: tuple[int, ...]
     span: Span
     record: Record
+    reads_frozen: bool = False
+    """Whether the layer's input needs no gradient."""
 
 
-def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...]) -> LaidLayer:
+def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...], reads_frozen: bool = False) -> LaidLayer:  # noqa: FBT001, FBT002
     """From ``x`` to its output, which takes its place; a layer to be made again keeps its input alone."""
-    g = _graph(stage, {"x": Held(stage.run.hidden(), "workspace")}, saving=not stage.recomputed)
+    g = _graph(stage, {"x": Held(stage.run.hidden(), "workspace")}, saving=not stage.recomputed, reads_frozen=reads_frozen)
     stage.block(g, layer)
     if stage.recomputed:
         g.consume("x")
@@ -56,14 +61,14 @@ def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...]) -> LaidLa
     else:
         g.free("x")
     g.rename("y", "x")
-    return LaidLayer(layer, places, g.span(), g.record)
+    return LaidLayer(layer, places, g.span(), g.record, reads_frozen)
 
 
 def layer_back(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
     """From the gradient of the output, ``d``, to that of the input. ``first``: no layer has made the shared gradients yet."""
     start = {name: held for name, held in laid.span.live.items() if held.component == "activations"}
-    g = _graph(stage, start | _gradients(stage, first=first), saving=False)
-    return _finish(g, stage, laid.record, first=first)
+    g = _graph(stage, start | _gradients(stage, first=first), saving=False, reads_frozen=laid.reads_frozen)
+    return _finish(g, stage, laid.record, _begun(stage, first=first))
 
 
 def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
@@ -71,17 +76,30 @@ def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
     kept = {"x": Held(stage.run.hidden(), "activations")}
     again = _graph(stage, kept, saving=True)
     stage.block(again, laid.layer)
-    gradients = _gradients(stage, first=first)
-    g = _graph(stage, kept | gradients, saving=True, stop_after=again.record.saves)
+    g = _graph(stage, kept | _gradients(stage, first=first), saving=True, stop_after=again.record.saves)
+    begun = _begun(stage, first=first)
+    record = g.begin_backward(again.record, begun)
+    if CROSS_POSITIONS in stage.leaves and makes_positions(laid.layer):
+        # Behind the second forward the zeros stay, and the stack's positions, as large, are gone.
+        g.hold(ZEROS, stage.leaves[CROSS_POSITIONS])
     try:
         stage.block(g, laid.layer)
     except Stopped:
-        g.release_unsaved("x", *gradients)
-    return _finish(g, stage, again.record, first=first)
+        g.release_unsaved("x", *begun.values())
+    return _finish(g, stage, record, begun)
 
 
-def _finish(g: Graph, stage: Stage, forward: Record, *, first: bool) -> Span:
-    begun = {"y": "d"} | ({} if first else {leaf: f"d {leaf}" for leaf in stage.leaves})
+def makes_positions(layer: Layer) -> bool:
+    """Whether a layer looks positions up for all of its stack, as T5's first does: it makes them again, and zeros across."""
+    return any("relative_attention_bias" in weight.name for weight in layer_weights(layer))
+
+
+def _begun(stage: Stage, *, first: bool) -> dict[str, str]:
+    """Gradients that are there when a layer's backward begins: its output's, and what later layers left of the shared ones."""
+    return {"y": "d"} | ({} if first else {leaf: f"d {leaf}" for leaf in stage.leaves})
+
+
+def _finish(g: Graph, stage: Stage, forward: Record, begun: dict[str, str]) -> Span:
     made = g.backward(forward, begun)
     if stage.recomputed:
         g.consume("x")
@@ -96,8 +114,11 @@ def _gradients(stage: Stage, *, first: bool) -> dict[str, Held]:
     return {"d": Held(stage.run.hidden(), "workspace")} | shared
 
 
-def _graph(stage: Stage, start: Mapping[str, Held], *, saving: bool, stop_after: int | None = None) -> Graph:
+def _graph(
+    stage: Stage, start: Mapping[str, Held], *, saving: bool, stop_after: int | None = None, reads_frozen: bool = False
+) -> Graph:
     """A graph that knows the shared tensors' sizes; others hold them."""
-    g = Graph(stage.run, saving=saving, start=start, stop_after=stop_after, constants=stage.constants)
+    constants = stage.constants(reads_frozen=reads_frozen)
+    g = Graph(stage.run, saving=saving, start=start, stop_after=stop_after, constants=constants)
     g.record.sizes.update(stage.shared)
     return g

@@ -16,6 +16,8 @@ from planner.record import record
 
 WIDE_LOSS = ("modernbert",)
 """Their logits are turned to fp32 before the loss (``ForMaskedLMLoss``); the others' loss is in the model's dtype."""
+LEAF = "embeddings that require a gradient"
+"""Frozen embeddings that checkpointing tells to require one, where the layers read something made of them."""
 PENDING = "grad of the shared embeddings so far"
 
 
@@ -34,27 +36,40 @@ class Part:
 
 def embed(architecture: Architecture, stage: Stage, run: Run) -> Part:
     """The tables' sum, a norm and a dropout where there are some; leaves ``x`` and, where it is a variable's, ``embedded``."""
+    frozen = not run.trainable and not stage.recomputed
     g, norm = (
-        Graph(run, saving=True),
+        Graph(run, saving=True, constants=("embedded",) if frozen else ()),
         _norm_of(stage.stack, run, ("embeddings.LayerNorm", "layernorm_embedding", "embeddings.norm")),
     )
     dropped = stage.stack.layers[0].dropout
+    leaf = stage.recomputed and not run.trainable and (_adds_positions(architecture, stage.stack) if norm is not None else dropped)
+    if leaf:
+        g.hold(LEAF, run.hidden(), "activations")
     g.hold("embedded", run.hidden())
     g.record.sizes["embedded"] = run.hidden()
     if norm is not None:
         norm_forward(g, norm, "x", "embedded")
         g.rename("embedded", "embeddings before their norm")
+        g.free("embeddings before their norm")
         if architecture.kind != "encoder":
             g.hold("embedded", run.hidden())
     elif dropped:
         g.make("x", run.hidden(), ("embedded",))
         g.hold("x mask", Size(batch=run.batch, sequence=run.sequence, hidden_size=run.hidden_size, bool_bytes=1))
         g.save_for_last("x mask")
+        g.free("x mask")
     else:
         g.rename("embedded", "x")
     if norm is not None and dropped:
         drop_out(g, stage.stack.layers[0], "x", run.hidden())
+    if leaf:
+        g.free("embedded")
     return Part(g.span(), g.record)
+
+
+def _adds_positions(architecture: Architecture, stack: Stack) -> bool:
+    """Whether words are but a part of what the first norm reads."""
+    return any("position" in weight.name for weight in (*architecture.embeddings, *stack.weights))
 
 
 def encode(architecture: Architecture, stage: Stage, run: Run) -> Part:
@@ -81,6 +96,8 @@ def lay_head(architecture: Architecture, run: Run) -> Part:
     vocab = {"batch": run.batch, "sequence": run.sequence, "vocab_size": architecture.vocab_size}
     narrow, source, last = Size(**vocab, bytes=run.dtype_bytes), _transformed(g, architecture), "logits"
     linear(g, "logits", source, narrow, _projection(architecture), component="logits")
+    if architecture.kind == "encoder":
+        g.free(source)
     if any("final_logits_bias" in weight.name for weight in architecture.head):
         g.make("logits and bias", narrow, ("logits",), (), _passed, component="logits")
         g.free("logits")
@@ -113,7 +130,6 @@ def _transformed(g: Graph, architecture: Architecture) -> str:
     if architecture.kind != "encoder":
         if architecture.tied_head and architecture.model_type in ("t5", "mt5"):
             multiply(g, "scaled", run.hidden(), "hidden")
-            g.free("hidden")
             return "scaled"
         return "hidden"
     dense = [weight for weight in architecture.head if weight.role in ("linear", "bias") and ".dense." in weight.name]

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.implementation import LLAMA, implementation_of
-from planner.architecture.layers import Architecture, Attention, Stack, Weight
-from planner.components.biased import CROSS_POSITIONS, POSITIONS, position_bias
+from planner.architecture.layers import Architecture, Attention, Layer, Stack, Weight
+from planner.components.biased import ALIGNED_KEYS, CROSS_POSITIONS, POSITIONS, position_bias
 from planner.components.encoder import (
     ENCODED,
     INDEX_BYTES,
@@ -25,7 +25,7 @@ from planner.components.encoder import (
     window_mask,
 )
 from planner.components.encoder_layers import LaidLayer, Stage, layer_back, layer_forward, layer_recomputed
-from planner.components.encoder_outside import PENDING, Part, embed, encode, lay_head, undo
+from planner.components.encoder_outside import LEAF, PENDING, Part, embed, encode, lay_head, undo
 from planner.components.optimizers import Moment
 from planner.components.run import FP32_BYTES, Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
@@ -42,7 +42,7 @@ BLOCKS: dict[str, Block] = {
 """Families whose training was read in transformers: how a layer of theirs is laid."""
 TABLES, MASK = "cosines and sines", "mask"
 RETURNED = (POSITIONS, MASK)
-"""What goes when a stack returns, unless checkpoints hold it as an input of theirs."""
+"""What goes when a stack returns."""
 
 
 def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> Block:
@@ -52,8 +52,8 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
         raise NotModelled(f"{architecture.model_class}: without a head that fills masks it computes no loss from labels")
     if block is None:
         raise NotModelled(f"{architecture.model_class}: its training has no closed form yet")
-    if work.adapters is not None or work.names or work.quantised is not None:
-        raise NotModelled(f"{architecture.model_class}: of encoders only full training has a closed form")
+    if work.names or work.quantised is not None or work.virtual_tokens or (work.adapters and work.adapters.method == "ia3"):
+        raise NotModelled(f"{architecture.model_class}: of encoders full training, LoRA and DoRA have closed forms")
     if work.eager or work.dtype_bytes == FP32_BYTES:
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention in 16 bits")
     return block
@@ -73,6 +73,7 @@ def encoder_training_phases(
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes, cuda=work.cuda,
         accumulating=work.accumulation > 1, code=implementation_of(architecture) or LLAMA,
+        trainable=work.adapters is None, adapters=work.adapters,
     )  # fmt: skip
     for tensor in work.trained if run.accumulating else ():
         factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
@@ -107,14 +108,16 @@ class _Step:
         for index, stage in enumerate(self._stages):
             self._lay(embed(self._architecture, stage, self._run), "embeddings")
             self._hold_shared(stage)
-            self._laid.append([layer_forward(stage, layer, places) for layer, places in layer_indices(stage.stack)])
+            self._laid.append([layer_forward(stage, *kind) for kind in _kinds(stage)])
             self._course.run_stack([(laid.span, laid.places) for laid in self._laid[-1]], "forward of the layers")
             self._lay(encode(self._architecture, stage, self._run), "final norm")
             _drop(self._course, "embedded")
-            self._release(stage, () if self._checkpointing else RETURNED)
+            self._release(stage, self._returned(stage))
             if index < len(self._stages) - 1:
                 _become(self._course, "hidden", "activations", ENCODED)
         self._lay(lay_head(self._architecture, self._run), "loss")
+        if not self._run.trainable and not self._checkpointing:
+            _drop(self._course, ENCODED)
 
     def backward(self) -> None:
         """The same in the other direction."""
@@ -123,7 +126,7 @@ class _Step:
             stage = self._stages[index]
             self._undo({"hidden": "d"}, "x")
             self._course.run_stack(list(self._blocks(stage, self._laid[index])), "backward of the layers", backwards=True)
-            self._release(stage, [name for name in stage.shared if self._checkpointing or name not in RETURNED])
+            self._release(stage, [name for name in stage.shared if name not in self._returned(stage)])
             _drop(self._course, f"d {POSITIONS}", f"d {CROSS_POSITIONS}")
             self._undo({"x": "d"}, "embedded")
             self._table_gradients(stage, last=index == 0)
@@ -146,11 +149,18 @@ class _Step:
         if POSITIONS in stage.shared:
             self._course.run(relative_positions(stage.run, stage.stack.layers[0]), 1, "relative positions")
             self._release(stage, (POSITIONS,))
-            if not self._checkpointing:
+            if not self._checkpointing and stage.run.trainable:
                 self._course.level.change("activations", "buckets", _buckets(stage.run), 1)
         for name, size in stage.shared.items():
             if name != ENCODED:
                 self._course.hold("workspace", name, size)
+
+    def _returned(self, stage: Stage) -> tuple[str, ...]:
+        """What goes when a stack returns, unless checkpoints hold it as an input; rows that are padded are saved as copies."""
+        if self._checkpointing:
+            return ()
+        padded = stage.run.sequence % ALIGNED_KEYS != 0
+        return (*RETURNED, CROSS_POSITIONS) if padded else RETURNED
 
     def _release(self, stage: Stage, names: Collection[str]) -> None:
         """The stack's own hold on what its layers share goes."""
@@ -172,6 +182,9 @@ class _Step:
 
     def _table_gradients(self, stage: Stage, *, last: bool) -> None:
         """Dense gradients of the tables; the shared one's is added to what the head and the other stack left."""
+        if not stage.run.trainable:
+            _drop(self._course, "d", LEAF)
+            return
         if POSITIONS in stage.shared and not self._checkpointing:
             self._course.level.change("activations", "buckets", _buckets(stage.run), -1)
         words, *others = self._architecture.embeddings
@@ -206,7 +219,8 @@ def _stage(stack: Stack, run: Run, block: Block, *, across: bool, recomputed: bo
     leaves = dict(shared)
     cached = False
     if block is t5_block:
-        shared[POSITIONS] = leaves[POSITIONS] = position_bias(run, attention)
+        shared[POSITIONS] = position_bias(run, attention)
+        leaves |= {POSITIONS: shared[POSITIONS]} if run.trainable else {}
         cached = across and not recomputed
         if across:
             shared[CROSS_POSITIONS] = position_bias(run, attention)
@@ -215,6 +229,16 @@ def _stage(stack: Stack, run: Run, block: Block, *, across: bool, recomputed: bo
         shared[MASK] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
         shared[TABLES] = Size(four=4, sequence=run.sequence, head_dim=attention.head_dim, bytes=run.dtype_bytes)
     return Stage(stack, replace(run, cached=cached), block, shared, leaves, recomputed)
+
+
+def _kinds(stage: Stage) -> list[tuple[Layer, tuple[int, ...], bool]]:
+    """A stack's layers, alike ones together; the first apart where its input needs no gradient, as the embeddings are frozen."""
+    found = layer_indices(stage.stack)
+    if stage.run.trainable or stage.recomputed:
+        return [(layer, places, False) for layer, places in found]
+    first = [(stage.stack.layers[0], (0,), True)]
+    rest = [(layer, tuple(place for place in places if place), False) for layer, places in found]
+    return first + [kind for kind in rest if kind[1]]
 
 
 def _buckets(run: Run) -> Size:
