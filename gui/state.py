@@ -24,6 +24,7 @@ from resources.hub_errors import HubError
 from resources.plan import Plan, make_plan
 
 if TYPE_CHECKING:
+    from gui.fits.speeds import OpenedPace
     from probes.peaks import OpenedPeak
 
 _UNDO_LIMIT = 500
@@ -36,13 +37,15 @@ _SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 class Selection:
     """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU.
 
-    ``gpu``: its index, or :data:`planner.footprint.HOST`. ``peak``: the rehearsed peak of the phase instead, opened.
+    ``gpu``: its index, or :data:`planner.footprint.HOST`. ``peak``: the rehearsed peak of the phase instead, opened. ``pace``: a
+    point of the speed against concurrency instead.
     """
 
     component: str | None = None
     phase: str | None = None
     gpu: int = 0
     peak: OpenedPeak | None = None
+    pace: OpenedPace | None = None
 
 
 class _Owner(Protocol):
@@ -159,8 +162,8 @@ class State(QObject):
     def restore(self, scenario: Scenario) -> None:
         """Take ``scenario`` without a new undo step (undo and redo come here)."""
         self._scenario = scenario
-        if self._selection.peak is not None:
-            self.select(dataclasses.replace(self._selection, peak=None))
+        if self._selection.peak is not None or self._selection.pace is not None:
+            self.select(dataclasses.replace(self._selection, peak=None, pace=None))
         self.scenario_changed.emit(scenario)
         self._recompute()
 

@@ -68,6 +68,10 @@ class WhyPanel(QWidget):
 
     def _paragraphs(self) -> list[Paragraph]:
         shown, footprint, selection = self._state.shown_phase(), self._state.footprint, self._state.selection
+        if selection.pace is not None:
+            from gui.fits.why import paced  # noqa: PLC0415  not needed for the first paint
+
+            return paced(selection.pace)
         if selection.peak is not None:
             return opened(selection.peak)
         if footprint is None:

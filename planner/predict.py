@@ -67,7 +67,10 @@ def _speed(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: For
     from planner.speed import speed  # noqa: PLC0415  for those who look
 
     settled, fmt = settled_of(scenario, architecture, native)
-    return speed(settled, architecture, fmt, slowest_card(settled, gpu))
+    try:
+        return speed(settled, architecture, fmt, slowest_card(settled, gpu))
+    except NotModelled:
+        return {}
 
 
 def _stored(scenario: Scenario, architecture: Architecture, native: Format | None) -> str:

@@ -77,6 +77,15 @@ class Pace:
         return max(self.by, key=lambda name: self.by[name])
 
 
+@record
+class Share:
+    """What one part, the links or the host's copies take of a pass: seconds, and by what they are bound."""
+
+    name: str
+    seconds: float
+    bound_by: str
+
+
 def rates_of(gpu: Gpu, dtype: str, flops_fraction: float) -> Rates | None:
     """The rates in ``dtype``, calibrated where they were measured; None for a card whose rates are not known."""
     unit = next((name for name in (dtype, *FALLBACKS.get(dtype, ())) if gpu.flops_for(name)), None)
@@ -134,8 +143,8 @@ def pace_of(parts: Iterator[Part], rates: Rates, ranks: int = 1) -> Pace:
     """The time of the parts, each spread evenly over ``ranks`` GPUs."""
     by = {"compute": 0.0, "bandwidth": 0.0}
     for part in parts:
-        compute, reading = part.flops / rates.flops / ranks, part.bytes / rates.bytes / ranks
-        by["compute" if compute > reading else "bandwidth"] += max(compute, reading)
+        share = _share(part, rates, ranks)
+        by[share.bound_by] += share.seconds
     return Pace(sum(by.values()), by)
 
 
@@ -199,34 +208,68 @@ def _pass(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Ra
     Data-parallel ranks share the sequences; stages work on as many groups of them at once as there are stages (one
     sequence has one stage working at a time), and the stage with most layers sets the pace.
     """
+    sequences, turns = _groups(scenario, architecture, batch, tokens)
+    by = _group_pass(scenario, architecture, fmt, rates, (sequences, tokens, past))
+    return Pace(sum(by.values()) * turns, {name: seconds * turns for name, seconds in by.items()})
+
+
+def step_shares(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu) -> tuple[Share, ...]:
+    """What ``time_per_token_s`` of :func:`speed` sums up, the largest first; empty where it is not known or not of such parts."""
+    rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
+    if rates is None or scenario.task == "training" or scenario.engine == "llama.cpp" or fmt.unknown or fmt.file_type:
+        return ()
+    ask = scenario.inference
+    middle = (ask.prompt_tokens or 1) + (ask.new_tokens or 1) // 2
+    sequences, turns = _groups(scenario, architecture, ask.batch, 1)
+    seconds: dict[tuple[str, str], float] = {}
+    for share in _group_shares(scenario, architecture, fmt, rates, (sequences, 1, middle)):
+        key = share.name, share.bound_by
+        seconds[key] = seconds.get(key, 0.0) + share.seconds * turns
+    found = (Share(name, taken, bound_by) for (name, bound_by), taken in seconds.items() if taken)
+    return tuple(sorted(found, key=lambda share: -share.seconds))
+
+
+def _groups(scenario: Scenario, architecture: Architecture, batch: int, tokens: int) -> tuple[int, float]:
+    """Sequences that go through the stages together, and for how many such groups' time a pass of all sequences takes."""
     spread, layers = scenario.parallel, len(architecture.decoder.layers)
     requests = -(-batch // spread.data)
     groups = min(spread.pipeline, requests)
-    by = _group_pass(scenario, architecture, fmt, rates, (-(-requests // groups), tokens, past))
     slowest = -(-layers // spread.pipeline) / layers
-    turns = max(1.0, groups * slowest) if tokens == 1 else 1 + (groups - 1) * slowest
-    return Pace(sum(by.values()) * turns, {name: seconds * turns for name, seconds in by.items()})
+    return -(-requests // groups), max(1.0, groups * slowest) if tokens == 1 else 1 + (groups - 1) * slowest
 
 
 def _group_pass(
     scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, shape: tuple[int, int, int]
 ) -> dict[str, float]:
     """Seconds of one group of sequences through all stages, by what binds; ``shape``: sequences, new tokens, cached ones."""
+    by = {"compute": 0.0, "bandwidth": 0.0}
+    for share in _group_shares(scenario, architecture, fmt, rates, shape):
+        by[share.bound_by] = by.get(share.bound_by, 0.0) + share.seconds
+    return by
+
+
+def _group_shares(
+    scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, shape: tuple[int, int, int]
+) -> Iterator[Share]:
     spread, offload = scenario.parallel, scenario.offload
     parts = list(parts_of(architecture, fmt, *shape))
     if spread.expert > 1 and spread.data > 1:
         parts = [*(part for part in parts if part.name != "experts"), *_experts_of_all(architecture, fmt, shape, spread.data)]
     parts = [_copied(part, scenario, architecture) if part.name == "cache" else part for part in parts]
-    by = dict(pace_of(iter(parts), rates, spread.tensor).by)
+    yield from (_share(part, rates, spread.tensor) for part in parts)
     if rates.link_bytes and (linked := _link_s(scenario, architecture, shape[0] * shape[1], rates.link_bytes)):
-        by["link"] = linked
+        yield Share("links", linked, "link")
     if rates.link_bytes and spread.context > 1 and shape[1] == 1:
-        by["link"] = by.get("link", 0.0) + _context_s(scenario, architecture, shape[0], rates.link_bytes)
+        yield Share("shared context", _context_s(scenario, architecture, shape[0], rates.link_bytes), "link")
     moved = offload.weights * sum(part.bytes for part in parts if part.name != "cache")
     moved += offload.kv_cache * sum(part.bytes for part in parts if part.name == "cache")
     if moved and rates.host_bytes:
-        by["host"] = moved / spread.tensor / rates.host_bytes
-    return by
+        yield Share("what is offloaded", moved / spread.tensor / rates.host_bytes, "host")
+
+
+def _share(part: Part, rates: Rates, ranks: int) -> Share:
+    compute, reading = part.flops / rates.flops / ranks, part.bytes / rates.bytes / ranks
+    return Share(part.name, max(compute, reading), "compute" if compute > reading else "bandwidth")
 
 
 def _copied(cache: Part, scenario: Scenario, architecture: Architecture) -> Part:

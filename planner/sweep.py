@@ -265,17 +265,26 @@ def speed_curve(
         return None
     import numpy as np  # noqa: PLC0415
 
-    from planner.speed import tokens_per_s  # noqa: PLC0415  for those who look
-
     settled, fmt = settled_of(scenario, architecture, native)
     most = predict(settled, architecture, gpu, native).limits.get("max_batch")
-    if not most or fmt.unknown or fmt.file_type:
+    if not most:
         return None
     batches = np.unique(np.round(np.geomspace(1, most, points)).astype(np.int64))
-    rates = tokens_per_s(settled, architecture, fmt, gpu, batches.tolist())
+    rates = _rates(settled, architecture, fmt, gpu, batches.tolist())
     if rates is None:
         return None
     return SpeedCurve(batches, np.array(rates), batches / np.array(rates))
+
+
+def _rates(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, batches: Sequence[int]) -> list[float] | None:
+    """Tokens a second at each batch, as :func:`planner.speed.speed` has them for one; None where they are not known."""
+    from planner.speed import speed, tokens_per_s  # noqa: PLC0415  for those who look
+
+    if scenario.engine != "llama.cpp":
+        return None if fmt.unknown or fmt.file_type else tokens_per_s(scenario, architecture, fmt, gpu, batches)
+    found = [speed(with_counts(scenario, ("batch",), (batch,)), architecture, fmt, gpu).get("tokens_per_s") for batch in batches]
+    rates = [rate for rate in found if isinstance(rate, float)]
+    return rates if len(rates) == len(found) else None
 
 
 def _figures(ask: Callable[[], Footprint]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Speed against concurrency: tokens a second of all as a line, the wait of each as another, and where it stops fitting."""
+"""Speed against concurrency: tokens a second of all as a line, the wait of each as another, up to where it stops fitting."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from planner.words import VERDICTS
 
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 30, 40, 66
 _DOT, _REACH = 4.0, 18.0
-_STEPS = {Qt.Key.Key_Left: -1, Qt.Key.Key_Right: 1}
-_ADOPTS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space)
+_STEPS = {Qt.Key.Key_Left: -1, Qt.Key.Key_Right: 1, Qt.Key.Key_Space: 0}
+_ADOPTS = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
 _UNKNOWN = "The speed of this plan is not known: the card's rates or the engine's way of running it are missing."
+_NONE_FITS = "Not one sequence of this context fits, so there is no speed to show."
 
 
 class SpeedChart(QWidget):
-    """``adopted`` with the point that was clicked, or chosen with Return."""
+    """``picked`` with the point that was clicked or reached with the arrow keys; ``adopted`` on a double click or Return."""
 
+    picked = Signal(object)
     adopted = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -36,15 +38,16 @@ class SpeedChart(QWidget):
         self._paces: tuple[Pace, ...] | None = None
         self._cursor = 0
         self._dimmed = False
+        self._fitting = True
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAccessibleName(tr("Speed by concurrency"))
         theme().changed.connect(self.update)
 
-    def show_paces(self, paces: tuple[Pace, ...], batch: int) -> None:
-        """Show ``paces``; the point at or below ``batch`` is where the plan stands."""
-        self._paces, self._dimmed = paces, False
+    def show_paces(self, paces: tuple[Pace, ...], batch: int, *, fitting: bool = True) -> None:
+        """Show ``paces``; the point at or below ``batch`` is where the plan stands. ``fitting``: whether any load fits."""
+        self._paces, self._dimmed, self._fitting = paces, False, fitting
         self._cursor = max((at for at, pace in enumerate(paces) if pace.batch <= batch), default=0)
         self._describe()
         self.update()
@@ -100,23 +103,32 @@ class SpeedChart(QWidget):
         return self._x(1) - self._x(0)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
-        """Adopt what was clicked."""
+        """Pick what was clicked."""
         found = self._at(event.position())
         if found is not None and event.button() == Qt.MouseButton.LeftButton:
-            self._cursor = found
+            self._go_to(found)
+
+    def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
+        """Adopt it."""
+        if self._at(event.position()) == self._cursor and event.button() == Qt.MouseButton.LeftButton:
             self._adopt()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        """Left and right move, Return adopts."""
+        """Left and right move, Space picks, Return adopts."""
         step = _STEPS.get(Qt.Key(event.key()))
         if step is not None and self.paces:
-            self._cursor = min(max(self._cursor + step, 0), len(self.paces) - 1)
-            self._describe()
-            self.update()
+            self._go_to(min(max(self._cursor + step, 0), len(self.paces) - 1))
         elif event.key() in _ADOPTS:
             self._adopt()
         else:
             super().keyPressEvent(event)
+
+    def _go_to(self, index: int) -> None:
+        self._cursor = index
+        self._describe()
+        self.update()
+        if not self._dimmed:
+            self.picked.emit(self.paces[index])
 
     def event(self, event: QEvent) -> bool:
         """Tool tips belong to points."""
@@ -137,7 +149,7 @@ class SpeedChart(QWidget):
         """What does not fit, the axes, the two lines, the cursor."""
         painter = QPainter(self)
         if not self.paces:
-            words = tr("Working it out …") if self._paces is None else tr(_UNKNOWN)
+            words = tr("Working it out …") if self._paces is None else tr(_UNKNOWN if self._fitting else _NONE_FITS)
             write(painter, self.rect(), words, theme().colour("muted"), align=CENTRE)
             painter.end()
             return
@@ -152,18 +164,21 @@ class SpeedChart(QWidget):
 
     def _paint_limit(self, painter: QPainter) -> None:
         """The ground behind the concurrencies that do not fit."""
+        training = self.paces[0].scenario.task == "training"
         first = next((index for index, pace in enumerate(self.paces) if pace.verdict == "does_not_fit"), None)
-        if first is None:
+        if training and first is None:
             return
-        left = self._x(first) - self._pitch / 2
-        room = QRectF(left, px(_TOP), self.width() - px(_RIGHT) - left, self.height() - px(_TOP) - px(_BOTTOM))
+        bottom = self.height() - px(_BOTTOM)
+        left = self._x(len(self.paces) - 0.5 if first is None else first - 0.5)
+        room = QRectF(left, px(_TOP), self.width() - px(_RIGHT) - left, bottom - px(_TOP))
         ground = mixed(theme().colour("surface"), theme().colour("over"), 0.07)
         painter.fillRect(room, ground)
         paint_hatch(painter, room, DIAGONAL, mixed(ground, theme().colour("over"), 0.16))
         painter.setPen(QPen(theme().colour("over"), 2))
         painter.drawLine(room.topLeft(), room.bottomLeft())
-        write(painter, room.adjusted(6, 2, 0, 0).intersected(QRectF(left, px(_TOP), 400, 18)), tr("Does not fit"),
-              theme().colour("over"), SMALL, bold=True)  # fmt: skip
+        words = tr("More do not fit") if first is None else tr("Does not fit")
+        place = QRectF(left - 206, bottom - 20, 200, 18) if first is None else QRectF(left + 6, px(_TOP) + 2, room.width() - 6, 18)
+        write(painter, place, words, theme().colour("over"), SMALL, bold=True, align=RIGHT if first is None else LEFT)
 
     def _paint_axes(self, painter: QPainter) -> None:
         right, bottom = self.width() - px(_RIGHT), self.height() - px(_BOTTOM)
@@ -207,11 +222,10 @@ class SpeedChart(QWidget):
 def words_of(pace: Pace) -> str:
     """A point in words."""
     what = tr("a step") if pace.scenario.task == "training" else tr("to each one's next token")
-    bound = tr(", bound by {}").format(tr(pace.bound_by)) if pace.bound_by else ""
     rate = tr("{} at once: {} tokens/s, {} ms {}").format(
         pace.batch, f"{pace.tokens_per_s:,.0f}", f"{1000 * pace.wait_s:,.3g}", what
     )
-    return f"{rate}{bound}. {word(VERDICTS, pace.verdict).label}."
+    return f"{rate}. {word(VERDICTS, pace.verdict).label}. {tr('Double-click to take it into the form.')}"
 
 
 def _round_up(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from gui.fits.answers import Answer, Fits, Inverse, NotWanted, batch_of, context
 from gui.fits.cards import CardTable
 from gui.fits.heat_map import HeatMap
 from gui.fits.speed_chart import SpeedChart
-from gui.fits.speeds import Pace
+from gui.fits.speeds import Pace, open_pace
 from gui.form.editors import Segments
 from gui.operations import Operation
 from gui.theme import set_role
@@ -92,6 +93,7 @@ class FitsTab(QWidget):
         self.heat_map.adopted.connect(self._adopt)
         self.table.adopted.connect(self._adopt)
         self.speeds.adopted.connect(self._adopt)
+        self.speeds.picked.connect(self._explain)
         self.views.edited.connect(self._turn)
         for answer in self.answers:
             answer.use.clicked.connect(self._adopt_inverse)
@@ -150,7 +152,7 @@ class FitsTab(QWidget):
             return
         settled = self._state.settled
         self.heat_map.show_map(self._fits.map, batch_of(settled), context_of(settled))
-        self.speeds.show_paces(self._fits.paces, batch_of(settled))
+        self.speeds.show_paces(self._fits.paces, batch_of(settled), fitting=self._any_fits)
         self.table.show_cards(self._fits.cards, self._of.gpu.name)
         for index, answer in enumerate(self.answers):
             known = index < len(self._fits.inverse)
@@ -174,6 +176,11 @@ class FitsTab(QWidget):
             self.heat_map.set_dimmed()
             self.speeds.set_dimmed()
 
+    @property
+    def _any_fits(self) -> bool:
+        """Whether the smallest load of the map does, or it is not known."""
+        return self._fits is None or self._fits.map.answers[0][0].verdict != "does_not_fit"
+
     @Slot(object)
     def _turn(self, view: object) -> None:
         self._charts.setCurrentWidget(self.speeds if view == "speed" else self.heat_map)
@@ -181,6 +188,12 @@ class FitsTab(QWidget):
     @Slot(object)
     def _adopt(self, answer: Answer | Pace) -> None:
         self._state.open(answer.scenario, tr("adopt what fits"))
+
+    @Slot(object)
+    def _explain(self, pace: Pace) -> None:
+        """The why panel tells of a point of the speed."""
+        if self._of is not None:
+            self._state.select(replace(self._state.selection, peak=None, pace=open_pace(self._of, pace)))
 
     @Slot()
     def _adopt_inverse(self) -> None:

@@ -129,27 +129,50 @@ def speeds(tab):
 
 
 def test_speed_is_what_the_planner_says_of_each_concurrency(tab, speeds):
-    """More at once makes more tokens together, and each waits no less."""
+    """More at once makes more tokens together, and each waits no less; the curve ends with the most that fit."""
     assert speeds.isVisible()
     assert not tab.heat_map.isVisible()
-    pace = next(one for one in speeds.paces if one.batch == 8)
-    footprint = make_plan(with_values(state(tab).settled, batch=8)).footprint
-    assert (pace.tokens_per_s, pace.wait_s) == (footprint.speed["tokens_per_s"], footprint.speed["time_per_token_s"])
-    assert pace.verdict == footprint.verdict
+    for pace in speeds.paces[::4]:
+        footprint = make_plan(with_values(state(tab).settled, batch=pace.batch)).footprint
+        assert (pace.tokens_per_s, pace.wait_s) == pytest.approx(
+            (footprint.speed["tokens_per_s"], footprint.speed["time_per_token_s"])
+        )
+        assert pace.verdict == footprint.verdict
+    assert speeds.paces[-1].batch == state(tab).footprint.limits["max_batch"]
     waits, rates = [one.wait_s for one in speeds.paces], [one.tokens_per_s for one in speeds.paces]
     assert waits == sorted(waits)
     assert rates == sorted(rates)
 
 
-def test_a_point_of_the_speed_is_adopted_by_mouse_and_keys(tab, speeds):
+def test_a_point_of_the_speed_opens_the_why_panel(tab, speeds):
+    """The panel says the point's figures, and the parts that a step is the sum of."""
     QTest.mouseClick(speeds, Qt.MouseButton.LeftButton, pos=speeds.point_of(1).toPoint())
-    assert state(tab).scenario.inference.batch == 2
+    pace = speeds.paces[1]
+    told = tab.window().why.text()
+    assert f"{pace.batch} at once" in told
+    assert f"{pace.tokens_per_s:,.0f} tokens/s" in told
+    shares = state(tab).selection.pace.shares
+    assert sum(share.seconds for share in shares) == pytest.approx(pace.wait_s)
+    assert all(share.name in told for share in shares)
+    assert state(tab).scenario.inference.batch == 1, "a click changes nothing"
     speeds.setFocus()
-    speeds.show_paces(speeds.paces, 2)
     QTest.keyClick(speeds, Qt.Key.Key_Right)
-    assert "4 at once" in speeds.accessibleDescription()
+    assert f"{speeds.paces[2].batch} at once" in tab.window().why.text()
+    state(tab).edit("inference.batch", 2)
+    assert "at once" not in tab.window().why.text(), "after an edit the panel explains the plan again"
+
+
+def test_a_point_of_the_speed_is_adopted_by_mouse_and_keys(tab, speeds):
+    spot, second, third = speeds.point_of(1).toPoint(), speeds.paces[1], speeds.paces[2]
+    QTest.mouseClick(speeds, Qt.MouseButton.LeftButton, pos=spot)
+    QTest.mouseDClick(speeds, Qt.MouseButton.LeftButton, pos=spot)
+    assert state(tab).scenario.inference.batch == second.batch
+    speeds.setFocus()
+    speeds.show_paces(speeds.paces, second.batch)
+    QTest.keyClick(speeds, Qt.Key.Key_Right)
+    assert f"{third.batch} at once" in speeds.accessibleDescription()
     QTest.keyClick(speeds, Qt.Key.Key_Return)
-    assert state(tab).scenario.inference.batch == 4
+    assert state(tab).scenario.inference.batch == third.batch
     state(tab).undo_stack.undo()
     state(tab).undo_stack.undo()
     assert state(tab).scenario.inference.batch == 1

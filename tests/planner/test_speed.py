@@ -21,6 +21,8 @@ from planner.speed import (
     distinct_experts,
     parts_of,
     rates_of,
+    speed,
+    step_shares,
     tokens_per_s,
 )
 from resources.plan import find_gpu, find_model
@@ -190,3 +192,24 @@ def test_what_a_card_does_not_say_stays_unsaid() -> None:
     assert ask(gpu=blind) == {}
     assert rates_of(replace(A100, flops={}), "bf16", 1.0) is None
     assert ask(gpu=blind, weights="gguf:Q4_K_M", engine="llama.cpp") == {}
+
+
+@pytest.mark.parametrize("parallel", [{}, {"tensor": 2}, {"pipeline": 5}, {"data": 4, "expert": 4}])
+@pytest.mark.parametrize("offload", [{}, {"weights": 0.25}])
+def test_a_step_opens_to_the_parts_it_is_the_sum_of(parallel, offload) -> None:
+    """Rule: the shares of a step sum up to it, and the binding that has most of them binds it."""
+    document = {"version": 1, "model": "Qwen/Qwen3-30B-A3B", "task": "inference", "parallel": parallel, "offload": offload,
+                "inference": {"engine": "vllm", "batch": 16, "prompt_tokens": 500, "new_tokens": 100}}  # fmt: skip
+    found, scenario = find_model("Qwen/Qwen3-30B-A3B", network=False), parse_scenario(document)
+    shares = step_shares(scenario, found.architecture, BF16, A100)
+    whole = speed(scenario, found.architecture, BF16, A100)
+    assert sum(share.seconds for share in shares) == pytest.approx(whole["time_per_token_s"])
+    by = {share.bound_by: sum(one.seconds for one in shares if one.bound_by == share.bound_by) for share in shares}
+    assert max(by, key=by.get) == whole["bound_by"]
+    assert {"experts", "projections", "cache"} <= {share.name for share in shares}
+
+
+def test_a_training_that_is_not_modelled_has_no_speed() -> None:
+    """No linear has the name its adapters ask for: that is told by the footprint's notes, and nothing fails for it."""
+    lora = {"targets": ["no_such_module"]}
+    assert ask("training", "deepseek-ai/DeepSeek-V3.2", method="lora", lora=lora) == {}

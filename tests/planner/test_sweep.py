@@ -101,7 +101,7 @@ def test_the_matrix_of_gpus_is_made_of_predictions(engine) -> None:
             assert matrix.headroom[row, column] == (-1 if alone.headroom_bytes is None else alone.headroom_bytes)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "llama.cpp"])
 def test_the_curve_of_speed_ends_where_the_next_sequence_does_not_fit(engine) -> None:
     """More sequences at once give more tokens a second, and each waits longer for its own."""
     scenario, architecture, gpu, native = asked(MODELS[0], engine)
