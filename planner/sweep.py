@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.architecture.layers import Architecture
 from planner.calibration import Calibration
+from planner.engines.mixed import slowest_card
 from planner.engines.served import told_apart
 from planner.faults import Faults
 from planner.footprint import FITS_PERCENT, TIGHT_PERCENT, Footprint, Verdict
@@ -270,7 +271,7 @@ def speed_curve(
     if not most:
         return None
     batches = np.unique(np.round(np.geomspace(1, most, points)).astype(np.int64))
-    rates = _rates(settled, architecture, fmt, gpu, batches.tolist())
+    rates = _rates(settled, architecture, fmt, slowest_card(settled, gpu), batches.tolist())
     if rates is None:
         return None
     return SpeedCurve(batches, np.array(rates), batches / np.array(rates))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from planner.engines.mixed import slowest_card
 from planner.faults import Faults
 from planner.predict import predict, settled_of
 from planner.scenario import Scenario
@@ -65,7 +66,7 @@ def open_pace(plan: Plan, pace: Pace) -> OpenedPace:
     """Why a point of a plan's curve is where it is."""
     footprint = predict(pace.scenario, plan.architecture, plan.gpu, plan.model.native)
     settled, fmt = settled_of(pace.scenario, plan.architecture, plan.model.native)
-    shares = step_shares(settled, plan.architecture, fmt, plan.gpu)
+    shares = step_shares(settled, plan.architecture, fmt, slowest_card(settled, plan.gpu))
     return OpenedPace(pace, str(footprint.speed.get("bound_by") or ""), shares)
 
 
