@@ -34,7 +34,7 @@ TRANSFORMERS_INFERENCE = {
 }
 TRANSFORMERS_TRAINING = {
     "version": Option("str", "release of transformers whose loss is computed"),
-    "trl_version": Option("str", "release of TRL whose trainer of the objective runs"),
+    "trl_version": Option("str", "release of TRL whose trainer runs"),
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),
     "checkpoint_modules": Option("str", "what selective checkpointing recomputes", choices=("layers", "attention", "mlp")),
@@ -123,6 +123,7 @@ LLAMA_CPP = {
     "swa_full": Option("bool", "keep the full cache in sliding-window layers"),
     "n_gpu_layers": Option("int", "layers on the GPU, the output layer counted; -1 for all", -1, 100_000),
     "n_cpu_moe": Option("int", "layers whose experts stay on the host", 0, 100_000),
+    "override_tensor": Option("str", "tensors kept on another buffer: pattern=buffer, separated by commas"),
     "n_outputs_max": Option("int", "tokens whose logits are kept", 1, _TOKENS),
     "cpu_moe": Option("bool", "the experts of every layer stay on the host"),
     "split_mode": Option("str", "how several GPUs share the model", choices=("layer", "row", "none")),

@@ -19,7 +19,7 @@ EVERY_LAYER = 999
 VALUED = {
     "n_batch": "--batch-size", "n_ubatch": "--ubatch-size", "type_k": "--cache-type-k", "type_v": "--cache-type-v",
     "n_gpu_layers": "--n-gpu-layers", "n_cpu_moe": "--n-cpu-moe", "split_mode": "--split-mode", "tensor_split": "--tensor-split",
-    "main_gpu": "--main-gpu",
+    "main_gpu": "--main-gpu", "override_tensor": "--override-tensor",
 }  # fmt: skip
 DRAFT_VALUED = {
     "n_gpu_layers_draft": "--n-gpu-layers-draft", "type_k_draft": "--cache-type-k-draft", "type_v_draft": "--cache-type-v-draft",

@@ -20,6 +20,7 @@ from planner.engines.llama_cpp.options import (
     refuse,
     split_of,
 )
+from planner.engines.llama_cpp.overrides import host_experts
 from planner.engines.llama_cpp.placement import CUDA, Checkpoint, DeviceKind, Placement, placement_of
 from planner.faults import Fault, Faults
 from planner.footprint import Term
@@ -114,7 +115,7 @@ def plan_of(
     count = scenario.hardware.gpus * scenario.hardware.nodes if device_count is None else device_count
     refuse(scenario, architecture, options, count)
     file = checkpoint or _checkpoint(architecture, scenario, fmt)
-    placement = _placement(architecture, options, gpu_layers(scenario, options, architecture), count, kind)
+    placement = _placement(architecture, options, gpu_layers(scenario, options, architecture), count, kind, file)
     context = context_of(options, architecture.max_context_tokens)
     models, asked = [Laid(architecture, family, context, placement, file)], [options]
     if scenario.inference.speculation.method == "draft":
@@ -139,8 +140,8 @@ def _draft(scenario: Scenario, fmt: Format, options: Mapping[str, object], targe
         faults.append(Fault("inference.speculation.draft", message))
     if faults:
         raise Faults(faults)
-    placement = _placement(architecture, options, integer(options, "n_gpu_layers", -1), count, kind)
     file = _converted(architecture, fmt.file_type or PLAIN_FILE_TYPES.get(fmt.name, "F16"))
+    placement = _placement(architecture, options, integer(options, "n_gpu_layers", -1), count, kind, file)
     context = context_of(dict(options) | {"n_ctx": target.context.cells * target.context.streams}, None)
     return Laid(architecture, _family(architecture), context, placement, file, "draft")
 
@@ -150,7 +151,9 @@ def _read(config: Mapping[str, object]) -> Architecture:
     return read_config(config)
 
 
-def _placement(architecture: Architecture, options: Mapping[str, object], layers: int, count: int, kind: DeviceKind) -> Placement:
+def _placement(
+    architecture: Architecture, options: Mapping[str, object], layers: int, count: int, kind: DeviceKind, file: Checkpoint
+) -> Placement:
     return placement_of(
         len(architecture.decoder.layers),
         count,
@@ -159,6 +162,7 @@ def _placement(architecture: Architecture, options: Mapping[str, object], layers
         kind,
         split=split_of(options),
         caches_on_host=options.get("offload_kqv") is False,
+        host_experts=host_experts(options, file.tensors),
     )
 
 

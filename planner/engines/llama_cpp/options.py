@@ -62,7 +62,12 @@ def draft_options(options: Mapping[str, object]) -> dict[str, object]:
     """The options of a draft model's context: the target's, but caches, offloaded layers and outputs of its own."""
     own = {"type_k": "f16", "type_v": "f16", "n_gpu_layers": -1}
     given = {name: options[f"{name}_draft"] for name in own if f"{name}_draft" in options}
-    return dict(options) | own | given | {"n_outputs_max": integer(options, "n_seq_max", 1), "n_cpu_moe": 0, "cpu_moe": False}
+    return (
+        dict(options)
+        | own
+        | given
+        | {"n_outputs_max": integer(options, "n_seq_max", 1), "n_cpu_moe": 0, "cpu_moe": False, "override_tensor": ""}
+    )
 
 
 def split_of(options: Mapping[str, object]) -> Split:

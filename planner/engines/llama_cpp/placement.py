@@ -142,12 +142,13 @@ def placement_of(
     cpu_expert_layers: int = 0,
     kind: DeviceKind = CUDA,
     *,
+    host_experts: frozenset[int] = frozenset(),
     split: Split = EVEN,
     caches_on_host: bool = False,
 ) -> Placement:
     """The last ``gpu_layers`` layers (the output counted as one; −1: all) on the devices, in runs as long as their shares.
 
-    ``cpu_expert_layers``: how many first layers keep their routed experts on the host.
+    ``cpu_expert_layers``: how many first layers keep their routed experts on the host; ``host_experts``: which others do.
     """
     asked = layer_count + 1 if gpu_layers < 0 else gpu_layers
     on_devices = min(asked, layer_count + 1) if device_count else 0
@@ -161,8 +162,10 @@ def placement_of(
         return next(number for number, end in enumerate(ends) if end > Fraction(index - start, on_devices))
 
     *layers, output = (device_of(index) for index in range(layer_count + 1))
-    experts = [device_count if index < cpu_expert_layers else device for index, device in enumerate(layers)]
-    whole = asked > layer_count and not cpu_expert_layers and not caches_on_host
+    experts = [
+        device_count if index < cpu_expert_layers or index in host_experts else device for index, device in enumerate(layers)
+    ]
+    whole = asked > layer_count and not cpu_expert_layers and not host_experts and not caches_on_host
     return Placement(
         tuple(layers),
         tuple(experts),

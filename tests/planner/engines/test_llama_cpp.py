@@ -523,3 +523,40 @@ def test_a_draft_of_another_vocabulary_is_refused() -> None:
     speculation = {"method": "draft", "tokens": 4, "draft": report().runs()["models"]["tinyllama-1.1b-L22"]}
     with pytest.raises(Faults, match=r"inference\.speculation\.draft: .*32000 tokens"):
         footprint("llama3.1-8b-L32", speculation=speculation)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"), [(r"\.ffn_(up|down|gate)_exps=CPU", 48), (r"blk\.[0-9]\.ffn_.*_exps\.=CPU,token_embd=CPU", 10)]
+)
+def test_experts_named_by_a_pattern_stay_on_the_host(pattern: str, count: int) -> None:
+    """--cpu-moe and --n-cpu-moe are such patterns themselves (``common/arg.cpp``)."""
+    named = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"override_tensor": pattern})
+    counted = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"n_cpu_moe": count})
+    assert (named.devices, named.host) == (counted.devices, counted.host)
+
+
+def test_experts_of_any_layers_may_stay_on_the_host() -> None:
+    first = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"n_cpu_moe": 8})
+    last = footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"override_tensor": r"blk\.4[0-7]\.ffn_.*_exps=CPU"})
+    assert last.host.weights == pytest.approx(first.host.weights, rel=0.05)
+    assert last.placement.experts != first.placement.experts
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("exps", "must be pattern=buffer"),
+        ("(=CPU", "no regular expression"),
+        ("(.+)+x=CPU", "repeats of groups"),
+        ("x" * 3000, "3000"),
+    ],
+)
+def test_patterns_that_are_none_are_refused(pattern: str, words: str) -> None:
+    with pytest.raises(Faults, match=words):
+        footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"override_tensor": pattern})
+
+
+@pytest.mark.parametrize("pattern", ["attn_q=CPU", "_exps=CUDA0", "ffn_up_exps=CPU"])
+def test_other_tensors_and_buffers_are_not_derived(pattern: str) -> None:
+    with pytest.raises(NotModelled, match="override_tensor"):
+        footprint("qwen3-30b-a3b-L48", kind=CUDA, options={"override_tensor": pattern})
