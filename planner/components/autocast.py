@@ -33,12 +33,18 @@ READ = ("sdpa", "eager", "eager_wide", "alibi")
 
 
 def require_autocast(
-    architecture: Architecture, *, eager: bool = False, quantised: bool = False, prepared: bool = False, checkpointed: bool = False
+    architecture: Architecture,
+    *,
+    eager: bool = False,
+    quantised: bool = False,
+    prepared: bool = False,
+    checkpointed: bool = False,
+    narrow_ends: bool = False,
 ) -> None:
     """Raise :class:`NotModelled` for families whose tensors under autocast nobody has read.
 
     ``eager``: that was asked for; ``quantised``: over quantised weights, ``prepared``: with all others in fp32;
-    ``checkpointed``: recomputed.
+    ``checkpointed``: recomputed; ``narrow_ends``: with embeddings and head in 16 bit.
     """
     code, layers = implementation_of(architecture), architecture.decoder.layers
     if code is None or not all(map(_is_dense, layers)):
@@ -54,6 +60,8 @@ def require_autocast(
         raise NotModelled(
             f"{architecture.model_class}: mixed precision of layer norms over quantised weights has no closed form yet"
         )
+    if narrow_ends and (code.norm != "cast" or code.placement != "pre"):
+        raise NotModelled(f"{architecture.model_class}: embeddings in 16 bit beside these norms have no closed form yet")
     if prepared and not _is_read_prepared(layers, code, checkpointed=checkpointed):
         raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
 

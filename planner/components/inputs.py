@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, LatentAttention, SequenceMixer
 from planner.components.attention import mask_sizes
@@ -21,7 +23,8 @@ def hold_inputs(
 
     Checkpointed the first two are one tensor, unless positions are added or the checkpoint is on the host (``offloaded``).
     """
-    course.hold("workspace", "x", run.stream())
+    first = replace(run, narrow_input=run.narrow_ends)
+    course.hold("workspace", "x", first.entering())
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     _hold_masks(course, run, mixers)
     own = own_inputs(architecture.decoder, run)
@@ -39,7 +42,7 @@ def hold_inputs(
         tape.free("frequencies")
         course.run(tape.span(), 1, "rotary embedding")
     if not checkpointing or offloaded or run.code.keeps_positions:
-        course.level.change("workspace", EMBEDDINGS, run.hidden(), 1)
+        course.level.change("workspace", EMBEDDINGS, first.entering() if run.narrow_ends else run.hidden(), 1)
     if checkpointing or run.cached:
         for name, size in outliving(architecture.decoder.layers[0], run).items():
             course.level.change("workspace", name, size, 1)

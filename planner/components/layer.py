@@ -21,6 +21,7 @@ from planner.architecture.layers import (
     SequenceMixer,
 )
 from planner.components.attention import attention_forward
+from planner.components.autocast import is_wide
 from planner.components.autocast import narrowed as narrowed_size
 from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
 from planner.components.cache import cache_component, cached_tensors
@@ -140,7 +141,7 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     ``saving``: autograd is on. ``keeps_input``: the input outlives the layer (it is a checkpoint) and counts as an
     activation.
     """
-    start = {"x": Held(run.stream(), "workspace")}
+    start = {"x": Held(run.entering(), "workspace")}
     for name, size in cached_tensors(layer, run).items():
         start[name] = Held(size, cache_component(name))
     if not saving:
@@ -153,7 +154,7 @@ def layer_forward(layer: Layer, run: Run, *, saving: bool, keeps_input: bool = F
     g.name_results()
     if keeps_input:
         g.consume("x")
-        g.hold(CHECKPOINT, run.stream(), "activations")
+        g.hold(CHECKPOINT, run.entering(), "activations")
     elif g.is_saved("x"):
         g.rename("x", "layer input")
     else:
@@ -189,14 +190,14 @@ def layer_recomputed(layer: Layer, run: Run, laid: Laid, *, offloaded: bool = Fa
     if waits_for_images(layer):
         return Graph(run).span()
     run = replace(run, cached=False)
-    first = Graph(run, saving=True, start={"x": Held(run.stream(), "activations")}, constants=run.constants)
+    first = Graph(run, saving=True, start={"x": Held(run.entering(), "activations")}, constants=run.constants)
     _forward(first, layer)
     kept = {name: held for name, held in laid.live.items() if name.startswith(KEPT)}
     again = kept | _checkpointed(run, offloaded=offloaded)
     g = Graph(run, saving=True, start=again, stop_after=first.record.saves, constants=run.constants, kept=list(kept))
     gradients = {"y": "d"}
     record = g.begin_backward(first.record, gradients)
-    g.bring("x", run.stream(), "" if offloaded else CHECKPOINT)
+    g.bring("x", run.entering(), "" if offloaded else CHECKPOINT)
     try:
         _forward(g, layer)
     except Stopped:
@@ -213,14 +214,14 @@ def layer_recomputed_whole(layer: Layer, run: Run, *, offloaded: bool = False) -
         return Graph(run).span()
     run = replace(run, cached=False)
     g = Graph(run, saving=True, start=_checkpointed(run, offloaded=offloaded), constants=run.constants)
-    g.bring("x", run.stream(), "" if offloaded else CHECKPOINT)
+    g.bring("x", run.entering(), "" if offloaded else CHECKPOINT)
     _forward(g, layer)
     return _finish(g, g.record, {"y": g.share("d")}, "x", "y", "d")
 
 
 def _checkpointed(run: Run, *, offloaded: bool) -> dict[str, Held]:
     """What the backward of a checkpointed layer starts with."""
-    kept = {} if offloaded else {CHECKPOINT: Held(run.stream(), "activations")}
+    kept = {} if offloaded else {CHECKPOINT: Held(run.entering(), "activations")}
     return kept | {"d": Held(run.stream(), "workspace")}
 
 
@@ -332,7 +333,14 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
     if code.scales_branches:
         added = f"{branch} scaled"
         multiply(g, added, g.size_of(branch), branch)
-    add(g, out, g.run.stream(), stream, added)
+    add(g, out, _sum_size(g, stream, added), stream, added)
+def _sum_size(g: Graph, *inputs: str) -> Size:
+    """The residual stream's, in 16 bit as long as nothing wider was added (the first layer behind embeddings in 16 bit)."""
+    if g.run.narrow_input and not any(is_wide(g.size_of(name)) for name in inputs):
+        return g.run.entering()
+    return g.run.stream()
+
+
     if added != branch:
         g.free(added)
     if name != "attention" or not code.keeps_attention:

@@ -7,13 +7,14 @@ kernels, which need no whole weight; transformers 5.23 ``integrations/finegraine
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from planner.architecture.counts import is_routed
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, MixtureOfExperts, Weight
 from planner.components.tape import Level, Size
-from planner.formats.format import EXPERTS, Format, scheme_of
+from planner.formats.format import EXPERTS, Format, Override, scheme_of
 from planner.formats.storage import Awq, BitsAndBytes4Bit, Gptq, Plain, Scaled, Scheme
 from planner.modelled import NotModelled
 from planner.record import record
@@ -38,6 +39,8 @@ class QuantisedWeights:
     fmt: Format
     on_host: bool = False
     """Plain weights that the host holds: a module's come to the GPU for its product and go after it."""
+    has_narrow_ends: bool = False
+    """Embeddings and head are in 16 bit beside norms in fp32."""
 
     @property
     def rest_dtype(self) -> str:
@@ -63,6 +66,13 @@ class QuantisedWeights:
     def is_four_bit(self, weights: Sequence[Weight]) -> bool:
         """Whether a linear's weight is one of bitsandbytes' 4-bit kinds."""
         return isinstance(self.scheme(weights), BitsAndBytes4Bit)
+
+
+def with_narrow_ends(fmt: Format, architecture: Architecture) -> QuantisedWeights:
+    """The format with embeddings and head in bf16, whatever else is not quantised is in."""
+    modules = (weight.name.removesuffix(".weight") for weight in (*architecture.embeddings, *architecture.head))
+    ends = Override(tuple(modules), Plain("bf16"))
+    return QuantisedWeights(replace(fmt, overrides=(ends, *fmt.overrides)), has_narrow_ends=True)
 
 
 def is_known(fmt: Format) -> bool:

@@ -25,6 +25,7 @@ class Run:
 
     ``cached``: keys and values go through a cache (they are copied into it by ``torch.cat``).
     ``cuda``: attention runs by the CUDA flash kernel, else by the CPU's.
+    ``narrow_ends``: embeddings and head are in 16 bit beside fp32 norms; ``narrow_input``: so is what the layer reads.
     ``trainable``: weights get gradients, of modules by ``names`` where there are some (``path``: where the layer stands);
     ``adapters``: what trains beside frozen linears; ``constant_input``: nothing before the layer trains, so that its input
     needs no gradient; ``autocast``: products run in 16 bit by ``torch.autocast``; ``parameter_bytes``: of a parameter where it
@@ -60,6 +61,8 @@ class Run:
     autocast: bool = False
     parameter_bytes: int = 0
     compute_bytes: int = 0
+    narrow_ends: bool = False
+    narrow_input: bool = False
     keeps: tuple[str, ...] = ()
     recomputes: str = ""
 
@@ -87,6 +90,12 @@ class Run:
         if self.streams > 1:
             return self.heads(self.streams, self.hidden_size)
         return self.upcast(self.hidden_size) if self.residual_in_fp32 else self.hidden()
+
+    def entering(self) -> Size:
+        """The stream as the layer finds it: of the first layer what the embeddings make."""
+        if not self.narrow_input:
+            return self.stream()
+        return Size(batch=self.batch, sequence=self.sequence, hidden_size=self.hidden_size, bytes=self.compute_bytes)
 
     def upcast(self, width: int, rows: int = 1) -> Size:
         """The same in fp32; ``rows`` of them for each token (heads)."""

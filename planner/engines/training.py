@@ -29,6 +29,7 @@ from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.modelled import NotModelled
+from planner.engines.trl import casts_ends_back
 from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario, Training
 
 
@@ -52,6 +53,7 @@ def training_steps(
         eager=ask.attention == "eager", adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
+        narrow_ends=quantised is not None and quantised.has_narrow_ends,
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
@@ -84,6 +86,12 @@ def prepares(training: Training) -> bool:
 
 
 def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
+def has_narrow_ends(training: Training) -> bool:
+    """Whether the trainer casts embeddings and head of a 4-bit model back to 16 bit after that."""
+    casts = casts_ends_back(training.engine_options.get("trl_version"))
+    return casts and prepares(training) and training.precision == "amp-bf16" and training.objective == "sft"
+
+
     """Whether products run in 16 bit by ``torch.autocast``. Raises :class:`NotModelled` where what that makes is not derived."""
     ask = scenario.training
     if not ask.precision.startswith("amp"):
@@ -101,6 +109,7 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
         prepared=prepares(ask),
         checkpointed=checkpointed,
     )
+        narrow_ends=has_narrow_ends(ask),
     return True
 
 

@@ -11,13 +11,14 @@ from planner.architecture.layers import Architecture, Recurrent
 from planner.calibration import PERMILLE, Task
 from planner.components.frozen import TRAINED_OVER
 from planner.components.layer import require_modelled
-from planner.components.quantised import QuantisedWeights, is_known, require_modelled_experts
+from planner.components.quantised import QuantisedWeights, is_known, require_modelled_experts, with_narrow_ends
 from planner.components.quantised_cache import BITS_OF_KV_CACHE, cache_quantisation, require_groups
 from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
 from planner.engines.host_loading import loading_host
 from planner.engines.training import (
+    has_narrow_ends,
     prepares,
     require_choices,
     require_modelled_training,
@@ -31,6 +32,7 @@ from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, judge
 from planner.formats.checkpoint import known_bytes, resolve_format
 from planner.formats.format import Format
+from planner.formats.storage import BitsAndBytes4Bit
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
@@ -171,6 +173,8 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     if training:
         rest = "fp32" if prepares(scenario.training) else COMPUTED_IN.get(scenario.training.precision, "bf16")
         resolved = replace(resolved, rest_dtype=rest)
+        if has_narrow_ends(scenario.training) and isinstance(resolved.scheme, BitsAndBytes4Bit):
+            return with_narrow_ends(resolved, architecture)
     return QuantisedWeights(resolved)
 
 

@@ -64,6 +64,8 @@ class TrainingStep:
     compute_bytes: int = 0
     """Of a value in a 4-bit product, where what surrounds it was cast to fp32 (``prepare_model_for_kbit_training``)."""
     virtual_tokens: int = 0
+    narrow_ends: bool = False
+    """Embeddings and head were cast back to 16 bit then (TRL before 0.27)."""
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
@@ -78,7 +80,7 @@ class TrainingStep:
     @property
     def casts_head(self) -> bool:
         """Whether the head is fp32 and multiplied in 16 bit."""
-        return self.autocast and self.dtype_bytes == FP32_BYTES
+        return self.autocast and self.dtype_bytes == FP32_BYTES and not self.narrow_ends
 
 
 def training_phases(
@@ -107,7 +109,7 @@ def training_phases(
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
         trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
-        parameter_bytes=work.dtype_bytes if work.over_masters else 0,
+        parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
     )  # fmt: skip
     reached = reached_by_gradients(architecture, run, input_requires=bool(work.checkpointing) or work.virtual_tokens > 0)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
@@ -218,7 +220,7 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
         ("embeddings before their norm, fp32", widened(run.hidden()), int(cast)),
-        (LEAF, run.hidden(), int(leaf)),
+        (LEAF, replace(run, narrow_input=True).entering() if run.narrow_ends else run.hidden(), int(leaf)),
     ]
 
 
@@ -242,7 +244,7 @@ def _training_backward(
 ) -> None:  # fmt: skip
     around.at("backward", course)
     loss_backward(course, architecture, at_the_head(run), reached, around, work.loss)
-    if work.casts_head:
+    if work.casts_head or work.narrow_ends:
         _widen_gradient(course, run)
     if architecture.final_norm is not None and reached.before_head:
         course.run(_final_norm_backward(replace(run, path=""), laid[-1]), 1, "backward of the final norm")

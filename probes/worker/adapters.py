@@ -97,6 +97,8 @@ def _with_peft(model: Any, training: Training) -> Any:
     config = _scaling_config(peft, training) if training.method == "ia3" else _low_rank_config(peft, training)
     fp32 = bool(training.options.get("autocast_adapter_dtype", True))
     adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=fp32)
+    if _casts_back(training) and any(isinstance(module, Linear4bit) for module in adapted.modules()):
+        _narrow_ends(adapted)
     _run_as_over_bitsandbytes(adapted)
     return adapted
 
@@ -133,6 +135,22 @@ def cast_unquantised(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.to(torch.float32)
+
+
+def _casts_back(training: Training) -> bool:
+    """Whether TRL's trainer casts embeddings and head back after the preparation (before 0.27)."""
+    found = re.match(r"v?(\d+)\.(\d+)", str(training.options.get("trl_version", "")))
+    older = found is not None and (int(found[1]), int(found[2])) < (0, 27)
+    prepared = bool(training.options.get("prepare_for_kbit_training"))
+    return older and prepared and training.precision == "amp-bf16" and training.objective == "sft"
+
+
+def _narrow_ends(model: nn.Module) -> None:
+    """Embeddings and head in bf16 beside fp32 norms (TRL 0.26, models/utils.py, peft_module_casting_to_bf16)."""
+    for name, module in model.named_modules():
+        ends = any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe"))
+        if ends and "norm" not in name and getattr(module, "weight", None) is not None and module.weight.dtype == torch.float32:
+            module.to(torch.bfloat16)
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:

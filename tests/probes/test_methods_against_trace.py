@@ -112,6 +112,12 @@ def test_mixed_precision_over_prepared_quantised_weights_equals_the_trace(trace,
     assert_equal(trace, MODELS[model], PREPARED | more, weights)
 
 
+def test_ends_cast_back_to_16_bit_beside_prepared_norms_equal_the_trace(trace) -> None:
+    """TRL before 0.27: the first layer's stream is in 16 bit until its feed-forward block, whose norm is fp32, adds to it."""
+    older = {**PREPARED, "engine_options": {"prepare_for_kbit_training": True, "trl_version": "0.15.2"}}
+    assert_equal(trace, MODELS["llama"], older | {"lora": SOME, "checkpointing": "full"}, "nf4-dq")
+
+
 def test_a_last_norm_whose_result_is_its_weighed_rows_goes_before_the_backward_of_the_layers(trace) -> None:
     """In fp32 Gemma's norm casts nothing back."""
     assert_equal(trace, MODELS["gemma2"] | {"model_type": "gemma"}, {"precision": "fp32"})
