@@ -334,13 +334,6 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
         added = f"{branch} scaled"
         multiply(g, added, g.size_of(branch), branch)
     add(g, out, _sum_size(g, stream, added), stream, added)
-def _sum_size(g: Graph, *inputs: str) -> Size:
-    """The residual stream's, in 16 bit as long as nothing wider was added (the first layer behind embeddings in 16 bit)."""
-    if g.run.narrow_input and not any(is_wide(g.size_of(name)) for name in inputs):
-        return g.run.entering()
-    return g.run.stream()
-
-
     if added != branch:
         g.free(added)
     if name != "attention" or not code.keeps_attention:
@@ -352,6 +345,13 @@ def _sum_size(g: Graph, *inputs: str) -> Size:
         g.free(out)
         return f"{out} normed"
     return out
+
+
+def _sum_size(g: Graph, *inputs: str) -> Size:
+    """The residual stream's, in 16 bit as long as nothing wider was added (the first layer behind embeddings in 16 bit)."""
+    if g.run.narrow_input and not any(is_wide(g.size_of(name)) for name in inputs):
+        return g.run.entering()
+    return g.run.stream()
 
 
 def narrowed(g: Graph, stream: str) -> str:

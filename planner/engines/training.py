@@ -28,8 +28,8 @@ from planner.engines.releases import release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
-from planner.modelled import NotModelled
 from planner.engines.trl import casts_ends_back
+from planner.modelled import NotModelled
 from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario, Training
 
 
@@ -85,13 +85,13 @@ def prepares(training: Training) -> bool:
     return bool(training.engine_options.get("prepare_for_kbit_training"))
 
 
-def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
 def has_narrow_ends(training: Training) -> bool:
     """Whether the trainer casts embeddings and head of a 4-bit model back to 16 bit after that."""
     casts = casts_ends_back(training.engine_options.get("trl_version"))
     return casts and prepares(training) and training.precision == "amp-bf16" and training.objective == "sft"
 
 
+def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
     """Whether products run in 16 bit by ``torch.autocast``. Raises :class:`NotModelled` where what that makes is not derived."""
     ask = scenario.training
     if not ask.precision.startswith("amp"):
@@ -108,8 +108,8 @@ def has_narrow_ends(training: Training) -> bool:
         quantised=ask.method == "qlora",
         prepared=prepares(ask),
         checkpointed=checkpointed,
-    )
         narrow_ends=has_narrow_ends(ask),
+    )
     return True
 
 

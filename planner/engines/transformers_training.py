@@ -63,9 +63,9 @@ class TrainingStep:
     """Products run in 16 bit (``torch.autocast``), over fp32 weights where ``dtype_bytes`` say so."""
     compute_bytes: int = 0
     """Of a value in a 4-bit product, where what surrounds it was cast to fp32 (``prepare_model_for_kbit_training``)."""
-    virtual_tokens: int = 0
     narrow_ends: bool = False
     """Embeddings and head were cast back to 16 bit then (TRL before 0.27)."""
+    virtual_tokens: int = 0
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
