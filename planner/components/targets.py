@@ -39,6 +39,8 @@ FUSED = 2
 """Gate and up are one parameter, whose adapter has the rank of both."""
 OF_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 REFUSED_OF_MAMBA = ("out_proj", "conv1d")
+READ_BY_THE_MODEL = {"mamba": "dt_proj", "falcon_mamba": "dt_proj"}
+"""Linears of which the model multiplies the weight itself (``MambaMixer``): an adapter beside them is never reached."""
 
 
 @record
@@ -156,3 +158,6 @@ def _refuse_of_mamba(architecture: Architecture, names: tuple[str, ...]) -> None
             f"training.lora.targets: PEFT refuses to adapt {', '.join(refused)} of {architecture.model_type}"
             f"{', which all-linear names too' if every else ''}: name other linear layers"
         )
+    idle = READ_BY_THE_MODEL.get(architecture.model_type)
+    if any(name.rpartition(".")[2] == idle for name in names):
+        raise NotModelled(f"training.lora.targets: {architecture.model_type} reads the weight of {idle} past its adapter: leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
@@ -96,7 +97,10 @@ def _with_peft(model: Any, training: Training) -> Any:
     _check_targets(model, training.lora.targets)
     config = _scaling_config(peft, training) if training.method == "ia3" else _low_rank_config(peft, training)
     fp32 = bool(training.options.get("autocast_adapter_dtype", True))
-    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=fp32)
+    try:
+        adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=fp32)
+    except ValueError as error:
+        raise WorkerError("unsupported", f"{_TARGETS_FIELD}: PEFT refuses: {error}", _TARGETS_FIELD) from error
     if _casts_back(training) and any(isinstance(module, Linear4bit) for module in adapted.modules()):
         _narrow_ends(adapted)
     _run_as_over_bitsandbytes(adapted)
@@ -157,12 +161,28 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
     if targets == (ALL_LINEAR,):
         return
     paths = [name for name, _ in model.named_modules()]
-    missing = [target for target in targets if not any(f".{path}".endswith(f".{target}") for path in paths)]
+    turned = _turned_names(model)
+    missing = [
+        target
+        for target in targets
+        if target.rpartition(".")[2] not in turned and not any(f".{path}".endswith(f".{target}") for path in paths)
+    ]
     if missing or not targets:
         linears = {path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
         faulty = f"{', '.join(missing)} not in this model" if missing else "is empty"
         message = f"{_TARGETS_FIELD}: {faulty}; its linear layers are {', '.join(sorted(linears)) or 'none'}"
         raise WorkerError("bad_order", message, _TARGETS_FIELD)
+
+
+def _turned_names(model: nn.Module) -> Collection[str]:
+    """Linears of experts by the names they had in transformers 4: PEFT adapts what became of them in their place."""
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:
+        return ()
+    kinds = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return names.get(kinds.get(getattr(model.config, "model_type", ""), ""), {})
 
 
 def _run_as_over_bitsandbytes(model: nn.Module) -> None:

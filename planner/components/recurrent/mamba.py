@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from planner.architecture.layers import Recurrent, Weight
 from planner.components.graph import Gradients, Graph, Node, add, broadcast, linear, multiply, passed_on, weighted
 from planner.components.recurrent.convolution import causal_convolution
-from planner.components.recurrent.mamba2 import modules
+from planner.components.recurrent.mamba2 import modules, named
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
 from planner.components.run import FP32_BYTES
 from planner.components.tape import BLOCK_BYTES, Size
@@ -89,7 +89,7 @@ def _scan(g: Graph, mixer: Recurrent) -> None:
     g.make("step biased", inner, ("step",))
     g.make("step positive", inner, ("step biased",), ("step biased",))
     g.free("step biased")
-    g.make("A step", expanded, ("step positive",), ("step positive",), _expanded)
+    g.make("A step", expanded, ("step positive",), (), _expanded, for_weights=("step positive",))
     g.make("A discrete", expanded, ("A step",), ("A discrete",))
     g.free("A step")
     g.make("B discrete", expanded, ("step positive",), ("step positive",), _expanded)
@@ -105,7 +105,7 @@ def _scan(g: Graph, mixer: Recurrent) -> None:
     g.hold("state new", state)
     g.free("state decayed", "state old")
     _join_outputs(g, mixer, inner)
-    g.make("D x", wide, ("convolved x",), ("convolved x",), weighted)
+    g.make("D x", wide, ("convolved x",), (), weighted, weights=named(mixer, "D"), for_weights=("convolved x",))
     add(g, "outputs and x", wide, "outputs joined", "D x")
     g.free("D x", "outputs joined")
     g.make("gate open", inner, ("gate",), ("gate",))
