@@ -31,6 +31,7 @@ class Act(Enum):
     COPY_CHART = auto()
     COPY_TABLE = auto()
     PIN = auto()
+    KEEP = auto()
     FOCUS_MODEL = auto()
     PALETTE = auto()
     THEME_SYSTEM = auto()
@@ -75,13 +76,14 @@ _SPECS: dict[Act, _Spec] = {
     Act.EXPORT_REPORT: _Spec("&Report …", "Ctrl+Shift+R", "The plan as Markdown or HTML, with its chart"),
     Act.EXPORT_CHART: _Spec("&Chart …", "Ctrl+Shift+G", "The chart in front as PNG or SVG"),
     Act.EXPORT_TABLE: _Spec("&Table …", "Ctrl+Shift+T", "The table in front as CSV"),
-    Act.QUIT: _Spec("&Quit", _KEY.Quit),
+    Act.QUIT: _Spec("&Quit", "Ctrl+Q"),
     Act.COPY_LINK: _Spec("Copy &link", "Ctrl+L", "The plan as one line of text that opens anywhere; no path, no token"),
     Act.COPY_MARKDOWN: _Spec("Copy as &Markdown", "Ctrl+Alt+C", "The plan as a report to paste"),
     Act.COPY_ANSWER: _Spec("&Copy answer as JSON", "Ctrl+Shift+C", "What predict --json prints"),
     Act.COPY_CHART: _Spec("Copy c&hart", "", "The chart in front as a picture"),
     Act.COPY_TABLE: _Spec("Copy &table", "", "The table in front, as Markdown"),
     Act.PIN: _Spec("&Pin to compare", "Ctrl+D", "Keep this plan beside others in the Compare tab", "pin"),
+    Act.KEEP: _Spec("Keep in the h&istory", "Ctrl+Shift+D", "List this plan in the History tab, to open or compare it later"),
     Act.FOCUS_MODEL: _Spec("&Find a model", _KEY.Find),
     Act.PALETTE: _Spec("Command &palette …", "Ctrl+K", "Find any command, field or example by its name"),
     Act.THEME_SYSTEM: _Spec("&System", value="system"),

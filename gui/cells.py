@@ -107,11 +107,13 @@ class CellModel(QAbstractTableModel):
 
     def width_wanted(self, column: int) -> int:
         """Pixels in which no cell of a column, nor its heading, is cut."""
-        texts = [width_of(self.columns[column].heading, tabular=True)]
-        for row in self._cells:
-            cell = row[column]
-            texts.append(width_of(cell.text, bold=cell.bold, tabular=True) + (_SWATCH + _SPACE if cell.swatch else 0))
-        return round(max(texts)) + 2 * PADDING + 1
+        return max(round(width_of(self.columns[column].heading, tabular=True)) + 2 * PADDING + 1, self.figures_width(column))
+
+    def figures_width(self, column: int) -> int:
+        """Pixels in which no cell of a column is cut."""
+        cells = [row[column] for row in self._cells]
+        texts = (width_of(one.text, bold=one.bold, tabular=True) + (_SWATCH + _SPACE if one.swatch else 0) for one in cells)
+        return round(max(texts, default=0)) + 2 * PADDING + 1
 
     def _alignment(self, column: int) -> Qt.AlignmentFlag:
         side = Qt.AlignmentFlag.AlignRight if self.columns[column].figures else Qt.AlignmentFlag.AlignLeft

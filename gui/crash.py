@@ -13,6 +13,8 @@ from types import TracebackType
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtWidgets import QApplication, QMessageBox
 
+from gui.translate import tr
+
 logger = logging.getLogger(__name__)
 
 
@@ -72,10 +74,10 @@ class CrashReporter(QObject):
     def _show(self, summary: str, details: str) -> None:
         if self._dialog is not None:
             return
-        self._dialog = QMessageBox(QMessageBox.Icon.Warning, "Highwater", "Something went wrong that should not have.")
-        self._dialog.setInformativeText(f"{summary}\n\nThe window goes on; further errors are only logged.")
+        self._dialog = QMessageBox(QMessageBox.Icon.Warning, "Highwater", tr("Something went wrong that should not have."))
+        self._dialog.setInformativeText(f"{summary}\n\n{tr('The window goes on; further errors are only logged.')}")
         self._dialog.setDetailedText(details)
-        copy = self._dialog.addButton("Copy details", QMessageBox.ButtonRole.ActionRole)
+        copy = self._dialog.addButton(tr("Copy details"), QMessageBox.ButtonRole.ActionRole)
         copy.clicked.disconnect()
         copy.clicked.connect(self._copy)
         self._dialog.addButton(QMessageBox.StandardButton.Close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,16 @@ from PySide6.QtWidgets import QFileDialog, QMenu
 from gui import files
 from gui.actions import Act
 from gui.examples import EXAMPLES
+from gui.operations import Operation
 from gui.settings import RECENT_FILES, SESSION, Settings
 from gui.translate import tr
 from planner.faults import Faults
 from planner.scenario import ModelPath, Scenario, parse_scenario, to_json
+from resources.history import History, HistoryError
 
 if TYPE_CHECKING:
     from gui.window import MainWindow
+    from planner.footprint import Footprint
 
 KEPT = 10
 _MODEL_FILES = "Models (config.json *.json *.gguf *.safetensors);;All files (*)"
@@ -39,7 +43,7 @@ class Documents(QObject):
         self.slots = {
             Act.OPEN_SCENARIO: self.ask_scenario, Act.SAVE_SCENARIO: self.save, Act.SAVE_SCENARIO_AS: self.save_as,
             Act.OPEN_MODEL_FILE: self.ask_model_file, Act.OPEN_MODEL_FOLDER: self.ask_model_folder,
-            Act.OPEN_RECORDING: self.ask_recording,
+            Act.OPEN_RECORDING: self.ask_recording, Act.KEEP: self.keep,
         }  # fmt: skip
         self._fill_examples()
         self._fill_recent()
@@ -110,6 +114,26 @@ class Documents(QObject):
             self.save()
             self._remember(self.path)
 
+    @Slot()
+    def keep(self) -> None:
+        """Put the plan on screen into the history."""
+        plan = self._state.plan
+        if plan is None or not self._state.current:
+            self._window.say(self._state.trouble)
+            return
+        self._window.context.operations.start(Operation("keep", partial(_keep, plan.footprint), self._kept, self._not_kept))
+
+    @Slot(object)
+    def _kept(self, trouble: str) -> None:
+        self._window.say(trouble or tr("The plan is in the history"))
+        self._state.run_kept.emit()
+
+    @Slot(object)
+    def _not_kept(self, error: Exception) -> None:
+        if not isinstance(error, HistoryError):
+            raise error
+        self._window.say(str(error))
+
     def _ask(self, title: str, filters: str, folder: str = "") -> None:
         path, _ = QFileDialog.getOpenFileName(self._window, title, folder, filters)
         if path:
@@ -161,6 +185,15 @@ class Documents(QObject):
         sender = self.sender()
         if isinstance(sender, QAction):
             self.open_example(str(sender.data()))
+
+
+def _keep(footprint: Footprint) -> str:
+    """What the user should know of it, or nothing. Raises HistoryError."""
+    from probes.history import run_of_plan  # noqa: PLC0415  NumPy is not needed for the first paint
+
+    history = History()
+    history.add(run_of_plan(footprint))
+    return history.trouble
 
 
 def save_session(settings: Settings, scenario: Scenario) -> None:

@@ -20,7 +20,7 @@ MENUS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     )),
     ("&Edit", (
         "undo", "redo", None, Act.COPY_LINK, Act.COPY_MARKDOWN, Act.COPY_ANSWER, Act.COPY_CHART, Act.COPY_TABLE, None,
-        Act.PIN, None, Act.FOCUS_MODEL, Act.PALETTE,
+        Act.PIN, Act.KEEP, None, Act.FOCUS_MODEL, Act.PALETTE,
     )),
     ("&View", ("tabs", None, ("&Theme", THEMES), ("&Units", UNITS), None, Act.ZOOM_IN, Act.ZOOM_OUT, Act.ZOOM_RESET, None,
                Act.NEXT_PANE)),

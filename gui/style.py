@@ -37,7 +37,8 @@ QLineEdit, QComboBox, QAbstractSpinBox {
 QLineEdit:hover, QComboBox:hover, QAbstractSpinBox:hover { border-color: @muted; }
 QLineEdit:focus, QComboBox:focus, QAbstractSpinBox:focus { border: 1px solid @accent; }
 QLineEdit[role="bad"], QComboBox[role="bad"], QAbstractSpinBox[role="bad"] { border: 1px solid @over; }
-QLineEdit[role="plain"] { background: transparent; border: 1px solid transparent; font-weight: 600; padding: 1px 2px; }
+QLineEdit[role="plain"] { background: transparent; border: 1px solid transparent; font-weight: 600; padding: 1px 0;
+  margin-left: -3px; }
 QLineEdit[role="plain"]:hover, QLineEdit[role="plain"]:focus { border-color: @border; background: @surface; }
 QLineEdit[role="plain"]:read-only { border-color: transparent; background: transparent; }
 QComboBox { padding-right: 22px; }
@@ -96,6 +97,9 @@ QHeaderView::section { background: @surface; color: @muted; border: none; border
 QHeaderView::section:hover { color: @text; }
 QHeaderView::up-arrow { image: url("@icons/chevron-up-@tone.svg"); width: 10px; height: 10px; }
 QHeaderView::down-arrow { image: url("@icons/chevron-down-@tone.svg"); width: 10px; height: 10px; }
+QPlainTextEdit { background: @window; color: @text; border: 1px solid @border; border-radius: 5px; padding: 2px;
+  selection-background-color: @accent; selection-color: @accent_text; }
+QPlainTextEdit:focus { border: 1px solid @accent; }
 QTextBrowser { background: transparent; border: none; }
 QProgressBar { border: none; border-radius: 3px; background: @sunken; max-height: 6px; }
 QProgressBar::chunk { border-radius: 3px; background: @accent; }

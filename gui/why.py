@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from probes.peaks import OpenedPeak, TensorGroup
 
 WIDTH, NARROW = 300, 222
+_PAGE_MARGIN = 4
 _GROUPS_SHOWN = 12
+_OPTIONS = re.compile(r"\b(inference|training)\.engine_options\.")
+"""Options go by their own names, as they are typed: with their paths they are wider than the panel."""
 
 
 class WhyPanel(QWidget):
@@ -56,6 +60,7 @@ class WhyPanel(QWidget):
         self.setMinimumWidth(NARROW)
         heading = QLabel(tr("WHY"))
         set_role(heading, "section")
+        heading.setIndent(_PAGE_MARGIN)
         column = QVBoxLayout(self)
         column.setContentsMargins(14, 12, 6, 8)
         column.setSpacing(6)
@@ -118,7 +123,7 @@ def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[T
 def notes(footprint: Footprint) -> list[Paragraph]:
     """What was taken by default, and what else there is to know."""
     heading = [Paragraph(HEAD, tr("DEFAULTS AND NOTES"))] if footprint.notes else []
-    return [*heading, *(Paragraph(SMALL_PRINT, note) for note in footprint.notes)]
+    return [*heading, *(Paragraph(SMALL_PRINT, _OPTIONS.sub("", note)) for note in footprint.notes)]
 
 
 def opened(peak: OpenedPeak) -> list[Paragraph]:

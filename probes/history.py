@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.footprint import Footprint
 from probes.measurement import Measurement
 from probes.recording import RecordingState
 from resources.history import History, HistoryError, Run
@@ -49,6 +50,27 @@ def run_of(measurement: Measurement, recording: RecordingState) -> Run:
         predicted_device_bytes=predicted.get("device"),
         recording="" if recording.path is None else str(recording.path.absolute()),
         result={key: value for key, value in result.items() if key not in LEFT_OUT},
+    )
+
+
+def run_of_plan(footprint: Footprint) -> Run:
+    """What the history keeps of a plan that nothing has been run of."""
+    result = footprint.to_json()
+    scenario = footprint.scenario
+    task = str(scenario.get("task") or "")
+    peak = footprint.fullest.peak if footprint.fullest else None
+    return Run(
+        level=footprint.level,
+        model=model_name(scenario.get("model")),
+        task=task,
+        engine=str(_mapping(scenario.get(task)).get("engine") or ""),
+        gpu=str(_mapping(scenario.get("hardware")).get("gpu") or ""),
+        outcome="kept",
+        verdict=footprint.verdict,
+        phase=peak.name if peak else "",
+        predicted_allocated_bytes=peak.allocated if peak else None,
+        predicted_device_bytes=peak.device if peak else None,
+        result=result,
     )
 
 

@@ -45,6 +45,7 @@ MIGRATIONS = (
     );
     CREATE INDEX runs_by_time ON runs (created);
     """,
+    "ALTER TABLE runs ADD COLUMN tags TEXT NOT NULL DEFAULT ''",
 )
 """Each takes the tables from the version that is its index to the next."""
 _WAIT_S = 5.0
@@ -82,6 +83,8 @@ class Run:
     created: str = ""
     id: int = 0
     result: Mapping[str, Any] = field(default_factory=dict)
+    tags: str = ""
+    """Words of the user's own."""
 
     @property
     def error(self) -> float | None:
@@ -96,7 +99,7 @@ class Run:
 
 
 _SUMMARY = tuple(column.name for column in fields(Run) if column.name != "result")
-_SEARCHED = ("model", "level", "task", "engine", "gpu", "device", "outcome", "verdict")
+_SEARCHED = ("model", "level", "task", "engine", "gpu", "device", "outcome", "verdict", "tags")
 
 
 class History:
@@ -139,6 +142,14 @@ class History:
         if row is None:
             raise HistoryError(f"run {number}: there is none of this number; `history` lists them")
         return Run(**dict(zip(_SUMMARY, row, strict=False)), result=_result(row[-1]))
+
+    def tag(self, numbers: Iterable[int], tags: str) -> int:
+        """Give runs these words of the user's own, instead of those they have; how many there were."""
+        words = " ".join(tags.split())
+        with self._open() as database:
+            return sum(
+                database.execute("UPDATE runs SET tags = ? WHERE id = ?", (words, number)).rowcount for number in numbers
+            )  # fmt: skip
 
     def delete(self, numbers: Iterable[int]) -> int:
         """Forget runs; how many there were. Their recordings stay."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
-from PySide6.QtGui import QFontDatabase, QFontMetrics, QGuiApplication
+from PySide6.QtGui import QFontDatabase, QFontMetrics, QGuiApplication, QResizeEvent
 from PySide6.QtWidgets import (
     QFileDialog,
     QFrame,
@@ -25,7 +25,7 @@ from gui.translate import tr
 if TYPE_CHECKING:
     from planner.commands import Command
 
-_MOST_LINES = 18
+_MOST_LINES, _SPARE = 24, 4
 
 
 class CommandCard(QFrame):
@@ -36,7 +36,7 @@ class CommandCard(QFrame):
         self._command: Command | None = None
         self.title, self.version, self.notes = QLabel(), QLabel(), QLabel()
         self.text = QPlainTextEdit()
-        self.copy, self.save = QPushButton(tr("Copy")), QPushButton(tr("Save…"))
+        self.copy, self.save = QPushButton(tr("Copy")), QPushButton(tr("Save …"))
         self._lay_out()
         self.copy.clicked.connect(self._copy)
         self.save.clicked.connect(self._save)
@@ -79,10 +79,20 @@ class CommandCard(QFrame):
         self.text.setAccessibleName(command.title)
         self.copy.setAccessibleName(tr("Copy {title}").format(title=command.title))
         self.save.setAccessibleName(tr("Save {title}").format(title=command.title))
-        lines = min(self.text.blockCount(), _MOST_LINES)
+        self._fit()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """A bar to scroll sideways takes room of its own."""
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        metrics = QFontMetrics(self.text.font())
+        lines = self.text.toPlainText().split("\n")
         frame = 2 * int(self.text.document().documentMargin()) + 2 * self.text.frameWidth()
-        bar = self.text.horizontalScrollBar().sizeHint().height()
-        self.text.setFixedHeight((lines + 1) * QFontMetrics(self.text.font()).lineSpacing() + frame + bar)
+        wide = max(metrics.horizontalAdvance(line) for line in lines) + frame > self.text.width()
+        bar = self.text.horizontalScrollBar().sizeHint().height() if wide else 0
+        self.text.setFixedHeight(min(len(lines), _MOST_LINES) * metrics.lineSpacing() + frame + bar + _SPARE)
 
     @Slot()
     def _copy(self) -> None:

@@ -28,7 +28,7 @@ class CommandsTab(QWidget):
         set_role(self.stale, "warning")
         inside = QWidget()
         self._column = QVBoxLayout(inside)
-        self._column.setContentsMargins(0, 0, 4, 0)
+        self._column.setContentsMargins(0, 0, 0, 0)
         self._column.setSpacing(10)
         self._column.addStretch(1)
         area = QScrollArea()

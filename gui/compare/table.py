@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress, translated
 from gui.compare.difference import Figure, Input, differing_inputs, figures
+from gui.theme import px
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
@@ -27,42 +29,55 @@ class DifferenceTable(CellTable):
         self.differences = CellModel([Column("")], self)
         dress(self, self.differences, _ROW_HEIGHT)
         self.setAccessibleName(tr("Differences between the plans"))
+        self._inputs: Sequence[Input] = ()
+        self._figures: Sequence[Figure] = ()
 
     def show_plans(self, names: Sequence[str], footprints: Sequence[Footprint]) -> None:
         """Compare ``footprints``, called ``names``; the first is what the others are held against."""
         columns = (Column(tr("At the peak")), *(Column(name, figures=True) for name in names))
-        rows = [_input_cells(one) for one in differing_inputs(footprints)]
-        rows += [_figure_cells(one) for one in figures(footprints)]
+        self._inputs, self._figures = differing_inputs(footprints), figures(footprints)
         if translated(columns) != self.differences.columns:
             self.differences.show_columns(columns)
             header = self.horizontalHeader()
             header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
             header.setSectionResizeMode(0, QHeaderView.ResizeMode.Fixed)
-            self.setColumnWidth(0, _FIRST_WIDTH)
-        self.differences.show_cells(rows)
+        self._fill()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """What there is room for is another."""
+        super().resizeEvent(event)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Sizes with their differences; where these would be cut, the differences alone: what they differ from stands first."""
+        inputs = [_input_cells(one) for one in self._inputs]
+        self.differences.show_cells([*inputs, *(_figure_cells(one) for one in self._figures)])
+        self.setColumnWidth(0, min(px(_FIRST_WIDTH), self.differences.width_wanted(0)))
+        others = range(1, self.differences.columnCount())
+        room = (self.viewport().width() - self.columnWidth(0)) // max(1, len(others))
+        if any(self.differences.figures_width(column) > room for column in others):
+            self.differences.show_cells([*inputs, *(_figure_cells(one, alone=True) for one in self._figures)])
 
 
 def _input_cells(row: Input) -> list[Cell]:
     tip = tr("An input that differs")
-    values = [
-        Cell(_shown(value), value if isinstance(value, int | float) else _shown(value), tip, bold=True) for value in row.values
-    ]
+    values = [Cell(_shown(value), _raw(value), tip, bold=True) for value in row.values]
     return [Cell(row.path, row.path, tip, "accent"), *values]
 
 
-def _figure_cells(row: Figure) -> list[Cell]:
+def _figure_cells(row: Figure, *, alone: bool = False) -> list[Cell]:
     named: Word = word(METERS if row.name in METER_NAMES else COMPONENTS, row.name)
     head = Cell(named.label, row.name, named.meaning, swatch="" if row.name in METER_NAMES else row.name)
-    return [head, *(_size_cell(size, change) for size, change in zip(row.sizes, row.differences, strict=True))]
+    return [head, *(_size_cell(size, change, alone=alone) for size, change in zip(row.sizes, row.differences, strict=True))]
 
 
-def _size_cell(size: int | None, change: int | None) -> Cell:
+def _size_cell(size: int | None, change: int | None, *, alone: bool) -> Cell:
     if size is None:
         return Cell(tr("N/A"), nan, tr("No phase of this plan could be sized"), "muted")
     signed = f"{'+' if change and change > 0 else ''}{format_bytes(change)}" if change else ""
-    text = f"{format_bytes(size)}   ({signed})" if signed else format_bytes(size)
+    text = signed if signed and alone else f"{format_bytes(size)}   ({signed})" if signed else format_bytes(size)
     ink = "text" if not change else "over" if change > 0 else "fits"
-    return Cell(text, size, "\n".join(filter(None, (f"{size:,} bytes", signed))), ink)
+    return Cell(text, size, "\n".join(filter(None, (format_bytes(size), tr("{} bytes").format(f"{size:,}"), signed))), ink)
 
 
 def _raw(value: object) -> object:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gui.fits.speeds import Pace, paces_of
 from planner.engines.served import SERVED
 from planner.faults import Faults
-from planner.footprint import Footprint, Verdict
+from planner.footprint import TIGHT_BELOW, Footprint, Verdict
 from planner.predict import predict
 from planner.scenario import Scenario
 from planner.solve import (
@@ -59,6 +59,11 @@ class Answer:
     scenario: Scenario
     verdict: Verdict
     share: float | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it does not fit for another reason than how full it is: the engine does not start with it."""
+        return self.verdict == "does_not_fit" and self.share is not None and self.share <= TIGHT_BELOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,5 +71,7 @@ def _cell(answer: Answer) -> Cell:
     tip = f"{word(VERDICTS, answer.verdict).label}. {tr('Double-click to take it into the form.')}"
     if answer.share is None:
         return Cell(mark, nan, tr("Unknown: there is no closed form for this choice yet."), ink)
+    if answer.refused:
+        return Cell(mark, answer.share, tr("The engine refuses it.") + f" {tip}", ink)
     share = f"{answer.share:.0%}".replace("%", " %") if answer.share < 10 else ">999 %"
     return Cell(f"{mark} {share}", answer.share, tip, ink)

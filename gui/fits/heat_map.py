@@ -17,7 +17,8 @@ from planner.palette import DIAGONAL
 from planner.words import VERDICTS
 
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 8, 40, 8
-_LEAST_CELL, _MOST_CELL = 22, 40
+_LEAST_CELL, _MOST_CELL = 22, 96
+_MOST_SHARE = 10
 _STEPS = {Qt.Key.Key_Left: (0, -1), Qt.Key.Key_Right: (0, 1), Qt.Key.Key_Up: (1, 0), Qt.Key.Key_Down: (-1, 0)}
 
 
@@ -126,7 +127,9 @@ class HeatMap(QWidget):
             return ""
         answer = self._map.answers[cell[0]][cell[1]]
         load = tr("{} × {} tokens").format(self._map.batches[cell[0]], f"{self._map.contexts[cell[1]]:,}")
-        return f"{load}: {word(VERDICTS, answer.verdict).label}{f', {answer.share:.0%}' if answer.share is not None else ''}"
+        share = f", {answer.share:,.0%}".replace("%", " %") if answer.share is not None else ""
+        refused = tr(". The engine refuses it: the notes in the panel at the right say why.") if answer.refused else ""
+        return f"{load}: {word(VERDICTS, answer.verdict).label}{share}{refused}"
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Cells, the line between what fits and what does not, axes, the cursor."""
@@ -152,7 +155,7 @@ class HeatMap(QWidget):
         painter.fillRect(inner, ground)
         if answer.verdict == "does_not_fit":
             paint_hatch(painter, inner, DIAGONAL, mixed(ground, theme().colour("over"), 0.3))
-        text = "?" if answer.share is None else f"{answer.share:.0%}".replace("%", " %") if answer.share < 10 else "×10"
+        text = said(answer)
         if answer.verdict == "does_not_fit":
             painter.fillRect(_centred(inner, width_of(text, SMALL, tabular=True) + 6), ground)
         write(painter, inner, text, ink_on(ground), SMALL, tabular=True, align=CENTRE)
@@ -192,6 +195,15 @@ class HeatMap(QWidget):
         painter.rotate(-90)
         write(painter, QRectF(-60, -8, 120, 16), tr("Batch"), ink, SMALL, align=CENTRE)
         painter.restore()
+
+
+def said(answer: Answer) -> str:
+    """How full; a mark where the engine refuses what there would be room for."""
+    if answer.share is None:
+        return "?"
+    if answer.refused:
+        return "✘"
+    return f"{answer.share:.0%}".replace("%", " %") if answer.share < _MOST_SHARE else "≥10×"
 
 
 def _ground(answer: Answer) -> QColor:

@@ -30,6 +30,7 @@ _NO_CLOSED_FORM = (
 )
 _NOT_YET = Word("", "Being worked out")
 _LINE = 18
+_LEAST_SHARE = 0.0005
 _ROOM_FOR_FORMULA, _ROW_HEIGHT = 560, 28
 _WIDE = ((0, 150), (1, 96), (2, 72), (3, 90))
 _NARROW = ((1, 84), (2, 64), (3, 80))
@@ -184,12 +185,17 @@ class ComponentTable(CellTable):
         self.hovered.emit(self.components.line(index.row()).component)
 
 
+def _percent(share: float) -> str:
+    """A share that takes memory is never shown as none."""
+    return "< 0.1 %" if 0 < share < _LEAST_SHARE else f"{share:.1%}".replace("%", " %")
+
+
 def _cells(line: Line) -> list[Cell]:
     named, sure = word(COMPONENTS, line.component), word(CERTAINTIES, line.certainty) if line.certainty else _NOT_YET
     return [
         Cell(named.label, line.component, named.meaning, swatch=line.component),
         Cell(format_bytes(line.size_bytes), line.size_bytes, tr("{} bytes").format(f"{line.size_bytes:,}")),
-        Cell(f"{line.share:.1%}".replace("%", " %"), line.share, named.meaning, "muted"),
+        Cell(_percent(line.share), line.share, named.meaning, "muted"),
         Cell(sure.label, line.certainty, sure.meaning, "muted"),
         Cell(line.formula, line.formula, line.formula, "muted"),
     ]

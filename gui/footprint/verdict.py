@@ -179,14 +179,23 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
         return "  ·  ".join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
     parts.append(tr("peak in {}").format(word(PHASES, worst[1].name).label.lower()))
     if footprint.headroom_bytes is not None:
-        short = footprint.headroom_bytes < 0
-        parts.append((tr("short by {}") if short else tr("headroom {}")).format(format_bytes(abs(footprint.headroom_bytes))))
+        parts.append(_headroom_words(footprint.headroom_bytes, *worst))
     if footprint.uncertainty_bytes:
         parts.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
     parts += _host_words(footprint.host)
     if now is not None:
         parts.append(_now_words(now, worst[1].device if footprint.verdict in GOOD else 0))
     return "  ·  ".join(parts)
+
+
+def _headroom_words(headroom_bytes: int, gpu: GpuFootprint, phase: Phase) -> str:
+    """What is left, or what is missing; an engine that takes a share of the card for its cache can lack room in that alone."""
+    if headroom_bytes > 0:
+        return tr("headroom {}").format(format_bytes(headroom_bytes))
+    if headroom_bytes == 0:
+        return tr("no headroom")
+    inside = gpu.capacity_bytes is not None and phase.device <= gpu.capacity_bytes
+    return (tr("its cache is short by {}") if inside else tr("short by {}")).format(format_bytes(-headroom_bytes))
 
 
 def _host_words(host: Host) -> list[str]:

@@ -163,7 +163,18 @@ class FormPanel(QScrollArea):
         for path, field in self.fields.items():
             if field.spec.suits(scenario):
                 field.set_value(_shown(value_at(scenario, path)))
+        self._count_folded(scenario)
         self._arrange()
+
+    def _count_folded(self, scenario: Scenario) -> None:
+        """What is folded away and not as it is by default is counted, so that nothing works unseen."""
+        usual = Scenario("", scenario.task)
+        folded = (spec for spec in FIELDS if spec.advanced and spec.suits(scenario))
+        changed = sum(value_at(scenario, spec.path) != value_at(usual, spec.path) for spec in folded)
+        text = tr("Advanced · {} set").format(changed) if changed else tr("Advanced")
+        if self._fold.text() != text:
+            self._fold.setText(text)
+            self._fold.setAccessibleName(tr("Advanced fields, {} set").format(changed) if changed else tr("Advanced fields"))
 
     @Slot()
     def _arrange(self) -> None:

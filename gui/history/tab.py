@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QTimer, Slot
-from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtGui import QHideEvent, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from gui.export import TableMenu, tell
 from gui.history.table import RunTable
 from gui.operations import Operation
-from gui.theme import set_role
+from gui.theme import px, set_role
 from gui.translate import tr
 from gui.units import units
 from planner.faults import Faults
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gui.context import Context
 
 _PAUSE_MS = 150
+_ROOM_FOR_BUTTONS = 540
 _MOST = 5000
 _FILES = "CSV (*.csv);;JSON (*.json)"
 _EMPTY = "No run yet. Measure or Rehearse in the Probe tab, and it is listed here with its error."
@@ -39,6 +40,7 @@ class HistoryTab(QWidget):
         self._context = context
         self._history = History()
         self.filter = QLineEdit(placeholderText=tr("Filter by model, card, engine, outcome"), clearButtonEnabled=True)
+        self.tags = QLineEdit(placeholderText=tr("Tags of the chosen runs"), toolTip=tr("Words of your own; the filter finds them"))
         self.table = RunTable()
         self.note = QLabel(wordWrap=True, visible=False)
         self.buttons = {
@@ -61,14 +63,19 @@ class HistoryTab(QWidget):
     def _lay_out(self) -> None:
         self.filter.setAccessibleName(tr("Filter the runs"))
         set_role(self.note, "muted")
+        self.tags.setAccessibleName(tr("Tags of the chosen runs"))
         row = QHBoxLayout()
+        row.setSpacing(6)
         for button in self.buttons.values():
             row.addWidget(button)
         row.addStretch(1)
         column = QVBoxLayout(self)
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
-        column.addWidget(self.filter)
+        top = QHBoxLayout()
+        top.addWidget(self.filter, 3)
+        top.addWidget(self.tags, 2)
+        column.addLayout(top)
         column.addWidget(self.note)
         column.addWidget(self.table, 1)
         column.addLayout(row)
@@ -80,6 +87,7 @@ class HistoryTab(QWidget):
         self._pause.timeout.connect(self.refresh)
         self.table.chosen.connect(self._show_choice)
         self.table.opened.connect(self._open)
+        self.tags.editingFinished.connect(self._tag)
         slots = {
             "open": self._open,
             "pin": self._pin,
@@ -92,6 +100,14 @@ class HistoryTab(QWidget):
             self.buttons[name].clicked.connect(slot)
         self._context.state.run_kept.connect(self.refresh)
         units().changed.connect(self.refresh)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Buttons are smaller where they would be cut."""
+        super().resizeEvent(event)
+        role = "compact" if self.width() < px(_ROOM_FOR_BUTTONS) else ""
+        for button in self.buttons.values():
+            if (button.property("role") or "") != role:
+                set_role(button, role)
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Out of sight nothing is asked."""
@@ -133,6 +149,9 @@ class HistoryTab(QWidget):
         self.buttons["pin"].setEnabled(bool(chosen))
         self.buttons["replay"].setEnabled(len(chosen) == 1 and bool(chosen[0].recording))
         self.buttons["delete"].setEnabled(bool(chosen))
+        self.tags.setEnabled(bool(chosen))
+        if not self.tags.hasFocus():
+            self.tags.setText(chosen[0].tags if len({run.tags for run in chosen}) == 1 else "")
         self.buttons["calibrate"].setEnabled(any(run.recording for run in chosen))
         self.buttons["export"].setEnabled(bool(self.table.runs.rowCount()))
 
@@ -171,6 +190,19 @@ class HistoryTab(QWidget):
     @Slot()
     def _calibrate(self) -> None:
         self.window().calibrate([Path(run.recording) for run in self.table.selected() if run.recording])
+
+    @Slot()
+    def _tag(self) -> None:
+        words, chosen = " ".join(self.tags.text().split()), self.table.selected()
+        changed = [run.id for run in chosen if run.tags != words]
+        if changed and self.tags.isModified():
+            self.tags.setModified(False)
+            self._in_background("history tag", partial(self._history.tag, changed, words), self._tagged)
+
+    @Slot(object)
+    def _tagged(self, count: int) -> None:
+        tell(self, tr("{} tagged").format(count))
+        self.refresh()
 
     @Slot()
     def _delete(self) -> None:

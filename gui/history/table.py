@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from math import nan
 from typing import Any
 
@@ -18,19 +18,27 @@ from resources.history import Run
 
 _COLUMNS = (
     Column("When"), Column("Model"), Column("Kind"), Column("Workload"), Column("Where"), Column("Predicted", figures=True),
-    Column("Took", figures=True), Column("Error", figures=True), Column("Outcome"),
+    Column("Took", figures=True), Column("Error", figures=True), Column("Outcome"), Column("Tags"),
 )  # fmt: skip
-_WIDTHS = {0: 98, 2: 82, 3: 78, 5: 84, 6: 84, 7: 66, 8: 104}
+_WIDTHS = {0: 98, 2: 82, 3: 78, 5: 84, 6: 84, 7: 66, 8: 104, 9: 90}
+_WORKLOAD, _TAGS, _ROOM_FOR_TAGS = 3, 9, 640
 _ROOM_FOR = {4: 860, 3: 640, 2: 600, 5: 560}
 """Columns that give way where the table is narrower; the tool tip of the model tells the same."""
 _ROW_HEIGHT = 26
 _CLOSE, _NEAR = 0.05, 0.15
 _KINDS = {"measure": "Measured", "rehearse": "Rehearsed", "predict": "Predicted"}
-_OUTCOMES = {"completed": ("Completed", "fits"), "out_of_memory": ("Out of memory", "over"), "stopped": ("Stopped", "muted")}
+_OUTCOMES = {
+    "completed": ("Completed", "fits"),
+    "out_of_memory": ("Out of memory", "over"),
+    "stopped": ("Stopped", "muted"),
+    "kept": ("Kept", "muted"),
+}
 
 
 class RunModel(CellModel):
     """Runs as rows, sorted by their raw values."""
+
+    shown = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__([Column(tr(column.heading), column.figures) for column in _COLUMNS], parent)
@@ -46,11 +54,17 @@ class RunModel(CellModel):
         rows.sort(key=lambda row: _order(row[1][self._column].raw), reverse=self._descending)
         self._rows = rows
         self.show_cells([cells for _, cells in rows])
+        self.shown.emit()
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
         """Sort by a column, now and from now on."""
         self._column, self._descending = column, order == Qt.SortOrder.DescendingOrder
         self.show_runs(self._runs)
+
+    @property
+    def tagged(self) -> bool:
+        """Whether any run has tags."""
+        return any(run.tags for run in self._runs)
 
     def run(self, row: int) -> Run:
         """The run of a row."""
@@ -78,12 +92,20 @@ class RunTable(CellTable):
             self.setColumnWidth(column, width)
         self.selectionModel().selectionChanged.connect(self._changed)
         self.activated.connect(self.opened)
+        self.runs.shown.connect(self._show_tags)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """What there is no room for is left out."""
         for column, width in _ROOM_FOR.items():
             self.setColumnHidden(column, self.width() < width)
+        self._show_tags()
         super().resizeEvent(event)
+
+    @Slot()
+    def _show_tags(self) -> None:
+        tagged = self.runs.tagged and self.width() >= _ROOM_FOR_TAGS
+        self.setColumnHidden(_TAGS, not tagged)
+        self.setColumnHidden(_WORKLOAD, self.width() < _ROOM_FOR[4 if tagged else _WORKLOAD])
 
     def selected(self) -> list[Run]:
         """The selected runs from top to bottom."""
@@ -99,7 +121,12 @@ def _cells(run: Run) -> list[Cell]:
     where = run.device or run.gpu
     return [
         Cell(_when(run.created), run.created, run.created),
-        Cell(run.model.rsplit("/", 1)[-1], run.model, f"{run.model}\n{run.task} · {run.engine}\n{where}", bold=True),
+        Cell(
+            run.model.rsplit("/", 1)[-1],
+            run.model,
+            "\n".join(filter(None, (run.model, f"{run.task} · {run.engine}", where, run.tags))),
+            bold=True,
+        ),
         Cell(tr(_KINDS.get(run.level, run.level)), run.level, ink="muted"),
         Cell(f"{run.task}", f"{run.task} {run.engine}", f"{run.task} · {run.engine}", "muted"),
         Cell(where, where, f"{where}\n{run.gpu}", "muted"),
@@ -107,6 +134,7 @@ def _cells(run: Run) -> list[Cell]:
         _size(run.allocated_bytes),
         _error(run.error),
         Cell(tr(outcome), run.outcome, run.verdict, ink),
+        Cell(run.tags, run.tags, run.tags, "muted"),
     ]
 
 
@@ -130,7 +158,8 @@ def _error(error: float | None) -> Cell:
 def _when(created: str) -> str:
     """Local time, as short as it can be told."""
     try:
-        return datetime.fromisoformat(created).astimezone().strftime("%d %b %H:%M")
+        local = datetime.fromisoformat(created).astimezone()
+        return local.strftime("%d %b %H:%M" if local.year == datetime.now(UTC).year else "%d %b %Y")
     except ValueError:
         return created
 

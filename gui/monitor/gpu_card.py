@@ -15,7 +15,7 @@ from probes.monitor import gpu_label
 from probes.nvml import GpuReading
 
 SPAN_S = 300.0
-_KEPT = 1200
+KEPT = 1200
 _HOTTEST_CELSIUS, _LEAST_POWER_W = 100.0, 100.0
 
 
@@ -32,7 +32,7 @@ class GpuCard(QFrame):
             "power": MeterChart(tr("Power"), "reserved"),
             "heat": MeterChart(tr("Temperature"), "device"),
         }
-        self._series = Ring(len(self.charts), _KEPT)
+        self._series = Ring(len(self.charts), KEPT)
         self._power_limit = _LEAST_POWER_W
         set_role(self.title, "head")
         row = QHBoxLayout()

@@ -13,7 +13,8 @@ from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.export import TableMenu
 from gui.monitor.floating import Dock, Panel
 from gui.monitor.gpu_card import GpuCard
-from gui.theme import set_role
+from gui.monitor.host_card import HostCard
+from gui.theme import px, set_role
 from gui.translate import tr
 from gui.units import format_bytes
 from probes.monitor import Holder, Monitor, Snapshot, gpu_label
@@ -26,8 +27,10 @@ _COLUMNS = (
     Column("GPU"), Column("Process", figures=True), Column("Name"), Column("User"), Column("Memory", figures=True),
     Column("RAM", figures=True),
 )  # fmt: skip
+_WIDTHS = {0: 64, 1: 80, 3: 90, 4: 96, 5: 96}
+_NAME = 2
 _ROW_HEIGHT, _LEAST_TABLE = 24, 120
-_NO_DRIVER = "There is no NVIDIA driver here, so there is nothing to watch."
+_NO_DRIVER = "There is no NVIDIA driver here, so there is no GPU to watch."
 _NOBODY = "No process holds memory of a GPU, or the driver does not say."
 
 
@@ -37,6 +40,7 @@ class MonitorTab(QWidget):
     def __init__(self, _context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.cards: dict[str, GpuCard] = {}
+        self.host = HostCard()
         self.words = QLabel(tr("Looking for GPUs …"), wordWrap=True)
         self.holders = CellModel([Column(tr(column.heading), column.figures) for column in _COLUMNS], self)
         self.table = CellTable()
@@ -53,13 +57,17 @@ class MonitorTab(QWidget):
         set_role(self.words, "muted")
         dress(self.table, self.holders, _ROW_HEIGHT)
         self.table.setAccessibleName(tr("Processes that hold GPU memory"))
-        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
+        for column, width in _WIDTHS.items():
+            self.table.setColumnWidth(column, px(width))
         self.table.setMinimumHeight(_LEAST_TABLE)
         TableMenu(self.table, self.holders)
         body, scroll = QWidget(), QScrollArea(widgetResizable=True, frameShape=QFrame.Shape.NoFrame)
         self._column = QVBoxLayout(body)
         self._column.setContentsMargins(0, 0, 0, 0)
         self._column.setSpacing(10)
+        self._column.addWidget(self.host)
         self._column.addStretch(1)
         set_role(body, "side")
         scroll.setWidget(body)
@@ -100,10 +108,11 @@ class MonitorTab(QWidget):
             name = gpu_label(reading)
             if name not in self.cards:
                 self.cards[name] = GpuCard()
-                self._column.insertWidget(self._column.count() - 1, self.cards[name])
+                self._column.insertWidget(self._column.count() - 2, self.cards[name])
             self.cards[name].add(snapshot.t, reading)
         for name in [name for name in self.cards if name not in {gpu_label(gpu) for gpu in snapshot.gpus}]:
             self.cards.pop(name).deleteLater()
+        self.host.read(snapshot.t)
         self.holders.show_cells([_cells(holder) for holder in snapshot.holders])
         told = "" if snapshot.gpus else str(snapshot.state) or tr(_NO_DRIVER)
         self.words.setText(told or ("" if snapshot.holders else tr(_NOBODY)))

@@ -55,3 +55,12 @@ def test_an_unsound_form_keeps_the_last_commands_and_says_so(commands) -> None:
     window.context.state.edit("inference.batch", 0)
     assert tab.stale.isVisible()
     assert shown(tab)
+
+
+def test_a_short_command_has_no_room_for_lines_that_are_not_there(commands) -> None:
+    window, tab = commands
+    window.context.state.edit("inference.engine", "vllm")
+    (card,) = shown(tab)
+    line = card.text.fontMetrics().lineSpacing()
+    assert card.text.blockCount() == 1
+    assert card.text.height() < 2.5 * line

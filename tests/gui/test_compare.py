@@ -105,3 +105,19 @@ def test_the_differences_keep_qt_s_rules(window, qtmodeltester):
     table = DifferenceTable(window)
     table.show_plans(["a"], [window.context.state.footprint])
     qtmodeltester.check(table.differences)
+
+
+@pytest.mark.parametrize("width", [1400, 1000])
+def test_what_a_change_does_is_not_cut(open_window, width):
+    window = open_window(size=(width, 700))
+    tab = window.show_tab("compare")
+    for batch in (4, 16):
+        pin(window)
+        window.context.state.edit("inference.batch", batch)
+    QApplication.processEvents()
+    model = tab.table.differences
+    assert model.columnCount() == 4
+    for at in range(1, 4):
+        assert model.figures_width(at) <= tab.table.columnWidth(at)
+    shown = next(model.cell(row, 2).text for row in range(model.rowCount()) if model.cell(row, 0).raw == "kv_cache")
+    assert shown.startswith("−") == (width == 1000)

@@ -7,7 +7,8 @@ from PySide6.QtTest import QTest
 from gui.examples import EXAMPLES
 from gui.fits.answers import GOOD, fits_of
 from gui.fits.cards import CardTable
-from planner.scenario import Hardware, Inference, Scenario, parse_scenario
+from gui.fits.heat_map import said
+from planner.scenario import Hardware, Inference, Parallel, Scenario, parse_scenario
 from planner.solve import context_of, with_context, with_values
 from resources.plan import make_plan
 
@@ -192,3 +193,16 @@ def test_how_far_over_a_card_is_can_be_read(open_window, qtbot):
     assert any(">999 %" in tab.table.cards.cell(row, 2).text for row in range(tab.table.cards.rowCount()))
     for column in range(2, 6):
         assert tab.table.cards.width_wanted(column) <= tab.table.columnWidth(column)
+
+
+def test_a_load_that_the_engine_refuses_is_not_told_to_be_nearly_empty(open_window, qtbot):
+    """A server that does not start with its longest request holds one of 512 tokens no better."""
+    plan = Scenario("moonshotai/Kimi-K2-Instruct", "inference", inference=Inference("vllm", batch=64, prompt_tokens=32768),
+                    hardware=Hardware("H200 SXM 141GB", gpus=8), parallel=Parallel(tensor=8))  # fmt: skip
+    tab = open_window(plan).show_tab("fits")
+    qtbot.waitUntil(lambda: tab.settled, timeout=20_000)
+    answer = tab.heat_map._map.answers[0][0]
+    assert (answer.verdict, answer.refused) == ("does_not_fit", True)
+    assert said(answer) == "✘"
+    assert "refuses" in tab.heat_map._tip((0, 0))
+    assert all(said(one) != "✘" for row in fits_of(make_plan(CHAT), CHAT).map.answers for one in row)

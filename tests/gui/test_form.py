@@ -274,3 +274,13 @@ def test_an_example_is_a_sound_scenario_of_a_bundled_model(example):
     assert parse_scenario(to_json(example.scenario)) == example.scenario
     assert example.scenario.model in model_ids()
     assert example.scenario.hardware.gpu in gpu_names()
+
+
+def test_what_is_folded_away_and_set_is_counted(window):
+    form, state = window.form, window.context.state
+    assert form._fold.text() == "Advanced"
+    state.edit("parallel.pipeline", 2)
+    state.edit("hardware.nodes", 2)
+    assert form._fold.text() == "Advanced · 2 set"
+    state.undo_stack.undo()
+    assert form._fold.text() == "Advanced · 1 set"

@@ -8,6 +8,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QFileDialog
 
+from gui.actions import Act
 from gui.history.table import RunModel
 from planner.scenario import to_json
 from resources.history import History, Run
@@ -136,3 +137,37 @@ def test_the_runs_keep_qt_s_rules(qtmodeltester, runs):
     model = RunModel()
     model.show_runs(runs.runs())
     qtmodeltester.check(model)
+
+
+def test_chosen_runs_are_tagged_and_found_by_their_tags(tab, qtbot, runs):
+    assert not tab.tags.isEnabled()
+    assert tab.table.isColumnHidden(9)
+    tab.table.selectRow(0)
+    QTest.keyClicks(tab.tags, "night run")
+    QTest.keyClick(tab.tags, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: column(tab, 9).count("night run") == 1)
+    assert not tab.table.isColumnHidden(9)
+    tab.filter.setText("night")
+    qtbot.waitUntil(lambda: tab.table.runs.rowCount() == 1)
+    assert [run.tags for run in runs.runs("night")] == ["night run"]
+
+
+def test_a_plan_is_kept_without_a_run_and_opened_again(window, tab, qtbot):
+    window.context.state.edit("inference.batch", 3)
+    window.action(Act.KEEP).trigger()
+    qtbot.waitUntil(lambda: "predict" in column(tab, 2))
+    row = column(tab, 2).index("predict")
+    kept = tab.table.runs.run(row)
+    peak = window.context.state.footprint.fullest.peak
+    assert (kept.predicted_allocated_bytes, kept.allocated_bytes, kept.outcome) == (peak.allocated, None, "kept")
+    window.context.state.edit("inference.batch", 9)
+    tab.table.selectRow(row)
+    click(tab, "open")
+    qtbot.waitUntil(lambda: window.context.state.scenario.inference.batch == 3)
+
+
+def test_no_button_is_cut_in_the_smallest_window(open_window, qtbot):
+    tab = open_window(size=(1000, 700)).show_tab("history")
+    qtbot.wait(50)
+    for button in tab.buttons.values():
+        assert button.fontMetrics().horizontalAdvance(button.text().replace("&", "")) <= button.width() - 12, button.text()

@@ -90,3 +90,13 @@ def test_it_can_stand_in_a_window_of_its_own(window, tab, qtbot):
     assert tab._reader._sampler is None
     window.show_tab("monitor")
     assert tab.panel.isVisible()
+
+
+def test_the_host_is_there_without_any_gpu(tab):
+    for second in range(3):
+        tab.show_snapshot(Snapshot(float(second), NvmlState(), ()))
+    assert tab.host.isVisible()
+    assert tab.host.memory.text.endswith("GiB")
+    assert tab.host.load.text.endswith("%")
+    tab.show_snapshot(Snapshot(4.0, NvmlState(), (reading(0),)))
+    assert tab._column.indexOf(tab.cards["0"]) < tab._column.indexOf(tab.host)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,28 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         History(tmp_path / "file" / "history.sqlite").add(RUN)
     with pytest.raises(HistoryError, match="HIGHWATER_HOME"):
         History(tmp_path).runs()
+
+
+def test_tags_are_the_users_words_and_are_found(history: History) -> None:
+    first, second = history.add(RUN), history.add(RUN)
+    assert history.tag([first, 999], "  baseline   of March ") == 1
+    assert [(run.id, run.tags) for run in history.runs("march")] == [(first, "baseline of March")]
+    assert history.run(second).tags == ""
+    assert "baseline of March" in history.export_csv([first])
+    history.tag([first], "")
+    assert history.runs("march") == []
+
+
+def test_a_history_from_before_there_were_tags_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    with sqlite3.connect(path) as database:
+        for statement in module.MIGRATIONS[0].split(";"):
+            database.execute(statement)
+        names = "created, level, model, task, engine, gpu, device, outcome, verdict, phase, recording, result"
+        row = ("2026-01-01T00:00:00+00:00", "measure", "a/b", "", "", "", "", "", "", "", "", zlib.compress(b"{}"))
+        database.execute(f"INSERT INTO runs ({names}) VALUES ({', '.join('?' * len(row))})", row)
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    history = History(path)
+    assert [(run.model, run.tags) for run in history.runs()] == [("a/b", "")]
+    assert history.tag([1], "old") == 1
