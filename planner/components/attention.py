@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
-from planner.components.graph import Graph, linear, multiply, sliced
+from planner.components.graph import Graph, linear, multiply, passed_on, sliced
 from planner.components.kernels import (
     FLASH_MAX_HEAD_DIM,
     Operands,
@@ -78,7 +78,7 @@ def _through_cache(g: Graph, mixer: Attention) -> tuple[str, str]:
     if run.quantised_cache is not None:
         return quantised_forward(g, mixer, run.quantised_cache)
     if mixer.kv == "own":
-        (_static_cache if run.static_tokens else _cache_forward)(g, mixer)
+        (_static_cache if run.static_tokens else _behind_prefix if g.saving else _cache_forward)(g, mixer)
         if overflows(run, mixer):
             return "k rotated", "v"
     return "k cached", "v cached"
@@ -96,11 +96,13 @@ def needs_mask(run: Run, mixer: Attention) -> bool:
     """Whether attention takes a mask tensor.
 
     A window that is reached can't be said by ``is_causal`` alone (``masking_utils``); eager code adds a mask always, and
-    so do classes that ask for one (Falcon).
+    so do classes that ask for one (Falcon). Nor can it say several queries behind cached keys (a trained prefix).
     """
     if run.eager or run.code.attention != "sdpa" or run.code.masked:
         return True
     if run.static_tokens and run.past_tokens:
+        return True
+    if run.past_tokens and run.sequence > 1:
         return True
     window = mixer.window_tokens or mixer.chunk_tokens
     return window is not None and run.sequence > 1 and run.past_tokens + run.sequence >= window
@@ -264,6 +266,15 @@ def _cache_forward(g: Graph, mixer: Attention) -> None:
         if not windowed:
             g.consume(f"{name} past")
     g.consume(*(f"{name} past" for name in names))
+    g.free("k rotated", "v")
+
+
+def _behind_prefix(g: Graph, mixer: Attention) -> None:
+    """In training keys and values are copied behind those of a trained prefix (PEFT's, in a cache of its own)."""
+    for name, own in (("k", "k rotated"), ("v", "v")):
+        size = g.run.cache(mixer, name, g.run.past_cells(mixer) + g.run.sequence)
+        g.make(f"{name} cached", size, (f"{name} past", own), (), passed_on, component="kv_cache")
+        g.consume(f"{name} past")
     g.free("k rotated", "v")
 
 

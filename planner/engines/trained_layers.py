@@ -40,11 +40,12 @@ class Reached:
     head: bool
 
 
-def reached_by_gradients(architecture: Architecture, run: Run, *, input_requires: bool = False) -> Reached:
+def reached_by_gradients(architecture: Architecture, run: Run, *, input_requires: bool = False, prefixed: bool = False) -> Reached:
     """Walk from the embeddings to the head, and note where the first trained parameter stands.
 
     ``input_requires``: what the embeddings make requires a gradient although they are frozen: trained vectors stand before
-    it, or checkpointing asks for it (transformers ``enable_input_require_grads``).
+    it, or checkpointing asks for it (transformers ``enable_input_require_grads``). ``prefixed``: keys and values of every layer
+    stand behind trained ones.
     """
     outside = replace(run, path="")
     stack = architecture.decoder
@@ -60,7 +61,7 @@ def reached_by_gradients(architecture: Architecture, run: Run, *, input_requires
             own = own if run.names else replace(run, constant_input=not needs, narrow_input=first)
             groups[key] = (TrainedLayers(layer, own, ()), [])
         groups[key][1].append(index)
-        needs = needs or bool(named) or _changes(run, weights)
+        needs = needs or bool(named) or prefixed or _changes(run, weights)
     final = architecture.final_norm.weights if architecture.final_norm is not None else ()
     before_head = needs or _trains(outside, final)
     head = _trains(outside, architecture.head or (architecture.embeddings[:1] if architecture.tied_head else ()))

@@ -24,6 +24,7 @@ from planner.components.trainable import Trainable, head_names, trainable_tensor
 from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import EXTRAS, hold_others, objective_of
+from planner.engines.prefix import prefix_of
 from planner.engines.releases import release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
@@ -54,7 +55,7 @@ def training_steps(
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         narrow_ends=quantised is not None and quantised.has_narrow_ends,
-        virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0,
+        virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
     hold_others(weights, loaded, work.objective)
@@ -192,7 +193,7 @@ def require_modelled_training(scenario: Scenario) -> None:
     training = scenario.training
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
-        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt")),
+        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix")),
         "training.precision": (training.precision, ("bf16", "fp32", "amp-bf16", "amp-fp16")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, CHECKPOINTINGS),

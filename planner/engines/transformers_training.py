@@ -24,6 +24,7 @@ from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import Objective
+from planner.engines.prefix import CACHED_KEYS, Prefix
 from planner.engines.trained_layers import Reached, TrainedLayers, reached_by_gradients
 from planner.engines.training_loss import (
     HEAD_INPUT,
@@ -67,6 +68,8 @@ class TrainingStep:
     """Embeddings and head were cast back to 16 bit then (TRL before 0.27)."""
     virtual_tokens: int = 0
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
+    prefix: Prefix | None = None
+    """Trained keys and values before every layer's own; then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
     loss: Loss = Loss()
     objective: Objective | None = None
@@ -107,11 +110,14 @@ def training_phases(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
         cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA, eager=work.eager,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
-        trainable=work.adapters is None and not work.virtual_tokens, adapters=work.adapters, names=work.names,
+        cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
+        trainable=work.adapters is None and not work.virtual_tokens and work.prefix is None, adapters=work.adapters,
+        names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
     )  # fmt: skip
-    reached = reached_by_gradients(architecture, run, input_requires=bool(work.checkpointing) or work.virtual_tokens > 0)
+    requires = bool(work.checkpointing) or work.virtual_tokens > 0
+    reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)
     objective, waiting = work.objective, accumulating and not around.holds_gradients
     course.hold("workspace", "input ids", tokens, objective.inputs if objective is not None else 1)
@@ -144,6 +150,8 @@ def _training_forward(
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
     checkpointing, loss = work.checkpointing, work.loss
     around.at("forward", course)
+    if work.prefix is not None:
+        work.prefix.begin(course, architecture, run)
     hold_inputs(course, architecture, run, checkpointing=bool(checkpointing), offloaded=checkpointing.offloads)
     for name, size, count in _kept_of_embeddings(architecture, run, reached, work):
         course.hold("activations", name, size, count)
@@ -168,7 +176,7 @@ def _training_forward(
         _hold_head_casts(course, architecture, run, reached)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
     _forget_cached(course)
-    drop(course, "embeddings")
+    drop(course, "embeddings", *CACHED_KEYS)
     around.at("loss", course)
     return laid
 
@@ -263,6 +271,8 @@ def _training_backward(
         _embedding_backward(course, architecture, run)
     else:
         drop(course, "d")
+    if work.prefix is not None:
+        work.prefix.backward(course, architecture, run)
     if work.virtual_tokens and not run.accumulating:
         _hold_gradients(course, work.trained)
     if work.adapters is not None and not run.accumulating:
