@@ -13,6 +13,7 @@ from planner.components.graph import Gradients, Graph, Node, Rule, passed_on
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
 from planner.record import record
+from planner.symbolic.amount import smallest
 
 FLASH_MAX_HEAD_DIM = 256
 Kernel = Literal["flash", "efficient", "math"]
@@ -140,32 +141,24 @@ def _fused_rule(g: Graph, node: Node, gradient: str, ops: Operands) -> Gradients
 
 
 def math(g: Graph, ops: Operands) -> None:
-    """``_scaled_dot_product_attention_math``: everything in fp32, scores of all pairs, no copy of the heads shared.
+    """``_scaled_dot_product_attention_math``: everything in fp32, scores of all pairs.
 
-    A mask (``where`` of the boolean one) is added in the model's dtype.
+    A mask (``where`` of the boolean one) is added in the model's dtype; without one a causal mask is made in fp32, which stays to
+    the end, and so do keys and values that are repeated for every head first.
     """
-    run = g.run
+    run, causal = g.run, not ops.masked and g.run.sequence > 1
     scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
     wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
-    few = {"batch": run.batch, "keys": ops.keys, "heads": ops.kv_heads, "fp32_bytes": 4}
-    # One sequence's only key head is every query head's by a view.
-    every = {**few, "heads": ops.heads, "copies": 1 if ops.kv_heads > 1 else min(run.batch - 1, 1)}
     if ops.masked:
         g.hold("mask", Size(batch=run.batch, queries=run.sequence, keys=ops.keys, bytes=run.dtype_bytes))
-    if run.dtype_bytes != FP32_BYTES:
-        g.make("q fp32", wide, (ops.q,))
-        g.make("k fp32", Size(**few, head_dim=ops.head_dim), (ops.k,))
-        g.make("v fp32", Size(**few, head_dim=ops.value_head_dim), (ops.v,))
-    else:
-        for name in "qkv":
-            g.view(f"{name} fp32", getattr(ops, name))
+    _widen_operands(g, ops)
     g.make("q scaled", wide, ("q fp32",))
-    g.make("k scaled", Size(**few, head_dim=ops.head_dim), ("k fp32",))
-    g.make("q by head", wide, ("q scaled",))
-    g.make("k by head", Size(**every, head_dim=ops.head_dim), ("k scaled",), (), _summed_heads)
+    if causal:
+        _causal_mask(g, ops)
+    _keys_by_head(g, ops, repeats=ops.grouped and not ops.masked)
     g.make("scores", scores, ("q by head", "k by head"), ("q by head", "k by head"))
     g.free("q by head", "k by head", "k scaled")
-    if ops.masked:
+    if ops.masked or causal:
         g.make("scores masked", scores, ("scores",), (), passed_on)
         g.free("scores")
         g.rename("scores masked", "scores")
@@ -173,16 +166,61 @@ def math(g: Graph, ops: Operands) -> None:
     g.free("scores")
     if run.dtype_bytes != FP32_BYTES:
         g.make("probabilities cast", run.scores(ops.heads, ops.keys), ("probabilities fp32",))
-    g.make("v by head", Size(**every, head_dim=ops.value_head_dim), ("v fp32",), (), _summed_heads)
+    if not ops.grouped or ops.masked:
+        g.make("v by head", _every(run, ops, ops.value_head_dim), ("v fp32",), (), _summed_heads)
     inputs = ("probabilities fp32", "v by head")
     g.make("attended fp32", run.heads(ops.heads, ops.value_head_dim, FP32_BYTES), inputs, inputs)
-    g.free("v by head")
+    g.free("v by head", "k repeated")
     if run.dtype_bytes != FP32_BYTES:
         g.make("attended", run.heads(ops.heads, ops.value_head_dim), ("attended fp32",))
         g.free("attended fp32")
     else:
         g.rename("attended fp32", "attended")
-    g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "q scaled", "probabilities cast", "mask")
+    g.free("probabilities fp32", "v fp32", "k fp32", "q fp32", "q scaled", "probabilities cast", "mask", "causal mask")
+
+
+def _widen_operands(g: Graph, ops: Operands) -> None:
+    """Queries, keys and values in fp32."""
+    run, few = g.run, {"batch": g.run.batch, "keys": ops.keys, "heads": ops.kv_heads, "fp32_bytes": 4}
+    if run.dtype_bytes == FP32_BYTES:
+        for name in "qkv":
+            g.view(f"{name} fp32", getattr(ops, name))
+        return
+    g.make("q fp32", run.heads(ops.heads, ops.head_dim, FP32_BYTES), (ops.q,))
+    g.make("k fp32", Size(**few, head_dim=ops.head_dim), (ops.k,))
+    g.make("v fp32", Size(**few, head_dim=ops.value_head_dim), (ops.v,))
+
+
+def _every(run: Run, ops: Operands, width: int) -> Size:
+    """Keys or values of every head in fp32; one sequence's only key head is every query head's by a view."""
+    copies = 1 if ops.kv_heads > 1 else smallest(run.batch - 1, 1)
+    return Size(batch=run.batch, keys=ops.keys, heads=ops.heads, head_dim=width, copies=copies, fp32_bytes=4)
+
+
+def _keys_by_head(g: Graph, ops: Operands, *, repeats: bool) -> None:
+    """Operands of the first product; ``repeats``: keys and values are repeated before the scale, else the product copies them."""
+    run = g.run
+    wide, every = run.heads(ops.heads, ops.head_dim, FP32_BYTES), _every(run, ops, ops.head_dim)
+    if repeats:
+        g.make("k repeated", every, ("k fp32",), (), _summed_heads)
+        g.make("v by head", _every(run, ops, ops.value_head_dim), ("v fp32",), (), _summed_heads)
+        g.make("k by head", every, ("k repeated",))
+        g.make("q by head", wide, ("q scaled",))
+        return
+    few = Size(batch=run.batch, keys=ops.keys, heads=ops.kv_heads, head_dim=ops.head_dim, fp32_bytes=4)
+    g.make("k scaled", few, ("k fp32",))
+    g.make("q by head", wide, ("q scaled",))
+    g.make("k by head", every, ("k scaled",), (), _summed_heads)
+
+
+def _causal_mask(g: Graph, ops: Operands) -> None:
+    """A triangle of booleans, then numbers."""
+    cells = {"queries": g.run.sequence, "keys": ops.keys}
+    for name in ("causal cells", "causal triangle"):
+        g.hold(name, Size(**cells, bool_bytes=1))
+    g.free("causal cells")
+    g.hold("causal mask", Size(**cells, fp32_bytes=4))
+    g.free("causal triangle")
 
 
 def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool, dropout: bool = False) -> None:

@@ -92,6 +92,12 @@ def test_a_checkpointed_family_equals_the_trace_on_cuda(trace, model: str) -> No
     assert_equal(trace, MODELS[model], WORK["checkpointed"], "cuda")
 
 
+def test_grouped_attention_in_fp32_holds_repeated_keys_and_a_causal_mask(trace) -> None:
+    """No fused kernel takes both: the math one repeats first and keeps its mask of numbers to the end."""
+    training = {"batch": 2, "sequence": 500, "checkpointing": "full", "precision": "fp32"}
+    assert_equal(trace, MODELS["llama"], {"task": "training", "training": training}, "cuda")
+
+
 @pytest.mark.parametrize("work", ["long"])
 @pytest.mark.parametrize("model", SPARSE)
 def test_experts_and_latent_attention_equal_the_trace_on_cuda(trace, model: str, work: str) -> None:
