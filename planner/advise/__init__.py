@@ -54,7 +54,8 @@ def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> 
     """Proposals for a settled scenario, best first: those that make it fit by what they cost, then by what they save.
 
     ``predict``: the footprint of a scenario for the model and card at hand. When no cheap change makes a plan fit, the
-    cheapest set of up to four that does is among them. A plan whose footprint is unknown gets no advice.
+    cheapest set of up to four that does is among them. A server takes what it may whatever is asked of it: there a change
+    counts that brings a better verdict. A plan whose footprint is unknown gets no advice.
     """
     now = predict(scenario)
     before = _device_bytes(now)
@@ -62,7 +63,7 @@ def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> 
         return ()
     seen = _Seen(predict, before, now.verdict)
     found = [_chosen((), dial, seen) for dial in changes_of(scenario, architecture)]
-    single = sorted((pair[1] for pair in found if pair and pair[1].saving_bytes > 0), key=_rank)
+    single = sorted((pair[1] for pair in found if pair and (pair[1].saving_bytes > 0 or seen.is_better(pair[1]))), key=_rank)
     if now.verdict == "does_not_fit" and not any(_fits(advice) and advice.effort < LARGE for advice in single):
         single = sorted((*_together(scenario, architecture, seen), *single), key=_rank)
     return tuple(single)

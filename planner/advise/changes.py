@@ -88,10 +88,19 @@ OPTIMIZERS: tuple[tuple[str, str, str, int, str], ...] = (
     ("paged_adamw_8bit", "Paged 8-bit AdamW", "states move to the host when memory is short", CLEAR, _QLORA),
     ("adafactor", "Adafactor", "another optimizer: tune its learning rate anew", CLEAR, "Shazeer and Stern 2018, Adafactor"),
 )
+HISTORIES: Mapping[str, tuple[str, str, int, str]] = {
+    "retrieve": ("Retrieve", "only passages that an embedding model finds are seen; it takes memory of its own", CLEAR,
+                 "Lewis et al. 2020, Retrieval-Augmented Generation"),
+    "summarise": ("Summarise into", "details of earlier turns are lost; a summary is written every turn", LARGE,
+                  "Xu et al. 2022, Beyond Goldfish Memory, table 5"),
+}  # fmt: skip
+"""What stands for the earlier turns of a conversation: a verb, its cost, effort, and where it is measured."""
 TENSOR_PARALLEL = ("vllm", *LIKE_VLLM)
 SHARDING_COSTS = {"zero1": NO_COST, "zero2": NO_COST, "zero3": SLIGHT, "fsdp": SLIGHT}
 ZERO = "Rajbhandari et al. 2020, ZeRO, section 7"
 TOKENS_STEP = 64
+LENGTH_STEP = 256
+"""By so many tokens the longest request of a server is shortened."""
 LEAST_STEP_TOKENS = 2048
 LEAST_MICRO_BATCH = 128
 CHECKPOINTING = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost: one more forward, about +33 % compute"
@@ -125,6 +134,8 @@ def _dials(scenario: Scenario, architecture: Architecture) -> Iterator[Dial]:
         yield Dial(ask.batch - 1, lambda step: _batch(scenario, ask.batch - 1 - step))
     if (ask.prompt_tokens or 0) > TOKENS_STEP:
         yield Dial((ask.prompt_tokens or 0) // TOKENS_STEP, lambda step: _prompt(scenario, step))
+    yield from _histories(scenario)
+    yield from _lengths(scenario, architecture)
     if ask.engine == "llama.cpp":
         yield from _llama_cpp(scenario, architecture)
 
@@ -160,6 +171,40 @@ def _prompt(scenario: Scenario, step: int) -> Change:
     limit = None if ask.max_model_len is None else max(1, ask.max_model_len - (before - tokens))
     changed = replace(scenario, inference=replace(ask, prompt_tokens=tokens, max_model_len=limit))
     return Change("context", f"Prompts of {tokens:,} tokens instead of {before:,}", "a shorter context", LARGE, changed)
+
+
+def _lengths(scenario: Scenario, architecture: Architecture) -> Iterator[Dial]:
+    """The longest request that a server accepts: it starts only where its pool holds one."""
+    ask = scenario.inference
+    limit, needed = ask.max_model_len or architecture.max_context_tokens, ask.context_tokens
+    if ask.engine not in TENSOR_PARALLEL or limit is None or limit <= needed:
+        return
+
+    def at(step: int) -> Change:
+        tokens = max(needed, (limit - 1) // LENGTH_STEP * LENGTH_STEP - step * LENGTH_STEP)
+        changed = replace(scenario, inference=replace(ask, max_model_len=tokens))
+        return Change("length", f"max_model_len {tokens:,} instead of {limit:,}", "longer requests are refused", SLIGHT, changed)
+
+    yield Dial(max(1, (limit - 1) // LENGTH_STEP - needed // LENGTH_STEP + 1), at)
+
+
+def _histories(scenario: Scenario) -> Iterator[Dial]:
+    """What may stand for a conversation's earlier turns, from a turn less than all of them down to one."""
+    talk = scenario.inference.conversation
+    for history in HISTORIES if talk.history == "keep" and talk.turns > 2 else ():
+        yield Dial(talk.turns - 2, lambda step, history=history: _history(scenario, history, talk.turns - 2 - step))  # type: ignore[misc]
+
+
+def _history(scenario: Scenario, history: str, turns: int) -> Change:
+    ask = scenario.inference
+    each = (ask.prompt_tokens or 0) + (ask.new_tokens or 0)
+    verb, cost, effort, because = HISTORIES[history]
+    kept = turns * each
+    talk = replace(ask.conversation, history=history, kept_tokens=kept)
+    limit = None if ask.max_model_len is None else min(ask.max_model_len, each + kept)
+    title = f"{verb} {kept:,} tokens of earlier turns, not all {(ask.conversation.turns - 1) * each:,}"
+    changed = replace(scenario, inference=replace(ask, conversation=talk, max_model_len=limit))
+    return Change("history", title, cost, effort, changed, because)
 
 
 def _with_options(scenario: Scenario, **changed: object) -> Scenario:

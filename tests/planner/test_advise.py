@@ -116,3 +116,38 @@ def test_a_table_of_proposals_costs_few_predictions() -> None:
     calls.clear()
     advise(scenario, architecture(LLAMA), answer)
     assert len(calls) < 80
+
+
+def test_a_growing_conversation_may_be_retrieved_or_summarised() -> None:
+    """The mildest number of turns that fits stands for the earlier ones; one more would not fit."""
+    talk = {"turns": 12}
+    document = {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 4000, "new_tokens": 96, "conversation": talk}}
+    scenario, answer, _ = asked(LLAMA, gpu("RTX 4090 24GB"), **document)
+    assert answer(scenario).verdict == "does_not_fit"
+    found = [advice for advice in advise(scenario, architecture(LLAMA), answer) if "earlier turns" in advice.title]
+    assert {advice.scenario.inference.conversation.history for advice in found} == {"retrieve", "summarise"}
+    for advice in found:
+        kept = advice.scenario.inference.conversation
+        more = replace(kept, kept_tokens=kept.kept_tokens + 4096)
+        assert advice.verdict in ("fits", "tight")
+        assert answer(replace(scenario, inference=replace(scenario.inference, conversation=more))).verdict == "does_not_fit"
+        assert advice.because
+
+
+def test_a_server_that_refuses_to_start_is_told_what_would_start_it() -> None:
+    document = {"task": "inference", "inference": {"engine": "vllm", "prompt_tokens": 1024, "new_tokens": 128}}
+    scenario, answer, _ = asked(LLAMA, gpu("L4"), **document)
+    found = advise(scenario, architecture(LLAMA), answer)
+    single = next(advice for advice in found if advice.title.startswith("max_model_len"))
+    tokens = single.scenario.inference.max_model_len
+    assert single.verdict in ("fits", "tight")
+    longer = replace(scenario, inference=replace(scenario.inference, max_model_len=tokens + 256))
+    assert answer(longer).verdict == "does_not_fit"
+
+
+def test_fewer_requests_fit_a_servers_pool() -> None:
+    asks = {"engine": "vllm", "batch": 30, "max_model_len": 8192, "prompt_tokens": 2048, "new_tokens": 256}
+    scenario, answer, _ = asked(LLAMA, gpu("RTX 4090 24GB"), task="inference", inference=asks)
+    titles = [advice.title for advice in advise(scenario, architecture(LLAMA), answer) if advice.verdict in ("fits", "tight")]
+    assert any(title.startswith("Batch") for title in titles)
+    assert any("FP8" in title for title in titles)
