@@ -66,9 +66,9 @@ class CellModel(QAbstractTableModel):
             self.endInsertRows()
         self._cells = list(rows)
         for row, (old, new) in enumerate(zip(before[:shared], rows[:shared], strict=True)):
-            for column, pair in enumerate(zip(old, new, strict=True)):
-                if pair[0] != pair[1]:
-                    self.dataChanged.emit(self.index(row, column), self.index(row, column))
+            changed = [column for column, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+            if changed:
+                self.dataChanged.emit(self.index(row, changed[0]), self.index(row, changed[-1]))
 
     def show_columns(self, columns: Sequence[Column]) -> None:
         """Begin anew under other headings."""

@@ -34,6 +34,10 @@ HELP: Mapping[str, tuple[Paragraph, ...]] = {
         Paragraph(HEAD, "THE MAP"),
         Paragraph(BODY, "Context to the right, batch upwards; darker means fuller. The line is where it stops fitting. Click a "
                         "cell, or walk with the arrow keys and press Return, to adopt it."),
+        Paragraph(HEAD, "THE SPEED"),
+        Paragraph(BODY, "Tokens a second of all sequences together, and how long each waits for its next one, up to the most that "
+                        "fit. Click a point, or walk with the arrow keys: the panel at the right opens the parts a step is the sum "
+                        "of. A double click or Return adopts it."),
         Paragraph(HEAD, "THE TABLE"),
         Paragraph(BODY, "Each card with one, two, four, eight of it. A mark and a word tell what fits; unknown stays unknown."),
     ),

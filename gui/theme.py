@@ -169,8 +169,13 @@ def font(size: int = NORMAL, *, bold: bool = False, tabular: bool = False) -> QF
 
 def ink_on(fill: QColor) -> QColor:
     """Near-black or white, whichever has more contrast to ``fill`` (WCAG 2.2, contrast ratio)."""
+    return _ink_on(fill.rgb())
+
+
+@lru_cache(maxsize=256)
+def _ink_on(rgb: int) -> QColor:
     dark, light = QColor("#101215"), QColor("#ffffff")
-    behind = _luminance(fill) + 0.05
+    behind = _luminance(QColor.fromRgb(rgb)) + 0.05
     return dark if behind / (_luminance(dark) + 0.05) > (_luminance(light) + 0.05) / behind else light
 
 

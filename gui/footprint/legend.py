@@ -22,6 +22,7 @@ class Legend(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._components: tuple[str, ...] = ()
+        self._flows: dict[int, list[tuple[str, str, QPointF]]] = {}
         policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
         policy.setHeightForWidth(True)
         self.setSizePolicy(policy)
@@ -33,6 +34,7 @@ class Legend(QWidget):
         if components != self._components:
             before = self.heightForWidth(self.width())
             self._components = components
+            self._flows.clear()
             self.setAccessibleDescription(", ".join(word(COMPONENTS, name).label for name in components))
             if self.heightForWidth(self.width()) != before:
                 self.updateGeometry()
@@ -40,6 +42,7 @@ class Legend(QWidget):
 
     @Slot()
     def _restyle(self) -> None:
+        self._flows.clear()
         self.updateGeometry()
         self.update()
 
@@ -49,27 +52,31 @@ class Legend(QWidget):
 
     def heightForWidth(self, width: int) -> int:
         """Lines needed at ``width``."""
-        return (max((int(at.y()) for _, at in self._flow(width)), default=0) // px(_LINE) + 1) * px(_LINE)
+        return (max((int(at.y()) for _, _, at in self._flow(width)), default=0) // px(_LINE) + 1) * px(_LINE)
 
     def sizeHint(self) -> QSize:
         """One or two lines."""
         return QSize(300, self.heightForWidth(max(self.width(), 300)))
 
-    def _flow(self, width: int) -> list[tuple[str, QPointF]]:
-        placed, x, y = [], 0.0, 0.0
-        for name in self._components:
-            needed = px(_SWATCH) + 6 + width_of(word(COMPONENTS, name).label, SMALL)
-            if x and x + needed > width:
-                x, y = 0.0, y + px(_LINE)
-            placed.append((name, QPointF(x, y)))
-            x += needed + px(_SPACE)
-        return placed
+    def _flow(self, width: int) -> list[tuple[str, str, QPointF]]:
+        """Component, its name and its place; kept, since a layout asks many times."""
+        if width not in self._flows:
+            placed, x, y = [], 0.0, 0.0
+            for name in self._components:
+                label = word(COMPONENTS, name).label
+                needed = px(_SWATCH) + 6 + width_of(label, SMALL)
+                if x and x + needed > width:
+                    x, y = 0.0, y + px(_LINE)
+                placed.append((name, label, QPointF(x, y)))
+                x += needed + px(_SPACE)
+            self._flows[width] = placed
+        return self._flows[width]
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Swatch and name, one after the other."""
         painter = QPainter(self)
-        for name, at in self._flow(self.width()):
-            paint_component(painter, QRectF(at.x(), at.y() + (px(_LINE) - px(_SWATCH)) / 2, px(_SWATCH), px(_SWATCH)), name)
-            box = QRectF(at.x() + px(_SWATCH) + 6, at.y(), 200, px(_LINE))
-            write(painter, box, word(COMPONENTS, name).label, theme().colour("muted"), SMALL)
+        swatch, line, ink = px(_SWATCH), px(_LINE), theme().colour("muted")
+        for name, label, at in self._flow(self.width()):
+            paint_component(painter, QRectF(at.x(), at.y() + (line - swatch) / 2, swatch, swatch), name)
+            write(painter, QRectF(at.x() + swatch + 6, at.y(), 200, line), label, ink, SMALL)
         painter.end()

@@ -6,9 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Qt, Signal, Slot
-from PySide6.QtGui import QPaintEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QScrollBar, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtCore import QEvent, Qt, Signal, Slot
+from PySide6.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
 from gui.form.card import ModelCard
 from gui.form.field import Field
@@ -18,6 +17,7 @@ from gui.form.model_box import ModelBox
 from gui.form.model_menu import ModelMenu
 from gui.form.modules import Module, ModulesField, linear_modules
 from gui.icons import icon
+from gui.quiet_bar import QuietBar
 from gui.state import State, value_at
 from gui.theme import px, set_role, theme
 from gui.translate import tr
@@ -62,7 +62,7 @@ class FormPanel(QScrollArea):
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setWidgetResizable(True)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setVerticalScrollBar(_QuietBar(Qt.Orientation.Vertical))
+        self.setVerticalScrollBar(QuietBar(Qt.Orientation.Vertical))
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.setMinimumWidth(WIDTH)
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
@@ -184,11 +184,14 @@ class FormPanel(QScrollArea):
         changed = [(wanted, group) for wanted, group in shown if group.isHidden() == wanted]
         if not changed:
             return
-        layout = self.widget().layout()
+        layout = self._body.layout()
         layout.setEnabled(False)
         for wanted, group in changed:
             group.setVisible(wanted)
         layout.setEnabled(True)
+        # The scroll area first gives the body the height it now needs: in the old one every field would be squeezed, and then moved
+        # and painted once more.
+        QApplication.sendEvent(self, QEvent(QEvent.Type.LayoutRequest))
         layout.activate()
 
     @Slot()
@@ -244,15 +247,6 @@ class FormPanel(QScrollArea):
         self.setMinimumWidth(px(WIDTH))
         self._open.setIcon(icon("folder", "muted"))
         self._turn_fold()
-
-
-class _QuietBar(QScrollBar):
-    """Keeps its room when there is nothing to scroll, so that no field changes its width, and is not seen then."""
-
-    def paintEvent(self, event: QPaintEvent) -> None:
-        """Nothing, or the bar."""
-        if self.maximum() > 0:
-            super().paintEvent(event)
 
 
 def _shown(value: object) -> object:

@@ -173,6 +173,7 @@ class ProbePlot(QWidget):
         self.widget.setBackground(theme().colour("surface"))
         for side in ("left", "bottom"):
             axis = self.widget.getAxis(side)
+            axis.enableAutoSIPrefix(False)  # marks have units of their own; a label that is not shown is written with each range
             axis.setPen(theme().colour("border"))
             axis.setTextPen(theme().colour("muted"))
             axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=0, maxTickLevel=0)

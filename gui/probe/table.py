@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
 
-from PySide6.QtCore import QModelIndex, Signal, Slot
+from PySide6.QtCore import QModelIndex, Qt, Signal, Slot
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.probe.plot import Levels
 from gui.probe.rehearsed import Rehearsed
+from gui.quiet_bar import QuietBar
 from gui.theme import px, theme
 from gui.translate import tr
-from gui.units import format_bytes
+from gui.units import format_bytes, units
 from gui.words import word
 from planner.footprint import METERS as METER_NAMES
 from planner.words import CPU_METERS, METERS, PHASES
@@ -133,11 +134,15 @@ class ComparisonTable(CellTable):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.comparisons = ComparisonModel(self)
+        self._widths: dict[int, int] = {}
         dress(self, self.comparisons, _ROW_HEIGHT)
         self.setAccessibleName(tr("Predicted, rehearsed and measured memory"))
+        self.setVerticalScrollBar(QuietBar(Qt.Orientation.Vertical))
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.horizontalHeader().setSectionResizeMode(_METER, QHeaderView.ResizeMode.Stretch)
-        theme().changed.connect(self._share_out)
+        theme().changed.connect(self._begin_anew)
+        units().changed.connect(self._begin_anew)
         self.selectionModel().currentRowChanged.connect(self._moved)
 
     def show_rows(self, rows: tuple[Comparison, ...]) -> None:
@@ -147,13 +152,26 @@ class ComparisonTable(CellTable):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """Share the room out anew."""
+        if event.size().width() < event.oldSize().width():
+            self._widths.clear()
         self._share_out()
         super().resizeEvent(event)
 
     @Slot()
+    def _begin_anew(self) -> None:
+        self._widths.clear()
+        self._share_out()
+
+    @Slot()
     def _share_out(self) -> None:
-        """Names and figures whole; where there is little room, levels of which nothing is known are left out."""
-        wanted = {column: self.comparisons.width_wanted(column) for column in range(len(_COLUMNS)) if column != _METER}
+        """Names and figures whole; where there is little room, levels of which nothing is known are left out.
+
+        Columns only grow: one that changes its width has Qt paint the table a second time.
+        """
+        for column in range(len(_COLUMNS)):
+            if column != _METER:
+                self._widths[column] = max(self._widths.get(column, 0), self.comparisons.width_wanted(column))
+        wanted = self._widths
         cramped = self.viewport().width() - sum(wanted.values()) < px(_LEAST_METER)
         for column, width in wanted.items():
             if self.columnWidth(column) != width:
