@@ -34,4 +34,5 @@ def run(options: argparse.Namespace) -> int:
 
 def title_of(plan: Plan) -> str:
     """``meta-llama/Llama-3.1-8B · inference · H100 SXM5 80GB``."""
-    return f"{plan.source.label} · {plan.scenario.task} · {plan.gpu.name}"
+    cards = " + ".join(plan.scenario.hardware.cards) or plan.gpu.name
+    return f"{plan.source.label} · {plan.scenario.task} · {cards}"

@@ -122,7 +122,8 @@ def _steps(scenario: Scenario) -> Iterator[Change]:
         yield from _formats(scenario)
         yield from _caches(scenario)
         yield from _options(scenario)
-    yield from _hardware(scenario)
+    if not scenario.hardware.cards:
+        yield from _hardware(scenario)
 
 
 def _dials(scenario: Scenario, architecture: Architecture) -> Iterator[Dial]:

@@ -30,7 +30,7 @@ def cards_of(scenario: Scenario, gpu: Gpu) -> tuple[Gpu, ...]:
     if not scenario.hardware.cards:
         return ()
     cards = (gpu, *gpu.beside)
-    if tuple(card.name for card in cards) != scenario.hardware.cards and len(cards) != len(scenario.hardware.cards):
+    if not len(cards) == len(scenario.hardware.cards) == scenario.hardware.gpus * scenario.hardware.nodes:
         raise Faults([Fault("hardware.cards", f"{len(scenario.hardware.cards)} cards are named, {len(cards)} are known here")])
     return cards
 

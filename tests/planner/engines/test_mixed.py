@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from planner.advise import advise
 from planner.faults import Faults
 from planner.footprint import Footprint
-from planner.predict import settled_of
+from planner.predict import predict, settled_of
 from planner.scenario import parse_scenario, to_json
 from planner.sweep import VERDICTS, context_grid
 from resources.plan import find_gpu, make_plan
@@ -106,3 +108,18 @@ def test_a_grid_answers_like_its_points(engine: str) -> None:
         })  # fmt: skip
         assert VERDICTS[grid.verdict[0, column]] == point.verdict
         assert grid.headroom[0, column] == point.headroom_bytes
+
+
+def test_advice_leaves_the_cards_as_they_are() -> None:
+    plan = make_plan(scenario_of("llama.cpp", weights="bf16", inference={"batch": 64}), network=False, calibrated=False)
+    settled = parse_scenario(plan.footprint.scenario)
+    found = advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
+    assert found
+    assert all(advice.scenario.hardware == settled.hardware for advice in found)
+
+
+def test_counts_that_do_not_match_the_cards_are_refused() -> None:
+    plan = make_plan(scenario_of("vllm"), network=False, calibrated=False)
+    more = replace(plan.scenario, hardware=replace(plan.scenario.hardware, gpus=3))
+    with pytest.raises(Faults, match="2 cards are named"):
+        predict(more, plan.architecture, plan.gpu, plan.model.native)
