@@ -131,4 +131,4 @@ def test_a_format_whose_products_are_not_derived_is_unknown() -> None:
     footprint = make_plan(parse_scenario(document), network=False).footprint
     assert footprint.verdict == "unknown"
     assert footprint.weight_bytes
-    assert any("products with hqq-int4-g64 weights" in note for note in footprint.notes)
+    assert any("loads no HQQ" in note for note in footprint.notes)
