@@ -13,8 +13,8 @@ from gui.form.editors import NamesField
 from gui.icons import icon
 from gui.theme import set_role, theme
 from gui.translate import tr
-from planner.architecture.counts import iter_weights
 from planner.architecture.layers import Architecture
+from planner.components.targets import adaptable
 
 ALL_LINEAR = "all-linear"
 _WIDTH, _ROW, _MOST_ROWS = 300, 24, 12
@@ -36,15 +36,13 @@ class Module:
 
 
 def linear_modules(architecture: Architecture) -> tuple[Module, ...]:
-    """What adapters can be put on: every linear layer by its last name, in the order of the model."""
+    """What adapters can be put on, by its last name, in the order of the model."""
     found: dict[str, Module] = {}
-    for path, weight, times in iter_weights(architecture):
-        if weight.role == "linear" and weight.name.endswith(".weight"):
-            whole = f"{path}{weight.name}".removesuffix(".weight")
-            name, count = whole.rpartition(".")[2], times * weight.count
-            known = found.get(name)
-            attends = "attn" in whole or "attention" in whole
-            found[name] = Module(name, known.shape if known else weight.shape, count + (known.count if known else 0), attends)
+    for path, weight, count in adaptable(architecture):
+        name = path.rpartition(".")[2]
+        known = found.get(name)
+        attends = "attn" in path or "attention" in path
+        found[name] = Module(name, known.shape if known else weight.shape, count + (known.count if known else 0), attends)
     return tuple(found.values())
 
 

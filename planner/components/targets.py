@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from planner.architecture.counts import iter_weights
 from planner.architecture.layers import Architecture, MixtureOfExperts, Weight
 from planner.modelled import NotModelled
 from planner.record import record
@@ -21,6 +22,7 @@ LOW_RANK = ("lora", "dora", "qlora")
 Part = Literal["router", "up", "down"]
 EXPERTS: tuple[Part, ...] = ("up", "down")
 PARTS_OF_MIXTRAL: dict[str, Part] = {"gate": "router", "w1": "up", "w3": "up", "w2": "down"}
+NAMES_OF_MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 PARTS_OF_QWEN2_MOE: dict[str, Part] = {"gate": "router", "gate_proj": "up", "up_proj": "up", "down_proj": "down"}
 TURNED: dict[str, dict[str, Part]] = {
     **dict.fromkeys(("minimax", "minimax_m2", "mixtral"), PARTS_OF_MIXTRAL),
@@ -160,4 +162,23 @@ def _refuse_of_mamba(architecture: Architecture, names: tuple[str, ...]) -> None
         )
     idle = READ_BY_THE_MODEL.get(architecture.model_type)
     if any(name.rpartition(".")[2] == idle for name in names):
-        raise NotModelled(f"training.lora.targets: {architecture.model_type} reads the weight of {idle} past its adapter: leave it out")
+        raise NotModelled(f"training.lora.targets: {architecture.model_type} reads {idle} past its adapter: leave it out")
+
+
+def adaptable(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]:
+    """What targets can name: the path of each linear without its parameter, its weight, and how many there are of it.
+
+    Among them experts and routers whose names PEFT turns; without linears that it refuses or never reaches.
+    """
+    turned = TURNED.get(architecture.model_type, {})
+    left_out = REFUSED_OF_MAMBA if architecture.model_type in OF_MAMBA else ()
+    for path, weight, times in iter_weights(architecture):
+        module = f"{path}{weight.name}".removesuffix(".weight")
+        last = module.rpartition(".")[2]
+        if not weight.name.endswith(".weight") or last in (*left_out, READ_BY_THE_MODEL.get(architecture.model_type)):
+            continue
+        if turned and part_of(weight) is not None:
+            old = NAMES_OF_MIXTRAL.get(last, last) if "w1" in turned else last
+            yield f"{module.rpartition('.')[0]}.{old}", weight, times * weight.count
+        elif last not in turned and (weight.role == "linear" or weight.is_linear):
+            yield module, weight, times * weight.count

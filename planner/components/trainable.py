@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from planner.architecture.counts import decoder_weights, iter_weights, layer_groups, layer_weights, parameter_count
 from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, MixtureOfExperts, Stack, Weight
-from planner.components.targets import ALL_LINEAR, LOW_RANK, Targets, bears, stacked_parts, targets_of
+from planner.components.targets import ALL_LINEAR, LOW_RANK, Targets, adaptable, bears, stacked_parts, targets_of
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
@@ -147,7 +147,8 @@ def _tensors(
     found += tuple(_of_experts(architecture.decoder, targets, lora, adapter_bytes))
     if not found:
         raise NotModelled(
-            f"training.lora.targets: no linear layer of {architecture.model_class} is named {', '.join(lora.targets)}"
+            f"training.lora.targets: no linear layer of {architecture.model_class} is named {', '.join(lora.targets)}; "
+            f"it has {', '.join(dict.fromkeys(path.rpartition('.')[2] for path, _, _ in adaptable(architecture)))}"
         )
     return found
 
