@@ -57,6 +57,10 @@ class Defaults:
         """A key → its other spellings, the stored name first."""
         return _spellings(tuple(self.aliases.items()))
 
+    def knows(self, name: str) -> bool:
+        """Whether the class has a default of its own for a key: a config may leave it out."""
+        return any(self.values.get(spelling) is not None for spelling in (name, *self.spellings.get(name, ())))
+
 
 @lru_cache(512)
 def _spellings(aliases: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, ...]]:
@@ -112,7 +116,7 @@ class Config:
 
     def says(self, *names: str) -> bool:
         """Whether the config itself says something other than null under one of ``names``."""
-        return any(self.values.get(name) is not None for name in names)
+        return any(self.values.get(name) is not None for name in self._spellings(names))
 
     def optional(self, *names: str, minimum: int = 1, maximum: int = MAX_DIMENSION) -> int | None:
         """A whole number within bounds, or None when the value is null or absent with no default."""
@@ -122,6 +126,8 @@ class Config:
         if type(value) is int and minimum <= value <= maximum:
             return value
         key = self._key(names)
+        if isinstance(value, list | tuple) and 0 < len(value) <= MAX_LAYERS and all(item == value[0] for item in value):
+            value = value[0]  # said for each layer (Hunyuan-A13B), and the same in all
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):

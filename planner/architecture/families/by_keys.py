@@ -30,13 +30,20 @@ _SAME = {
 }
 """Common name of a key → what else it is called."""
 
+_ELSEWHERE: dict[str, dict[str, object]] = {
+    "chatglm": {"hidden_act": "silu", "rms_norm_eps": 1e-5},
+    "qwen": {"hidden_act": "silu", "rms_norm_eps": 1e-6, "qkv_bias": True},
+    "minicpm": {"tie_word_embeddings": True, "scale_depth": None},
+}
+"""What the modelling code published with the checkpoints of a type writes down and its config leaves unsaid."""
+
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _GATED = ("silu", "swish", "swiglu", "geglu", "gelu_pytorch_tanh", "swigluoai")
 _PARTS = re.compile(
     r"mamba|ssm|conv|recurren|linear_(attn|attention|key|value|num)|lightning|rwkv|delta|state_size|vision|audio|image|encoder|decoder"
     r"|text_config|thinker|talker|altup|laurel|per_layer|block_config|pattern|layer_group|compress|cross_attention|index_|indexer|ngram"
     r"|hyper|hc_|num_streams|kv_shared|yoco|global_head|attn_layer|hybrid|sink|gate_proj|output_gate|attention_gate|position_embedding"
-    r"|interleave|layers_per|per_block|zero_expert|latent_size|adapter|lora|depth|rel_|d_rel|num_loops|recursion"
+    r"|interleave|interval|frequency|layers_per|_every_|per_block|shared_head|attention_groups|mlp_res|use_residual|zero_expert|latent_size|adapter|lora|depth|rel_|d_rel|num_loops|recursion"
 )
 
 
@@ -48,7 +55,7 @@ def by_keys(values: Mapping[str, object], named_class: str) -> Architecture:
     known = type_of_class(named_class) if named_class else None
     if known is not None and values.get("model_type") not in FAMILIES:
         return read_as(values, known, named_class)
-    config = renamed(values)
+    config = renamed(completed(values))
     if "block_configs" in values:
         return finish(nemotron_nas(config), config)
     missing = [name for name in _NEEDED if not config.says(name)]
@@ -66,12 +73,31 @@ def by_keys(values: Mapping[str, object], named_class: str) -> Architecture:
     return finish(found, config)
 
 
+def completed(values: Mapping[str, object]) -> Mapping[str, object]:
+    """The config with what its type's own code takes for granted."""
+    model_type = values.get("model_type")
+    known = _ELSEWHERE.get(model_type) if isinstance(model_type, str) else None
+    if known is None:
+        return values
+    found: dict[str, object] = {**known, **{key: value for key, value in values.items() if known.get(key, "") is not None}}
+    width = found.get("intermediate_size")
+    if model_type == "qwen" and isinstance(width, int):
+        found["intermediate_size"] = width // 2  # of w1 and w2 together
+    return found
+
+
 def read_as(values: Mapping[str, object], model_type: str, named_class: str) -> Architecture:
     """A config of an unknown type whose class is a known one (Kimi K2 names DeepSeek-V3's)."""
     defaults = defaults_of(model_type)
     config = Config(
         {**values, "model_type": model_type}, defaults, base=f"{defaults.base}." if defaults.base else "", head="lm_head"
     )
+    unsaid = [name for name in (*_NEEDED, "intermediate_size") if defaults.knows(name) and not config.says(name)]
+    if unsaid:
+        raise UnknownArchitecture(
+            f"model_type {describe(values.get('model_type'))} is not known; its class {named_class} is that of {model_type}, "
+            f"whose {', '.join(unsaid)} it does not say"
+        )
     found = FAMILIES[model_type](config)
     config.notes.insert(
         0, f"model_type {describe(values.get('model_type'))} is not known; read as {model_type} by its class {named_class}"
@@ -109,7 +135,7 @@ def decoder_by_keys(config: Config) -> Architecture:
         raise UnknownArchitecture(
             f"model_type {model_type} is not known and hidden_act {describe(activation)} does not say a gated block"
         )
-    if config.says("rms_norm_eps", "norm_eps", "layernorm_epsilon", "rms_norm_epsilon"):
+    if config.says("rms_norm_eps", "rms_norm_epsilon"):
         make = rms_norm
     elif config.says("layer_norm_eps", "layer_norm_epsilon"):
         make = layer_norm
@@ -166,7 +192,7 @@ def mixer_by_keys(config: Config, kind: str) -> SequenceMixer:
 def channel_by_keys(config: Config, *, sparse: bool) -> ChannelMixer:
     """A gated block, or experts with shared ones beside them."""
     if not sparse:
-        return mlp(config, bias=config.flag("mlp_bias", default=config.flag("use_bias", "bias")))
+        return mlp(config, bias=config.flag("mlp_bias", default=config.flag("use_bias")))
     width = config.optional("moe_intermediate_size") or config.size("intermediate_size")
     shared = config.optional("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", minimum=0)
     if shared is None:

@@ -150,7 +150,9 @@ def gpt_neox_japanese(config: Config) -> Architecture:
 @family("bloom")
 def bloom(config: Config) -> Architecture:
     """BLOOM: ALiBi positions, a norm on the embeddings."""
-    hidden = config.size("hidden_size", "n_embed")
+    if config.says("n_embed"):  # how its class was told the width first, and its checkpoints tell it still
+        config = with_head(config, hidden_size=config.get("n_embed"))
+    hidden = config.size("hidden_size")
     mixer = full_attention(
         config,
         path="self_attention",

@@ -18,7 +18,7 @@ from planner.architecture.blocks import (
     scale,
     with_head,
 )
-from planner.architecture.config import Config
+from planner.architecture.config import MAX_LAYERS, Config
 from planner.architecture.families.registry import family
 from planner.architecture.layers import Architecture, DenseMLP, Layer, Weight
 
@@ -214,7 +214,10 @@ def exaone4(config: Config) -> Architecture:
 
 
 def pattern_windows(config: Config) -> Callable[[int], str]:
-    """Every ``sliding_window_pattern``-th layer is full; none is windowed when there is no window."""
+    """Every ``sliding_window_pattern``-th layer is full, or those with a G in it; none is windowed when there is no window."""
+    pattern = config.get("sliding_window_pattern")
+    if isinstance(pattern, str) and 0 < len(pattern) <= MAX_LAYERS and not set(pattern) - set("LG"):
+        return lambda index: SLIDING if pattern[index % len(pattern)] == "L" else FULL
     period = config.optional("sliding_window_pattern", minimum=0) if config.optional("sliding_window", minimum=0) else 0
     return every(period or 0)
 

@@ -51,6 +51,8 @@ def text_of(
     config: Config, *, base: str | None = None, head: str | None = None, key: str = "text_config", tied_by: str = "outer"
 ) -> Architecture:
     """The text decoder, its head tied as the ``outer`` config says, as the ``text``'s own says, when ``either`` does, or never."""
+    if not config.mapping(key) and config.says("hidden_size") and config.says("num_hidden_layers"):
+        raise UnknownArchitecture(f"{key} is missing, and the keys of a text model stand in its place: another class's config")
     head = (config.head if head is None else head) if config.head else ""
     text = part(config, key, f"{config.base}language_model." if base is None else base, head=head)
     deciding = {"outer": (config,), "text": (text,), "either": (config, text), "": ()}[tied_by]
