@@ -107,18 +107,9 @@ def _unmodelled_sequence(mixer: SequenceMixer, code: Implementation, *, eager: b
             "attention that reads other sequences": not mixer.causal,
             "attention without rotary embeddings": code.rotates_always and not mixer.rotary_dim,
             "norms of queries and keys that nobody read": mixer.qk_norm == "none" and bool(_HEAD_NORMS & modules_of(mixer)),
-            "norms of queries and keys that nobody read": mixer.qk_norm == "none" and bool(_HEAD_NORMS & modules_of(mixer)),
             "eager attention in a class of its own code": eager and code.masked,
         }
     return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-_HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
-
-
-def modules_of(mixer: Attention) -> set[str]:
-    """Names of the modules that hold a mixer's weights."""
-    return {weight.name.rpartition(".")[0].rpartition(".")[2] for weight in mixer.weights}
 
 
 _HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
@@ -315,15 +306,15 @@ def _in_sequence(g: Graph, layer: Layer) -> None:
 def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
     """One mixer between its norms, added to the residual ``stream``; returns the sum's name."""
     code, source, branch = g.run.code, stream, name
-    if code.placement not in ("post", "after"):
+    if code.placement != "post":
         source = f"{name} norm"
         read = narrowed(g, stream)
         norm_forward(g, next(norms), source, read)
         g.free("narrowed")
     forward(source)
-    if code.placement not in ("post", "after"):
+    if code.placement != "post":
         g.free(source)
-    if code.placement not in ("pre", "after"):
+    if code.placement != "pre":
         branch = f"{name} normed"
         norm_forward(g, next(norms), branch, name)
         g.free(name)
@@ -340,10 +331,6 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
         g.free(branch)
     if stream != "x":
         g.free(stream)
-    if code.placement == "after":
-        norm_forward(g, next(norms), f"{out} normed", out)
-        g.free(out)
-        return f"{out} normed"
     return out
 
 

@@ -18,8 +18,6 @@ def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, va
             _centred(g, norm, name, source, rows)
         elif norm.kind == "layer" and variant == "wide" and g.run.dtype_bytes != FP32_BYTES:
             _wide_layer_norm(g, norm, name, source, rows)
-        elif norm.kind == "layer" and variant == "wide" and g.run.dtype_bytes != FP32_BYTES:
-            _wide_layer_norm(g, norm, name, source, rows)
         elif norm.kind == "layer":
             _layer_norm(g, norm, name, source, rows)
         else:
@@ -44,19 +42,6 @@ def _layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None
     g.free(f"{name} mean", f"{name} deviation")
     if read != source:
         g.free(read)
-
-
-def _wide_layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
-    """``OlmoLayerNorm``: the kernel over a copy in fp32, its result cast back."""
-    wide = g.run.upcast(norm.width, rows)
-    parts = (f"{name} fp32", f"{name} mean", f"{name} deviation")
-    g.make(parts[0], wide, (source,))
-    for part in parts[1:]:
-        g.hold(part, g.run.row(rows))
-    g.make(f"{name} wide", wide, parts[:1], parts, _layer_norm_rule, weights=norm.weights)
-    g.free(*parts)
-    g.make(name, g.run.rows(norm.width, rows), (f"{name} wide",))
-    g.free(f"{name} wide")
 
 
 def _wide_layer_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
