@@ -93,28 +93,31 @@ def llama_cpp_footprint(
     hand; without it the file's header, or the converter's and quantiser's rules say them. Raises
     :class:`planner.faults.Faults` for what llama.cpp refuses and :class:`NotModelled` for a graph that is not derived.
     """
-    plan = plan_of(architecture, scenario, fmt, device_count, kind=kind, checkpoint=checkpoint)
+    plan = plan_of(architecture, scenario, fmt, Where(device_count, kind, checkpoint))
     *devices, host = plan.buffers()
     laid = plan.models[0]
     return LlamaCppFootprint(tuple(devices), host, laid.context, laid.placement, LaterSequence(plan.terms), plan.notes)
 
 
-def plan_of(
-    architecture: Architecture,
-    scenario: Scenario,
-    fmt: Format,
-    device_count: int | None = None,
-    *,
-    kind: DeviceKind = CUDA,
-    checkpoint: Checkpoint | None = None,
-) -> Plan:
-    """Where everything goes; arguments and errors of :func:`llama_cpp_footprint`."""
+@dataclass(frozen=True, slots=True)
+class Where:
+    """How many devices there are (None: the scenario's), of which kind, and the tensors of a file at hand."""
+
+    count: int | None = None
+    kind: DeviceKind = CUDA
+    checkpoint: Checkpoint | None = None
+
+
+def plan_of(architecture: Architecture, scenario: Scenario, fmt: Format, where: Where | None = None) -> Plan:
+    """Where everything goes; errors of :func:`llama_cpp_footprint`."""
+    where = where or Where()
+    kind = where.kind
     notes: list[str] = []
     family = _family(architecture)
     options = options_of(scenario, architecture, notes)
-    count = scenario.hardware.gpus * scenario.hardware.nodes if device_count is None else device_count
+    count = scenario.hardware.gpus * scenario.hardware.nodes if where.count is None else where.count
     refuse(scenario, architecture, options, count)
-    file = checkpoint or _checkpoint(architecture, scenario, fmt)
+    file = where.checkpoint or _checkpoint(architecture, scenario, fmt)
     placement = _placement(architecture, options, gpu_layers(scenario, options, architecture), count, kind, file)
     context = context_of(options, architecture.max_context_tokens)
     models, asked = [Laid(architecture, family, context, placement, file)], [options]
