@@ -14,7 +14,7 @@ from planner.record import record
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "pairs_late", "wide", "pairs_wide", "chunks", "complex"]
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
-Placement = Literal["pre", "post", "sandwich", "normed_residual"]
+Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
 
 
 @record
@@ -22,8 +22,8 @@ class Implementation:
     """One family's way of writing its blocks.
 
     ``norm`` (and ``qk_norm`` where it is another): see :mod:`planner.components.norms`; ``placement``: norms before a mixer,
-    after it, both, or before it with the norm's result as the residual; ``norms_first``: a parallel layer computes both norms
-    before its mixers; ``normed_after_rotation``: queries and keys are normed after they are rotated; ``norms_values``: values
+    after it, after the sum with the residual (``after``), both, or before it with the norm's result as the residual;
+    ``norms_first``: a parallel layer computes both norms before its mixers; ``normed_after_rotation``: queries and keys are normed after they are rotated; ``norms_values``: values
     are normed too, without a weight.
 
     ``rotary``: see :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention);
@@ -113,6 +113,7 @@ WRITTEN: dict[str, Implementation] = {
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     "gpt2": Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True),
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, holds_triangle=True),
+    "opt_normed_after": Implementation(placement="after", keeps_positions=True, positions_by_row=True),
     "phi3": Implementation(rotary="joined"),
     "glm": Implementation(rotary="pairs"),
     **dict.fromkeys(("glm4", "glm4v_text"), Implementation(rotary="pairs", placement="sandwich")),

@@ -306,15 +306,15 @@ def _in_sequence(g: Graph, layer: Layer) -> None:
 def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: str, forward: Callable[[str], None]) -> str:
     """One mixer between its norms, added to the residual ``stream``; returns the sum's name."""
     code, source, branch = g.run.code, stream, name
-    if code.placement != "post":
+    if code.placement not in ("post", "after"):
         source = f"{name} norm"
         read = narrowed(g, stream)
         norm_forward(g, next(norms), source, read)
         g.free("narrowed")
     forward(source)
-    if code.placement != "post":
+    if code.placement not in ("post", "after"):
         g.free(source)
-    if code.placement != "pre":
+    if code.placement not in ("pre", "after"):
         branch = f"{name} normed"
         norm_forward(g, next(norms), branch, name)
         g.free(name)
@@ -331,6 +331,10 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
         g.free(branch)
     if stream != "x":
         g.free(stream)
+    if code.placement == "after":
+        norm_forward(g, next(norms), f"{out} normed", out)
+        g.free(out)
+        return f"{out} normed"
     return out
 
 
