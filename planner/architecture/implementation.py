@@ -23,8 +23,8 @@ class Implementation:
 
     ``norm`` (and ``qk_norm`` where it is another): see :mod:`planner.components.norms`; ``placement``: norms before a mixer,
     after it, after the sum with the residual (``after``), both, or before it with the norm's result as the residual;
-    ``norms_first``: a parallel layer computes both norms before its mixers; ``normed_after_rotation``: queries and keys are normed after they are rotated; ``norms_values``: values
-    are normed too, without a weight.
+    ``norms_first``: a parallel layer computes both norms before its mixers; ``normed_after_rotation``: queries and keys are
+    normed after they are rotated; ``norms_values``: values are normed too, without a weight.
 
     ``rotary``: see :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention);
     ``table_for_windows``: windowed layers have cosines and sines of their own; ``rotates_each``: queries are rotated before
