@@ -1,0 +1,117 @@
+"""Configs in the forms published checkpoints have them: former names, keys of other code, lists said for each layer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from planner.architecture import UnknownArchitecture, parameter_count, read_config
+from planner.architecture.families.registry import defaults_of
+from planner.architecture.layers import Attention
+from tests.planner.architecture.framework import build, differences
+from tests.planner.architecture.variations import vary
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": 100, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "BLOOM by n_embed": {"model_type": "bloom", "n_embed": 128, "n_layer": 3, "num_attention_heads": 4, "vocab_size": 200},
+    "EXAONE 4 by letters": SIZES | {"model_type": "exaone4", "sliding_window": 16, "sliding_window_pattern": "LLLG",
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "Hunyuan by layer": SIZES | {"model_type": "hunyuan_v1_moe", "moe_topk": [2] * 4, "num_experts": 4, "head_dim": 16,
+        "pad_token_id": 0},
+    "Command-R+": SIZES | {"model_type": "cohere", "use_qk_norm": True},
+    "OPT-350M": SIZES | {"model_type": "opt", "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    "a reward model of two parts": {"model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"],
+        "id2label": {"0": "a", "1": "b", "2": "c"}},
+    "an extractive reader": SIZES | {"model_type": "mixtral", "architectures": ["MixtralForQuestionAnswering"]},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quiet(recwarn: pytest.WarningsRecorder) -> None:
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_form_is_read_as_transformers_reads_it(name: str) -> None:
+    config = PUBLISHED[name]
+    if config["model_type"] == "gemma3":
+        config = vary("gemma3", 0, small=True) | config
+    found = read_config(config)
+    assert differences(found, build(config, found.model_class)) == []
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "ernie4_5_moe", "hy_v3", "nemotron_h", "mistral4", "granitemoehybrid"])
+def test_every_name_a_class_takes_a_key_under_is_read(model_type: str) -> None:
+    """transformers' ``attribute_map`` works both ways: a config may say ``num_experts`` where the class stores another name."""
+    config = vary(model_type, 110, small=True)
+    common = {stored: name for name, stored in defaults_of(model_type).aliases.items()}
+    renamed = {common.get(key, key): value for key, value in config.items()}
+    assert renamed.keys() != config.keys()
+    found = read_config(renamed)
+    assert differences(found, build(renamed, found.model_class)) == []
+
+
+def test_letters_without_types_say_which_layers_are_windowed() -> None:
+    config = SIZES | {"model_type": "exaone4", "sliding_window": 16, "sliding_window_pattern": "LG"}
+    mixers = [layer.sequence[0] for layer in read_config(config).decoder.layers]
+    assert [isinstance(mixer, Attention) and mixer.window_tokens for mixer in mixers] == [16, None, 16, None]
+
+
+ELSEWHERE: dict[str, tuple[int, dict[str, Any]]] = {
+    "Qwen/Qwen-7B": (7_721_324_544, {
+        "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": 4096, "intermediate_size": 22016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "kv_channels": 128, "vocab_size": 151936, "no_bias": True,
+        "layer_norm_epsilon": 1e-6, "seq_length": 8192, "tie_word_embeddings": False,
+    }),
+    "THUDM/chatglm2-6b": (6_243_584_000, {
+        "model_type": "chatglm", "architectures": ["ChatGLMModel"], "add_bias_linear": False, "add_qkv_bias": True,
+        "ffn_hidden_size": 13696, "hidden_size": 4096, "kv_channels": 128, "layernorm_epsilon": 1e-5,
+        "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 28,
+        "padded_vocab_size": 65024, "rmsnorm": True, "seq_length": 32768, "tie_word_embeddings": False,
+    }),
+    "openbmb/MiniCPM-2B-sft-bf16": (2_724_880_896, {
+        "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"], "hidden_act": "silu", "hidden_size": 2304,
+        "intermediate_size": 5760, "num_attention_heads": 36, "num_hidden_layers": 40, "num_key_value_heads": 36,
+        "rms_norm_eps": 1e-5, "vocab_size": 122753, "dim_model_base": 256, "scale_depth": 1.4, "scale_emb": 12,
+    }),
+    "baichuan-inc/Baichuan2-7B-Base": (7_505_973_248, {
+        "model_type": "baichuan", "architectures": ["BaichuanForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32, "rms_norm_eps": 1e-6,
+        "vocab_size": 125696, "tie_word_embeddings": False,
+    }),
+}  # fmt: skip
+"""Parameters as the checkpoints' headers count them."""
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_types_of_code_published_with_checkpoints_are_read_and_not_verified(name: str) -> None:
+    parameters, config = ELSEWHERE[name]
+    found = read_config(config)
+    assert parameter_count(found) == parameters
+    assert not found.verified
+
+
+STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "shared heads": ("n_shared_head", SIZES | {"model_type": "newcomer", "n_shared_head": 8}),
+    "dense beside experts": ("parallel_attn_mlp_res", SIZES | {"model_type": "newcomer", "parallel_attn_mlp_res": True}),
+    "a norm of either kind": ("which norm", {**SIZES, "model_type": "newcomer", "rms_norm_eps": None, "norm_eps": 1e-5}),
+    "a known class with keys of its own": ("hidden_size", {
+        "model_type": "phi-msft", "architectures": ["PhiForCausalLM"], "n_embd": 2560, "n_head": 32, "n_layer": 32,
+        "vocab_size": 51200,
+    }),
+    "a text model's keys in a composite": ("text_config is missing", SIZES | {
+        "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_a_config_does_not_say_is_not_guessed(name: str) -> None:
+    reason, config = STRANGERS[name]
+    with pytest.raises(UnknownArchitecture, match=reason):
+        read_config(config)
