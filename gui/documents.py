@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QFileDialog, QMenu
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from planner.footprint import Footprint
 
 KEPT = 10
+_LULL_MS = 1500
 _MODEL_FILES = "Models (config.json *.json *.gguf *.safetensors);;All files (*)"
 
 
@@ -38,6 +39,9 @@ class Documents(QObject):
         super().__init__(window)
         self._window, self._state, self._settings = window, window.context.state, window.context.settings
         self.path: Path | None = None
+        self._lull = QTimer(self, singleShot=True, interval=_LULL_MS)
+        self._lull.timeout.connect(self.remember_session)
+        self._state.scenario_changed.connect(self._lull.start)
         self.recent = QMenu(tr("Open &recent"), window)
         self.examples = QMenu(tr("E&xamples"), window)
         self.slots = {
@@ -72,6 +76,12 @@ class Documents(QObject):
         self.path = None
         self._state.open(example.scenario, tr(example.title))
         self._window.say(tr(example.tip))
+
+    @Slot()
+    def remember_session(self) -> None:
+        """Keep the scenario for the next start: at the end, and whenever nothing was edited for a moment."""
+        self._lull.stop()
+        save_session(self._settings, self._state.scenario)
 
     @Slot()
     def ask_scenario(self) -> None:

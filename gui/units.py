@@ -54,3 +54,9 @@ def format_bytes(size: float) -> str:
         if magnitude >= unit:
             return f"{sign}{magnitude / unit:,.{digits}f} {name}"
     return f"{sign}{magnitude:.0f} B"
+
+
+def signed_percent(share: float) -> str:
+    """``+1.2 %``, ``−0.4 %``; what rounds to nothing has no sign."""
+    text = f"{share:+.1%}".replace("%", " %").replace("-", "−")
+    return text[1:] if float(text[1:-2]) == 0 else text

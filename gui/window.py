@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QApplication, QDialog, QMainWindow, QSplitter, QTa
 from gui.actions import THEMES, UNITS, Act, icon_of, make_action
 from gui.context import Context
 from gui.corner import Corner
-from gui.documents import Documents, save_session
+from gui.documents import Documents
 from gui.form.panel import WIDTH as FORM_WIDTH
 from gui.form.panel import FormPanel
 from gui.guide import Guide
@@ -229,7 +229,7 @@ class MainWindow(QMainWindow):
         settings.set(GEOMETRY, self.saveGeometry().data())
         settings.set(TAB, self.tab_name)
         settings.set(ADVANCED, self.form.advanced)
-        save_session(settings, self._context.state.scenario)
+        self.documents.remember_session()
         self.statusBar().clearMessage()
         for widget in (*self._built.values(), *self.findChildren(QDialog)):
             widget.close()

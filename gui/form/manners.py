@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, QObject, Slot
+from PySide6.QtCore import QEvent, QKeyCombination, QObject, Qt, Slot
 from PySide6.QtGui import QKeyEvent, QKeySequence, QWheelEvent
 from PySide6.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QWidget
 
 _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
+_REHEARSE = QKeyCombination(Qt.KeyboardModifier.ControlModifier, Qt.Key.Key_E)
+"""On X11 also a text field's own key for the end of the line, which End is too."""
 
 
 class LeaveUndo(QObject):
-    """Keeps the text field of ``form`` that has the focus from taking Ctrl+Z for itself: undo belongs to the scenario.
+    """Keeps the text field of ``form`` that has the focus from taking the window's keys for itself: undo belongs to the scenario.
 
     It listens to that one field alone: a listener at every field would be called for all that happens to all of them.
     """
@@ -30,10 +32,10 @@ class LeaveUndo(QObject):
             now.installEventFilter(self)
 
     def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
-        """Hand undo and redo on to the window's actions."""
+        """Hand undo, redo and rehearse on to the window's actions."""
         if event.type() not in (QEvent.Type.ShortcutOverride, QEvent.Type.KeyPress):
             return False
-        if isinstance(event, QKeyEvent) and any(event.matches(key) for key in _UNDO_KEYS):
+        if isinstance(event, QKeyEvent) and (event.keyCombination() == _REHEARSE or any(map(event.matches, _UNDO_KEYS))):
             event.ignore()
             return True
         return False

@@ -13,7 +13,7 @@ from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.translate import tr
-from gui.units import format_bytes
+from gui.units import format_bytes, signed_percent
 from resources.history import Run
 
 _COLUMNS = (
@@ -150,9 +150,7 @@ def _error(error: float | None) -> Cell:
     if error is None:
         return Cell("", nan)
     ink = "fits" if abs(error) <= _CLOSE else "tight" if abs(error) <= _NEAR else "over"
-    return Cell(
-        f"{error:+.1%}".replace("%", " %").replace("-", "−"), error, tr("Allocated: measured against predicted"), ink, bold=True
-    )
+    return Cell(signed_percent(error), error, tr("Allocated: measured against predicted"), ink, bold=True)
 
 
 def _when(created: str) -> str:

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
 from gui.painting import mixed, paint_hatch
 from gui.text import CENTRE, width_of, write
 from gui.theme import SMALL, theme
+from gui.units import signed_percent
 from planner.palette import BACKWARD, DIAGONAL
 
 _GROUND, _LINES = 0.22, 0.55
@@ -30,7 +31,7 @@ class Difference:
     @property
     def words(self) -> str:
         """How far the two are apart."""
-        return f"{self.reached_bytes / self.predicted_bytes - 1:+.1%}".replace("%", " %").replace("-", "−")
+        return signed_percent(self.reached_bytes / self.predicted_bytes - 1)
 
 
 class Differences(pg.GraphicsObject):

@@ -75,7 +75,7 @@ def compare(
             meter,
             _number(levels, phase, meter),
             _number(played, phase, meter),
-            _number(measured, phase, meter),
+            _number(measured, phase, meter) or nan,
             _number(errors, phase, meter),
             on_cpu,
         )
@@ -207,7 +207,7 @@ def _error_cell(row: Comparison) -> Cell:
         return Cell("", row.error, tr(tip), bold=True)
     size = abs(row.error)
     ink = "fits" if size <= _CLOSE else "tight" if size <= _NEAR else "over"
-    text = f"{row.error:+.1%}".replace("%", " %").replace("-", "−")
+    text = signed_percent(row.error)
     told = tr("Rehearsed against predicted") if isnan(row.measured_bytes) else tr("Measured against predicted")
     return Cell(text, row.error, told, ink, bold=True)
 

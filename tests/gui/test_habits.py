@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
-from PySide6.QtGui import QDropEvent, QGuiApplication, QKeySequence
+from PySide6.QtCore import QEvent, QMimeData, QPointF, Qt, QUrl
+from PySide6.QtGui import QDropEvent, QGuiApplication, QKeyEvent, QKeySequence
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QFileDialog
 
@@ -15,6 +15,7 @@ from gui.app import make_window
 from gui.documents import KEPT
 from gui.examples import EXAMPLES
 from gui.export import ChartMenu, TableMenu
+from gui.form.manners import LeaveUndo
 from gui.settings import PINS, RECENT_FILES, SESSION, ZOOM_PERCENT, Settings
 from gui.tabs import TABS
 from gui.units import units
@@ -310,3 +311,20 @@ def test_the_tabs_names_can_be_read_at_every_width(open_window, qtbot):
     qtbot.wait(20)
     widths = [bar.fontMetrics().horizontalAdvance(bar.tabText(index)) for index in range(bar.count())]
     assert all(bar.tabRect(index).width() > width + 10 for index, width in enumerate(widths))
+
+
+def test_a_command_is_reached_from_a_field_that_is_being_edited(window):
+    """On X11, Ctrl+E is also a text field's own key for the end of the line: it would say so, and the window never hear of it."""
+    keeper, field = window.form.findChild(LeaveUndo), window.form.fields["inference.batch"].editor
+    for keys in (window.action(Act.REHEARSE).shortcut(), QKeySequence(QKeySequence.StandardKey.Undo)):
+        event = QKeyEvent(QEvent.Type.ShortcutOverride, keys[0].key(), keys[0].keyboardModifiers())
+        event.accept()
+        assert keeper.eventFilter(field, event), keys.toString()
+        assert not event.isAccepted(), keys.toString()
+
+
+def test_the_session_is_kept_while_one_works(window, qtbot):
+    """A window that is killed tells nobody that it ends."""
+    window.context.state.edit("inference.batch", 7)
+    settings = window.context.settings
+    qtbot.waitUntil(lambda: '"batch": 7' in settings.get(SESSION), timeout=10_000)

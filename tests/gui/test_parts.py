@@ -191,3 +191,13 @@ def named(widget):
     own = widget.accessibleName() or (isinstance(widget, QAbstractButton) and widget.text())
     inner = isinstance(widget, QLineEdit) and widget.parentWidget() is not None and widget.parentWidget().accessibleName()
     return bool(own or inner)
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [signed_percent(share) for share in (0.0004, -0.0004, 0.0, 0.012, -0.5)] == [
+        "0.0 %",
+        "0.0 %",
+        "0.0 %",
+        "+1.2 %",
+        "−50.0 %",
+    ]
