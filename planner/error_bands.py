@@ -8,10 +8,10 @@ from __future__ import annotations
 
 BANDS: dict[tuple[str, str], tuple[int, int]] = {
     ("transformers generation", "reserved"): (42, 160),
-    ("transformers training", "reserved"): (108, 151),
+    ("transformers training", "reserved"): (108, 131),
     ("vllm", "weights"): (19, 2),
-    ("vllm", "activations"): (15, 222),
-    ("vllm", "kv memory"): (11, 5),
+    ("vllm", "activations"): (15, 67),
+    ("vllm", "kv memory"): (11, 1),
     ("sglang", "weights"): (1, 2),
     ("sglang", "kv memory"): (2, 4),
 }
