@@ -54,14 +54,16 @@ def overheads(gpu: Gpu | None) -> Overheads:
     if gpu is None:
         return Overheads(0, 0, 0, "no CUDA on a CPU")
     context = CONTEXT_MIB.get(gpu.arch, OTHER_CONTEXT_MIB) * MIB
-    capability = gpu.compute_capability or (0, 0)
-    workspace = CUBLAS_WORKSPACE_HOPPER_BYTES if capability >= (9, 0) else CUBLAS_WORKSPACE_BYTES
     band, measured = int(context * CONTEXT_BAND), gpu.calibration
     if measured is None:
-        return Overheads(context, band, workspace, f"default of the {gpu.arch} architecture, not measured here")
+        return Overheads(context, band, _workspace_bytes(gpu), f"default of the {gpu.arch} architecture, not measured here")
     if measured.context_bytes is not None:
         context, band = measured.context_bytes, measured.context_band_bytes
-    workspace = workspace if measured.cublas_workspace_bytes is None else measured.cublas_workspace_bytes
+    workspace = _workspace_bytes(gpu) if measured.cublas_workspace_bytes is None else measured.cublas_workspace_bytes
     certainty: Certainty = "modelled" if measured.context_bytes is None else "measured"
     graph = GRAPH_BYTES if measured.graph_bytes is None else measured.graph_bytes
     return Overheads(context, band, workspace, measured.source, certainty, measured, graph)
+
+
+def _workspace_bytes(gpu: Gpu) -> int:
+    return CUBLAS_WORKSPACE_HOPPER_BYTES if (gpu.compute_capability or (0, 0)) >= (9, 0) else CUBLAS_WORKSPACE_BYTES

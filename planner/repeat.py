@@ -82,7 +82,7 @@ def question_of(scenario: Scenario, names: tuple[str, ...], *parts: object) -> Q
     hardware = scenario.hardware
     key = (
         scenario.task, scenario.model, scenario.weights, scenario.parallel, scenario.offload, names, *rest,
-        *sorted(work.engine_options.items()), hardware.gpu, hardware.gpus, hardware.nodes, *map(id, parts),
+        *sorted(work.engine_options.items()), hardware.gpu, hardware.gpus, hardware.nodes, hardware.cards, *map(id, parts),
     )  # fmt: skip
     try:
         found = _questions.get(key)

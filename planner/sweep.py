@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from planner.architecture.layers import Architecture
 from planner.calibration import Calibration
 from planner.engines.mixed import slowest_card
-from planner.engines.served import told_apart
+from planner.engines.served import SERVED, told_apart
 from planner.faults import Faults
 from planner.footprint import FITS_PERCENT, TIGHT_PERCENT, Footprint, Verdict
 from planner.formats.checkpoint import BytesUnknown
 from planner.formats.format import Format
 from planner.gpu import Gpu
-from planner.machine import Overheads, overheads
+from planner.machine import overheads
 from planner.modelled import NotModelled
 from planner.predict import Device, answer_alone, predict, settled_of
 from planner.record import record
@@ -166,66 +166,67 @@ def gpu_matrix(
 ) -> Sweep:
     """Figures of shape (GPUs, counts): the scenario on so many of each GPU, split by tensor parallelism.
 
-    Cards of one kind differ by their capacity alone, so each kind and count is one sweep over capacities; for transformers all
-    cards differ by numbers alone.
+    Cards of one kind differ by numbers alone: each kind and count is one question about so many machines, or, of cards that
+    were measured, one sweep over capacities.
     """
     import numpy as np  # noqa: PLC0415
 
     found = Sweep(**{name: np.zeros((len(gpus), len(counts)), dtype=np.int64) for name in METERS})
     kinds: dict[object, list[int]] = {}
-    plain_rows = [
-        row for row, gpu in enumerate(gpus) if scenario.engine in ("transformers", "llama.cpp") and gpu.calibration is None
-    ]
-    machines = [(gpus[row].capacity_bytes, overheads(gpus[row])) for row in plain_rows]
-    for column, count in enumerate(counts) if plain_rows else ():
-        filled = _by_machine(scenario, architecture, native, gpus[plain_rows[0]], machines, count)
-        for name, figures in zip(METERS, filled, strict=True):
-            getattr(found, name)[plain_rows, column] = figures
     for row, gpu in enumerate(gpus):
-        if row not in plain_rows:
-            kinds.setdefault(_kind(scenario, gpu), []).append(row)
+        kinds.setdefault(_kind(scenario, gpu), []).append(row)
     for kind, rows in kinds.items():
-        gpu = _cards.setdefault(kind, gpus[rows[0]])
+        card = _cards.setdefault(kind, gpus[rows[0]])
+        machines = [_numbers(scenario, gpus[row]) for row in rows]
         capacities = [gpus[row].capacity_bytes for row in rows]
         for column, count in enumerate(counts):
-            one = sweep(on_gpus(scenario, gpu, count), architecture, gpu, native, capacity_bytes=capacities)
-            for name in METERS:
-                getattr(found, name)[rows, column] = getattr(one, name)
+            spread = on_gpus(scenario, card, count)
+            if card.calibration is None:
+                filled = _by_machine(spread, architecture, native, card, machines)
+            else:
+                one = sweep(spread, architecture, card, native, capacity_bytes=capacities)
+                filled = [getattr(one, name) for name in METERS]
+            for name, figures in zip(METERS, filled, strict=True):
+                getattr(found, name)[rows, column] = figures
     return found
 
 
+def _numbers(scenario: Scenario, gpu: Gpu) -> tuple[int, ...]:
+    """What is a number of a card: capacity, context and its band, cuBLAS workspace; where kernels refuse, compute capability."""
+    machine = overheads(gpu)
+    capability = (gpu.compute_capability or ()) if scenario.engine in SERVED else ()
+    return (gpu.capacity_bytes, machine.context_bytes, machine.context_band_bytes, machine.cublas_workspace_bytes, *capability)
+
+
 def _by_machine(
-    scenario: Scenario,
-    architecture: Architecture,
-    native: Format | None,
-    gpu: Gpu,
-    cards: Sequence[tuple[int, Overheads]],
-    count: int,
+    spread: Scenario, architecture: Architecture, native: Format | None, card: Gpu, machines: Sequence[tuple[int, ...]]
 ) -> list[Integers]:
-    """The figures of transformers or llama.cpp on ``count`` of each card: what a machine adds is a count like its capacity."""
+    """The figures on so many of each card: what a machine adds is a count like its capacity."""
     import numpy as np  # noqa: PLC0415
 
-    card = _cards.setdefault("any card", gpu)
-    spread = with_counts(on_gpus(scenario, card, count), ("capacity_bytes",), (card.capacity_bytes,))
-    if scenario.engine == "llama.cpp":
+    if spread.engine == "llama.cpp":
         found = sweep(spread, architecture, card, native, batch=[spread.inference.batch])
         if VERDICTS[found.verdict[0]] != "unknown":
-            contexts, bands, capacities = np.array(
-                [(one.context_bytes, one.context_band_bytes, capacity) for capacity, one in cards], dtype=np.int64
-            ).T
-            return _judged(np.full(len(cards), found.allocated[0]), contexts, bands, capacities)
-    names, values = counts_of(spread)
-    columns = [np.full(len(cards), value) for value in values[:-1]]
-    rows = [(capacity, one.context_bytes, one.context_band_bytes, one.cublas_workspace_bytes) for capacity, one in cards]
-    columns += list(np.array(rows, dtype=np.int64).T)
+            capacities, contexts, bands = np.array([machine[:3] for machine in machines], dtype=np.int64).T
+            return _judged(np.full(len(machines), found.allocated[0]), contexts, bands, capacities)
+    names, values = counts_of(with_counts(spread, ("capacity_bytes",), (card.capacity_bytes,)))
+    work = values[:-1]
 
     def figures(*counts: int) -> tuple[Any, ...]:
-        *work, context, band, workspace = counts
+        context, band, workspace, *capability = counts[len(names) :]
         calibration = Calibration(context_bytes=context, context_band_bytes=band, cublas_workspace_bytes=workspace)
-        machine = Gpu(**{**vars(card), "calibration": calibration})
-        return _figures(lambda: answer_alone(with_counts(spread, names, work), architecture, machine, native, "cuda"))
+        kernels = {"compute_capability": tuple(capability)} if capability else {}
+        machine = Gpu(**{**vars(card), "calibration": calibration} | kernels)
+        asked = with_counts(spread, names, counts[: len(names)])
+        return _figures(lambda: answer_alone(asked, architecture, machine, native, "cuda"))
 
-    return _fill(question_of(spread, names, architecture, native, METERS), figures, figures, columns)
+    question = question_of(spread, names, architecture, native, METERS)
+    if spread.engine not in SERVED:
+        rows = np.array(machines, dtype=np.int64).T
+        return _fill(question, figures, figures, [*(np.full(len(machines), value) for value in work), *rows])
+    # Servers settle by tiers of cards: so many programs hold a few cards each that arrays do not pay.
+    cells = {machine: _point(question, figures, figures, (*work, *machine), zeros=1) for machine in dict.fromkeys(machines)}
+    return list(np.array([cells[machine] for machine in machines], dtype=np.int64).T)
 
 
 _cards: dict[object, Gpu] = {}
@@ -233,14 +234,20 @@ _cards: dict[object, Gpu] = {}
 
 
 def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
-    """What the memory of a run depends on beside the capacity; some engines tell cards apart by name."""
-    kind = (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor, gpu.unified, gpu.calibration)
-    return (*kind, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind
+    """What the memory of a run depends on beside numbers of the card; vLLM tells cards apart by name and architecture."""
+    if gpu.calibration is None and scenario.engine not in SERVED:
+        return ()
+    kind: tuple[object, ...] = (gpu.compute_capability is None, gpu.unified, gpu.calibration)
+    if gpu.calibration is not None:
+        kind += (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor)
+    return (*kind, gpu.arch, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind
 
 
 def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
     """The scenario on ``count`` of a GPU, its weights split over all of them (by transformers and llama.cpp by layers)."""
-    hardware = type(scenario.hardware)(**{**vars(scenario.hardware), "gpu": gpu.name, "gpus": count, "capacity_bytes": None})
+    hardware = type(scenario.hardware)(
+        **{**vars(scenario.hardware), "gpu": gpu.name, "gpus": count, "cards": (), "capacity_bytes": None}
+    )
     by_layers = scenario.task == "inference" and scenario.engine in ("transformers", "llama.cpp")
     parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": 1 if by_layers else count})
     return Scenario(**{**vars(scenario), "hardware": hardware, "parallel": parallel})
@@ -327,19 +334,22 @@ def _fill(
 
 
 def _point(
-    question: Question, figures: Callable[..., tuple[Any, ...]], one: Callable[..., tuple[Any, ...]], values: Sequence[int]
-) -> tuple[Any, ...]:
-    for program, _ in question.programs:
+    question: Question, figures: Callable[..., tuple[Any, ...]], one: Callable[..., tuple[Any, ...]], values: Sequence[int],
+    zeros: int = 0,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The figures of one cell. ``zeros``: so many of the last values may be 0, the others are at least 1."""
+    for program in question.programs:
         found: tuple[Any, ...] | None = program.at(values)
         if found is not None:
             return found
     if question.hopeless or len(question.programs) >= PATHS:
         return one(*values)
-    result, program = record_program(figures, values, [1] * len(values), branches=False)
+    minimums = [1] * (len(values) - zeros) + [0] * zeros
+    result, program = record_program(figures, values, minimums, branches=False)
     if program is None:
         question.hopeless = True
         return one(*values)
-    question.add((program, program.arrays()))
+    question.add(program)
     return tuple(plain(figure) for figure in result)
 
 
@@ -356,9 +366,9 @@ def _run(
         if program is None:
             question.hopeless = True
             return None
-        known = ((program, program.arrays()),)
-        question.add(known[0])
-    run: Callable[..., tuple[Any, Any]] = known[0][1]
+        known = (program,)
+        question.add(program)
+    run: Callable[..., tuple[Any, Any]] = known[0].arrays()
     return run if _exact(run, columns) else None
 
 

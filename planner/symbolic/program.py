@@ -27,10 +27,12 @@ class Program(Generic[Result]):
     def __init__(self, trace: Trace, result: Result, inputs: int) -> None:
         self.trace = trace
         writer = _Writer(trace, inputs)
-        self._result = writer.value(result)
         self._conditions = [writer.condition(sign, form) for (sign, _), form in trace.conditions.items()]
+        checked = writer.lines_so_far
+        self._result = writer.value(result)
         self._writer = writer
-        self._point = writer.function(" and ".join(self._conditions) or "True", self._result)
+        self._point = writer.point(checked, " and ".join(self._conditions) or "True", self._result)
+        self._arrays: Callable[..., tuple[Any, Any]] | None = None
 
     def at(self, values: Sequence[int]) -> Result | None:
         """The result for other inputs, None where they fail a condition."""
@@ -39,7 +41,9 @@ class Program(Generic[Result]):
 
     def arrays(self) -> Callable[..., tuple[Any, Any]]:
         """A function of NumPy arrays and of ints: where the conditions hold, and the result there."""
-        return self._writer.function(" & ".join(f"({one})" for one in self._conditions) or "True", self._result, both=True)
+        if self._arrays is None:
+            self._arrays = self._writer.arrays(" & ".join(f"({one})" for one in self._conditions) or "True", self._result)
+        return self._arrays
 
 
 def record_program(
@@ -67,14 +71,25 @@ class _Writer:
         self._written = set(range(inputs))
         self._products: dict[tuple[int, ...], str] = {}
 
-    def function(self, condition: str, result: str, *, both: bool = False) -> Callable[..., Any]:
+    @property
+    def lines_so_far(self) -> int:
+        return len(self._lines)
+
+    def point(self, checked: int, condition: str, result: str) -> Callable[..., Any]:
+        """A function of ints; of the lines the first ``checked`` are what the condition needs."""
+        lines = [*self._lines[:checked], f"if not ({condition}):", "    return None", *self._lines[checked:], f"return {result}"]
+        return self._function(lines, {"largest": max, "chosen": _chosen, "present": _present})
+
+    def arrays(self, condition: str, result: str) -> Callable[..., Any]:
+        """A function of arrays: where the condition holds, and the result."""
+        return self._function([*self._lines, f"return ({condition}), {result}"], _array_functions())
+
+    def _function(self, lines: Sequence[str], functions: dict[str, Any]) -> Callable[..., Any]:
         inputs = ", ".join(f"a{number}" for number in range(self._inputs))
-        end = [f"return ({condition}), {result}"] if both else [f"if {condition}:", f"    return {result}", "return None"]
-        source = "\n    ".join([f"def program({inputs}):", *self._lines, *end])
-        space = self._names | (_array_functions() if both else {"largest": max, "chosen": _chosen, "present": _present})
+        source = "\n    ".join([f"def program({inputs}):", *lines])
         module = compile(source, "<program>", "exec")
         code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
-        return FunctionType(code, space)
+        return FunctionType(code, self._names | functions)
 
     def condition(self, sign: str, form: Form) -> str:
         return f"{self.form(form)} {sign} 0"

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import count
+from itertools import count as itertools_count
 from pathlib import Path
 
 import pytest
 
 from planner.architecture import parameter_count, read_config
-from planner.predict import predict
-from planner.scenario import parse_scenario
+from planner.predict import answer_alone, predict
+from planner.scenario import Scenario, parse_scenario
 from planner.sweep import context_grid, gpu_matrix
 from resources.catalog import catalog_model
 from resources.gpus import find_gpus
@@ -21,10 +21,25 @@ from resources.plan import find_gpu, find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "meta-llama/Llama-3.1-8B"
-ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi")
+ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp")
 PLANS = {
     "inference": {"model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"batch": 4, "prompt_tokens": 4096}},
     "training": {"model": "meta-llama/Llama-3.1-8B", "task": "training", "training": {"batch": 1, "sequence": 2048}},
+}
+
+SPREAD = {"fsdp": {"data": 8, "sharding": "fsdp"}, "deepspeed": {"data": 8, "sharding": "zero3"}}
+LOW_RANK = {"rank": 16, "targets": ["all-linear"]}
+TRAININGS = {
+    "dense": (MODEL, {}),
+    "dense-checkpointed": (MODEL, {"checkpointing": "full"}),
+    "lora": (MODEL, {"method": "lora", "lora": LOW_RANK}),
+    "qlora": (MODEL, {"method": "qlora", "lora": LOW_RANK, "checkpointing": "full"}),
+    "soft-capped": ("google/gemma-2-9b", {"checkpointing": "full"}),
+    "experts": ("mistralai/Mixtral-8x7B-v0.1", {}),
+    "experts-latent": ("deepseek-ai/DeepSeek-V3.2", {"checkpointing": "full"}),
+    "encoder-decoder": ("google-t5/t5-base", {}),
+    "fsdp": (MODEL, {"engine": "fsdp", "checkpointing": "full"}),
+    "zero3": (MODEL, {"engine": "deepspeed"}),
 }
 
 
@@ -41,8 +56,36 @@ def test_one_plan(benchmark, task: str, model: str) -> None:
     """Bar: 300 µs median for inference, 500 µs for training, another batch every time."""
     scenario = replace(parse_scenario(PLANS[task]), model=model)
     found, gpu, work = find_model(model, network=False), find_gpu(None), getattr(scenario, task)
-    fresh = (replace(scenario, **{task: replace(work, batch=1 + number % 97)}) for number in count())
+    fresh = (replace(scenario, **{task: replace(work, batch=1 + number % 97)}) for number in itertools_count())
     benchmark(lambda: predict(next(fresh), found.architecture, gpu, found.native))
+
+
+def training(name: str) -> Scenario:
+    model, work = TRAININGS[name]
+    spread = SPREAD.get(work.get("engine", ""))
+    hardware = {"hardware": {"gpus": 8}, "parallel": spread} if spread else {}
+    return parse_scenario({"model": model, "task": "training", "training": {"batch": 1, "sequence": 512} | work} | hardware)
+
+
+@pytest.mark.parametrize("count", ["batch", "sequence"])
+@pytest.mark.parametrize("name", TRAININGS)
+def test_one_training(benchmark, name: str, count: str) -> None:
+    """Bar: 500 µs median while one count changes, never asked twice in a row."""
+    scenario, gpu = training(name), find_gpu(None)
+    found = find_model(scenario.model, network=False)
+    values = {"batch": lambda number: 1 + number % 31, "sequence": lambda number: 512 + 7 * (number % 997)}[count]
+    fresh = (replace(scenario, training=replace(scenario.training, **{count: values(number)})) for number in itertools_count())
+    footprint = benchmark(lambda: predict(next(fresh), found.architecture, gpu, found.native))
+    assert footprint.gpus[0].phases
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_first_answer_of_a_training(benchmark, name: str) -> None:
+    """Nothing is known of the question."""
+    scenario, gpu = training(name), find_gpu(None)
+    found = find_model(scenario.model, network=False)
+    ask = (scenario, found.architecture, gpu, found.native, "cuda")
+    assert benchmark(lambda: answer_alone(*ask)).gpus[0].phases
 
 
 @pytest.mark.parametrize("task", PLANS)

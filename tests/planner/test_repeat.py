@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,20 @@ workloads = st.one_of(
 )
 
 
+TARGETS = {"targets": ["all-linear"], "rank": 8}
+FSDP = {"hardware": {"gpus": 8}, "parallel": {"data": 8, "sharding": "fsdp"}}
+TRAININGS = (
+    ("meta-llama/Llama-3.1-8B", {"method": "lora", "lora": TARGETS}, {}),
+    ("meta-llama/Llama-3.1-8B", {"method": "qlora", "lora": TARGETS, "checkpointing": "full"}, {}),
+    ("meta-llama/Llama-3.1-8B", {"engine": "fsdp", "checkpointing": "full"}, FSDP),
+    ("mistralai/Mixtral-8x7B-v0.1", {"engine": "deepspeed"}, FSDP | {"parallel": {"data": 8, "sharding": "zero3"}}),
+    ("deepseek-ai/DeepSeek-V3.2", {"checkpointing": "full"}, {}),
+    ("google/gemma-2-9b", {"attention": "eager"}, {}),
+    ("google-t5/t5-base", {"checkpointing": "full"}, {}),
+    ("Qwen/Qwen3-30B-A3B", {"precision": "amp-bf16"}, {}),
+)
+
+
 def scenario_of(model: str, task: str, work: dict[str, object], capacity: int | None):
     hardware = {"gpu": "A100 SXM4 80GB", "capacity_bytes": capacity}
     return parse_scenario({"version": 1, "model": model, "task": task, task: work, "hardware": hardware})
@@ -60,6 +75,33 @@ def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> 
     found, gpu = find_model(model, network=False), find_gpu("A100 SXM4 80GB")
     asked = scenario, found.architecture, gpu, found.native
     assert told(lambda: predict(*asked)) == told(lambda: planner.predict.answer_alone(*asked, "cuda"))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from(TRAININGS), st.lists(st.tuples(st.integers(1, 32), st.integers(1, 9000)), min_size=3, max_size=5))
+def test_programs_of_trainings_answer_as_the_arithmetic_itself(training, counts) -> None:
+    """Experts, encoders, adapters and shards: whatever the counts before, an answer is the scenario's own."""
+    model, work, rest = training
+    found, gpu = find_model(model, network=False), find_gpu(None)
+    for batch, sequence in counts:
+        work = work | {"batch": batch, "sequence": sequence}
+        scenario = parse_scenario({"model": model, "task": "training", "training": work} | rest)
+        asked = scenario, found.architecture, gpu, found.native
+        assert told(lambda asked=asked: predict(*asked)) == told(lambda asked=asked: planner.predict.answer_alone(*asked, "cuda"))
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: " ".join(map(str, (training[0], *training[1].values()))))
+def test_a_training_has_few_programs(training) -> None:
+    """Of counts that grow by turns a handful of programs answers most: not each count takes one of its own."""
+    model, work, rest = training
+    found, gpu = find_model(model, network=False), find_gpu(None)
+    for number in range(24):
+        counts = {"batch": 1 + number // 2, "sequence": 256 + 97 * (number // 2 + number % 2)}
+        scenario = parse_scenario({"model": model, "task": "training", "training": work | counts} | rest)
+        predict(scenario, found.architecture, gpu, found.native)
+    names, _ = planner.repeat.counts_of(scenario)
+    question = planner.repeat.question_of(scenario, names, found.architecture, gpu, found.native, "cuda")
+    assert 1 <= len(question.programs) <= 7
 
 
 def told(ask):
