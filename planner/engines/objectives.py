@@ -164,7 +164,7 @@ def require_modelled_objective(scenario: Scenario, architecture: Architecture) -
         f"training.loss: {ask.loss} beside objective {ask.objective}": ask.loss != "default",
         f"training.data: {ask.data} rows with objective {ask.objective}": ask.data != "padded",
         f"training.method: {ask.method} with objective {ask.objective}": ask.method in ("prompt", "prefix"),
-        f"training.precision: {ask.precision} with objective {ask.objective}": ask.precision.startswith("amp"),
+        f"training.precision: {ask.precision} with objective {ask.objective} and method {ask.method}": _casts_anew(ask),
         "training.engine_options.prepare_for_kbit_training: TRL does no such cast, so that it": bool(
             ask.engine_options.get("prepare_for_kbit_training")
         ),
@@ -173,6 +173,11 @@ def require_modelled_objective(scenario: Scenario, architecture: Architecture) -
     for what, holds in asked.items():
         if holds:
             raise NotModelled(f"{what} has no closed form yet")
+
+
+def _casts_anew(ask: Training) -> bool:
+    """Whether autocast meets fp32 weights at the head, or a generation; over a frozen 16-bit base scores are as without it."""
+    return ask.precision.startswith("amp") and (ask.objective != "dpo" or ask.method not in ("lora", "qlora"))
 
 
 def _release(ask: Training) -> TrlRelease:

@@ -61,7 +61,10 @@ def scored_forward(course: Course, run: Run, prompt_tokens: int, *, saving: bool
 def scored_backward(
     course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, prompt_tokens: int
 ) -> None:
-    """From the loss to the gradient of the final norm's output, ``d``, with the head's gradient."""
+    """From the loss to the gradient of the final norm's output, ``d``, with the head's gradient.
+
+    CUDA multiplies 16-bit operands into an fp32 sum; elsewhere they are cast first.
+    """
     around.at("head backward", course)
     tokens = scored_tokens(run, prompt_tokens)
     head = (architecture.head or architecture.embeddings[:1])[0]
@@ -72,6 +75,11 @@ def scored_backward(
     if reached.head:
         tape.hold("d head fp32", Size(**factors_of(head), fp32_bytes=FP32_BYTES))
     tape.hold(BUFFER, tile(run, tokens), "logits")
+    if not run.cuda and run.dtype_bytes != FP32_BYTES:
+        columns = smallest(TILE_COLUMNS, architecture.vocab_size)
+        tape.hold("tile in fp32", Size(tile_tokens=smallest(tokens, TILE_TOKENS), columns=columns, fp32_bytes=FP32_BYTES))
+        tape.hold("head in fp32", Size(columns=columns, hidden_size=run.hidden_size, fp32_bytes=FP32_BYTES))
+        tape.free("tile in fp32", "head in fp32")
     _narrow(tape, run, "d scored states fp32", ROWS, _states(run, tokens), "workspace", made=reached.before_head)
     name = TIED if architecture.tied_head else f"grad {head.name}"
     _narrow(tape, run, "d head fp32", name, Size(**factors_of(head), bytes=run.gradient_bytes), "gradients", made=reached.head)

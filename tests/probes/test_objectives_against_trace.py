@@ -23,6 +23,11 @@ WORK: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "pairs, accumulated, a tied head": (TIED, {"objective": "dpo", "gradient_accumulation": 2}, "native"),
     "pairs against the base of adapters": (SMALL, {"objective": "dpo", "method": "lora", "lora": EVERY}, "native"),
     "pairs against a 4-bit base": (SMALL, {"objective": "dpo", "method": "qlora", "lora": EVERY}, "nf4-dq"),
+    "pairs under autocast, checkpointed": (
+        TIED,
+        {"objective": "dpo", "method": "lora", "lora": EVERY, "precision": "amp-bf16", "checkpointing": "full"},
+        "native",
+    ),
     "pairs in fp32, the head alone": (SMALL, {"objective": "dpo", "precision": "fp32", "method": "freeze"}, "native"),
     "precomputed, checkpointed, more than a tile": (
         SMALL,
