@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import replace
 
 import pytest
@@ -68,8 +69,13 @@ def test_tight_is_where_the_band_crosses_the_capacity(engine) -> None:
         assert judge(device, device * 100 // 84, roomy.uncertainty_bytes) == "fits"
         assert judge(device, device * 100 // 84, device // 4) == "tight"
         return
-    least = next(gib for gib in range(16, 60) if predict(*asked(engine, capacity_bytes=gib * 2**30)).verdict != "does_not_fit")
-    assert predict(*asked(engine, capacity_bytes=least * 2**30)).verdict == "tight"
+
+    def verdict(mib: int) -> str:
+        return predict(*asked(engine, capacity_bytes=mib * 2**20)).verdict
+
+    least = bisect_left(range(16 * 1024, 60 * 1024), True, key=lambda mib: verdict(mib) != "does_not_fit") + 16 * 1024
+    assert verdict(least - 1) == "does_not_fit"
+    assert verdict(least) == "tight"
 
 
 @pytest.mark.parametrize("engine", ["sglang", "tensorrt-llm", "tgi"])
