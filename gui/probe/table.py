@@ -17,7 +17,7 @@ from gui.probe.rehearsed import Rehearsed
 from gui.quiet_bar import QuietBar
 from gui.theme import px, theme
 from gui.translate import tr
-from gui.units import format_bytes, units
+from gui.units import format_bytes, signed_percent, units
 from gui.words import word
 from planner.footprint import METERS as METER_NAMES
 from planner.words import CPU_METERS, METERS, PHASES
