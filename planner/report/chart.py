@@ -35,7 +35,10 @@ def footprint_chart(footprint: Footprint) -> str:
     height = bottom + 34 + _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS)
     parts = [*(_pattern(name) for name in present), _axis(limit, scale, bottom)]
     parts += [_row(label, phase, scale, _TOP + _ROW * index) for index, (label, phase) in enumerate(rows)]
-    parts += [_capacity(capacity, scale, bottom) if capacity else "", _legend(present, bottom + 30)]
+    parts += [
+        _capacity(capacity, scale, bottom - (_ROW if footprint.host.phase else 0)) if capacity else "",
+        _legend(present, bottom + 30),
+    ]
     style = "font-family:Inter,system-ui,sans-serif;font-size:12px;fill:#161b22"
     title = f"Memory by {'phase' if len(footprint.gpus) == 1 else 'GPU'} and component"
     return (

@@ -85,7 +85,7 @@ def _headline(footprint: Footprint) -> str:
     gpu, peak = max(sized, key=lambda pair: pair[1].device)
     said = [f"{format_bytes(peak.device)} at the peak, in {word(PHASE_WORDS, peak.name).label.lower()}"]
     if gpu.capacity_bytes:
-        said.append(f"of {format_bytes(gpu.capacity_bytes)}")
+        said[0] += f", against {format_bytes(gpu.capacity_bytes)}"
     if footprint.headroom_bytes is not None:
         short = footprint.headroom_bytes < 0
         said.append(f"({'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))})")

@@ -86,6 +86,7 @@ def test_figures_stand_at_the_right() -> None:
 def test_what_lies_on_the_host_is_reported() -> None:
     host = Host(6 * GIB, {"weights": 5 * GIB, "kv_cache": GIB}, 9 * GIB)
     text = markdown(report_of(replace(footprint(), host=host), "A plan"))
+    assert "13.00 GiB at the peak, in decode, against 24.00 GiB (headroom 11.00 GiB)" in text
     assert "### Host" in text
     for name, size in (("Weights", "5.00 GiB"), ("KV cache", "1.00 GiB"), ("In all", "6.00 GiB"), ("While loading", "9.00 GiB")):
         assert any(name in line and size in line for line in text.splitlines()), name
