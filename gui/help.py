@@ -24,8 +24,9 @@ HELP: Mapping[str, tuple[Paragraph, ...]] = {
         Paragraph(BODY, "Fits: at most 85 % of the memory. Tight: up to 97 %, or the error band crosses the limit. Beyond that it "
                         "does not fit. Unknown is an answer too: there is no closed form, and nothing is guessed."),
         Paragraph(HEAD, "THE BARS"),
-        Paragraph(BODY, "One bar for each phase; with several GPUs one for each GPU. The red line is the capacity, the hatched "
-                        "edge before it the last 3 %. Click a segment, or walk with the arrow keys: the panel at the right opens "
+        Paragraph(BODY, "One bar for each phase; with several GPUs one for each GPU; one for what the plan keeps in the host's "
+                        "memory. The red line is the capacity, the hatched edge before it the last 3 %. Click a segment, or walk "
+                        "with the arrow keys: the panel at the right opens "
                         "the formula, the numbers put in, and where they come from."),
         *_FORM,
     ),
@@ -33,7 +34,8 @@ HELP: Mapping[str, tuple[Paragraph, ...]] = {
         Paragraph(BODY, "What fits: the same load on other cards and counts, and other loads on this card."),
         Paragraph(HEAD, "THE MAP"),
         Paragraph(BODY, "Context to the right, batch upwards; darker means fuller. The line is where it stops fitting. Click a "
-                        "cell, or walk with the arrow keys and press Return, to adopt it."),
+                        "cell, or walk with the arrow keys and press Return, to adopt it. A cross: the engine refuses the load, "
+                        "however full the card would be."),
         Paragraph(HEAD, "THE SPEED"),
         Paragraph(BODY, "Tokens a second of all sequences together, and how long each waits for its next one, up to the most that "
                         "fit. Click a point, or walk with the arrow keys: the panel at the right opens the parts a step is the sum "
@@ -70,11 +72,14 @@ HELP: Mapping[str, tuple[Paragraph, ...]] = {
     ),
     "history": (
         Paragraph(BODY, "Every run that was measured: what was predicted, what it took, and how far the two are apart."),
-        Paragraph(BODY, "Type to filter by model, card or engine. Open shows the scenario again, Replay plays the recording into "
+        Paragraph(BODY, "Type to filter by model, card, engine or tag. Tags are words of your own for the chosen runs. Keep in the "
+                        "history (Ctrl+Shift+D) lists a plan without a run."),
+        Paragraph(BODY, "Open shows the scenario again, Replay plays the recording into "
                         "the Probe tab, Delete forgets the run but keeps its recording."),
     ),
     "monitor": (
-        Paragraph(BODY, "Every GPU of this machine, now and over the last minutes, and which processes hold its memory."),
+        Paragraph(BODY, "Every GPU of this machine and the machine itself, now and over the last minutes, and which processes hold "
+                        "the memory of GPUs."),
         Paragraph(BODY, "A figure that the driver does not give is N/A, never zero."),
     ),
 }  # fmt: skip
