@@ -275,24 +275,39 @@ def _training(scenario: Scenario) -> Iterator[Change]:
     if ask.checkpointing == "none":
         title, cost = "Gradient checkpointing", "about +33 % compute"
         yield _changed(scenario, "checkpointing", title, cost, SLIGHT, CHECKPOINTING, checkpointing="full")
-    if ask.loss == "default":
+    if ask.objective != "sft":
+        yield from _objective(scenario)
+    elif ask.loss == "default":
         yield _changed(
             scenario, "loss", "Fused loss (Liger)", "same result", NO_COST, "Hsu et al. 2024, Liger Kernel", loss="fused"
         )
 
 
-def _methods(scenario: Scenario) -> Iterator[Change]:
-    """Other optimizers; adapters instead of all weights."""
+def _objective(scenario: Scenario) -> Iterator[Change]:
+    """Fewer models at once."""
     ask = scenario.training
+    if ask.objective == "dpo" and ask.reference in ("auto", "model"):
+        title, cost = "Reference scores computed before", "one pass over the data first"
+        yield _changed(scenario, "reference", title, cost, SLIGHT, reference="precomputed")
+    if ask.objective == "grpo" and ask.rollout.engine == "vllm" and not ask.rollout.sleep:
+        asleep = replace(ask.rollout, sleep=True)
+        yield _changed(
+            scenario, "sleep", "vLLM sleeps while training", "weights come back for each generation", SLIGHT, rollout=asleep
+        )
+
+
+def _methods(scenario: Scenario) -> Iterator[Change]:
+    """Other optimizers; adapters instead of all weights, whose base is then the reference."""
+    ask = scenario.training
+    reference = "adapter" if ask.reference == "model" else ask.reference
     if ask.method == "full":
         for name, title, cost, effort, because in OPTIMIZERS:
             if name != ask.optimizer:
                 yield _changed(scenario, "optimizer", title, cost, effort, because, optimizer=name)
-        lora = replace(ask.lora, rank=16)
-        cost = "trains adapters only"
-        yield _changed(scenario, "method", "LoRA, rank 16", cost, CLEAR, "Hu et al. 2021, LoRA", method="lora", lora=lora)
+        adapted: dict[str, Any] = {"method": "lora", "lora": replace(ask.lora, rank=16), "reference": reference}
+        yield _changed(scenario, "method", "LoRA, rank 16", "trains adapters only", CLEAR, "Hu et al. 2021, LoRA", **adapted)
     if ask.method in ("full", "lora", "dora"):
-        quantised = replace(scenario, weights="native", training=replace(ask, method="qlora"))
+        quantised = replace(scenario, weights="native", training=replace(ask, method="qlora", reference=reference))
         yield Change("method", "QLoRA: frozen weights in NF4", "trains adapters only, slower", CLEAR, quantised, _QLORA)
 
 
@@ -302,7 +317,9 @@ def _training_dials(scenario: Scenario) -> Iterator[Dial]:
 
     def shorter(step: int) -> Change:
         tokens = max(TOKENS_STEP, (before - 1) // TOKENS_STEP * TOKENS_STEP - step * TOKENS_STEP)
-        return _changed(scenario, "context", f"Sequences of {tokens:,} tokens", "a shorter context", LARGE, sequence=tokens)
+        prompt = None if ask.prompt_tokens is None else min(ask.prompt_tokens, tokens // 2)
+        title, cost = f"Sequences of {tokens:,} tokens", "a shorter context"
+        return _changed(scenario, "context", title, cost, LARGE, sequence=tokens, prompt_tokens=prompt)
 
     if before > TOKENS_STEP:
         yield Dial(before // TOKENS_STEP, shorter)

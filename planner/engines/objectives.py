@@ -26,6 +26,8 @@ from planner.symbolic.amount import exceeds, largest
 EXTRAS = {"dpo": 2, "grpo": 1}
 """fp32 numbers of each token that the trainer's metrics take beside the log-probabilities (a third of DPO's is a bool)."""
 FP32_BYTES, VLLM_BYTES, PERMILLE = 4, 2, 1000
+OF_A_MODEL = ("weights", "quantization_state", "workspace")
+"""Components of what is loaded of a model; a sharding's buffers are not made for one that does not train."""
 
 
 @record
@@ -189,8 +191,9 @@ def hold_others(weights: Level, loaded: Level, objective: Objective | None) -> N
     if objective is None:
         return
     if objective.reference == "model":
-        for _, name, size, count in loaded.items():
-            weights.change("other_models", f"reference: {name}", size, count)
+        for component, name, size, count in loaded.items():
+            if component in OF_A_MODEL:
+                weights.change("other_models", f"reference: {name}", size, count)
     if objective.share is not None and not objective.sleeps:
         _hold(weights, objective.share)
 

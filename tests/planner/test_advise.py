@@ -14,7 +14,7 @@ from planner.architecture import read_config
 from planner.footprint import Footprint
 from planner.gpu import Gpu
 from planner.predict import predict
-from planner.scenario import Scenario, parse_scenario
+from planner.scenario import Scenario, parse_scenario, to_json
 from resources.catalog import catalog_model
 from resources.gpus import gpu
 
@@ -151,3 +151,21 @@ def test_fewer_requests_fit_a_servers_pool() -> None:
     titles = [advice.title for advice in advise(scenario, architecture(LLAMA), answer) if advice.verdict in ("fits", "tight")]
     assert any(title.startswith("Batch") for title in titles)
     assert any("FP8" in title for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("training", "title"),
+    [
+        ({"objective": "dpo"}, "Reference scores computed before"),
+        ({"objective": "grpo", "reference": "model", "rollout": {"engine": "vllm"}}, "vLLM sleeps"),
+    ],
+)
+def test_advice_on_objectives_holds_fewer_models_and_stays_valid(training: dict[str, object], title: str) -> None:
+    """Every proposal can be written down and read again, as TRL would take it."""
+    card = gpu("H100 SXM5 80GB")
+    document = {"task": "training", "training": {"batch": 4, "sequence": 2048, **training}}
+    scenario, answer, _ = asked("Qwen/Qwen3-1.7B", card, **document)
+    found = advise(scenario, architecture("Qwen/Qwen3-1.7B"), answer)
+    assert any(title in advice.title for advice in found)
+    for advice in found:
+        assert parse_scenario(to_json(advice.scenario)) == advice.scenario

@@ -136,3 +136,12 @@ def test_a_scenario_survives_its_json() -> None:
         {"objective": "grpo", "reference": "model", "prompt_tokens": 100, "rollout": {"steps": 2, "sleep": True}}
     )
     assert parse_scenario(to_json(scenario)) == scenario
+
+
+def test_a_reference_beside_replicas_has_no_buckets() -> None:
+    """On each of several GPUs it takes what it takes on one: it is not wrapped (``evaluation_mode``)."""
+    one, many = (
+        plan_of({"objective": "dpo"}, hardware={"gpu": "A100 SXM 40GB", "gpus": gpus}).footprint.gpus[0].phases[0].components
+        for gpus in (1, 4)
+    )
+    assert many["other_models"] == one["other_models"]
