@@ -26,7 +26,7 @@ from planner.record import record
 from planner.repeat import Question, counts_of, question_of, with_counts
 from planner.scenario import Scenario
 from planner.symbolic.amount import largest, plain
-from planner.symbolic.program import record_program
+from planner.symbolic.program import Program, record_program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -362,22 +362,28 @@ def _run(
         if tried >= PATHS or question.hopeless:
             return None
         values = [int(column[cell]) for column in columns]
-        _, program = record_program(figures, values, [1] * len(columns), branches=False)
-        if program is None:
+        _, made = record_program(figures, values, [1] * len(columns), branches=False)
+        if made is None:
             question.hopeless = True
             return None
-        known = (program,)
-        question.add(program)
-    run: Callable[..., tuple[Any, Any]] = known[0].arrays()
-    return run if _exact(run, columns) else None
+        known = (made,)
+        question.add(made)
+    program: Program[tuple[Any, ...]] = known[0]
+    return program.arrays() if _exact(program, columns) else None
 
 
-def _exact(run: Callable[..., tuple[Any, Any]], columns: Sequence[Integers]) -> bool:
+def _exact(program: Program[tuple[Any, ...]], columns: Sequence[Integers]) -> bool:
     """Whether no figure of the largest cell leaves 64 bits: the figures grow with every count."""
     import numpy as np  # noqa: PLC0415
 
-    corner = [int(column.max()) for column in columns]
+    corner = tuple(int(column.max()) for column in columns)
+    if program.exact_to and all(count <= known for count, known in zip(corner, program.exact_to, strict=True)):
+        return True
+    run = program.arrays()
     with np.errstate(over="ignore"):
         quick = run(*(np.array([value]) for value in corner))[1]
     exact = run(*corner)[1]
-    return all(int(np.asarray(one).flat[0]) == int(other) for one, other in zip(quick, exact, strict=True))
+    if not all(int(np.asarray(one).flat[0]) == int(other) for one, other in zip(quick, exact, strict=True)):
+        return False
+    program.exact_to = corner
+    return True

@@ -33,6 +33,8 @@ class Program(Generic[Result]):
         self._writer = writer
         self._point = writer.point(checked, " and ".join(self._conditions) or "True", self._result)
         self._arrays: Callable[..., tuple[Any, Any]] | None = None
+        self.exact_to: tuple[int, ...] = ()
+        """Inputs up to which 64 bits of an array hold the result, where that was found."""
 
     def at(self, values: Sequence[int]) -> Result | None:
         """The result for other inputs, None where they fail a condition."""
