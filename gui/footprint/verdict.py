@@ -27,6 +27,7 @@ _BADGE = QSize(36, 18)
 GOOD = ("fits", "tight")
 _SIM = "Simulated: this GPU is not in this machine; its figures come from the catalog."
 _MOST_LINES = 6
+_SEPARATOR = "  ·  "
 
 
 class VerdictCard(QFrame):
@@ -37,6 +38,8 @@ class VerdictCard(QFrame):
         self._verdict = "unknown"
         self._figures = ""
         self._detail = ""
+        self._aside = ""
+        """Told only where a line has room for it."""
         self._lines: tuple[str, ...] = ("",)
         self._simulated = False
         self._dimmed = False
@@ -51,12 +54,14 @@ class VerdictCard(QFrame):
 
         ``now``: what is free of it at the moment.
         """
-        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where, now), simulated)
-        if shown != (self._verdict, self._figures, self._detail, self._simulated) or not self._planned:
+        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where, now), _aside(footprint), simulated)
+        if shown != (self._verdict, self._figures, self._detail, self._aside, self._simulated) or not self._planned:
             self._planned = True
-            self._verdict, self._figures, self._detail, self._simulated = shown
+            self._verdict, self._figures, self._detail, self._aside, self._simulated = shown
             self._wrap()
-            self.setAccessibleName(tr("Verdict: {}. {}").format(self.text, self._detail))
+            self.setAccessibleName(
+                tr("Verdict: {}. {}").format(self.text, _SEPARATOR.join(filter(None, (self._detail, self._aside))))
+            )
             self.update()
 
     def set_trouble(self, trouble: str, ink: str = "over") -> None:
@@ -82,6 +87,10 @@ class VerdictCard(QFrame):
     def text(self) -> str:
         """The verdict line as one text."""
         return f"{self._label} · {self._figures}"
+
+    @property
+    def _whole(self) -> str:
+        return _SEPARATOR.join(filter(None, (self._detail, self._aside)))
 
     @property
     def _label(self) -> str:
@@ -147,7 +156,9 @@ class VerdictCard(QFrame):
     @Slot()
     def _wrap(self) -> None:
         """Break the detail into lines; the card grows only when their number changes."""
-        lines = wrapped(self._trouble or self._detail, self.width() - 2 * px(_MARGIN), NORMAL)[:_MOST_LINES]
+        room = self.width() - 2 * px(_MARGIN)
+        told = self._trouble or (self._whole if width_of(self._whole, NORMAL) <= room else self._detail)
+        lines = wrapped(told, room, NORMAL)[:_MOST_LINES]
         grown = len(lines) != len(self._lines)
         self._lines = lines
         if grown:
@@ -176,7 +187,7 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
     parts = [f"{footprint.cards} × {where}" if footprint.cards > 1 else where]
     worst = _worst(footprint)
     if worst is None:
-        return "  ·  ".join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
+        return _SEPARATOR.join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
     parts.append(tr("peak in {}").format(word(PHASES, worst[1].name).label.lower()))
     if footprint.headroom_bytes is not None:
         parts.append(_headroom_words(footprint.headroom_bytes, *worst))
@@ -185,7 +196,7 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
     parts += _host_words(footprint.host)
     if now is not None:
         parts.append(_now_words(now, worst[1].device if footprint.verdict in GOOD else 0))
-    return "  ·  ".join(parts)
+    return _SEPARATOR.join(parts)
 
 
 def _headroom_words(headroom_bytes: int, gpu: GpuFootprint, phase: Phase) -> str:
@@ -200,10 +211,18 @@ def _headroom_words(headroom_bytes: int, gpu: GpuFootprint, phase: Phase) -> str
 
 def _host_words(host: Host) -> list[str]:
     """What the plan takes of the host's memory, where it keeps something there, and the peak while loading."""
-    words = [tr("host {}").format(format_bytes(host.bytes))] if host.bytes else []
+    if not host.bytes:
+        return []
+    words = [tr("host {}").format(format_bytes(host.bytes))]
     if host.load_bytes and host.load_bytes > host.bytes:
-        words.append((tr("{} while loading") if words else tr("host {} while loading")).format(format_bytes(host.load_bytes)))
+        words.append(tr("{} while loading").format(format_bytes(host.load_bytes)))
     return words
+
+
+def _aside(footprint: Footprint) -> str:
+    """What loading takes of the host, where nothing stays there."""
+    host = footprint.host
+    return tr("host {} while loading").format(format_bytes(host.load_bytes)) if host.load_bytes and not host.bytes else ""
 
 
 def _now_words(now: Now, needed_bytes: int) -> str:
