@@ -1,0 +1,71 @@
+"""Families that differ from Llama in a detail of their code, and composites: the closed form against the trace on CUDA."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.scenario import parse_scenario
+from resources.plan import make_plan
+
+SMALL = {
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": 1200, "max_position_embeddings": 1024, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 2}
+OPT_350M = {"model_type": "opt", "ffn_dim": 704, "word_embed_proj_dim": 128, "do_layer_norm_before": False}
+VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+}
+MODELS = {
+    "ernie4_5": SMALL | {"model_type": "ernie4_5", "head_dim": 32},
+    "cohere, normed by head": SMALL | {"model_type": "cohere", "use_qk_norm": True},
+    "glm4": SMALL | {"model_type": "glm4", "head_dim": 32},
+    "olmo": SMALL | {"model_type": "olmo"},
+    "opt, normed after the sum": SMALL | OPT_350M,
+    "cohere2_moe": SMALL | EXPERTS | {"model_type": "cohere2_moe", "head_dim": 32},
+    "llava over qwen2": {
+        "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "torch_dtype": "bfloat16",
+        "text_config": SMALL | {"model_type": "qwen2"}, "vision_config": VISION | {"model_type": "clip_vision_model"},
+    },
+}  # fmt: skip
+NOT_COMPARED = {
+    "bitnet": SMALL | {"model_type": "bitnet"},
+    "falcon, ALiBi": SMALL | {"model_type": "falcon", "alibi": True},
+    "phi, queries and keys normed": SMALL | {"model_type": "phi", "qk_layernorm": True},
+    "stablelm": SMALL | {"model_type": "stablelm"},
+}
+WORK = {
+    "long": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4}},
+    "full": {"task": "training", "training": {"batch": 2, "sequence": 300}},
+}
+SMALL_TENSORS_BYTES = 256 * 1024
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_family_equals_its_trace(trace, model: str, work: str) -> None:
+    """Allocated of every phase: within 0.5 % and the bytes of the smallest tensors."""
+    scenario = parse_scenario(
+        {"version": 1, "model": {"config": MODELS[model]}, "hardware": {"gpu": "H200 SXM 141GB"}} | WORK[work]
+    )
+    footprint = make_plan(scenario, network=False, device="cuda").footprint
+    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
+    traced = trace(footprint.scenario, MODELS[model])
+    assert predicted.keys() == traced.keys(), footprint.notes
+    for name, allocated in predicted.items():
+        assert abs(allocated - traced[name]["allocated"]) <= 0.005 * traced[name]["allocated"] + SMALL_TENSORS_BYTES, name
+
+
+@pytest.mark.parametrize("model", NOT_COMPARED)
+def test_a_family_that_nobody_compared_is_unknown(model: str) -> None:
+    """Blocks that look like Llama's hold other tensors: no number, and the reason."""
+    scenario = parse_scenario({"version": 1, "model": {"config": NOT_COMPARED[model]}, "task": "inference"})
+    footprint = make_plan(scenario, network=False, device="cuda").footprint
+    assert not footprint.gpus[0].phases
+    assert any(note.startswith("unknown: ") for note in footprint.notes)
