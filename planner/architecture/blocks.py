@@ -180,11 +180,19 @@ def attention(
     )
 
 
+PARTLY_ROTATED = {
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "nemotron", "persimmon", "phi"), 0.5),
+    **dict.fromkeys(("gpt_neox", "stablelm", "qwen3_5", "qwen3_5_moe", "qwen3_next"), 0.25),
+}
+"""Shares that a configuration class sets where config.json names none (transformers 5.23 ``configuration_*.py``)."""
+
+
 def rotary_dim(config: Config, head_dim: int) -> int:
-    """Dimensions of a head that are rotated: all of them unless ``partial_rotary_factor`` says less."""
+    """Dimensions of a head that are rotated: all of them unless ``partial_rotary_factor``, or the class, says less."""
     share = config.mapping("rope_parameters").get("partial_rotary_factor")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        share = config.number("partial_rotary_factor", "rotary_pct", default=1.0)
+        default = PARTLY_ROTATED.get(config.text("model_type").removesuffix("_text"), 1.0)
+        share = config.number("partial_rotary_factor", "rotary_pct", default=default)
     return int(head_dim * share)
 
 

@@ -42,7 +42,8 @@ Keys the worker reads inside the scenario beyond the common ones, with their def
 ``{"use_reentrant": false, "max_grad_norm": null, "checkpoint_every": 2, "autocast_adapter_dtype": true,
 "prepare_for_kbit_training": false, "quant_skip_modules": "", "chunk_tokens": 1024, "projection_rank": 128}``;
 ``training.lora.alpha`` (twice the rank), ``dropout`` (0) and ``rslora`` (false); ``training.trainable`` (names of the modules
-that method ``freeze`` trains; none: the head) and ``training.virtual_tokens`` (20, methods ``prompt`` and ``prefix``).
+that method ``freeze`` trains; none: the head) and ``training.virtual_tokens`` (20, methods ``prompt`` and ``prefix``);
+``training.objective`` (``sft``, ``dpo`` or ``grpo``) with ``reference``, ``prompt_tokens`` (half of the sequence) and ``rollout``.
 
 Events
 ------
@@ -53,8 +54,8 @@ Every event has ``event`` (its name) and ``t``.
               ``uuid`` and ``pci_bus_id`` (null when torch does not tell), by which the driver's figures are its.
               The first event, except that ``progress`` ("importing") may come before it.
 ``progress``  ``what``, ``done``, ``total`` (``total`` may be null). ``what``: importing, building, prefill, decode, step.
-``phase``     ``name`` (load, prefill, decode, forward, backward, optimizer), ``state`` (begin, end), ``step`` (0 for load
-              and prefill; decode 0; training 1 or 2), ``micro`` (0 … gradient_accumulation − 1).
+``phase``     ``name`` (load, prefill, decode, generation, reference, forward, backward, optimizer), ``state`` (begin, end),
+              ``step`` (0 for load, prefill and decode; training 1 or 2), ``micro`` (0 … gradient_accumulation − 1).
               At the end also ``allocated``, ``reserved``, ``device`` (highest value during the phase) and
               ``components`` {component: bytes at the moment of the allocated peak} (null when not known). On a CUDA
               measurement they are walked: what is held (weights, gradients, optimizer state, cache), and as activations or

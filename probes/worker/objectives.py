@@ -77,6 +77,11 @@ class _WithReference(TrainingLoad):
         super().__init__(built, workload, attribution, fake, layout)
         self._reference = reference
 
+    def holdings(self) -> dict[str, Any]:
+        """The reference too."""
+        reference = self._reference
+        return super().holdings() | {"other_models": [] if reference is None else [*reference.parameters(), *reference.buffers()]}
+
     def _prepare(self) -> None:
         super()._prepare()
         for module in self._model.modules():

@@ -119,10 +119,15 @@ class Run:
         self._built = build(self._order)
         self._reference = build_reference(self._order) if has_reference_model(self._order) else None
 
+    def _weight_bytes(self) -> int:
+        """Of all models that are loaded."""
+        assert self._built is not None
+        return sum(weight_bytes(model) for model in (self._built.model, self._reference) if model is not None)
+
     def _on_tracker(self) -> None:
         assert self._built is not None
         if not self._order.fake:
-            devices.check_machine_memory(weight_bytes(self._built.model))
+            devices.check_machine_memory(self._weight_bytes())
             self._measure_on_cpu()
         elif self._order.traced_layers == "all":
             self._rehearse(self._wire)
@@ -217,7 +222,7 @@ class Run:
         device, meter = self._open_card()
         assert self._built is not None
         if self._layout is None:
-            devices.check_free(meter.read().free, weight_bytes(self._built.model))
+            devices.check_free(meter.read().free, self._weight_bytes())
         self._walk = Walk(self._built.model, meter, masters=self._amp)
         self._phases = Phases(self._wire, meter, on_begin=self._walk.begin, walk_components=self._walk.components)
         with self._sampling():

@@ -19,6 +19,8 @@ Label = Callable[[torch.Tensor], None]
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 STATISTICS = 7
 """Running maximum, sums and the label's logit: of each token, whatever is asked for."""
+_SUMS_WIDE = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 8)
+"""Whether 16-bit products can be added to an fp32 sum (``torch.addmm`` with ``out_dtype``, CUDA alone)."""
 BLOCK_COLUMNS = 1024
 """A real tile is read so many columns at a time, so that nothing of a tile's size stands beside it."""
 
@@ -199,7 +201,7 @@ def _differentiate(tile: torch.Tensor, targets: torch.Tensor, first: int, log_z:
 
 def _add_product(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
     """``total += first @ second`` in fp32."""
-    if total.device.type == "cuda" and first.dtype in (torch.float16, torch.bfloat16) and hasattr(torch, "addmm"):
+    if total.device.type == "cuda" and first.dtype in (torch.float16, torch.bfloat16) and _SUMS_WIDE:
         torch.addmm(total, first, second, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(first.float(), second.float())

@@ -1,4 +1,4 @@
-"""The window's benchmarks in short, each in a process of its own: a busy machine gets two more tries. The scripts tell all kinds."""
+"""The window's benchmarks in short, each in its own process; the scripts tell all kinds. A busy machine gets two more tries."""
 
 from __future__ import annotations
 
