@@ -37,7 +37,15 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
     notes = [*found.notes, *reading.notes]
     if unread := reading.unread():
         notes.append(f"not read for this model type, could change sizes elsewhere: {', '.join(unread[:40])}")
-    return replace(found, notes=tuple(notes), sources=reading.sources, rope_factor_values=rope_factor_values(config))
+    if foreign := _is_foreign(config, model_type):
+        notes.append(f"auto_map: {describe(_named_class(config))} is code of the checkpoint's own; read as {model_type}")
+    return replace(
+        found,
+        verified=found.verified and not foreign,
+        notes=tuple(notes),
+        sources=reading.sources,
+        rope_factor_values=rope_factor_values(config),
+    )
 
 
 _HEADS = {
@@ -52,6 +60,16 @@ _HEADS = {
     "ForTokenClassification": "score",
     "ForQuestionAnswering": "qa_outputs",
 }
+
+
+def _is_foreign(config: Mapping[str, object], model_type: str) -> bool:
+    """Whether a checkpoint brings a class of its own (``auto_map``) under a name that is not one of its type's."""
+    from planner.architecture.families import defaults_of  # noqa: PLC0415 - see read_config
+
+    usual = defaults_of(model_type).model_class
+    head = max((suffix for suffix in _HEADS if usual.endswith(suffix)), key=len, default="")
+    named = _named_class(config)
+    return bool(config.get("auto_map") and named and usual) and not named.startswith(usual.removesuffix(head))
 
 
 def _reading(config: Mapping[str, object], model_type: str, model_class: str | None) -> Config:

@@ -25,6 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import transformers  # noqa: E402
+from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
@@ -73,7 +74,7 @@ def forms(model_type: str) -> Iterator[dict[str, Any]]:
             yield config
         try:
             settings = made() if config is None else made.from_dict(copy.deepcopy(config))
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, StrictDataclassError):
             continue
         for written in (settings.to_dict(), settings.to_diff_dict()):
             yield json.loads(json.dumps(written, default=str)) | {"model_type": model_type}
@@ -183,6 +184,7 @@ def report(model_types: list[str]) -> str:
         kinds = Counter(kind for kind, _ in counts)
         read = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
         lines.append(f"{name:22}{read:42}" + "".join(f"{kind:11}" for kind, _ in told.values()).rstrip())
+        print(lines[-1], *(why for _, why in told.values()), sep="\n    ", file=sys.stderr, flush=True)
         wrong += [f"  {name}: {why}" for kind, why in counts if kind == "wrong"]
         wrong += [f"  {name}, {work}: {why}" for work, (kind, why) in told.items() if kind == "wrong"]
     totals = [f"{what}: " + ", ".join(f"{sums[what][kind]} {kind}" for kind in sorted(sums[what])) for what in sums]

@@ -22,7 +22,7 @@ _SAME = {
     "intermediate_size": ("ffn_hidden_size", "ffn_dim", "inner_hidden_size", "d_ff", "n_inner"),
     "vocab_size": ("padded_vocab_size", "n_vocab"),
     "max_position_embeddings": ("seq_length", "max_seq_len", "n_positions", "max_sequence_length", "model_max_length"),
-    "head_dim": ("kv_channels", "d_head"),
+    "head_dim": ("kv_channels", "d_head", "attention_head_dim"),
     "num_experts": ("n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts"),
     "num_experts_per_tok": ("moe_topk", "moe_top_k", "moe_k", "num_experts_per_token", "num_selected_experts"),
     "moe_intermediate_size": ("moe_ffn_hidden_size", "expert_ffn_hidden_size", "moe_inter_dim"),
@@ -34,17 +34,26 @@ _ELSEWHERE: dict[str, dict[str, object]] = {
     "chatglm": {"hidden_act": "silu", "rms_norm_eps": 1e-5},
     "qwen": {"hidden_act": "silu", "rms_norm_eps": 1e-6, "qkv_bias": True},
     "minicpm": {"tie_word_embeddings": True, "scale_depth": None},
+    "exaone": {"rms_norm_eps": 1e-5, "layer_norm_epsilon": None},
+    "orion": {"layer_norm_eps": 1e-5, "rms_norm_eps": None},
+    "mimo": {"attention_bias": True, "attention_out_bias": False},
+    "Dream": {"attention_bias": True, "attention_out_bias": False},
 }
 """What the modelling code published with the checkpoints of a type writes down and its config leaves unsaid."""
 
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_GATED = ("silu", "swish", "swiglu", "geglu", "gelu_pytorch_tanh", "swigluoai")
+_GATED = ("silu", "swish", "swiglu", "geglu", "swigluoai")
+_GATED_WITH_RMS_NORM = "gelu_pytorch_tanh"
+"""Gemma's kind; beside a LayerNorm it is as often GPT-2's, without a gate."""
 _PARTS = re.compile(
     r"mamba|ssm|conv|recurren|linear_(attn|attention|key|value|num)|lightning|rwkv|delta|state_size|vision|audio|image|encoder|decoder"
     r"|text_config|thinker|talker|altup|laurel|per_layer|block_config|pattern|layer_group|compress|cross_attention|index_|indexer|ngram"
     r"|hyper|hc_|num_streams|kv_shared|yoco|global_head|attn_layer|hybrid|sink|gate_proj|output_gate|attention_gate|position_embedding"
     r"|interleave|interval|frequency|layers_per|_every_|per_block|shared_head|attention_groups|mlp_res|use_residual|zero_expert|latent_size|adapter|lora|depth|rel_|d_rel|num_loops|recursion"
+    r"|visual|img_|_img|embd_layer|processor|shar(e|ed|ing)(_|$)|use_cla|cla_|position_encoding|mixed_mlp"
 )
+_COUNT = re.compile(r"^(num|n|total)_|_(size|dim|rank|layers|heads|experts|steps|width|channels|blocks|groups|bits?)$")
+"""Names of sizes: one that is said and not understood makes other numbers wrong."""
 
 
 def by_keys(values: Mapping[str, object], named_class: str) -> Architecture:
@@ -64,13 +73,22 @@ def by_keys(values: Mapping[str, object], named_class: str) -> Architecture:
             f"model_type {describe(values.get('model_type'))} is not known and {', '.join(missing)} is missing"
         )
     found = decoder_by_keys(config)
-    strange = sorted(path for path in config.unread() if _PARTS.search(path))
+    strange = sorted(path for path in config.unread() if _PARTS.search(path) or is_strange_size(config, path))
     if strange:
         raise UnknownArchitecture(
             f"model_type {describe(values.get('model_type'))} is not known and these keys speak of parts "
             f"this reader does not know: {', '.join(strange[:10])}"
         )
     return finish(found, config)
+
+
+def is_strange_size(config: Config, key: str) -> bool:
+    """Whether a key says a size that nothing was read from: not another name of one that was, not zero or one."""
+    value = config.values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 2 or not _COUNT.search(key):
+        return False
+    common = next((name for name, others in _SAME.items() if key == name or key in others), None)
+    return common is None or (key != "intermediate_size" and config.get(common) not in (None, value))
 
 
 def completed(values: Mapping[str, object]) -> Mapping[str, object]:
@@ -130,12 +148,13 @@ def decoder_by_keys(config: Config) -> Architecture:
     layers = num_layers(config)
     model_type = describe(config.get("model_type"))
     config.notes.insert(0, f"model_type {model_type} is not known: read by its keys as a decoder of Llama's build, not verified")
-    activation = config.text("hidden_act", "hidden_activation", "activation_function", "hidden_activation", default="")
-    if activation.lower() not in _GATED:
+    activation = config.text("hidden_act", "hidden_activation", "activation_function", default="").lower()
+    normed = config.says("rms_norm_eps", "rms_norm_epsilon")
+    if activation not in _GATED and not (normed and activation == _GATED_WITH_RMS_NORM):
         raise UnknownArchitecture(
             f"model_type {model_type} is not known and hidden_act {describe(activation)} does not say a gated block"
         )
-    if config.says("rms_norm_eps", "rms_norm_epsilon"):
+    if normed:
         make = rms_norm
     elif config.says("layer_norm_eps", "layer_norm_epsilon"):
         make = layer_norm
@@ -157,9 +176,12 @@ def decoder_by_keys(config: Config) -> Architecture:
 
 
 def windows(config: Config, layers: int) -> tuple[str, ...]:
-    """Full or windowed for each layer."""
+    """Full or windowed for each layer: as its type says, else as Qwen's keys do, else all that have a window."""
     used = config.flag("use_sliding_window", default=True) and config.optional("sliding_window", minimum=0)
-    return config.layer_types(layers, lambda _: SLIDING if used else FULL, (FULL, SLIDING))
+    first = config.optional("max_window_layers", minimum=0) or 0
+    if used and first and not config.says("use_sliding_window", "layer_types"):
+        raise UnknownArchitecture("an unknown model type that does not say which layers are windowed (use_sliding_window)")
+    return config.layer_types(layers, lambda index: SLIDING if used and index >= first else FULL, (FULL, SLIDING))
 
 
 def sparse_layers(config: Config, layers: int) -> tuple[bool, ...]:
@@ -177,8 +199,12 @@ def mixer_by_keys(config: Config, kind: str) -> SequenceMixer:
     if config.says("kv_lora_rank"):
         return latent_attention(config)
     every = config.flag("use_bias", "bias")
-    query = config.flag("attention_bias", "qkv_bias", "add_qkv_bias", default=every)
-    output = config.flag("attention_out_bias", "o_bias", default=config.flag("attention_bias", default=every))
+    query = config.flag("attention_bias", "qkv_bias", "add_qkv_bias", "use_qkv_bias", default=every)
+    output = config.flag("attention_out_bias", "o_bias", default=every)
+    if config.flag("attention_bias") and not config.says("attention_out_bias", "o_bias"):
+        raise UnknownArchitecture(
+            "an unknown model type whose attention_bias does not say whether the output projection has one (attention_out_bias)"
+        )
     normed = config.flag("use_qk_norm", "qk_norm", "qk_layernorm", "use_qk_layernorm")
     return attention(
         config,
@@ -195,8 +221,11 @@ def channel_by_keys(config: Config, *, sparse: bool) -> ChannelMixer:
         return mlp(config, bias=config.flag("mlp_bias", default=config.flag("use_bias")))
     width = config.optional("moe_intermediate_size") or config.size("intermediate_size")
     shared = config.optional("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", minimum=0)
+    count = config.optional("num_shared_experts", minimum=0)
     if shared is None:
-        shared = width * (config.optional("num_shared_experts", minimum=0) or 0)
+        shared = width * (count or 0)
+    elif count is not None and count > 1 and shared != count * width:
+        raise UnknownArchitecture("an unknown model type whose shared experts have two widths, of one or of all of them")
     balanced = config.text("topk_method") == "noaux_tc"
     return moe(
         config,

@@ -345,7 +345,7 @@ def hy_v3(config: Config) -> Architecture:
     width = config.size("moe_intermediate_size")
 
     def experts() -> MixtureOfExperts:
-        shared = width * config.size("num_shared_experts", minimum=0)
+        shared = width * config.size("num_shared_experts", minimum=0) or config.size("intermediate_size")
         balance = "e_score_correction_bias"
         return moe(config, *routed(config, "num_experts"), width, shared_width=shared, shared_bias=inner_bias, correction=balance)
 

@@ -251,6 +251,7 @@ def dbrx(config: Config) -> Architecture:
     attn = config.child("attn_config", Defaults(values={"kv_n_heads": 1}))
     ffn = config.child("ffn_config", Defaults(values={"ffn_hidden_size": 3584, "moe_num_experts": 4, "moe_top_k": 1}))
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    config.require(hidden % heads == 0, "n_heads", f"must divide d_model ({hidden}), got {heads}")
     width, count = ffn.size("ffn_hidden_size"), ffn.size("moe_num_experts")
     at = "ffn.experts.mlp"
     weights = tuple(Weight(f"{at}.{name}", (width, hidden), "expert", count) for name in ("w1", "v1", "w2"))

@@ -84,6 +84,31 @@ ELSEWHERE: dict[str, tuple[int, dict[str, Any]]] = {
         "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32, "rms_norm_eps": 1e-6,
         "vocab_size": 125696, "tie_word_embeddings": False,
     }),
+    "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct": (7_818_448_896, {
+        "model_type": "exaone", "architectures": ["ExaoneForCausalLM"], "activation_function": "silu", "head_dim": 128,
+        "hidden_size": 4096, "intermediate_size": 14336, "layer_norm_epsilon": 1e-5, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_layers": 32, "tie_word_embeddings": False, "vocab_size": 102400,
+    }),
+    "Dream-org/Dream-v0-Instruct-7B": (7_615_616_512, {
+        "model_type": "Dream", "architectures": ["DreamModel"], "hidden_act": "silu", "hidden_size": 3584,
+        "intermediate_size": 18944, "max_window_layers": 28, "num_attention_heads": 28, "num_hidden_layers": 28,
+        "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "sliding_window": None, "tie_word_embeddings": False,
+        "use_sliding_window": False, "vocab_size": 152064,
+    }),
+    "deepseek-ai/deepseek-moe-16b-base": (16_375_728_128, {
+        "model_type": "deepseek", "architectures": ["DeepseekForCausalLM"], "attention_bias": False,
+        "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+        "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 28, "num_key_value_heads": 16,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "vocab_size": 102400,
+    }),
+    "inclusionAI/Ling-lite": (16_801_974_272, {
+        "model_type": "bailing_moe", "architectures": ["BailingMoeForCausalLM"], "first_k_dense_replace": 0, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632, "max_window_layers": 28,
+        "moe_intermediate_size": 1408, "norm_head": True, "num_attention_heads": 16, "num_experts": 64,
+        "num_experts_per_tok": 6, "num_hidden_layers": 28, "num_key_value_heads": 4, "num_shared_experts": 2,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "use_bias": False, "use_qkv_bias": False, "vocab_size": 126464,
+    }),
 }  # fmt: skip
 """Parameters as the checkpoints' headers count them."""
 
@@ -104,6 +129,18 @@ STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
         "model_type": "phi-msft", "architectures": ["PhiForCausalLM"], "n_embd": 2560, "n_head": 32, "n_layer": 32,
         "vocab_size": 51200,
     }),
+    "positions in two dimensions (ChatGLM)": ("position_encoding_2d", {
+        "model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384, "layernorm_epsilon": 1e-5,
+        "num_attention_heads": 32, "num_layers": 28, "position_encoding_2d": True, "vocab_size": 130528,
+    }),
+    "a tower under a name of its own": ("visual", SIZES | {"model_type": "qwen", "visual": {"layers": 48}}),
+    "keys shared between layers (Hunyuan-Large)": ("use_cla", SIZES | {
+        "model_type": "hunyuan", "num_experts": 16, "moe_topk": 1, "num_shared_expert": 1, "use_cla": True,
+    }),
+    "layers that run several times (Ouro)": ("total_ut_steps", SIZES | {"model_type": "ouro", "total_ut_steps": 4}),
+    "a LayerNorm beside a GELU": ("gated", {**SIZES, "model_type": "newcomer", "rms_norm_eps": None, "hidden_act":
+        "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-5}),
+    "which linears have a bias": ("attention_out_bias", SIZES | {"model_type": "newcomer", "attention_bias": True}),
     "a text model's keys in a composite": ("text_config is missing", SIZES | {
         "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-large-patch14-336",
     }),
@@ -115,3 +152,13 @@ def test_what_a_config_does_not_say_is_not_guessed(name: str) -> None:
     reason, config = STRANGERS[name]
     with pytest.raises(UnknownArchitecture, match=reason):
         read_config(config)
+
+
+def test_a_checkpoint_s_own_class_is_not_verified() -> None:
+    """``auto_map`` may bring any class under a known type; one of the type's own names is transformers' too."""
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling.TheirsForCausalLM"}}
+    given = SIZES | {"model_type": "llama"}
+    assert read_config(given | code | {"architectures": ["LlamaForCausalLM"]}).verified
+    theirs = read_config(given | code | {"architectures": ["TheirsForCausalLM"]})
+    assert not theirs.verified
+    assert any("TheirsForCausalLM" in note for note in theirs.notes)
