@@ -25,6 +25,7 @@ from planner.components.run import Run, module_of
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
+HANDED_OUT = "keys and values handed out"
 WHOLE_NAME = {"q": "query", "k": "key"}
 
 
@@ -68,8 +69,12 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
         _gate(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
     linear(g, target, "attended", result, project.get("o_proj", ()))
-    g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head", "qkv")
+    g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head")
     g.free("q", "k", "q new", "k new", "k anew", "v anew")
+    if run.hands_out_keys and mixer.fused_qkv and not g.saving:
+        g.rename("qkv", HANDED_OUT)
+    else:
+        g.free("qkv")
 
 
 def _through_cache(g: Graph, mixer: Attention) -> tuple[str, str]:

@@ -34,7 +34,8 @@ class Run:
     ``code``: how the family is written; ``eager``: attention as plain products was asked for.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
     are held, where not in the activations' dtype. ``keeps``: operators (mm, attention) whose results a checkpoint keeps;
-    ``recomputes``: the part of a layer (attention, mlp) that alone is a checkpoint.
+    ``recomputes``: the part of a layer (attention, mlp) that alone is a checkpoint. ``hands_out_keys``: a checkpointed layer's
+    fused projection stays, keys and values being views of it.
     """
 
     batch: int
@@ -65,6 +66,7 @@ class Run:
     narrow_input: bool = False
     keeps: tuple[str, ...] = ()
     recomputes: str = ""
+    hands_out_keys: bool = False
 
     def trains(self, weights: Sequence[Weight] = ()) -> bool:
         """Whether weights get gradients (without any: those that are not told)."""

@@ -22,11 +22,14 @@ class Release:
     ``labels``: labels are shifted, logits stay as they are. ``logits``: all logits but the last, in fp32, beside the
     model's own. ``widened_logits``: the same, after the model has replaced its own logits by fp32 ones. ``narrow_logits``: all
     logits but the last in their own dtype, in which the loss is computed.
+    ``hands_out_keys``: checkpointed layers hand out keys and values all the same; these are views of the fused projection's
+    output, which stays with them until the model's outputs go.
     """
 
     since: tuple[int, int]
     copies: LossCopies
     source: str
+    hands_out_keys: bool = False
 
 
 RELEASES = (
@@ -34,12 +37,16 @@ RELEASES = (
     Release((4, 46), "logits", "transformers 4.46 loss/loss_utils.py, ForCausalLMLoss"),
     Release((4, 50), "labels", "transformers 4.50 loss/loss_utils.py, ForCausalLMLoss"),
 )
-OWN_LOSS = {
-    "gpt_bigcode": Release((0, 0), "narrow_logits", "transformers 4.48 modeling_gpt_bigcode.py, GPTBigCodeForCausalLM.forward"),
+_PRESENTS = "transformers modeling_gpt_bigcode.py until 4.53, GPTBigCodeModel.forward (presents)"
+OF_FAMILIES = {
+    "gpt_bigcode": (
+        Release((0, 0), "narrow_logits", f"GPTBigCodeForCausalLM.forward until 4.48; {_PRESENTS}", hands_out_keys=True),
+        Release((4, 49), "logits", f"transformers 4.49 loss/loss_utils.py; {_PRESENTS}", hands_out_keys=True),
+        Release((4, 50), "labels", f"transformers 4.50 loss/loss_utils.py; {_PRESENTS}", hands_out_keys=True),
+        Release((4, 54), "labels", "transformers 4.54 modeling_gpt_bigcode.py, GPTBigCodeBlock(GradientCheckpointingLayer)"),
+    ),
 }
-"""Families whose class computed its loss itself before :data:`SHARED_LOSS`."""
-SHARED_LOSS = (4, 49)
-"""Since then they call ``loss_utils.py`` as the others do."""
+"""Families whose class computed its loss itself, or ran otherwise than the others."""
 
 
 def release_of(version: object, model_type: str = "") -> Release:
@@ -51,6 +58,5 @@ def release_of(version: object, model_type: str = "") -> Release:
         message = f"{str(version)[:40]!r} is no transformers release; write it like 4.48.1"
         raise Faults([Fault("training.engine_options.version", message)])
     number = int(found[1]), int(found[2])
-    if number < SHARED_LOSS and model_type in OWN_LOSS:
-        return OWN_LOSS[model_type]
-    return max((release for release in RELEASES if release.since <= number), key=lambda release: release.since)
+    known = OF_FAMILIES.get(model_type, RELEASES)
+    return max((release for release in known if release.since <= number), key=lambda release: release.since)

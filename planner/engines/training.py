@@ -25,7 +25,7 @@ from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import EXTRAS, hold_others, objective_of
 from planner.engines.prefix import prefix_of
-from planner.engines.releases import release_of
+from planner.engines.releases import Release, release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
@@ -55,6 +55,7 @@ def training_steps(
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         narrow_ends=quantised is not None and quantised.has_narrow_ends,
+        hands_out_keys=_release(scenario, architecture).hands_out_keys and ask.objective == "sft",
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
@@ -154,8 +155,12 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     options, ask = scenario.training.engine_options, scenario.training
     if ask.objective != "sft":
         return Loss("scores", prompt_tokens=ask.prompt_tokens or 1, extras=EXTRAS.get(ask.objective, 0))
-    release = release_of(options.get("version"), architecture.model_type)
-    return Loss(scenario.training.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), release.copies)
+    return Loss(ask.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), _release(scenario, architecture).copies)
+
+
+def _release(scenario: Scenario, architecture: Architecture) -> Release:
+    """What the release of transformers does that the scenario names."""
+    return release_of(scenario.training.engine_options.get("version"), architecture.model_type)
 
 
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:

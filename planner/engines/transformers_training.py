@@ -11,6 +11,7 @@ from dataclasses import replace
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture
 from planner.components.adapters import Adapters
+from planner.components.attention import HANDED_OUT
 from planner.components.autocast import CACHED, HALF_BYTES, widened
 from planner.components.beside import OF_OWN_INPUTS, OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
@@ -68,6 +69,8 @@ class TrainingStep:
     """Embeddings and head were cast back to 16 bit then (TRL before 0.27)."""
     virtual_tokens: int = 0
     """Trained vectors before the tokens of each sequence (prompt tuning); then nothing of the model trains."""
+    hands_out_keys: bool = False
+    """Checkpointed layers hand out keys and values, until the forward returns."""
     prefix: Prefix | None = None
     """Trained keys and values before every layer's own; then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
@@ -115,6 +118,7 @@ def training_phases(
         names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
+        hands_out_keys=work.hands_out_keys,
     )  # fmt: skip
     requires = bool(work.checkpointing) or work.virtual_tokens > 0
     reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)
@@ -176,7 +180,7 @@ def _training_forward(
         _hold_head_casts(course, architecture, run, reached)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
     _forget_cached(course)
-    drop(course, "embeddings", *CACHED_KEYS)
+    drop(course, "embeddings", HANDED_OUT, *CACHED_KEYS)
     around.at("loss", course)
     return laid
 

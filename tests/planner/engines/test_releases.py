@@ -12,15 +12,19 @@ from resources.plan import make_plan
 GPT_BIGCODE = {"config": {"model_type": "gpt_bigcode", "n_embd": 256, "n_layer": 2, "n_head": 8, "vocab_size": 49152}}
 
 
-def forward_bytes(version: str | None, model: object = "HuggingFaceTB/SmolLM2-135M") -> int:
+def forward(version: str | None, model: object = "HuggingFaceTB/SmolLM2-135M", checkpointing: str = "full") -> dict[str, int]:
     options = {"version": version} if version else {}
     scenario = {
         "version": 1, "model": model, "task": "training", "weights": "bf16",
-        "training": {"batch": 2, "sequence": 512, "checkpointing": "full", "engine_options": options},
+        "training": {"batch": 2, "sequence": 512, "checkpointing": checkpointing, "engine_options": options},
         "hardware": {"gpu": "A100 SXM4 80GB"},
     }  # fmt: skip
     phases = make_plan(parse_scenario(scenario), network=False, calibrated=False).footprint.gpus[0].phases
-    return next(phase.components["logits"] for phase in phases if phase.name == "forward")
+    return next(phase.components for phase in phases if phase.name == "forward")
+
+
+def forward_bytes(version: str | None, model: object = "HuggingFaceTB/SmolLM2-135M") -> int:
+    return forward(version, model)["logits"]
 
 
 def test_a_release_takes_the_newest_entry_that_is_not_newer():
@@ -53,3 +57,23 @@ def test_a_loss_of_its_own_stays_in_16_bit():
     every, predicted, vocabulary = 2 * 512, 2 * 511, 49152
     assert forward_bytes("4.48.1", GPT_BIGCODE) == (every + 2 * predicted) * vocabulary * 2
     assert forward_bytes(None, GPT_BIGCODE) == every * vocabulary * (2 + 4 + 4)
+
+
+@pytest.mark.parametrize(("multi_query", "kv_heads"), [(True, 1), (False, 8)])
+@pytest.mark.parametrize("version", ["4.48.1", "4.53.2"])
+def test_checkpointed_layers_of_gpt_bigcode_handed_out_keys_and_values_of_their_fused_projection(version, multi_query, kv_heads):
+    """Views of ``c_attn``'s output, one a layer, until the model's outputs go."""
+    model = {"config": {**GPT_BIGCODE["config"], "multi_query": multi_query}}
+    projected = 2 * 512 * (256 + 2 * kv_heads * 32) * 2
+    older, newer = (forward(release, model)["workspace"] for release in (version, "4.54.0"))
+    assert older - newer == 2 * projected
+
+
+@pytest.mark.parametrize("version", ["4.48.1", "4.53.2"])
+def test_without_checkpoints_autograd_keeps_the_projections_anyway(version):
+    older, newer = (forward(release, GPT_BIGCODE, "none") for release in (version, "4.54.0"))
+    assert older["workspace"] == newer["workspace"] and older["activations"] == newer["activations"]
+
+
+def test_other_families_hand_out_nothing_under_checkpoints():
+    assert not release_of("4.48.1", "llama").hands_out_keys and not release_of("4.48.1", "gpt2").hands_out_keys
