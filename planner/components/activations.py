@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from planner.components.autocast import is_wide, widened
-from planner.components.graph import Gradients, Graph, Node, add, multiply, passed_on, power
+from planner.components.graph import Graph, Node
+from planner.components.operators import add, multiply
+from planner.components.rules import Gradients, passed_on, power
 from planner.components.tape import Size
 
 

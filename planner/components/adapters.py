@@ -11,7 +11,9 @@ from functools import partial
 
 from planner.architecture.layers import Architecture, Weight
 from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed, widened
-from planner.components.graph import Gradients, Graph, Node, Rule, passed_on, product
+from planner.components.graph import Graph, Node
+from planner.components.operators import product
+from planner.components.rules import Gradients, Rule, passed_on
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
 from planner.components.targets import Targets, targets_of

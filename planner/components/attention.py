@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
-from planner.components.graph import Graph, linear, multiply, passed_on, sliced
+from planner.components.graph import Graph
 from planner.components.kernels import (
     FLASH_MAX_HEAD_DIM,
     Operands,
@@ -19,8 +19,10 @@ from planner.components.kernels import (
     repeat_keys,
 )
 from planner.components.norms import norm_forward
+from planner.components.operators import linear, multiply
 from planner.components.quantised_cache import quantised_forward
 from planner.components.rotary import Rotated, rotate
+from planner.components.rules import passed_on, sliced
 from planner.components.run import Run, module_of
 from planner.components.tape import Size
 from planner.modelled import NotModelled

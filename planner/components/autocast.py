@@ -18,7 +18,8 @@ from planner.components.tape import Size
 from planner.modelled import NotModelled
 
 if TYPE_CHECKING:
-    from planner.components.graph import Gradients, Graph, Node
+    from planner.components.graph import Graph, Node
+    from planner.components.rules import Gradients
 
 HALF_BYTES = 2
 FP32_BYTES = 4

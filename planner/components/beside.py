@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from planner.architecture.layers import DenseMLP, Layer, MixtureOfExperts, Norm, Stack, Weight
 from planner.components.activations import activate
-from planner.components.graph import Graph, add, linear, multiply, weighted
+from planner.components.graph import Graph
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
+from planner.components.operators import add, linear, multiply
+from planner.components.rules import weighted
 from planner.components.run import Run
 from planner.components.tape import Span
 

@@ -6,7 +6,9 @@ The positions are a mask of numbers for the memory-efficient kernel, laid out an
 from __future__ import annotations
 
 from planner.architecture.layers import Attention, Weight
-from planner.components.graph import Gradients, Graph, Node, linear, passed_on, sliced
+from planner.components.graph import Graph, Node
+from planner.components.operators import linear
+from planner.components.rules import Gradients, passed_on, sliced
 from planner.components.run import FP32_BYTES, Run, module_of
 from planner.components.tape import Size
 

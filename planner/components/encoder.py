@@ -14,10 +14,12 @@ from planner.architecture.layers import Attention, DenseMLP, Layer, Weight
 from planner.components.activations import activate
 from planner.components.attention import attention_forward
 from planner.components.biased import biased_attention, kernel_back, position_bias
-from planner.components.graph import Graph, add, linear, multiply, passed_on, sliced
+from planner.components.graph import Graph
 from planner.components.kernels import Operands, choose_kernel, fused
 from planner.components.mlp import mlp_forward
 from planner.components.norms import norm_forward
+from planner.components.operators import add, linear, multiply
+from planner.components.rules import passed_on, sliced
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 

@@ -8,8 +8,10 @@ from planner.architecture.layers import Architecture, Norm, Stack, Weight
 from planner.components.activations import activate
 from planner.components.encoder import drop_out
 from planner.components.encoder_layers import Stage
-from planner.components.graph import Gradients, Graph, Node, Record, linear, multiply
+from planner.components.graph import Graph, Node, Record
 from planner.components.norms import norm_forward
+from planner.components.operators import linear, multiply
+from planner.components.rules import Gradients
 from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record

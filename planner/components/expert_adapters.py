@@ -12,7 +12,8 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from planner.architecture.layers import MixtureOfExperts
-from planner.components.graph import Gradients, Graph, Node, passed_on
+from planner.components.graph import Graph, Node
+from planner.components.rules import Gradients, passed_on
 from planner.components.tape import Size
 from planner.components.targets import FUSED, Part, Stacked, stacked_of
 from planner.scenario import Lora

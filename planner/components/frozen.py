@@ -17,7 +17,8 @@ from planner.components.tape import Size
 from planner.formats.storage import BitsAndBytes4Bit, Scaled, Scheme
 
 if TYPE_CHECKING:
-    from planner.components.graph import Gradients, Graph, Node
+    from planner.components.graph import Graph, Node
+    from planner.components.rules import Gradients
 
 TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")
 """Formats over which adapters are derived."""

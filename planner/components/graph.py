@@ -8,24 +8,16 @@ gradient for the same tensor is added to the first in a tensor of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from planner.architecture.layers import Weight
-from planner.components.autocast import CACHED, cast_product, is_wide, narrowed, widened
-from planner.components.frozen import record_product, wide_product
-from planner.components.quantised import hold_product
+from planner.components.autocast import is_wide, narrowed, widened
+from planner.components.rules import Rule, elementwise, joined, passed_on
 from planner.components.run import Run, factors_of
 from planner.components.tape import Held, Size, Tape
-
-Gradients = list[tuple[str, str]]
-"""For each input that gets one: the input, and the name its gradient is held by."""
-
-
-Rule = Callable[["Graph", "Node", str], Gradients]
-
 
 KEPT = "kept result"
 
@@ -55,7 +47,7 @@ class Node:
     out: str
     inputs: Sequence[str]
     saves: Sequence[Storage] = ()
-    rule: Rule = field(default_factory=lambda: elementwise)
+    rule: Rule = elementwise
     weights: Sequence[Weight] = ()
     moment: Size | None = None
     constants: Sequence[str] = ()
@@ -446,132 +438,3 @@ class Graph(Tape):
         self.drop(old)
         self.drop(made)
         gradients[tensor] = name
-
-
-def elementwise(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001  every rule's
-    """A gradient for each input, the last input's first (derivatives.yaml's order in generated code)."""
-    return [(tensor, graph.gradient(tensor, node)) for tensor in reversed(node.wanted)]
-
-
-def passed_on(graph: Graph, node: Node, gradient: str) -> Gradients:
-    """Sums and views: the gradient itself is every input's."""
-    return [(tensor, graph.share(gradient)) for tensor in node.wanted]
-
-
-def joined(graph: Graph, node: Node, gradient: str, others: Sequence[str]) -> Gradients:  # noqa: ARG001
-    """All parts' gradients in one tensor (``split_backward``)."""
-    (tensor,) = node.inputs
-    made = graph.gradient(tensor, node)
-    for other in others:
-        graph.drop(graph.gradients.pop(other, ""))
-    return [(tensor, made)]
-
-
-def sliced(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """A part of a tensor: zeros of the whole, into which the gradient is copied (``slice_backward``)."""
-    return [(tensor, graph.gradient(tensor, node)) for tensor in node.inputs]
-
-
-def broadcast(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """A product whose second input was expanded: its gradient is as large as the result until it is summed."""
-    first, second = node.inputs
-    size = graph.record.sizes[node.out]
-    rows = graph.held(f"d {second} rows", node, size)
-    made = [(first, graph.held(f"d {first}", node, size))]
-    made.append((second, graph.gradient(second, node)))
-    graph.consume(rows)
-    return made
-
-
-def gathered(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """Rows picked by an index: zeros of the whole, and the sum of the rows' gradients in a tensor of its own (``index_put``)."""
-    (tensor,) = node.inputs
-    zeros = graph.held(f"{node.out} zeros", node, graph.record.sizes[tensor])
-    made = graph.gradient(tensor, node)
-    graph.consume(zeros)
-    return [(tensor, made)]
-
-
-def power(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """``pow_backward``: grad · (exponent · xⁿ⁻¹), three tensors."""
-    (tensor,) = node.inputs
-    size = graph.record.sizes[tensor]
-    moments = [graph.held(f"{node.out} {moment}", node, size) for moment in ("power", "times")]
-    made = graph.gradient(tensor, node)
-    graph.consume(*moments)
-    return [(tensor, made)]
-
-
-def weighted(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """A product with a weight: the weight's gradient is as large as the result until it is summed."""
-    (tensor,) = node.inputs
-    made = graph.gradient(tensor, node)
-    if node.trains:
-        rows = graph.held(f"{node.out} d_weight rows", node, graph.record.sizes[node.out])
-        graph.weight_gradients(node)
-        graph.consume(rows)
-        graph.settle_weight_gradients(node)
-    return [(tensor, made)]
-
-
-def linear_rule(graph: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
-    """Gradients of weight and bias, then of the input. ``node.moment``: a copy of the gradient, token by token."""
-    copied = graph.held(f"d {node.out} by token", node, node.moment) if node.moment is not None else None
-    graph.weight_gradients(node)
-    made = [(tensor, graph.gradient(tensor, node)) for tensor in node.wanted]
-    if copied is not None:
-        graph.consume(copied)
-    graph.settle_weight_gradients(node)
-    return made
-
-
-def linear(
-    graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
-    copies: bool = False,
-) -> None:  # fmt: skip
-    """``source`` times a weight (and a bias), with the adapter that trains beside it.
-
-    ``copies``: the gradient arrives head by head and is laid out token by token.
-    """
-    adapters = graph.run.adapters
-    if adapters is not None and adapters.beside(weights):
-        adapters.lay(graph, name, source, size, weights, component, copies=copies)
-    else:
-        product(graph, name, source, size, weights, component=component, copies=copies)
-
-
-def product(
-    graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
-    copies: bool = False,
-) -> None:  # fmt: skip
-    """A linear without an adapter, its weight plain or quantised."""
-    scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
-    if scheme is not None:
-        if graph.run.compute_bytes and graph.run.quantised is not None and graph.run.quantised.is_four_bit(weights):
-            wide_product(graph, scheme, weights, name, source, size, component)
-            return
-        hold_product(graph, scheme, weights, name, size, component)
-        if graph.saving:
-            record_product(graph, scheme, weights, name, source, size)
-        return
-    if graph.run.autocast and graph.run.parameter_bytes:
-        cast_product(graph, name, source, size, weights, component, copies=copies)
-        return
-    moment, read = size if copies else None, source
-    if graph.run.autocast and is_wide(graph.size_of(source)):
-        read = f"{name} input {CACHED}"
-        graph.make(read, narrowed(graph.size_of(source)), (source,))
-    with graph.operator("mm"):
-        graph.make(name, size, (read,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(read,))
-    if read != source:
-        graph.free(read)
-
-
-def add(graph: Graph, name: str, size: Size, *inputs: str) -> None:
-    """A sum; under autocast one of its inputs may be in 16 bit."""
-    graph.make(name, size, inputs, (), passed_on)
-
-
-def multiply(graph: Graph, name: str, size: Size, *inputs: str) -> None:
-    """A product of two tensors, both saved; or with one input, by a number or by a tensor that needs no gradient."""
-    graph.make(name, size, inputs, inputs if len(inputs) > 1 else ())

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Literal
 
 from planner.components.autocast import is_wide, narrowed
-from planner.components.graph import Gradients, Graph, Node, Rule, passed_on
+from planner.components.graph import Graph, Node
+from planner.components.rules import Gradients, Rule, passed_on
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
 from planner.record import record

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from planner.architecture.layers import LatentAttention, Norm, Weight
-from planner.components.graph import Gradients, Graph, Node, linear, passed_on
+from planner.components.graph import Graph, Node
 from planner.components.indexer import index_forward
 from planner.components.kernels import Operands, choose_kernel, fused, math
 from planner.components.norms import norm_forward
+from planner.components.operators import linear
 from planner.components.rotary import Rotated, rotate
+from planner.components.rules import Gradients, passed_on
 from planner.components.run import module_of
 from planner.components.tape import Size
 

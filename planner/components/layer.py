@@ -26,11 +26,12 @@ from planner.components.autocast import narrowed as narrowed_size
 from planner.components.beside import dense_beside_experts, is_dense_beside_experts, per_layer_input
 from planner.components.cache import cache_component, cached_tensors
 from planner.components.compressed import hyper_layer, streams_of
-from planner.components.graph import KEPT, Graph, Record, Stopped, add, multiply
+from planner.components.graph import KEPT, Graph, Record, Stopped
 from planner.components.latent import latent_forward
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
+from planner.components.operators import add, multiply
 from planner.components.recompute import as_checkpoint
 from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
 from planner.components.recurrent.arrangements import is_side_by_side, normed_residual, side_by_side

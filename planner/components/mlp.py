@@ -5,7 +5,8 @@ from __future__ import annotations
 from planner.architecture.layers import DenseMLP, Weight
 from planner.components.activations import activate
 from planner.components.autocast import in_16_bit
-from planner.components.graph import Graph, linear, multiply
+from planner.components.graph import Graph
+from planner.components.operators import linear, multiply
 
 
 def mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:

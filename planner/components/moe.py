@@ -6,9 +6,11 @@ from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
 from planner.components.activations import activate
 from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
-from planner.components.graph import Gradients, Graph, Node, add, broadcast, gathered, linear, multiply, passed_on, sliced
+from planner.components.graph import Graph, Node
 from planner.components.mlp import mlp_forward
+from planner.components.operators import add, linear, multiply
 from planner.components.quantised import hold_from_host
+from planner.components.rules import Gradients, broadcast, gathered, passed_on, sliced
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 

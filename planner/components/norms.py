@@ -5,7 +5,8 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
 from planner.components.autocast import as_wide_as, is_wide, widened
-from planner.components.graph import Gradients, Graph, Node, broadcast, power, weighted
+from planner.components.graph import Graph, Node
+from planner.components.rules import Gradients, broadcast, power, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 

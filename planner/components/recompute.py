@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from planner.components.graph import Gradients, Graph, Node, Record, Stopped
+from planner.components.graph import Graph, Node, Record, Stopped
+from planner.components.rules import Gradients
 
 Forward = Callable[[Graph], None]
 

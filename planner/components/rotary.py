@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from planner.architecture.implementation import RotaryStyle
 from planner.components.autocast import is_wide
-from planner.components.graph import Graph, add, multiply, passed_on, sliced
+from planner.components.graph import Graph
+from planner.components.operators import add, multiply
+from planner.components.rules import passed_on, sliced
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
 from planner.record import record

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from planner.architecture.layers import Attention, DenseMLP, Layer, MixtureOfExperts, Recurrent, SequenceMixer
 from planner.components.attention import attention_forward
-from planner.components.graph import Graph, add, multiply
+from planner.components.graph import Graph
 from planner.components.mlp import mlp_forward
 from planner.components.moe import moe_forward
 from planner.components.norms import norm_forward
+from planner.components.operators import add, multiply
 from planner.components.recurrent import recurrent_forward
 
 

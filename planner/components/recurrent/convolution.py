@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent, Weight
-from planner.components.graph import Gradients, Graph, Node, sliced
+from planner.components.graph import Graph, Node
 from planner.components.recurrent.states import CONV_STATE, conv_state
+from planner.components.rules import Gradients, sliced
 from planner.components.tape import Size
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Norm, Recurrent
-from planner.components.graph import Gradients, Graph, Node, linear, multiply, passed_on
+from planner.components.graph import Graph, Node
 from planner.components.norms import norm_forward
+from planner.components.operators import linear, multiply
 from planner.components.recurrent.mamba2 import modules
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
+from planner.components.rules import Gradients, passed_on
 from planner.components.tape import Size
 from planner.symbolic.amount import smallest
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.architecture.layers import Recurrent, Weight
-from planner.components.graph import Gradients, Graph, Node, add, broadcast, linear, multiply, passed_on, weighted
+from planner.components.graph import Graph, Node
+from planner.components.operators import add, linear, multiply
 from planner.components.recurrent.convolution import causal_convolution
 from planner.components.recurrent.mamba2 import modules, named
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
+from planner.components.rules import Gradients, broadcast, passed_on, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import BLOCK_BYTES, Size
 

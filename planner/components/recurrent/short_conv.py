@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent
-from planner.components.graph import Graph, linear, multiply, sliced
+from planner.components.graph import Graph
+from planner.components.operators import linear, multiply
 from planner.components.recurrent.convolution import convolution_rule
 from planner.components.recurrent.mamba2 import modules
 from planner.components.recurrent.states import CONV_STATE, conv_state
+from planner.components.rules import sliced
 from planner.components.tape import Size
 
 
