@@ -1,19 +1,32 @@
-"""A label that gives way: what does not fit is left out in the middle, and told by its tool tip."""
+"""Texts that give way: what does not fit is said shorter, or left out in the middle, and told whole by the tool tip."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import QSize, Qt
+from PySide6.QtCore import QRect, QSize, Qt
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QLabel
+from PySide6.QtWidgets import QLabel, QLineEdit, QStyle, QStyleOptionFrame
+
+_INSIDE = 2
+"""Pixels that a line edit keeps free at either side of its text."""
 
 
 class ElidedLabel(QLabel):
     """One line of text, as much of it as there is room for."""
 
-    def setText(self, text: str) -> None:
-        """Show ``text``."""
+    def setText(self, text: str, *shorter: str) -> None:
+        """Show ``text``, or the first of the ``shorter`` ways of saying it that fits."""
+        self._shorter = shorter
         super().setText(text)
         self.setToolTip(text)
+        self.update()
+
+    @property
+    def shown(self) -> str:
+        """What is painted."""
+        room, metrics = self.contentsRect().width(), self.fontMetrics()
+        ways = (self.text(), *getattr(self, "_shorter", ()))
+        whole = next((way for way in ways if metrics.horizontalAdvance(way) <= room), None)
+        return whole if whole is not None else metrics.elidedText(ways[-1], Qt.TextElideMode.ElideMiddle, room)
 
     def minimumSizeHint(self) -> QSize:
         """Next to nothing."""
@@ -22,7 +35,40 @@ class ElidedLabel(QLabel):
     def paintEvent(self, _event: QPaintEvent) -> None:
         """The text, its middle left out when it is too long."""
         painter = QPainter(self)
-        text = self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideMiddle, self.width())
         painter.setPen(self.palette().color(self.foregroundRole()))
-        painter.drawText(self.rect(), self.alignment(), text)
+        painter.drawText(self.contentsRect(), self.alignment(), self.shown)
+        painter.end()
+
+
+class ElidedEdit(QLineEdit):
+    """A line that, while nobody types into it, leaves out the middle of a text that is too long: a name differs at its end."""
+
+    @property
+    def shown(self) -> str:
+        """What can be read of the text."""
+        if self.hasFocus():
+            return self.text()
+        return self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideMiddle, self._room().width())
+
+    def _room(self) -> QRect:
+        """Where the text stands, beside the buttons inside the line."""
+        option = QStyleOptionFrame()
+        self.initStyleOption(option)
+        room = self.style().subElementRect(QStyle.SubElement.SE_LineEditContents, option, self)
+        margins = self.textMargins()
+        buttons = sum(button.sizeHint().width() + 4 for button in self.children() if button.inherits("QToolButton"))
+        return room.adjusted(margins.left() + _INSIDE, 0, -margins.right() - _INSIDE - buttons, 0)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """The line as ever while its text is typed or fits."""
+        text = self.shown
+        if text == self.text():
+            super().paintEvent(event)
+            return
+        option = QStyleOptionFrame()
+        self.initStyleOption(option)
+        painter = QPainter(self)
+        self.style().drawPrimitive(QStyle.PrimitiveElement.PE_PanelLineEdit, option, painter, self)
+        painter.setPen(self.palette().color(self.foregroundRole()))
+        painter.drawText(self._room(), Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, text)
         painter.end()

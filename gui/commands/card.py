@@ -19,6 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from gui.elided import ElidedLabel
 from gui.theme import NORMAL, set_role
 from gui.translate import tr
 
@@ -34,7 +35,7 @@ class CommandCard(QFrame):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._command: Command | None = None
-        self.title, self.version, self.notes = QLabel(), QLabel(), QLabel()
+        self.title, self.version, self.notes = QLabel(), ElidedLabel(), QLabel()
         self.text = QPlainTextEdit()
         self.copy, self.save = QPushButton(tr("Copy")), QPushButton(tr("Save …"))
         self._lay_out()
@@ -71,8 +72,10 @@ class CommandCard(QFrame):
             return
         self._command = command
         self.title.setText(command.title)
-        file = f" · {command.file}" if command.file else ""
-        self.version.setText(tr("written for {engine} {version}").format(engine=command.engine, version=command.version) + file)
+        version = f"{command.engine} {command.version}"
+        written = tr("written for {}").format(version)
+        ways = (f"{written} · {command.file}", f"{version} · {command.file}", version) if command.file else (written, version)
+        self.version.setText(*ways)
         self.notes.setText("\n".join(f"• {note}" for note in command.notes))
         self.notes.setVisible(bool(command.notes))
         self.text.setPlainText(command.text.rstrip("\n"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QSize, Qt, Signal, Slot
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtGui import QIcon, QResizeEvent
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from gui.compare.difference import peak_of
-from gui.elided import ElidedLabel
+from gui.elided import ElidedEdit, ElidedLabel
 from gui.footprint.verdict import ROLES
 from gui.icons import icon
-from gui.theme import set_role, theme
+from gui.theme import px, set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from resources.plan import Plan
 
 _ICON = QSize(16, 16)
+_NARROW_BELOW, _MARGIN, _NARROW_MARGIN = 150, 12, 8
 
 
 class PlanCard(QFrame):
@@ -33,7 +35,8 @@ class PlanCard(QFrame):
     def __init__(self, *, pinned: bool, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._verdict = "unknown"
-        self.name = QLineEdit(readOnly=not pinned)
+        self.name = ElidedEdit(readOnly=not pinned)
+        self._narrow = False
         self._icon, self._words = QLabel(), ElidedLabel()
         self._model = ElidedLabel()
         self.open = QPushButton(tr("Open"), toolTip=tr("Put this plan into the form; Ctrl+Z takes it back"), visible=pinned)
@@ -48,16 +51,26 @@ class PlanCard(QFrame):
         """Show ``plan`` under ``name``."""
         if not self.name.hasFocus() or self.name.isReadOnly():
             self.name.setText(name)
+            self.name.setCursorPosition(0)
         footprint, peak = plan.footprint, peak_of(plan.footprint)
         self._verdict = footprint.verdict
         size = format_bytes(peak.device) if peak else tr("not sized")
-        self._words.setText(f"{word(VERDICTS, footprint.verdict).label} · {size}")
+        self._words.setText(f"{word(VERDICTS, footprint.verdict).label} · {size}", size, size.split()[0])
         gpus = f"{len(footprint.gpus)} × " if len(footprint.gpus) > 1 else ""
-        self._model.setText(f"{plan.source.label.rsplit('/', 1)[-1]} · {gpus}{plan.gpu.name}")
+        card = f"{gpus}{plan.gpu.name}"
+        self._model.setText(f"{plan.source.label.rsplit('/', 1)[-1]} · {card}", card)
         self.name.setAccessibleName(tr("Name of the plan {}").format(name))
         self.open.setAccessibleName(tr("Open {}").format(name))
         self.remove.setAccessibleName(tr("Remove {}").format(name))
         self._restyle()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Many cards in a narrow window: a sign instead of a word, and narrower margins."""
+        super().resizeEvent(event)
+        narrow = self.width() < px(_NARROW_BELOW)
+        if narrow != self._narrow:
+            self._narrow = narrow
+            self._restyle()
 
     @property
     def text(self) -> str:
@@ -71,12 +84,14 @@ class PlanCard(QFrame):
         verdict, buttons = QHBoxLayout(), QHBoxLayout()
         verdict.addWidget(self._icon)
         verdict.addWidget(self._words, 1)
+        buttons.setSpacing(4)
         for button in (self.open, self.remove):
             set_role(button, "compact")
             buttons.addWidget(button)
         buttons.addStretch(1)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         column = QVBoxLayout(self)
-        column.setContentsMargins(12, 8, 12, 8)
+        column.setContentsMargins(_MARGIN, 8, _MARGIN, 8)
         column.setSpacing(4)
         column.addWidget(self.name)
         column.addLayout(verdict)
@@ -93,3 +108,7 @@ class PlanCard(QFrame):
     @Slot()
     def _restyle(self) -> None:
         self._icon.setPixmap(icon(self._verdict, ROLES[self._verdict]).pixmap(_ICON))
+        self.remove.setText("" if self._narrow else tr("Remove"))
+        self.remove.setIcon(icon("close") if self._narrow else QIcon())
+        side = _NARROW_MARGIN if self._narrow else _MARGIN
+        self.layout().setContentsMargins(side, 8, side, 8)

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 
+from PySide6.QtCore import Qt
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress, translated
 from gui.compare.difference import Figure, Input, differing_inputs, figures
+from gui.form.fields import FIELDS
+from gui.state import value_at
 from gui.theme import px
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
 from planner.footprint import METERS as METER_NAMES
 from planner.footprint import Footprint
+from planner.scenario import Scenario, parse_scenario
 from planner.words import COMPONENTS, METERS, Word
 
-_ROW_HEIGHT, _FIRST_WIDTH = 24, 190
+_ROW_HEIGHT, _FIRST_WIDTH, _FIRST_SHARE = 24, 190, 0.3
+_SPECS = {spec.path: spec for spec in FIELDS}
 
 
 class DifferenceTable(CellTable):
@@ -29,13 +34,14 @@ class DifferenceTable(CellTable):
         self.differences = CellModel([Column("")], self)
         dress(self, self.differences, _ROW_HEIGHT)
         self.setAccessibleName(tr("Differences between the plans"))
+        self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self._inputs: Sequence[Input] = ()
         self._figures: Sequence[Figure] = ()
 
     def show_plans(self, names: Sequence[str], footprints: Sequence[Footprint]) -> None:
         """Compare ``footprints``, called ``names``; the first is what the others are held against."""
         columns = (Column(tr("At the peak")), *(Column(name, figures=True) for name in names))
-        self._inputs, self._figures = differing_inputs(footprints), figures(footprints)
+        self._inputs, self._figures = _told(differing_inputs(footprints), footprints), figures(footprints)
         if translated(columns) != self.differences.columns:
             self.differences.show_columns(columns)
             header = self.horizontalHeader()
@@ -52,17 +58,45 @@ class DifferenceTable(CellTable):
         """Sizes with their differences; where these would be cut, the differences alone: what they differ from stands first."""
         inputs = [_input_cells(one) for one in self._inputs]
         self.differences.show_cells([*inputs, *(_figure_cells(one) for one in self._figures)])
-        self.setColumnWidth(0, min(px(_FIRST_WIDTH), self.differences.width_wanted(0)))
+        room = max(px(_FIRST_WIDTH) * 0.7, min(px(_FIRST_WIDTH), self.viewport().width() * _FIRST_SHARE))
+        self.setColumnWidth(0, min(round(room), self.differences.width_wanted(0)))
         others = range(1, self.differences.columnCount())
         room = (self.viewport().width() - self.columnWidth(0)) // max(1, len(others))
         if any(self.differences.figures_width(column) > room for column in others):
             self.differences.show_cells([*inputs, *(_figure_cells(one, alone=True) for one in self._figures)])
 
 
+def _told(rows: Sequence[Input], footprints: Sequence[Footprint]) -> tuple[Input, ...]:
+    """Without the fields that only some plans have, as far as these leave them as they were: another task has many."""
+    scenarios: list[Scenario] = []
+    kept = []
+    for row in rows:
+        if None in row.values:
+            scenarios = scenarios or [parse_scenario(footprint.scenario) for footprint in footprints]
+            if not any(_matters(row.path, one) for one, value in zip(scenarios, row.values, strict=True) if value is not None):
+                continue
+        kept.append(row)
+    return tuple(kept)
+
+
+def _matters(path: str, scenario: Scenario) -> bool:
+    """Whether the form shows the field without being unfolded, or it was set."""
+    spec = _SPECS.get(path)
+    if spec is not None and not spec.advanced and spec.suits(scenario):
+        return True
+    now, usual = scenario, Scenario(scenario.model, scenario.task)
+    try:
+        return bool(value_at(now, path) != value_at(usual, path))
+    except AttributeError:  # an option of an engine: it is there because it was set
+        return True
+
+
 def _input_cells(row: Input) -> list[Cell]:
-    tip = tr("An input that differs")
-    values = [Cell(_shown(value), _raw(value), tip, bold=True) for value in row.values]
-    return [Cell(row.path, row.path, tip, "accent"), *values]
+    spec = _SPECS.get(row.path)
+    tip = "\n".join(filter(None, (row.path, tr(spec.tip) if spec else "", tr("An input that differs"))))
+    label = tr(spec.label).replace("&", "") if spec else row.path.rpartition(".")[2]
+    values = [Cell(_shown(value), _raw(value), f"{label}: {_shown(value)}", bold=True) for value in row.values]
+    return [Cell(label, row.path, tip, "accent"), *values]
 
 
 def _figure_cells(row: Figure, *, alone: bool = False) -> list[Cell]:
@@ -87,4 +121,6 @@ def _raw(value: object) -> object:
 def _shown(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return tr("on") if value else tr("off")
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from gui.elided import ElidedEdit
 from gui.form.manners import wheel_if_focused
 from gui.form.numbers import NumberField
 from gui.icons import icon
@@ -103,7 +104,7 @@ class ChoiceField(QComboBox):
         self.edited.emit(self.currentData())
 
 
-class SearchField(QLineEdit):
+class SearchField(ElidedEdit):
     """A name found by typing any words of it; the arrow key or the chevron opens the list."""
 
     edited = Signal(object)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QFileDialog
+from PySide6.QtWidgets import QApplication, QFileDialog
 
 from planner.scenario import Training
 
@@ -64,3 +64,13 @@ def test_a_short_command_has_no_room_for_lines_that_are_not_there(commands) -> N
     line = card.text.fontMetrics().lineSpacing()
     assert card.text.blockCount() == 1
     assert card.text.height() < 2.5 * line
+
+
+def test_copy_and_version_are_in_sight_in_the_smallest_window(open_window, small) -> None:
+    window = open_window(replace(small, task="training", training=Training("deepspeed")), size=(1000, 700))
+    tab = window.show_tab("commands")
+    QApplication.processEvents()
+    card = shown(tab)[0]
+    assert card.copy.visibleRegion().boundingRect() == card.copy.rect()
+    assert card.save.visibleRegion().boundingRect() == card.save.rect()
+    assert "transformers 5" in card.version.shown

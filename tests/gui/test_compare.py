@@ -121,3 +121,33 @@ def test_what_a_change_does_is_not_cut(open_window, width):
         assert model.figures_width(at) <= tab.table.columnWidth(at)
     shown = next(model.cell(row, 2).text for row in range(model.rowCount()) if model.cell(row, 0).raw == "kv_cache")
     assert shown.startswith("−") == (width == 1000)
+
+
+def test_three_pins_are_whole_in_the_smallest_window(open_window):
+    window = open_window(size=(1000, 700))
+    tab = window.show_tab("compare")
+    for batch in (4, 16, 64):
+        pin(window)
+        window.context.state.edit("inference.batch", batch)
+    QApplication.processEvents()
+    assert len({card.width() for card in tab.cards}) <= 2, "all heads are of one width, to the pixel that is left over"
+    for card in tab.cards[1:]:
+        for part in (card.name, card.open, card.remove):
+            assert card.rect().contains(part.geometry())
+            assert part.width() >= part.minimumSizeHint().width()
+    assert tab.cards[0].text.startswith("Does not fit"), "told whole to a screen reader"
+    assert " GiB" in tab.cards[0]._words.shown
+    assert tab.cards[3].name.shown.endswith("(3)")
+
+
+def test_another_task_is_compared_without_what_was_left_as_it_is(tab, window):
+    pin(window)
+    window.context.state.edit("task", "training")
+    found = rows(tab)
+    assert "training.lora.rank" not in found
+    assert "training.loss" not in found
+    assert "training.optimizer" in found
+    window.context.state.edit("training.loss", "chunked")
+    assert rows(tab)["training.loss"][0] == "chunked"
+    model = tab.table.differences
+    assert model.cell(list(rows(tab)).index("training.loss"), 0).text == "Loss"

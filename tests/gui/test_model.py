@@ -388,3 +388,16 @@ def test_suggestions_keep_the_first_source_and_the_list_is_a_sound_model(qapp):
     model.show_rows([*rows, Suggestion("a line")])
     model.show_rows(rows[:1])
     assert model.rowCount() == 1
+
+
+def test_a_long_name_shows_where_it_ends_until_it_is_typed_into(parts, qtbot):
+    name = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+    parts.state.edit("model", name)
+    box = parts.form.fields["model"].editor
+    assert box.text() == name
+    assert box.shown.startswith("mistralai/")
+    assert box.shown.endswith("-2503")
+    box.activateWindow()
+    box.setFocus()
+    qtbot.waitUntil(box.hasFocus)
+    assert box.shown == name
