@@ -105,6 +105,8 @@ def needs_mask(run: Run, mixer: Attention) -> bool:
     A window that is reached can't be said by ``is_causal`` alone (``masking_utils``); eager code adds a mask always, and
     so do classes that ask for one (Falcon). Nor can it say several queries behind cached keys (a trained prefix).
     """
+    if run.flash and run.code.attention == "sdpa":
+        return False
     if run.eager or run.code.attention != "sdpa" or run.code.masked:
         return True
     if run.static_tokens and run.past_tokens:

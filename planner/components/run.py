@@ -31,7 +31,8 @@ class Run:
     needs no gradient; ``autocast``: products run in 16 bit by ``torch.autocast``; ``parameter_bytes``: of a parameter where it
     is not of the activations' dtype; ``compute_bytes``: of a value in a product with a 4-bit weight, where activations are
     wider; ``accumulating``: gradients exist already and are added to.
-    ``code``: how the family is written; ``eager``: attention as plain products was asked for.
+    ``code``: how the family is written; ``eager``: attention as plain products was asked for; ``flash``: FlashAttention was,
+    which takes causality and windows by themselves, without a mask, and keys of a group as they are.
     ``static_tokens``: the cache has room for so many from the start (0: it grows). ``quantised``: how weights of linears
     are held, where not in the activations' dtype. ``keeps``: operators (mm, attention) whose results a checkpoint keeps;
     ``recomputes``: the part of a layer (attention, mlp) that alone is a checkpoint. ``hands_out_keys``: a checkpointed layer's
@@ -49,6 +50,7 @@ class Run:
     accumulating: bool = False
     code: Implementation = LLAMA
     eager: bool = False
+    flash: bool = False
     static_tokens: int = 0
     residual_in_fp32: bool = False
     streams: int = 1

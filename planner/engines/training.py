@@ -51,7 +51,8 @@ def training_steps(
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
         *shape_of(ask), dtype_bytes, checkpointing_of(ask, architecture), ask.gradient_accumulation, cuda=cuda,
-        eager=ask.attention == "eager", adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
+        eager=ask.attention == "eager", flash=ask.attention == "flash",
+        adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
         autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
         narrow_ends=quantised is not None and quantised.has_narrow_ends,

@@ -57,6 +57,7 @@ class TrainingStep:
     accumulation: int
     cuda: bool = True
     eager: bool = False
+    flash: bool = False
     adapters: Adapters | None = None
     names: tuple[str, ...] = ()
     """Modules that train where not all do; with ``adapters`` none of the model's own does."""
@@ -111,7 +112,8 @@ def training_phases(
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA, eager=work.eager,
+        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA,
+        eager=work.eager, flash=work.flash,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
         cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
         trainable=work.adapters is None and not work.virtual_tokens and work.prefix is None, adapters=work.adapters,
