@@ -14,6 +14,7 @@ from planner.architecture.layers import Architecture
 from planner.defaults import settle
 from planner.engines.mixed import cards_of, mixed_notes, over_cards, require_derived, settled_over, slowest_card, smallest_card
 from planner.engines.served import SERVED, serving_answer
+from planner.engines.unused import unused
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint
 from planner.formats.catalog import UnknownFormat, parse_format
@@ -90,7 +91,7 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
     """The footprint worked out from the scenario alone, whatever was asked before."""
     settled, notes = settle(scenario, architecture, _stored(scenario, architecture, native))
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
-    notes = (*notes, *architecture.notes)
+    notes = (*notes, *architecture.notes, *unused(scenario, architecture))
     cards = cards_of(settled, gpu)
     if cards and settled.task == "inference" and settled.engine in SERVED:
         gpu = smallest_card(settled, cards)

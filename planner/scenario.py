@@ -78,6 +78,11 @@ class Speculation:
     draft: Mapping[str, object] | None = field(default=None, hash=False)
     draft_parameters: int | None = None
 
+    @property
+    def proposed(self) -> int:
+        """Tokens that are proposed ahead in a step; none where nothing proposes."""
+        return 0 if self.method == "none" else self.tokens
+
 
 @record
 class ServedAdapters:

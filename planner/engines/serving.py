@@ -95,7 +95,7 @@ def request_blocks(pool: Pool, scenario: Scenario, server: Server, tokens: int |
     ask = scenario.inference
     asked = ask.context_tokens if tokens is None else tokens
     prompt = (ask.prompt_tokens or 0) if tokens is None else max(0, tokens - (ask.new_tokens or 1))
-    held = max(1, asked + ask.speculation.tokens)
+    held = max(1, asked + ask.speculation.proposed)
     alone = pool.sequence_blocks(held, server.scheduled_tokens)
     sample = pool.sequence_blocks(held, server.scheduled_tokens, prompt)
     first = alone + (ask.samples - 1) * sample
@@ -148,6 +148,7 @@ def serving_footprint(
             *server.notes,
             *reasons,
             *_shared_memory(gpu, host),
+            *_on_disk(scenario, server),
             f"as {server.version} sets up its memory on {gpu.name}",
         ),
         extra=LaterMapping(lambda: {"engine": _engine_figures(server)}),
@@ -161,14 +162,27 @@ def _terms(scenario: Scenario, server: Server, machine: Overheads, host: Mapping
 
 
 def _host(scenario: Scenario, server: Server) -> dict[str, int]:
-    """What lies in host memory: weights of all replicas, and blocks that the cache keeps beside its pools on the GPUs."""
-    spread, share = scenario.parallel, scenario.offload.kv_cache
+    """What lies in host memory: weights of all replicas, swap space, and blocks kept beside the pools on the GPUs."""
+    spread = scenario.parallel
     weights = sum(rank.host_bytes for rank in server.ranks) * spread.data
+    blocks = _blocks_beside(scenario, server) if scenario.offload.to == "cpu" else 0
+    held = {"weights": weights, "kv_cache": blocks + server.swap_bytes * len(server.ranks) * spread.tensor * spread.data}
+    return {name: size for name, size in held.items() if size}
+
+
+def _blocks_beside(scenario: Scenario, server: Server) -> int:
+    """Bytes of the blocks off the GPUs, which are ``offload.kv_cache`` of all blocks."""
+    spread, share = scenario.parallel, scenario.offload.kv_cache
     pools = sum(server.pool.blocks * pool.block_bytes for pool in server.pools) * spread.tensor * spread.data
     parts, whole = parts_of(share)
-    blocks = pools * parts // (whole - parts) if share else 0
-    held = {"weights": weights, "kv_cache": blocks + server.swap_bytes * len(server.ranks) * spread.tensor * spread.data}
-    return {name: size for name, size in held.items() if size} if scenario.offload.to == "cpu" else {}
+    return pools * parts // (whole - parts) if share else 0
+
+
+def _on_disk(scenario: Scenario, server: Server) -> list[str]:
+    if scenario.offload.to != "nvme" or not scenario.offload.kv_cache:
+        return []
+    size = _blocks_beside(scenario, server)
+    return [f"offload.to: {size / GIB:.2f} GiB of cache blocks lie on the disk; the buffers they pass through are not counted"]
 
 
 def _shared_memory(gpu: Gpu, host: Mapping[str, int]) -> list[str]:

@@ -35,6 +35,7 @@ RULES = Rules(
     refused_formats={"gguf": "GGUF mixes are loaded tensor by tensor; use llama.cpp", "hqq": "no HQQ loader"},
     state_bytes=4,
     offloads=("weights", "kv_cache"),
+    other_releases=f"its default shares are told apart, all else is that of {VERSION}",
     minimum_capability={"bf16": (8, 0), "fp8": (8, 0), "awq": (7, 5), "gptq": (6, 0), "nvfp4": (10, 0), "mxfp4": (8, 0)},
 )
 BEFORE_HEURISTIC = (0, 5, 0)
@@ -122,7 +123,7 @@ def _settings(scenario: Scenario, architecture: Architecture, capacity: int) -> 
     given = options.get("mem_fraction_static")
     if isinstance(given, int | float) and not isinstance(given, bool):
         return Settings(parts_of(float(given)), chunk, batch, _integer(options, "page_size", 1)), []
-    version = str(options.get("version") or VERSION)
+    version = str(options.get("version") or VERSION).removeprefix("v")
     proposing = {"draft": DRAFT_MIB, "none": 0, "ngram": 0}.get(scenario.inference.speculation.method, HEAD_MIB)
     permille = default_permille(version, capacity, spread.tensor * spread.pipeline, chunk, batch, proposing)
     left, whole = tower_share(architecture).as_integer_ratio()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from planner.architecture.layers import Architecture
 from planner.engines.paged import Pool
+from planner.engines.refusals import refuse_chunks
 from planner.engines.served_weights import running
 from planner.engines.serving import RankMemory, serving_footprint
 from planner.engines.shares import share_of
 from planner.engines.token_pool import Rules, flat_server, set_up
+from planner.faults import Faults
 from planner.footprint import Footprint
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.machine import Overheads
-from planner.scenario import Scenario
+from planner.scenario import Inference, Scenario
 from planner.symbolic.amount import largest
 from planner.units import GIB
 
@@ -49,6 +51,7 @@ def tensorrt_llm_answer(
     architecture = running(architecture)
     options = scenario.inference.engine_options
     tokens = _integer(options.get("max_num_tokens"), STEP_TOKENS)
+    taken = _one_step(scenario.inference, tokens)
     given = options.get("free_gpu_memory_fraction")
     fraction = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else FRACTION
     setup = set_up(scenario, architecture, fmt, gpu, machine, RULES, step_tokens=tokens, graph_sizes=GRAPH_SIZES)
@@ -62,8 +65,21 @@ def tensorrt_llm_answer(
         states=_integer(options.get("max_batch_size"), scenario.inference.batch), states_by_batch="max_batch_size" not in options,
         because=f"TensorRT-LLM {VERSION} _cal_max_memory: (total − peak) · free_gpu_memory_fraction", log=_log,
     )  # fmt: skip
-    taken = [] if given else [f"inference.engine_options.free_gpu_memory_fraction: {FRACTION} by default"]
+    taken += [] if given else [f"inference.engine_options.free_gpu_memory_fraction: {FRACTION} by default"]
     return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken))
+
+
+def _one_step(ask: Inference, tokens: int) -> list[str]:
+    """A prompt that is not cut must fit a step (``llmapi/llm.py`` ``_check_arguments``); chunks are off unless asked for.
+
+    Raises Faults where they are ruled out, else says that they are needed.
+    """
+    faults = refuse_chunks(ask, tokens, ask.prompt_tokens or 1, "TensorRT-LLM", "max_num_tokens")
+    if faults:
+        raise Faults(faults)
+    if ask.chunked_prefill is not None or (ask.prompt_tokens or 1) <= tokens:
+        return []
+    return [f"inference.chunked_prefill: prompts beyond max_num_tokens {tokens} are refused unless enable_chunked_prefill is set"]
 
 
 def _log(_: RankMemory, pool: Pool) -> tuple[str, ...]:

@@ -6,8 +6,11 @@ cached at full length.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.layers import Architecture, Attention, Recurrent
 from planner.engines.paged import Pool
+from planner.engines.refusals import refuse_chunks
 from planner.engines.served_weights import has_latent, running
 from planner.engines.serving import RankMemory, serving_footprint
 from planner.engines.shares import share_of
@@ -19,6 +22,7 @@ from planner.gpu import Gpu
 from planner.machine import Overheads
 from planner.modelled import NotModelled
 from planner.scenario import Scenario
+from planner.symbolic.amount import smallest
 
 VERSION = "3.3"
 RULES = Rules(
@@ -49,12 +53,16 @@ def tgi_answer(
     """The footprint of an inference scenario under TGI."""
     architecture = running(architecture)
     options = scenario.inference.engine_options
+    scenario = _limited(scenario)
     mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
     if any(isinstance(mixer, Recurrent) for mixer in mixers):
         raise NotModelled("TGI serves recurrent layers outside its pool of blocks")
     if has_latent(architecture) and scenario.inference.kv_cache.startswith("fp8"):
         raise Faults([Fault("inference.kv_cache", "TGI caches latent attention (MLA) in the model's dtype alone; use auto")])
     tokens = _integer(options.get("max_batch_prefill_tokens"), PREFILL_TOKENS)
+    faults = refuse_chunks(scenario.inference, tokens, scenario.inference.prompt_tokens or 1, "TGI", "max_batch_prefill_tokens")
+    if faults:
+        raise Faults(faults)
     given = options.get("cuda_memory_fraction")
     fraction = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else 1.0
     setup = set_up(scenario, architecture, fmt, gpu, machine, RULES, step_tokens=tokens, graph_sizes=GRAPH_SIZES)
@@ -71,6 +79,16 @@ def tgi_answer(
         because=f"TGI {VERSION} warmup: total · cuda_memory_fraction · {WIGGLE_ROOM} − what the largest prefill left", log=_log,
     )  # fmt: skip
     return serving_footprint(scenario, architecture, gpu, machine, capacity, server, notes)
+
+
+def _limited(scenario: Scenario) -> Scenario:
+    """``max_total_tokens`` is what other engines call the greatest length: the shorter of both where both are given."""
+    ask = scenario.inference
+    total = _integer(ask.engine_options.get("max_total_tokens"), 0)
+    if not total:
+        return scenario
+    limit = total if ask.max_model_len is None else smallest(total, ask.max_model_len)
+    return replace(scenario, inference=replace(ask, max_model_len=limit))
 
 
 def _log(_: RankMemory, pool: Pool) -> tuple[str, ...]:

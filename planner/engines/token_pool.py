@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -39,6 +40,7 @@ from planner.symbolic.amount import largest, smallest
 from planner.uncertainty import band_permille, rows_of
 from planner.units import GIB
 
+RELEASE = re.compile(r"v?\d+\.\d+")
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""
 BAND_BYTES = int(0.3 * GIB)
@@ -61,6 +63,8 @@ class Rules:
     offloads: tuple[str, ...] = ()
     """What it can keep on the host."""
     speculations: tuple[str, ...] = ("draft", "ngram", "mtp", "eagle")
+    other_releases: str = ""
+    """What of other releases is told apart, in words."""
 
 
 @record
@@ -96,7 +100,7 @@ def set_up(
     Raises :class:`planner.faults.Faults` for what the engine refuses.
     """
     require_decoder(architecture, rules.engine)
-    notes: list[str] = []
+    notes = [*read_as(scenario, rules)]
     max_model_len = _max_model_len(scenario, architecture, rules, notes)
     split = Split(scenario.parallel.tensor, scenario.parallel.pipeline, scenario.parallel.expert, VOCABULARY_PADDING)
     _refuse(scenario, architecture, fmt, gpu, rules, split, max_model_len)
@@ -123,6 +127,18 @@ def set_up(
         max_model_len, tuple(notes),
         tuple(_step_values(architecture, stage, split, dtype_bytes, machine, step_tokens) for stage in stages), graph_sizes,
     )  # fmt: skip
+
+
+def read_as(scenario: Scenario, rules: Rules) -> list[str]:
+    """In words that another release than the one read was asked for. Raises Faults for what is no release."""
+    given = scenario.inference.engine_options.get("version")
+    if given is None or str(given).removeprefix("v") == rules.version:
+        return []
+    if RELEASE.match(str(given)) is None:
+        message = f"{str(given)[:40]!r} is no {rules.engine} release; write it like {rules.version}"
+        raise Faults([Fault("inference.engine_options.version", message)])
+    stands = rules.other_releases or f"release {rules.version} was read and stands for it"
+    return [f"inference.engine_options.version: {given}; {stands}"]
 
 
 def _max_model_len(scenario: Scenario, architecture: Architecture, rules: Rules, notes: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
 from planner.engines.llama_cpp.footprint import PHASES, VERSION, Buffers, LlamaCppFootprint, llama_cpp_footprint
+from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats import Format
 from planner.later import LaterSequence
@@ -22,11 +23,14 @@ def llama_cpp_answer(
     :func:`~planner.engines.llama_cpp.footprint.llama_cpp_footprint` raises.
     """
     found = llama_cpp_footprint(architecture, scenario, fmt)
+    _refuse_longer(found, scenario)
     gpus = tuple(
         GpuFootprint(index, capacity, tuple(_phase(name, device, machine) for name in PHASES))
         for index, device in enumerate(found.devices)
     )
     worst = max((phase.device for gpu in gpus for phase in gpu.phases), default=0)
+    verdict = judge(worst, capacity, machine.context_band_bytes) if gpus else "unknown"
+    slots, waiting = _slots(scenario)
     return Footprint(
         scenario=to_json(scenario),
         level="predict",
@@ -35,17 +39,38 @@ def llama_cpp_answer(
         weight_bytes=found.host.weights + sum(device.weights for device in found.devices),
         gpus=gpus,
         host=Host(found.host.total_bytes, found.host.components(), _load_bytes(found, scenario)),
-        verdict=judge(worst, capacity, machine.context_band_bytes) if gpus else "unknown",
+        verdict=verdict,
         headroom_bytes=capacity - worst if gpus else None,
         uncertainty_bytes=machine.context_band_bytes,
+        limits={} if slots is None else {"max_batch": 0 if verdict == "does_not_fit" else slots},
         terms=LaterSequence(lambda: (*found.terms, *_context_terms(found, machine))),
-        notes=(*notes, *found.notes, f"as {VERSION} reserves its buffers"),
+        notes=(*notes, *found.notes, *waiting, f"as {VERSION} reserves its buffers"),
     )
 
 
 @remember_by_identity(64)
 def _parameters(architecture: Architecture) -> int:
     return parameter_count(architecture)
+
+
+def _refuse_longer(found: LlamaCppFootprint, scenario: Scenario) -> None:
+    """A request that outgrows its slot ("exceeds the available context size", ``tools/server/server-context.cpp``)."""
+    tokens, cells = scenario.inference.context_tokens, found.context.cells
+    if tokens > cells:
+        message = f"{tokens} tokens a request exceed the {cells} cells of a slot, which llama-server refuses; raise it"
+        raise Faults([Fault("inference.engine_options.n_ctx", message)])
+
+
+def _slots(scenario: Scenario) -> tuple[int | None, list[str]]:
+    """Requests that the slots hold at once where their number is set, and in words how many more wait."""
+    ask = scenario.inference
+    given = ask.engine_options.get("n_seq_max")
+    if not isinstance(given, int):
+        return None, []
+    slots = given // ask.samples
+    if ask.batch <= slots:
+        return slots, []
+    return slots, [f"{ask.batch} requests: the server has slots for {slots} at once, the rest wait"]
 
 
 STAGING_BYTES = 4 * 2**20

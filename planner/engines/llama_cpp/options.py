@@ -34,7 +34,7 @@ def options_of(scenario: Scenario, architecture: Architecture, notes: list[str])
     cache = CACHE_NAMES.get(ask.kv_cache, ask.kv_cache)
     slots = ask.batch * ask.samples
     sequences = integer(options, "n_seq_max", slots)
-    proposed = ask.speculation.tokens if ask.speculation.method != "none" else 0
+    proposed = ask.speculation.proposed
     defaults: dict[str, object] = {
         "n_seq_max": slots,
         "n_ctx": _context_tokens(ask, architecture, sequences),
@@ -99,6 +99,11 @@ def refuse(scenario: Scenario, architecture: Architecture, options: Mapping[str,
         for dimension in ("tensor", "expert", "data", "context")
         if getattr(scenario.parallel, dimension) != 1
     )
+    if scenario.parallel.pipeline not in (1, devices):
+        message = f"llama.cpp lays layers over all {devices} devices it is given; use 1, got {scenario.parallel.pipeline}"
+        faults.append(Fault("parallel.pipeline", message))
+    if scenario.parallel.sharding != "none":
+        faults.append(Fault("parallel.sharding", "llama.cpp shards nothing over replicas; use none"))
     faults.extend(_device_faults(options, devices))
     faults.extend(_length_faults(scenario.inference))
     if scenario.offload.optimizer:

@@ -144,7 +144,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         block_tokens=settings.block_tokens,
         hybrid=settings.hybrid,
         cache_dtype=ask.kv_cache,
-        speculative_tokens=ask.speculation.tokens,
+        speculative_tokens=ask.speculation.proposed,
         state_pages=2 if settings.prefix_caching else 1,
         context=spread.context,
     )
@@ -273,10 +273,6 @@ def _server(
 
 def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[str]:
     notes: list[str] = []
-    cards = scenario.hardware.gpus * scenario.hardware.nodes
-    used = plan.split.tensor * plan.split.pipeline * scenario.parallel.data
-    if used < cards:
-        notes.append(f"{used} of {cards} GPUs are used: parallel.tensor, pipeline or data spread the model")
     method = scenario.inference.speculation.method
     if method not in ("none", "ngram"):
         notes.append(
