@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from gui.page import FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
+from gui.driver import Driver, drivers_of
+from gui.form.fields import FIELDS
+from gui.operations import Operation
+from gui.page import BODY, FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
 from gui.theme import set_role
 from gui.translate import tr
 from gui.units import format_bytes, units
@@ -21,13 +26,18 @@ if TYPE_CHECKING:
 
     from gui.state import State
     from planner.footprint import Footprint, Phase, Term
+    from planner.scenario import Scenario
     from probes.peaks import OpenedPeak, TensorGroup
+    from resources.plan import Plan
 
 WIDTH, NARROW = 300, 222
 _PAGE_MARGIN = 4
+DRIVEN = ("does_not_fit", "tight")
+"""Verdicts that ask which control drives them."""
 _GROUPS_SHOWN = 12
 _OPTIONS = re.compile(r"\b(inference|training)\.engine_options\.")
 """Options go by their own names, as they are typed: with their paths they are wider than the panel."""
+_LABELS = {spec.path: spec.label.replace("&", "") for spec in FIELDS}
 
 
 class WhyPanel(QWidget):
@@ -38,11 +48,14 @@ class WhyPanel(QWidget):
         self._state = state
         self._behind: tuple[tuple[str, str, int], list[Paragraph]] = (("", "", 0), [])
         """What was explained last, and how: it stays for the moment until the terms of an edit have come."""
+        self._drivers: tuple[object, tuple[Driver, ...]] = (None, ())
+        """Of which plan, and what drives it."""
         self._page = Page()
         self._page.setAccessibleName(tr("Why this number"))
         self._lay_out()
         state.plan_changed.connect(self._refresh)
         state.explained.connect(self._refresh)
+        state.explained.connect(self._ask_drivers)
         state.selection_changed.connect(self._refresh)
         units().changed.connect(self._refresh)
         self._refresh()
@@ -54,6 +67,12 @@ class WhyPanel(QWidget):
     def focus(self) -> None:
         """Take the keyboard, so that the page can be scrolled."""
         self._page.setFocus()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """The first plan was explained before anyone could listen."""
+        super().showEvent(event)
+        if self._state.terms is not None:
+            self._ask_drivers()
 
     def _lay_out(self) -> None:
         set_role(self, "side")
@@ -70,6 +89,23 @@ class WhyPanel(QWidget):
     @Slot()
     def _refresh(self) -> None:
         self._page.show_paragraphs(self._paragraphs())
+
+    @Slot()
+    def _ask_drivers(self) -> None:
+        """Once nobody types any more: what drives a plan that lacks room."""
+        plan = self._state.plan
+        if plan is not None and plan is not self._drivers[0] and plan.footprint.verdict in DRIVEN:
+            work = partial(_drivers, plan, self._state.settled)
+            self._state.operations.start(Operation("drivers", work, self._take_drivers, self._crash))
+
+    @Slot(object)
+    def _take_drivers(self, found: tuple[object, tuple[Driver, ...]]) -> None:
+        self._drivers = found
+        self._refresh()
+
+    @Slot(object)
+    def _crash(self, error: Exception) -> None:
+        raise error
 
     def _paragraphs(self) -> list[Paragraph]:
         shown, footprint, selection = self._state.shown_phase(), self._state.footprint, self._state.selection
@@ -90,7 +126,8 @@ class WhyPanel(QWidget):
         what = (component, phase.name, gpu.index)
         if (terms := self._state.terms) is not None:
             self._behind = (what, _reasons(footprint, phase, component, terms, gpu.index))
-        return [*headline(phase, component), *(self._behind[1] if self._behind[0] == what else [])]
+        drives = driven(footprint, phase, self._drivers[1]) if self._drivers[0] is self._state.plan else []
+        return [*headline(phase, component), *drives, *(self._behind[1] if self._behind[0] == what else [])]
 
 
 def headline(phase: Phase, component: str) -> list[Paragraph]:
@@ -114,6 +151,35 @@ def _reasons(footprint: Footprint, phase: Phase, component: str, terms: Sequence
     return [*_terms(list(held.values())), *heading, *parts, *notes(footprint)]
 
 
+def driven(footprint: Footprint, phase: Phase, drivers: tuple[Driver, ...]) -> list[Paragraph]:
+    """Which control makes the plan as large as it is, and how far it would have to come down."""
+    told = [_driver_words(one, fits=footprint.verdict != "does_not_fit") for one in drivers]
+    if footprint.verdict == "does_not_fit" and not any(one.most for one in drivers):
+        largest = max(phase.components, key=lambda name: phase.components[name], default="weights")
+        size = format_bytes(phase.components.get(largest, 0))
+        told.append(
+            tr("{}: {}. No shorter context and no smaller batch makes it fit; Advice tells what does.").format(
+                word(COMPONENTS, largest).label, size
+            )
+        )
+    return [Paragraph(HEAD, tr("WHAT DRIVES IT")), *(Paragraph(BODY, line) for line in told)] if told else []
+
+
+def _driver_words(driver: Driver, *, fits: bool) -> str:
+    """One sentence: ``Context adds 16.20 GiB; at 40,960 tokens it fits``."""
+    sentences = {
+        "context": (tr("Context adds {}"), tr("; at {} tokens it fits"), tr("; up to {} tokens fit")),
+        "batch": (tr("Batch adds {}"), tr("; at {} it fits"), tr("; up to {} fit")),
+    }
+    adds, at, upto = sentences[driver.control]
+    limit = (upto if fits else at).format(f"{driver.most:,}") if driver.most else ""
+    return f"{adds.format(format_bytes(driver.added_bytes))}{limit}."
+
+
+def _drivers(plan: Plan, settled: Scenario) -> tuple[object, tuple[Driver, ...]]:
+    return plan, drivers_of(plan, settled)
+
+
 def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[Term]) -> list[Paragraph]:
     """Why it takes that: every term of it, largest first, and what was taken by default."""
     mine = [term for term in terms if term.component == component and term.phase in (None, phase.name)]
@@ -123,7 +189,13 @@ def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[T
 def notes(footprint: Footprint) -> list[Paragraph]:
     """What was taken by default, and what else there is to know."""
     heading = [Paragraph(HEAD, tr("DEFAULTS AND NOTES"))] if footprint.notes else []
-    return [*heading, *(Paragraph(SMALL_PRINT, _OPTIONS.sub("", note)) for note in footprint.notes)]
+    return [*heading, *(Paragraph(SMALL_PRINT, _named(note)) for note in footprint.notes)]
+
+
+def _named(note: str) -> str:
+    """A note that begins with the path of a field begins with its name in the form instead."""
+    path, colon, rest = note.partition(": ")
+    return f"{tr(_LABELS[path])}: {rest}" if colon and path in _LABELS else _OPTIONS.sub("", note)
 
 
 def opened(peak: OpenedPeak) -> list[Paragraph]:

@@ -163,7 +163,7 @@ _NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("weights", "&Weights", "How the weights are stored. Native: as the checkpoint has them.", "Model", _choices(*WEIGHTS)),
     FieldSpec("task", "&Task", "Run the model, or train it.", "Workload", _task, wide=True),
     FieldSpec("inference.batch", "&Batch", "Sequences that run at once.", "Workload", _count, "inference"),
-    FieldSpec("inference.prompt_tokens", "&Prompt tokens", "Tokens of each prompt; 8k is 8192.", "Workload", _tokens, "inference"),
+    FieldSpec("inference.prompt_tokens", "&Prompt tokens", "Tokens of each prompt; 8k is 8192. Empty: what new tokens leave of a context of 8192, or of the model's limit.", "Workload", _tokens, "inference"),
     FieldSpec("inference.new_tokens", "&New tokens", "Tokens made for each sequence.", "Workload", _tokens, "inference"),
     FieldSpec("training.batch", "&Batch", "Micro-batch of one GPU.", "Workload", _count, "training"),
     FieldSpec("training.sequence", "&Sequence", "Tokens of each sample; 8k is 8192.", "Workload", _tokens, "training"),

@@ -1,0 +1,64 @@
+"""Which control drives a plan that does not fit, or hardly: worked out away from the window. Nothing here knows of widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from planner.faults import Faults
+from planner.predict import predict
+from planner.scenario import Scenario
+from planner.solve import Asked, context_of, largest_batch, longest_context, with_context, with_values
+
+if TYPE_CHECKING:
+    from planner.footprint import Footprint
+    from resources.plan import Plan
+
+_LEAST_CONTEXT = 2
+_LEAST_SHARE = 0.02
+"""Of the peak: what adds less drives nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What one control (``context``, ``batch``) adds to the peak over its least value, and up to where it fits.
+
+    ``most``: the largest value that fits with all else unchanged, 0 when none does.
+    """
+
+    control: str
+    value: int
+    added_bytes: int
+    most: int
+
+
+def drivers_of(plan: Plan, settled: Scenario) -> tuple[Driver, ...]:
+    """The controls that add to the peak, that which adds most first; none where nothing is sized or nothing helps."""
+    asked = Asked(settled, plan.architecture, plan.gpu, plan.model.native)
+    now = _peak_bytes(plan.footprint)
+    if now is None:
+        return ()
+    batch = settled.training.batch if settled.task == "training" else settled.inference.batch
+    tried = (
+        ("context", context_of(settled), with_context(settled, _LEAST_CONTEXT), longest_context),
+        ("batch", batch, with_values(settled, batch=1), largest_batch),
+    )
+    found = [_driver(asked, now, *one) for one in tried]
+    return tuple(sorted((one for one in found if one is not None), key=lambda one: -one.added_bytes))
+
+
+def _driver(
+    asked: Asked, now_bytes: int, control: str, value: int, least: Scenario, search: Callable[[Asked], int]
+) -> Driver | None:
+    try:
+        without = _peak_bytes(predict(least, asked.architecture, asked.gpu, asked.native))
+    except Faults:
+        return None
+    if without is None or now_bytes - without < _LEAST_SHARE * now_bytes:
+        return None
+    return Driver(control, value, now_bytes - without, search(asked))
+
+
+def _peak_bytes(footprint: Footprint) -> int | None:
+    return max((gpu.peak.device for gpu in footprint.gpus if gpu.peak), default=None)
