@@ -71,15 +71,17 @@ OWN_INPUTS = ("looked up for each layer", "inputs of each layer", "embeddings wi
 def own_inputs(stack: Stack, run: Run) -> Span | None:
     """The layers' own inputs being made: looked up, projected from the embeddings, normed, added; None without them.
 
-    What was looked up stays, and so do the embeddings made of ids that stand for images and sounds
-    (``Gemma4Model.forward``, ``project_per_layer_inputs``).
+    In a model of text and images what was looked up stays, and so do the embeddings made of ids that stand for images and
+    sounds (``Gemma4Model.forward``); a model of text alone forgets both (``Gemma4TextModel.project_per_layer_inputs``).
     """
     width, layers = per_layer_width(stack.layers[0]), len(stack.layers)
     if not width:
         return None
     looked_up, made, placeholders = OWN_INPUTS
     g, size = Graph(run), run.rows(width, layers)
-    g.hold(placeholders, run.hidden())
+    composite = "language_model." in stack.name
+    if composite:
+        g.hold(placeholders, run.hidden())
     g.hold(looked_up, size)
     g.hold("projected", size)
     g.hold("projected and scaled", size)
@@ -88,7 +90,7 @@ def own_inputs(stack: Stack, run: Run) -> Span | None:
     g.free("projected and scaled")
     g.hold("sum of both", size)
     g.hold(made, size)
-    g.free("sum of both", "projected normed")
+    g.free("sum of both", "projected normed", *(() if composite else (looked_up,)))
     return g.span()
 
 

@@ -99,14 +99,17 @@ def _decode_step(architecture: Architecture, weights: Level, work: Generation, p
 
 
 def generates(architecture: Architecture) -> bool:
-    """Whether the model has a head that makes tokens; without one it keeps no cache."""
+    """Whether the model has a head that makes tokens; without one it passes them once."""
     return bool(architecture.head) or architecture.tied_head
 
 
 def inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
-    """A forward of ``sequence`` tokens behind ``past`` cached ones."""
+    """A forward of ``sequence`` tokens behind ``past`` cached ones.
+
+    A decoder without a head makes a cache too (``config.use_cache``), which its output holds.
+    """
     return Run(
-        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=generates(architecture), cuda=work.cuda,
+        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=architecture.kind == "decoder", cuda=work.cuda,
         past_tokens=past,
         code=implementation_of(architecture) or LLAMA, eager=work.eager,
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,
