@@ -98,10 +98,23 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
     machine = overheads(gpu if device == "cuda" else None)
     capacity = settled.hardware.capacity_bytes or gpu.capacity_bytes
     if cards:
-        settled = settled_over(settled, cards, machine)
-        found = _answer(settled, architecture, fmt, gpu, machine, capacity, (*notes, *mixed_notes(settled, cards)), device, cards)
-        return over_cards(found, settled, cards)
-    return _answer(settled, architecture, fmt, gpu, machine, capacity, notes, device)
+        settled, notes = settled_over(settled, cards, machine), (*notes, *mixed_notes(settled, cards))
+    found = _beside_others(settled, architecture, fmt, gpu, machine, capacity, notes, device, cards)
+    return over_cards(found, settled, cards) if cards else found
+
+
+def _beside_others(
+    settled: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int,
+    notes: tuple[str, ...], device: Device, cards: tuple[Gpu, ...],
+) -> Footprint:  # fmt: skip
+    """What the engine holds, and the embedding model beside it where there is one."""
+    if settled.task == "training" or not settled.inference.embedder.is_held:
+        return _answer(settled, architecture, fmt, gpu, machine, capacity, notes, device, cards)
+    from planner.engines.embedder import embedder_beside, with_embedder, with_room_for  # noqa: PLC0415  loaded for those who ask
+
+    beside = embedder_beside(settled, machine)
+    found = _answer(settled, architecture, fmt, gpu, with_room_for(machine, beside), capacity, notes, device, cards)
+    return found if beside is None else with_embedder(found, settled, machine, beside)
 
 
 def _answer(

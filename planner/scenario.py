@@ -46,6 +46,7 @@ SPECULATIONS = ("none", "draft", "ngram", "mtp", "eagle")
 HISTORIES = ("keep", "summarise", "retrieve")
 _MAX_TOKENS = 2**31
 _MAX_CARDS = 64
+_MAX_PARAMETERS = 10**13
 
 
 @record
@@ -105,6 +106,22 @@ class Conversation:
 
 
 @record
+class Embedder:
+    """An embedding model beside the one that answers, which finds what a conversation retrieves.
+
+    ``config``: its config.json; without it ``parameters`` say its size. It runs in 16 bit on the first GPU.
+    """
+
+    config: Mapping[str, object] | None = field(default=None, hash=False)
+    parameters: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is one."""
+        return self.config is not None or self.parameters is not None
+
+
+@record
 class Inference:
     """A serving or generation workload. Counts of tokens are per sequence."""
 
@@ -124,6 +141,7 @@ class Inference:
     speculation: Speculation = Speculation()
     adapters: ServedAdapters = ServedAdapters()
     conversation: Conversation = Conversation()
+    embedder: Embedder = Embedder()
 
     @property
     def context_tokens(self) -> int:
@@ -337,6 +355,7 @@ def _inference(reader: Reader) -> Inference:
         speculation=_speculation(reader.child("speculation")),
         adapters=_adapters(reader.child("adapters")),
         conversation=_conversation(reader.child("conversation")),
+        embedder=_embedder(reader.child("embedder")),
     )
     reader.refuse_unknown()
     return inference
@@ -361,6 +380,18 @@ def _speculation(reader: Reader) -> Speculation:
     )
     if method == "draft" and draft is None and found.draft_parameters is None:
         reader.fault("draft", "method draft needs the draft model: give draft or draft_parameters")
+    reader.refuse_unknown()
+    return found
+
+
+def _embedder(reader: Reader) -> Embedder:
+    config = reader.raw("config")
+    if config is not None and not isinstance(config, Mapping):
+        reader.fault("config", "must be an object: the contents of the embedding model's config.json")
+        config = None
+    found = Embedder(config, reader.optional_integer("parameters", minimum=1, maximum=_MAX_PARAMETERS))
+    if found.config is not None and found.parameters is not None:
+        reader.fault("parameters", "the config says the size already; give either")
     reader.refuse_unknown()
     return found
 
@@ -507,7 +538,7 @@ def _model_json(model: ModelRef) -> object:
 
 
 def _inference_json(inference: Inference) -> dict[str, object]:
-    speculation = _fields(inference.speculation)
+    speculation, beside = _fields(inference.speculation), inference.embedder.config
     if inference.speculation.draft is not None:
         speculation["draft"] = dict(inference.speculation.draft)
     return _fields(inference) | {
@@ -515,6 +546,7 @@ def _inference_json(inference: Inference) -> dict[str, object]:
         "speculation": speculation,
         "adapters": _fields(inference.adapters),
         "conversation": _fields(inference.conversation),
+        "embedder": _fields(inference.embedder) | ({"config": dict(beside)} if beside is not None else {}),
     }
 
 

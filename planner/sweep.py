@@ -115,6 +115,8 @@ def _of_buffers(
         return None
     settled, fmt = settled_of(first, architecture, native)
     ask = settled.inference
+    if ask.embedder.is_held or "n_ctx" in ask.engine_options:
+        return None
     size = columns["batch"].size
     prompts, news = (np.broadcast_to(columns.get(name, getattr(ask, name)), size) for name in ("prompt_tokens", "new_tokens"))
     if "max_model_len" in columns and np.ptp(columns["max_model_len"]):
@@ -204,7 +206,7 @@ def _by_machine(
     """The figures on so many of each card: what a machine adds is a count like its capacity."""
     import numpy as np  # noqa: PLC0415
 
-    if spread.engine == "llama.cpp":
+    if spread.engine == "llama.cpp" and not spread.inference.embedder.is_held:
         found = sweep(spread, architecture, card, native, batch=[spread.inference.batch])
         if VERDICTS[found.verdict[0]] != "unknown":
             capacities, contexts, bands = np.array([machine[:3] for machine in machines], dtype=np.int64).T

@@ -206,6 +206,7 @@ _NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("inference.conversation.turns", "Turns", "Questions and answers of a dialogue.", "Workload", _count, "inference", advanced=True),
     FieldSpec("inference.conversation.history", "History", "What stays in the context from one turn to the next.", "Workload", _choices(*HISTORIES), "inference", advanced=True, when=_talks),
     FieldSpec("inference.conversation.kept_tokens", "Kept tokens", "Tokens that stand for the history where it is not kept.", "Workload", _none_or_count, "inference", advanced=True, when=_talks),
+    FieldSpec("inference.embedder.parameters", "Embedder size", "Parameters of an embedding model on the first GPU, which finds what a conversation retrieves.", "Workload", _count, "inference", advanced=True, when=_talks),
     FieldSpec("inference.engine_options", "Options", "The engine's own options as name=value, parted by commas.", "Engine", _options, "inference", advanced=True),
     FieldSpec("training.engine_options", "Options", "The framework's own options as name=value, parted by commas.", "Engine", _options, "training", advanced=True),
     FieldSpec("training.attention", "Attention", "The kernel; eager keeps all scores.", "Engine", _choices(*ATTENTIONS), "training", advanced=True),

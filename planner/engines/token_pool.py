@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Recurrent, SequenceMixer
 from planner.calibration import PERMILLE
+from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
 from planner.engines.refusals import (
@@ -181,7 +181,7 @@ def _cells(architecture: Architecture, kind: CacheKind, layers: range, beside: S
 
 def _draft(scenario: Scenario) -> Architecture | None:
     draft = scenario.inference.speculation.draft
-    return None if draft is None else read_config(dict(draft))
+    return None if draft is None else read_beside(draft, DRAFT)
 
 
 def _rank(

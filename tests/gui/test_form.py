@@ -233,7 +233,7 @@ def test_options_of_an_engine_are_typed_under_its_own_names(window):
     assert "gpu_memory_use" in field.fault
 
 
-NOT_IN_THE_FORM = {"inference.speculation.draft"}
+NOT_IN_THE_FORM = {"inference.speculation.draft", "inference.embedder.config"}
 """A whole config inside the config."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.architecture import read_config
 from planner.architecture.layers import Architecture, Attention
+from planner.engines.beside import DRAFT, read_beside
 from planner.engines.llama_cpp.context import Context, context_of
 from planner.engines.llama_cpp.families import FAMILIES, Family
 from planner.engines.llama_cpp.laid import COMPONENTS, PHASES, VERSION, Buffers, Laid
@@ -151,7 +151,7 @@ def _draft(scenario: Scenario, fmt: Format, options: Mapping[str, object], targe
 
 @remember_by_identity(16)
 def _read(config: Mapping[str, object]) -> Architecture:
-    return read_config(config)
+    return read_beside(config, DRAFT)
 
 
 def _placement(

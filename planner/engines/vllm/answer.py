@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.architecture import read_config
 from planner.architecture.layers import Architecture
 from planner.calibration import PERMILLE
+from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
 from planner.engines.paged import Layout, Pool
 from planner.engines.refusals import (
@@ -148,7 +148,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         state_pages=2 if settings.prefix_caching else 1,
         context=spread.context,
     )
-    draft = read_config(dict(ask.speculation.draft)) if ask.speculation.draft is not None else None
+    draft = read_beside(ask.speculation.draft, DRAFT) if ask.speculation.draft is not None else None
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)
 
 
