@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cli import exits
-from cli.tables import console, table
+from cli.arguments import whole
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.units import format_bytes
 from resources.history import History, HistoryError, Run
 
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "arguments", nargs="*", metavar="WORD|ID|FILE",
         help="list: words to search for; show, delete: ids; export: a file ending in .json or .csv, then ids (default: all)",
     )  # fmt: skip
-    parser.add_argument("--limit", type=int, default=30, help="list at most so many (default: 30)")
+    parser.add_argument("--limit", type=whole, default=30, help="list at most so many (default: 30)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(history: History, options: argparse.Namespace) -> int:
-    runs = history.runs(" ".join(options.arguments), max(0, options.limit))
+    runs = history.runs(" ".join(options.arguments), options.limit)
     if options.json:
-        _print_json([found.to_json() for found in runs])
+        print_json([found.to_json() for found in runs])
         return exits.DONE
     if not runs:
         console().print("no run found" if options.arguments else "no run yet: measure or rehearse a scenario", soft_wrap=True)
@@ -68,7 +68,7 @@ def _cells(found: Run) -> list[str]:
 def _show(history: History, options: argparse.Namespace) -> int:
     found = [history.run(number) for number in _numbers(options.arguments)]
     if options.json:
-        _print_json([one.to_json() for one in found])
+        print_json([one.to_json() for one in found])
         return exits.DONE
     for one in found:
         made = table(["", f"run {one.id}"])
@@ -87,10 +87,10 @@ def _export(history: History, options: argparse.Namespace) -> int:
     makers = {".json": history.export_json, ".csv": history.export_csv}
     if path.suffix not in makers:
         raise ValueError(f"export: {path} must end in .json or .csv")
-    text = makers[path.suffix](numbers)
+    pieces = makers[path.suffix](numbers)
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+            file.writelines(pieces)
     except OSError as error:
         return exits.fail(exits.BAD_INPUT, f"{path}: can't be written: {error.strerror or error}")
     return exits.DONE
@@ -107,12 +107,7 @@ def _delete(history: History, options: argparse.Namespace) -> int:
 def _numbers(words: Sequence[str], *, needed: bool = True) -> list[int]:
     if needed and not words:
         raise ValueError("name a run by its id; `history` lists them")
-    wrong = [word for word in words if not (word.isascii() and word.isdigit())]
+    wrong = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 19)]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is not the id of a run; `history` lists them")
     return [int(word) for word in words]
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")

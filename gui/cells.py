@@ -51,10 +51,18 @@ class CellModel(QAbstractTableModel):
     def __init__(self, columns: Sequence[Column], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.columns = translated(columns)
-        self._cells: list[list[Cell]] = []
+        self._cells: list[Sequence[Cell]] = []
 
-    def show_cells(self, rows: Sequence[list[Cell]]) -> None:
+    def show_cells(self, rows: Sequence[Sequence[Cell]]) -> None:
         """Show ``rows``. Rows come and go at the end; of those that stay, only the cells that changed are told."""
+        before = self._put(rows)
+        for row, (old, new) in enumerate(zip(before, rows, strict=False)):
+            changed = [column for column, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+            if changed:
+                self.dataChanged.emit(self.index(row, changed[0]), self.index(row, changed[-1]))
+
+    def _put(self, rows: Sequence[Sequence[Cell]]) -> Sequence[Sequence[Cell]]:
+        """Hold ``rows`` and tell how many there are; what stood there before, of those that stay."""
         before, shared = self._cells, min(len(self._cells), len(rows))
         if len(rows) < len(before):
             self.beginRemoveRows(_NO_PARENT, shared, len(before) - 1)
@@ -65,10 +73,7 @@ class CellModel(QAbstractTableModel):
             self._cells = [*before, *rows[shared:]]
             self.endInsertRows()
         self._cells = list(rows)
-        for row, (old, new) in enumerate(zip(before[:shared], rows[:shared], strict=True)):
-            changed = [column for column, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
-            if changed:
-                self.dataChanged.emit(self.index(row, changed[0]), self.index(row, changed[-1]))
+        return before[:shared]
 
     def show_columns(self, columns: Sequence[Column]) -> None:
         """Begin anew under other headings."""
@@ -157,7 +162,7 @@ class CellTable(QTableView):
         first, last = self.rowAt(event.rect().top()), self.rowAt(event.rect().bottom())
         if first < 0:
             return
-        chosen = {(index.row(), index.column()) for index in self.selectedIndexes()}
+        chosen = [(one.top(), one.bottom(), one.left(), one.right()) for one in self.selectionModel().selection()]
         columns = [
             (column, self.columnViewportPosition(column), self.columnWidth(column))
             for column in range(len(model.columns))
@@ -168,7 +173,7 @@ class CellTable(QTableView):
             top, height = self.rowViewportPosition(row), self.rowHeight(row)
             for column, left, width in columns:
                 room = QRect(left, top, width, height)
-                if (row, column) in chosen:
+                if any(above <= row <= below and left_of <= column <= right_of for above, below, left_of, right_of in chosen):
                     painter.fillRect(room, theme().colour("accent_soft"))
                 painter.fillRect(left, top + height - 1, width, 1, theme().colour("grid"))
                 _paint_cell(painter, room, model.cell(row, column), figures=model.columns[column].figures)

@@ -41,7 +41,8 @@ READABLE = (1, 2)
 SUFFIX = ".jsonl"
 SHOWN = 20_000
 """Samples between two other events that a chart is given."""
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 2**20
+"""Read at once: short enough that NumPy, which parses it in one go, lets other threads of the program go on."""
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
 
 
@@ -166,7 +167,7 @@ class Recording:
         self._trouble = (
             f"The run is not being recorded: {error.filename or self.path}: {reason}; {kept}. {remedy[0].upper()}{remedy[1:]}."
         )
-        logger.warning("%s", self._trouble)
+        logger.info("%s", self._trouble)
 
     def _drop_torn_line(self) -> None:
         """Cut off half a line, which needs no space; a device that cannot be cut has nothing to cut."""

@@ -117,6 +117,7 @@ class History:
             "result": zlib.compress(json.dumps(run.result, separators=(",", ":")).encode()),
         }
         del values["id"]
+        values = {name: _plain(value) if isinstance(value, str) else value for name, value in values.items()}
         names = ", ".join(values)
         places = ", ".join("?" * len(values))
         with self._open() as database:
@@ -136,12 +137,8 @@ class History:
 
     def run(self, number: int) -> Run:
         """One run with its result."""
-        columns = ", ".join((*_SUMMARY, "result"))
         with self._open() as database:
-            row = database.execute(f"SELECT {columns} FROM runs WHERE id = ?", (number,)).fetchone()  # noqa: S608  likewise
-        if row is None:
-            raise HistoryError(f"run {number}: there is none of this number; `history` lists them")
-        return Run(**dict(zip(_SUMMARY, row, strict=False)), result=_result(row[-1]))
+            return _whole(database, number)
 
     def tag(self, numbers: Iterable[int], tags: str) -> int:
         """Give runs these words of the user's own, instead of those they have; how many there were."""
@@ -156,23 +153,27 @@ class History:
         with self._open() as database:
             return sum(database.execute("DELETE FROM runs WHERE id = ?", (number,)).rowcount for number in numbers)
 
-    def export_json(self, numbers: Iterable[int] = ()) -> str:
-        """Runs with their results as JSON; all without ``numbers``."""
-        chosen = tuple(numbers) or [run.id for run in self.runs()]
-        return json.dumps({"highwater_history": 1, "runs": [self.run(number).to_json() for number in chosen]}, indent=1)
+    def export_json(self, numbers: Iterable[int] = ()) -> Iterator[str]:
+        """Runs with their results as JSON, in pieces of one run each; all without ``numbers``."""
+        return self._json_of([run.id for run in self._chosen(numbers)])
 
-    def export_csv(self, numbers: Iterable[int] = ()) -> str:
-        """Runs as a table with one row each, without their results; all without ``numbers``."""
-        chosen = set(numbers)
-        rows = [run for run in self.runs() if not chosen or run.id in chosen]
-        if chosen - {run.id for run in rows}:
-            raise HistoryError(f"run {min(chosen - {run.id for run in rows})}: there is none of this number")
-        text = io.StringIO(newline="")
-        names = ("id", *(name for name in _SUMMARY if name != "id"), "error")
-        writer = csv.writer(text)
-        writer.writerow(names)
-        writer.writerows([run.to_json()[name] for name in names] for run in rows)
-        return text.getvalue()
+    def export_csv(self, numbers: Iterable[int] = ()) -> Iterator[str]:
+        """Runs as a table with one row each, without their results, line by line; all without ``numbers``."""
+        return _csv_of(self._chosen(numbers))
+
+    def _chosen(self, numbers: Iterable[int]) -> list[Run]:
+        """The runs of these numbers, the latest first; all without any."""
+        chosen, runs = set(numbers), self.runs()
+        if missing := chosen - {run.id for run in runs}:
+            raise HistoryError(f"run {min(missing)}: there is none of this number")
+        return [run for run in runs if not chosen or run.id in chosen]
+
+    def _json_of(self, numbers: Iterable[int]) -> Iterator[str]:
+        yield '{"highwater_history": 1, "runs": ['
+        with self._open() as database:
+            for place, number in enumerate(numbers):
+                yield (",\n" if place else "\n") + json.dumps(_whole(database, number).to_json())
+        yield "\n]}\n"
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -228,6 +229,22 @@ class History:
         self.trouble = f"The history was broken ({error}). It was set aside as {aside}, and a new one begun."
 
 
+def _whole(database: sqlite3.Connection, number: int) -> Run:
+    columns = ", ".join((*_SUMMARY, "result"))
+    row = database.execute(f"SELECT {columns} FROM runs WHERE id = ?", (number,)).fetchone()  # noqa: S608  names of our own
+    if row is None:
+        raise HistoryError(f"run {number}: there is none of this number; `history` lists them")
+    return Run(**dict(zip(_SUMMARY, row, strict=False)), result=_result(row[-1]))
+
+
+def _csv_of(runs: Iterable[Run]) -> Iterator[str]:
+    names = ("id", *(name for name in _SUMMARY if name != "id"), "error")
+    for row in (names, *([getattr(run, name) for name in names] for run in runs)):
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow(row)
+        yield line.getvalue()
+
+
 def _check(database: sqlite3.Connection) -> None:
     """Raise DatabaseError for pages that do not hang together, also when no query of ours would meet them."""
     found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -239,6 +256,11 @@ def _check(database: sqlite3.Connection) -> None:
 
 def _version(database: sqlite3.Connection) -> int:
     return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _plain(text: str) -> str:
+    """Without the stand-ins for bytes of a file name that are no UTF-8, which SQLite does not take."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _code(error: sqlite3.Error) -> int | None:

@@ -242,6 +242,7 @@ def _scenarios_of(history: History, runs: list[Run]) -> list[tuple[str, Scenario
 
 
 def _export(history: History, numbers: list[int], path: Path, as_json: bool) -> Path:  # noqa: FBT001  positional for partial
-    text = history.export_json(numbers) if as_json else history.export_csv(numbers)
-    path.write_text(text, encoding="utf-8", newline="")
+    pieces = history.export_json(numbers) if as_json else history.export_csv(numbers)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(pieces)
     return path

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from math import nan
 from typing import Any
 
@@ -42,18 +43,17 @@ class RunModel(CellModel):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__([Column(tr(column.heading), column.figures) for column in _COLUMNS], parent)
-        self._runs: tuple[Run, ...] = ()
-        self._rows: list[tuple[Run, list[Cell]]] = []
+        self._runs: list[Run] = []
         self._column, self._descending = 0, True
 
     def show_runs(self, runs: Sequence[Run]) -> None:
         """Show ``runs`` in the order asked for last."""
-        self._runs = tuple(runs)
-        rows = [(run, _cells(run)) for run in runs]
-        rows.sort(key=lambda row: (row[0].created, row[0].id), reverse=True)
-        rows.sort(key=lambda row: _order(row[1][self._column].raw), reverse=self._descending)
-        self._rows = rows
-        self.show_cells([cells for _, cells in rows])
+        raw = _RAW[self._column]
+        self._runs = sorted(runs, key=lambda run: (run.created, run.id), reverse=True)
+        self._runs.sort(key=lambda run: _order(raw(run)), reverse=self._descending)
+        stayed = self._put([_Row(run) for run in self._runs])
+        if stayed:
+            self.dataChanged.emit(self.index(0, 0), self.index(len(stayed) - 1, len(_COLUMNS) - 1))
         self.shown.emit()
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
@@ -68,7 +68,24 @@ class RunModel(CellModel):
 
     def run(self, row: int) -> Run:
         """The run of a row."""
-        return self._rows[row][0]
+        return self._runs[row]
+
+
+class _Row(Sequence[Cell]):
+    """A run's cells, made when they are first looked at: of thousands only a screenful ever is."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @cached_property
+    def _made(self) -> list[Cell]:
+        return _cells(self._run)
+
+    def __getitem__(self, column: Any) -> Any:
+        return self._made[column]
+
+    def __len__(self) -> int:
+        return len(_COLUMNS)
 
 
 class RunTable(CellTable):
@@ -109,7 +126,8 @@ class RunTable(CellTable):
 
     def selected(self) -> list[Run]:
         """The selected runs from top to bottom."""
-        return [self.runs.run(index.row()) for index in sorted(self.selectionModel().selectedRows(), key=lambda at: at.row())]
+        rows = {row for part in self.selectionModel().selection() for row in range(part.top(), part.bottom() + 1)}
+        return [self.runs.run(row) for row in sorted(rows)]
 
     @Slot(QItemSelection, QItemSelection)
     def _changed(self, _now: QItemSelection, _before: QItemSelection) -> None:
@@ -118,24 +136,32 @@ class RunTable(CellTable):
 
 def _cells(run: Run) -> list[Cell]:
     outcome, ink = _OUTCOMES.get(run.outcome, (run.outcome.replace("_", " ").capitalize(), "tight"))
-    where = run.device or run.gpu
+    when, model, level, workload, where, predicted, took, error, ended, tags = (raw(run) for raw in _RAW)
     return [
-        Cell(_when(run.created), run.created, run.created),
+        Cell(_when(when), when, when),
         Cell(
-            run.model.rsplit("/", 1)[-1],
-            run.model,
+            model.rsplit("/", 1)[-1],
+            model,
             "\n".join(filter(None, (run.model, f"{run.task} · {run.engine}", where, run.tags))),
             bold=True,
         ),
-        Cell(tr(_KINDS.get(run.level, run.level)), run.level, ink="muted"),
-        Cell(f"{run.task}", f"{run.task} {run.engine}", f"{run.task} · {run.engine}", "muted"),
+        Cell(tr(_KINDS.get(level, level)), level, ink="muted"),
+        Cell(run.task, workload, f"{run.task} · {run.engine}", "muted"),
         Cell(where, where, f"{where}\n{run.gpu}", "muted"),
-        _size(run.predicted_allocated_bytes),
-        _size(run.allocated_bytes),
-        _error(run.error),
-        Cell(tr(outcome), run.outcome, run.verdict, ink),
-        Cell(run.tags, run.tags, run.tags, "muted"),
+        _size(predicted),
+        _size(took),
+        _error(error),
+        Cell(tr(outcome), ended, run.verdict, ink),
+        Cell(tags, tags, tags, "muted"),
     ]
+
+
+_RAW: tuple[Callable[[Run], Any], ...] = (
+    lambda run: run.created, lambda run: run.model, lambda run: run.level, lambda run: f"{run.task} {run.engine}",
+    lambda run: run.device or run.gpu, lambda run: run.predicted_allocated_bytes, lambda run: run.allocated_bytes,
+    lambda run: run.error, lambda run: run.outcome, lambda run: run.tags,
+)  # fmt: skip
+"""What each column tells of a run, and sorts by."""
 
 
 def _size(size: int | None) -> Cell:
@@ -164,6 +190,7 @@ def _when(created: str) -> str:
 
 def _order(raw: Any) -> tuple[bool, Any]:
     """What is not known goes to one end; words regardless of case."""
+    raw = nan if raw is None else raw
     if isinstance(raw, int | float):
         return (raw == raw, 0.0 if raw != raw else raw)  # noqa: PLR0124  NaN
     return (bool(raw), str(raw).lower())

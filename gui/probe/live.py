@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtCore import QObject, Signal, Slot
 
+from gui.probe.arrivals import Arrivals
 from gui.probe.rehearsed import Rehearsed, rehearsed_of
-from probes.recording import Event, RecordingState
+from probes.recording import Event
 from probes.rehearsal import Rehearsal
 from probes.request import Request
 from probes.session import ProbeSession
 
 
 class LiveProbe(QObject):
-    """Runs one session at a time. ``told`` carries each event, ``ended`` follows the last event.
+    """Runs one session at a time. ``told`` carries events as they came, ``ended`` the session after its last event.
 
     A rehearsal is folded on the session's own thread, since its traces are long: ``rehearsed`` carries what it has come to,
     with every phase that ends.
@@ -23,17 +24,15 @@ class LiveProbe(QObject):
 
     told = Signal(object)
     rehearsed = Signal(object)
-    ended = Signal()
-    _arrived = Signal(object, object, object)
+    ended = Signal(object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._session: ProbeSession | None = None
         self.rehearsal: Rehearsal | None = None
         """What the last session rehearsed, None when it measured."""
-        self.recording = RecordingState(None)
-        """Where the last session that ended was recorded."""
-        self._arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self._arrivals = Arrivals(self)
+        self._arrivals.came.connect(self._deliver)
 
     @property
     def running(self) -> bool:
@@ -60,7 +59,7 @@ class LiveProbe(QObject):
             if rehearsal is not None:
                 event = _folded(rehearsal, event)
             if event.get("event") != "storage":
-                self._arrived.emit(session, event, rehearsed_of(rehearsal) if rehearsal and _is_news(event) else None)
+                self._arrivals.put((session, event, rehearsed_of(rehearsal) if rehearsal and _is_news(event) else None))
 
         session = ProbeSession(request.order, forward, prediction=prediction)
         self._session = session
@@ -74,21 +73,23 @@ class LiveProbe(QObject):
     def close(self) -> None:
         """End the run at once and wait for its threads; nothing more is delivered."""
         session, self._session = self._session, None
+        self._arrivals.close()
         if session is not None:
             session.close()
 
-    @Slot(object, object, object)
-    def _deliver(self, session: ProbeSession, event: Event, rehearsed: Rehearsed | None) -> None:
-        if session is not self._session:
+    @Slot(object)
+    def _deliver(self, arrived: list[tuple[ProbeSession, Event, Rehearsed | None]]) -> None:
+        session = self._session
+        ours = [(event, rehearsed) for of, event, rehearsed in arrived if of is session]
+        if not ours:
             return
-        if rehearsed is not None:
-            self.rehearsed.emit(rehearsed)
-        self.told.emit(event)
-        if event.get("event") == "outcome":
-            session.wait(1.0)
-            self.recording = session.recording
+        news = [rehearsed for _, rehearsed in ours if rehearsed is not None]
+        if news:
+            self.rehearsed.emit(news[-1])
+        self.told.emit([event for event, _ in ours])
+        if ours[-1][0].get("event") == "outcome":
             self._session = None
-            self.ended.emit()
+            self.ended.emit(session)
 
 
 def _folded(rehearsal: Rehearsal, event: Event) -> Event:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyqtgraph as pg
 from PySide6.QtCore import QRectF
@@ -10,12 +11,46 @@ from PySide6.QtGui import QPainter, QPen
 from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
 
 from gui.painting import mixed
+from gui.probe.run import Band
 from gui.text import CENTRE, width_of, write
 from gui.theme import SMALL, theme
 
 _SHADES = (0.10, 0.04)
 """Share of the accent in every other band."""
 _LABEL_TOP, _LABEL_HEIGHT, _LABEL_MARGIN = 3, 16, 8
+
+
+def joined(
+    bands: Sequence[Band], least_s: float, extent: Callable[[Band], tuple[float, float]], heights: Mapping[str, float]
+) -> list[Band]:
+    """Bands of at least ``least_s``: a stretch of shorter ones in one, called like the highest, with the highest of their peaks.
+
+    A training of a thousand steps has thousands, and a frame must not take longer than a few.
+    """
+    made: list[Band] = []
+    stretch: list[Band] = []
+    for band in bands:
+        begin, end = extent(band)
+        if end - begin >= least_s and not stretch:
+            made.append(band)
+            continue
+        stretch.append(band)
+        if end - extent(stretch[0])[0] >= least_s:
+            made.append(_one_of(stretch, heights))
+            stretch = []
+    return [*made, _one_of(stretch, heights)] if stretch else made
+
+
+def _one_of(stretch: Sequence[Band], heights: Mapping[str, float]) -> Band:
+    if len(stretch) == 1:
+        return stretch[0]
+    highest = max(stretch, key=lambda band: heights.get(band.name, 0))
+    most: dict[str, int] = {}
+    for band in stretch:
+        for meter, peak in (band.peaks or {}).items():
+            if peak > most.get(meter, -1):
+                most[meter] = peak
+    return replace(highest, begin_s=stretch[0].begin_s, end_s=stretch[-1].end_s, peaks=most or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from PySide6.QtWidgets import QVBoxLayout, QWidget
 from gui.painting import mixed, rehearsed_fill
 from gui.probe.axes import BytesAxis, SecondsAxis
 from gui.probe.differences import Difference, Differences
-from gui.probe.phase_bands import LabelledBand, PhaseBands
+from gui.probe.phase_bands import LabelledBand, PhaseBands, joined
 from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
 from gui.probe.series import thinned
@@ -32,6 +32,8 @@ _LEAST_POINTS = 200
 _LEAST_DIFFERENCE = 0.005
 """Smaller ones can't be seen, and need no words over the lines."""
 _MIN_SPAN_S = 2.0
+_LEAST_BAND = 3
+"""Pixels."""
 _NOTHING_BYTES = 512
 """Below the smallest tensor: there is nothing to put a scale to."""
 _ROOM_ABOVE = 1.12
@@ -57,6 +59,8 @@ class ProbePlot(QWidget):
         self._moved = {"samples", "rehearsed"}
         self._rehearsed: Rehearsed | None = None
         self._preview: list[Band] = []
+        self._drawn: list[Band] = []
+        """The phases of the last frame, those too short to be seen in one."""
         self._levels: Levels = {}
         self._capacity_bytes: int | None = None
         self._dirty = True
@@ -113,8 +117,8 @@ class ProbePlot(QWidget):
 
     @property
     def _timed(self) -> bool:
-        """Whether the axis is that of a run's seconds; else phases stand side by side."""
-        return bool(self._run.bands or self._run.last_s)
+        """Whether the axis is that of a run's seconds; else, and until the first phase begins, phases stand side by side."""
+        return bool(self._run.bands or (self._run.last_s and self._run.outcome))
 
     def mark_dirty(self) -> None:
         """Something came: draw it with the next frame."""
@@ -218,6 +222,7 @@ class ProbePlot(QWidget):
         if not self._dirty:
             return
         self._dirty = False
+        self._drawn = joined(self._shown_bands, self._least_s, self._extent, self._heights)
         if self._rehearsed is not None or "rehearsed" in self._moved:
             self._draw_rehearsed()
         if self._run is not self._no_run or "samples" in self._moved:
@@ -237,8 +242,8 @@ class ProbePlot(QWidget):
 
     def _draw_samples(self) -> None:
         times = self._run.samples.time_s
-        seen = slice(0, None)
-        if self.zoom.zoomed:
+        seen = slice(0, None) if self._timed else slice(0)
+        if self._timed and self.zoom.zoomed:
             begin, end = np.searchsorted(times, self.zoom.x_range)
             seen = slice(max(int(begin) - 1, 0), int(end) + 1)
         most = 2 * max(_LEAST_POINTS, round(self.widget.width() * self.devicePixelRatioF()))
@@ -247,12 +252,13 @@ class ProbePlot(QWidget):
         for number, item in enumerate(self._ranks):
             ring = self._run.ranks.get(number + 1)
             _draw(item, *(thinned(ring.time_s, ring.column(0), most) if ring else (_NOTHING, _NOTHING)))
-            ended = [band for band in self._run.bands if band.peaks and meter in band.peaks]
+        for meter in METERS:
+            ended = [band for band in self._drawn if band.peaks and meter in band.peaks]
             heights = [float((band.peaks or {})[meter]) for band in ended]
             _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))
 
     def _draw_bands(self) -> None:
-        self._bands.show_bands(tuple(LabelledBand(*self._extent(band), _band_label(band)) for band in self._shown_bands))
+        self._bands.show_bands(tuple(LabelledBand(*self._extent(band), _band_label(band)) for band in self._drawn))
 
     def _draw_levels(self) -> None:
         for meter in METERS:
@@ -263,7 +269,7 @@ class ProbePlot(QWidget):
     def _gaps(self) -> Iterator[Difference]:
         """The prediction of each phase that has ended against what was measured of it, or else rehearsed."""
         rehearsed = self._rehearsed.meters if self._rehearsed else {}
-        for band in self._shown_bands:
+        for band in self._drawn:
             reached = band.peaks or ({} if self._timed else rehearsed.get(band.name, {}))
             meter = next((name for name in self._compared if name in reached), None)
             predicted = self._levels.get(band.name, {}).get(meter or "")
@@ -274,7 +280,7 @@ class ProbePlot(QWidget):
         """A level over every band of its phase, with a gap after it."""
         x: list[float] = []
         y: list[float] = []
-        for band in self._shown_bands:
+        for band in self._drawn:
             level = self._levels.get(band.name, {}).get(meter)
             if level is not None:
                 begin, end = self._extent(band)
@@ -284,6 +290,17 @@ class ProbePlot(QWidget):
 
     def _extent(self, band: Band) -> tuple[float, float]:
         return band.begin_s, band.end_s if band.end_s is not None else max(self._run.last_s, band.begin_s)
+
+    @property
+    def _least_s(self) -> float:
+        """As much of the axis as can be told from its neighbours."""
+        begin, end = self.zoom.x_range if self.zoom.zoomed else (0.0, self._span())
+        return (end - begin) * _LEAST_BAND / max(self.widget.width(), 1)
+
+    @property
+    def _heights(self) -> Mapping[str, float]:
+        """How high the prediction of each phase is."""
+        return {name: max(meters.values(), default=0) for name, meters in self._levels.items()}
 
     def _span(self) -> float:
         if not self._timed:

@@ -58,8 +58,9 @@ class StatusLine(QWidget):
 
     def say(self, text: str, look: tuple[str, str] = ("probe", "muted")) -> None:
         """Say what is going on."""
-        if text != self._text.text() or look != self._look:
+        if text != self._text.text():
             self._text.setText(text)
+        if look != self._look:
             self._look = look
             self._restyle()
 
@@ -81,7 +82,7 @@ class StatusLine(QWidget):
 
     def show_path(self, path: Path | None) -> None:
         """Show where the run is recorded."""
-        self._path.setText("" if path is None else str(path))
+        self._path.setText("" if path is None else str(path), "" if path is None else path.name)
         self._path.setVisible(path is not None)
 
     def _lay_out(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +33,17 @@ from planner.commands import commands_of
 from planner.words import PHASES
 from probes.history import keep
 from probes.measurement import Measurement
-from probes.recording import Event, Recorded, read_recording, recordings_folder
+from probes.recording import Event, Recorded, RecordingState, read_recording, recordings_folder
 from probes.rehearsal import Rehearsal
 from probes.request import Request, predict_run, request
-from probes.watch import Attach, Launch
+from probes.session import ProbeSession
+from probes.watch import Attach, Launch, Watch
 
 if TYPE_CHECKING:
     from gui.context import Context
     from resources.plan import Plan
 
+_LAST_WORDS_S = 5.0
 _RAN_ON_CPU = "Ran on CPU, no GPU was used."
 _REHEARSED = "Rehearsed on fake tensors, no GPU was used."
 
@@ -277,21 +279,23 @@ class ProbeTab(QWidget):
         self.status.show_path(None)
 
     @Slot(object)
-    def _take(self, event: Event) -> None:
-        """One event of the run under way. Those of a measurement are drawn; those of a rehearsal tell how far it is."""
-        self._now.take(event)
-        kind = event.get("event")
+    def _take(self, events: Sequence[Event]) -> None:
+        """Events of the run under way. Those of a measurement are drawn; those of a rehearsal tell how far it is."""
+        for event in events:
+            self._now.take(event)
+        kinds = {event.get("event") for event in events}
         if not self._rehearsing and self._shown.measurement is not None:
-            self._shown.measurement.add(event)
+            for event in events:
+                self._shown.measurement.add(event)
             self.plot.mark_dirty()
-            if kind == "hello":
+            if "hello" in kinds:
                 self.plot.set_levels(self._shown.levels, self._now.total_bytes)
-            if kind in ("phase", "outcome"):
+            if kinds & {"phase", "outcome"}:
                 self._show_table()
         self.status.show_path(self.live.recording_path)
-        if kind in ("note", "outcome"):
+        if kinds & {"note", "outcome"}:
             self.status.show_notes(self._now.notes)
-        if kind in ("phase", "progress", "hello"):
+        if kinds & {"phase", "progress", "hello"}:
             self.status.say(self._doing())
 
     @Slot(object)
@@ -315,20 +319,21 @@ class ProbeTab(QWidget):
     def _card(self) -> str:
         return self._state.plan.gpu.name if self._state.plan else "the card"
 
-    @Slot()
-    def _ended(self) -> None:
+    @Slot(object)
+    def _ended(self, session: ProbeSession) -> None:
         self.controls.set_running(False)
         self._show_outcome()
         ended = self.live.rehearsal or self._shown.measurement
         if ended is not None:
-            self._operations.start(Operation("keep run", partial(keep, ended, self.live.recording), self._kept, self._fail))
+            work = partial(_keep, partial(keep, ended), session)
+            self._operations.start(Operation("keep run", work, self._kept, self._fail))
 
-    @Slot()
-    def _watch_ended(self) -> None:
+    @Slot(object)
+    def _watch_ended(self, watch: Watch) -> None:
         self.controls.set_running(False)
         self._show_outcome()
-        self.status.show_path(self.watch.recording.path)
-        work = partial(keep_watch, self.watch.watched, self.watch.recording)
+        self.status.show_path(watch.recording.path)
+        work = partial(_keep, partial(keep_watch, self.watch.watched), watch)
         self._operations.start(Operation("keep run", work, self._kept, self._fail))
 
     @Slot(object)
@@ -368,13 +373,12 @@ class ProbeTab(QWidget):
             self.replay(Path(path))
 
     @Slot(object)
-    def _show_recorded(self, found: tuple[Path, Recorded, Measurement, Rehearsed | None]) -> None:
-        path, recorded, folded, rehearsed = found
+    def _show_recorded(self, found: tuple[Path, Recorded, Run, Measurement, Rehearsed | None]) -> None:
+        path, recorded, run, folded, rehearsed = found
         prediction = recorded.header.get("prediction")
         self._rehearsing = rehearsed is not None
         self._open(folded.scenario, prediction if isinstance(prediction, dict) else None, on_cpu=folded.on_cpu)
-        for event in recorded.shown_events():
-            self._now.take(event)
+        self._now = run
         if rehearsed is not None:
             self._shown.rehearsed = rehearsed
             self._refresh(((recorded.header.get("order") or {}).get("card") or {}).get("capacity_bytes"))
@@ -406,9 +410,17 @@ def _watched_plan(plan: Plan, target: Launch | Attach) -> tuple[Launch | Attach,
     return target, peak.name if peak else "load", plan.footprint.to_json()
 
 
-def _read(path: Path) -> tuple[Path, Recorded, Measurement, Rehearsed | None]:
-    recorded = read_recording(path)
+def _read(path: Path) -> tuple[Path, Recorded, Run, Measurement, Rehearsed | None]:
+    recorded, run = read_recording(path), Run()
+    for event in recorded.shown_events():
+        run.take(event)
     if (recorded.header.get("order") or {}).get("mode") == "rehearse":
         rehearsal = Rehearsal.of_recording(recorded)
-        return path, recorded, rehearsal, rehearsed_of(rehearsal)
-    return path, recorded, Measurement.of_recording(recorded), None
+        return path, recorded, run, rehearsal, rehearsed_of(rehearsal)
+    return path, recorded, run, Measurement.of_recording(recorded), None
+
+
+def _keep(into_history: Callable[[RecordingState], str], ended: ProbeSession | Watch) -> str:
+    """Keep what has ended once its recording has reached the disk, which may be slow."""
+    ended.wait(_LAST_WORDS_S)
+    return into_history(ended.recording)

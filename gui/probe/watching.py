@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtCore import QObject, Signal, Slot
 
+from gui.probe.arrivals import Arrivals
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
@@ -18,11 +19,10 @@ from resources.history import History, HistoryError
 
 
 class LiveWatch(QObject):
-    """Runs one watch at a time. ``told`` carries events as a probe tells them, ``ended`` follows the last."""
+    """Runs one watch at a time. ``told`` carries events as a probe tells them, ``ended`` the watch after its last."""
 
     told = Signal(object)
-    ended = Signal()
-    _arrived = Signal(object, object)
+    ended = Signal(object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -30,8 +30,8 @@ class LiveWatch(QObject):
         self._translator = Translator("")
         self.watched = Watched()
         """What the last watch came to."""
-        self.recording = RecordingState(None)
-        self._arrived.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self._arrivals = Arrivals(self)
+        self._arrivals.came.connect(self._deliver)
 
     @property
     def running(self) -> bool:
@@ -45,7 +45,7 @@ class LiveWatch(QObject):
         watch: Watch | None = None
 
         def forward(event: Event) -> None:
-            self._arrived.emit(watch, event)
+            self._arrivals.put((watch, event))
 
         watch = Watch(target, forward, scenario=scenario, prediction=prediction)
         self._watch = watch
@@ -59,21 +59,22 @@ class LiveWatch(QObject):
     def close(self) -> None:
         """End it at once; nothing more is delivered."""
         watch, self._watch = self._watch, None
+        self._arrivals.close()
         if watch is not None:
             watch.close()
 
-    @Slot(object, object)
-    def _deliver(self, watch: Watch, event: Event) -> None:
-        if watch is not self._watch:
+    @Slot(object)
+    def _deliver(self, arrived: list[tuple[Watch, Event]]) -> None:
+        watch = self._watch
+        ours = [event for of, event in arrived if of is watch]
+        if not ours:
             return
-        self.watched.add(event)
-        for told in self._translator.told(event):
-            self.told.emit(told)
-        if event.get("event") == "outcome":
-            watch.wait(1.0)
-            self.recording = watch.recording
+        for event in ours:
+            self.watched.add(event)
+        self.told.emit([told for event in ours for told in self._translator.told(event)])
+        if ours[-1].get("event") == "outcome":
             self._watch = None
-            self.ended.emit()
+            self.ended.emit(watch)
 
 
 class Translator:

@@ -57,15 +57,15 @@ def test_deleted_runs_are_gone_and_their_numbers_are_not_used_again(history: His
 
 def test_exports_hold_every_run(history: History) -> None:
     first, second = history.add(RUN), history.add(Run("rehearse", 'a "quoted", name'))
-    whole = json.loads(history.export_json())
+    whole = json.loads("".join(history.export_json()))
     assert [(run["id"], run["result"]) for run in whole["runs"]] == [(second, {}), (first, {"gpus": [1, 2], "note": "ü"})]
-    rows = list(csv.DictReader(io.StringIO(history.export_csv())))
+    rows = list(csv.DictReader(io.StringIO("".join(history.export_csv()))))
     assert [(row["id"], row["model"]) for row in rows] == [(str(second), 'a "quoted", name'), (str(first), "org/Some-Model")]
     assert rows[1]["device_bytes"] == "4096"
     assert rows[0]["device_bytes"] == ""
-    assert [run["id"] for run in json.loads(history.export_json([first]))["runs"]] == [first]
+    assert [run["id"] for run in json.loads("".join(history.export_json([first])))["runs"]] == [first]
     with pytest.raises(HistoryError, match="run 99"):
-        history.export_csv([99])
+        "".join(history.export_csv([99]))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "page"])
@@ -149,7 +149,7 @@ def test_tags_are_the_users_words_and_are_found(history: History) -> None:
     assert history.tag([first, 999], "  baseline   of March ") == 1
     assert [(run.id, run.tags) for run in history.runs("march")] == [(first, "baseline of March")]
     assert history.run(second).tags == ""
-    assert "baseline of March" in history.export_csv([first])
+    assert "baseline of March" in "".join(history.export_csv([first]))
     history.tag([first], "")
     assert history.runs("march") == []
 
