@@ -24,11 +24,13 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(PY) -m mypy
 
-# Three processes: the worker's tests load torch, the window's must not, and each sets its own environment.
+# Processes of their own: the worker's tests load torch, the window's must not, each sets its own environment, and those of a
+# GPU, which say so where there is none, run one by one.
 unit: $(VENV)/dev.stamp
 	$(PY) -m pytest $(CORES) tests/planner tests/resources tests/cli tests/test_layers.py --cov --cov-report=term:skip-covered
 	$(PY) -m pytest $(CORES) tests/probes tests/benchmarks
 	$(PY) -m pytest $(CORES) tests/gui
+	$(PY) -m pytest tests/gpu
 
 fuzz: $(VENV)/dev.stamp
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
