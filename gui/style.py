@@ -72,6 +72,8 @@ QToolButton[role="segment-last"] { border-top-right-radius: 5px; border-bottom-r
 QToolButton[role^="segment"]:hover { color: @text; }
 QToolButton[role^="segment"]:focus { color: @accent; text-decoration: underline; }
 QToolButton[role^="segment"]:checked { background: @accent_soft; color: @text; font-weight: 600; }
+QToolButton[role="fold-small"] { border: none; background: transparent; color: @muted; padding: 0; font-size: 11px; }
+QToolButton[role="fold-small"]:hover, QToolButton[role="fold-small"]:focus { color: @accent; }
 QToolButton[role="fold"] { border: none; background: transparent; color: @muted; padding: 4px 0; text-align: left; }
 QToolButton[role="fold"]:hover, QToolButton[role="fold"]:focus { color: @accent; }
 QToolButton[role="link"] { border: 1px solid transparent; background: transparent; border-radius: 5px; padding: 3px; }

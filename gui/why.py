@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 WIDTH, NARROW = 300, 222
 _PAGE_MARGIN = 4
+_UNKNOWN = "unknown: "
 DRIVEN = ("does_not_fit", "tight")
 """Verdicts that ask which control drives them."""
 _GROUPS_SHOWN = 12
@@ -118,7 +119,7 @@ class WhyPanel(QWidget):
         if footprint is None:
             return []
         if shown is None:
-            return [Paragraph(TITLE, tr("No closed form")), *notes(footprint)]
+            return [Paragraph(TITLE, tr("No closed form")), *unknown(footprint), *notes(footprint)]
         gpu, phase = shown
         component = selection.component
         if component is None or not phase.components.get(component):
@@ -186,10 +187,17 @@ def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[T
     return [*_terms(sorted(mine, key=lambda term: -term.bytes)), *notes(footprint)]
 
 
+def unknown(footprint: Footprint) -> list[Paragraph]:
+    """What stands in the way of an answer."""
+    reasons = [note.removeprefix(_UNKNOWN) for note in footprint.notes if note.startswith(_UNKNOWN)]
+    return [Paragraph(BODY, f"{reason[:1].upper()}{reason[1:]}.") for reason in reasons]
+
+
 def notes(footprint: Footprint) -> list[Paragraph]:
     """What was taken by default, and what else there is to know."""
-    heading = [Paragraph(HEAD, tr("DEFAULTS AND NOTES"))] if footprint.notes else []
-    return [*heading, *(Paragraph(SMALL_PRINT, _named(note)) for note in footprint.notes)]
+    told = [note for note in footprint.notes if not note.startswith(_UNKNOWN)]
+    heading = [Paragraph(HEAD, tr("DEFAULTS AND NOTES"))] if told else []
+    return [*heading, *(Paragraph(SMALL_PRINT, _named(note)) for note in told)]
 
 
 def _named(note: str) -> str:

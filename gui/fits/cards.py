@@ -73,5 +73,6 @@ def _cell(answer: Answer) -> Cell:
         return Cell(mark, nan, tr("Unknown: there is no closed form for this choice yet."), ink)
     if answer.refused:
         return Cell(mark, answer.share, tr("The engine refuses it.") + f" {tip}", ink)
+    tip = tr("Peak of the fullest card: {} of its memory.").format(f"{answer.share:,.1%}".replace("%", " %")) + f" {tip}"
     share = f"{answer.share:.0%}".replace("%", " %") if answer.share < 10 else ">999 %"
     return Cell(f"{mark} {share}", answer.share, tip, ink)

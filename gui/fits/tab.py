@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QPushButton, QSplitter, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushButton, QSplitter, QStackedWidget, QVBoxLayout, QWidget
 
+from gui.elided import ElidedLabel
 from gui.export import ChartMenu, TableMenu
 from gui.fits.answers import Answer, Fits, Inverse, NotWanted, batch_of, context_of, fits_of
 from gui.fits.cards import CardTable
@@ -22,6 +23,7 @@ from gui.operations import Operation
 from gui.theme import set_role
 from gui.translate import tr
 from gui.units import units
+from planner.engines.served import SERVED
 
 if TYPE_CHECKING:
     from gui.context import Context
@@ -34,6 +36,20 @@ VIEWS = (
     ("map", "Context × batch", "What fits of every load on this card"),
     ("speed", "Speed × concurrency", "How fast the load runs with more sequences at once"),
 )
+_KEYS = {
+    "map": (
+        "Share of a card's memory at the peak; the red line is where it stops fitting",
+        "Peak as a share of the card's memory",
+        "% of memory",
+    ),
+    "pool": (
+        "Share of the cache's tokens; the red line is where they no longer fit",
+        "Share of the cache's tokens",
+        "% of the cache",
+    ),
+    "speed": ("Estimated from the card's bandwidth and compute", "Estimated"),
+}
+"""What the figures of a chart are, and shorter."""
 _NO_ANSWER = "There is no closed form for this choice yet, so nothing can be turned around. Rehearse it in the Probe tab."
 
 
@@ -48,6 +64,8 @@ class FitsTab(QWidget):
         self.views.set_value("map")
         self.answers = [InverseAnswer() for _ in range(_QUESTIONS)]
         self.note = QLabel(wordWrap=True, visible=False)
+        self._key = ElidedLabel()
+        self._key.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self._of: Plan | None = None
         self._fits: Fits | None = None
         self._unwanted = Event()
@@ -57,6 +75,7 @@ class FitsTab(QWidget):
 
     def _lay_out(self) -> None:
         set_role(self.note, "muted")
+        set_role(self._key, "small")
         inverse, card = QGridLayout(), QFrame()
         inverse.setSpacing(10)
         for index, answer in enumerate(self.answers):
@@ -67,7 +86,11 @@ class FitsTab(QWidget):
         self._charts = QStackedWidget()
         for chart in (self.heat_map, self.speeds):
             self._charts.addWidget(chart)
-        inside.addWidget(self.views, 0, Qt.AlignmentFlag.AlignLeft)
+        self._turn("map")
+        head = QHBoxLayout()
+        head.addWidget(self.views)
+        head.addWidget(self._key, 1)
+        inside.addLayout(head)
         inside.addWidget(self._charts, 1)
         split = QSplitter(Qt.Orientation.Vertical, childrenCollapsible=False, handleWidth=10)
         split.addWidget(card)
@@ -159,6 +182,7 @@ class FitsTab(QWidget):
             answer.setVisible(known)
             if known:
                 answer.show_answer(self._fits.inverse[index])
+        self._tell_what()
         self._show_currency()
 
     @Slot()
@@ -184,6 +208,15 @@ class FitsTab(QWidget):
     @Slot(object)
     def _turn(self, view: object) -> None:
         self._charts.setCurrentWidget(self.speeds if view == "speed" else self.heat_map)
+        self._tell_what()
+
+    @Slot()
+    def _tell_what(self) -> None:
+        """What the figures of the chart are: an engine with a pool is full when its cache is."""
+        settled = self._state.settled
+        pooled = settled.task == "inference" and settled.engine in SERVED
+        shown = "speed" if self._charts.currentWidget() is self.speeds else "pool" if pooled else "map"
+        self._key.setText(*(tr(way) for way in _KEYS[shown]))
 
     @Slot(object)
     def _adopt(self, answer: Answer | Pace) -> None:
@@ -208,7 +241,7 @@ class InverseAnswer(QFrame):
     def __init__(self) -> None:
         super().__init__()
         self.shown: Inverse | None = None
-        self._question, self.value = QLabel(), QLabel()
+        self._question, self.value = ElidedLabel(), ElidedLabel()
         self.use = QPushButton(tr("Use"), toolTip=tr("Take it into the form; Ctrl+Z takes it back"))
         set_role(self, "card")
         set_role(self._question, "small")
@@ -226,6 +259,6 @@ class InverseAnswer(QFrame):
         """Show ``answer``."""
         self.shown = answer
         self._question.setText(tr(answer.question))
-        self.value.setText(answer.value)
+        self.value.setText(answer.value, answer.value.partition(" (")[0])
         self.use.setEnabled(answer.scenario is not None)
         self.use.setAccessibleName(tr("Use: {}, {}").format(tr(answer.question), answer.value))

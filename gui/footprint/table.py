@@ -73,11 +73,11 @@ def _certainty(terms: list[Term]) -> str:
 
 
 def _formula(terms: list[Term]) -> str:
-    """The largest term, and how many more there are."""
+    """The largest term; where there are more, how many they are first: the end is what is cut."""
     largest = max(terms, key=lambda term: term.bytes, default=None)
     if largest is None:
         return ""
-    return largest.formula + tr("   + {} more").format(len(terms) - 1) if len(terms) > 1 else largest.formula
+    return tr("Σ {}: {} …").format(len(terms), largest.formula) if len(terms) > 1 else largest.formula
 
 
 class ComponentModel(CellModel):

@@ -128,9 +128,9 @@ class VerdictCard(QFrame):
         left, right = px(_MARGIN) + px(_ICON) + px(_SPACE), self._badge().left() if self._simulated else self.width() - px(_MARGIN)
         write(painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), label, colour, DISPLAY, bold=True)
         left += round(width_of(label, DISPLAY, bold=True)) + px(_SPACE)
-        write(
-            painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), self._figures, theme().colour("text"), DISPLAY, tabular=True
-        )
+        ways = (self._figures, self._figures.removeprefix(tr("weights alone ")))
+        figures = ways[width_of(ways[0], DISPLAY, tabular=True) > right - left]
+        write(painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), figures, theme().colour("text"), DISPLAY, tabular=True)
         painter.setOpacity(1.0)
         for number, line in enumerate(self._lines):
             room = QRect(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
+from PySide6.QtCore import Qt, Slot
+from PySide6.QtWidgets import QLabel, QToolButton, QVBoxLayout, QWidget
 
 from gui.form.layers import LayerStrip, runs_of
 from gui.form.summary import count_words, token_words
-from gui.theme import set_role
+from gui.icons import icon
+from gui.theme import set_role, theme
+from gui.translate import tr
 from planner.describe import ModelDescription, describe_model
 
 if TYPE_CHECKING:
@@ -32,16 +34,23 @@ class ModelCard(QWidget):
         self._size = QLabel(wordWrap=True)
         self._strip = LayerStrip()
         self._facts = QLabel(wordWrap=True)
+        self._doubt = QLabel(wordWrap=True, visible=False)
+        self._fold = QToolButton(checkable=True, visible=False)
         self._notes = QLabel(wordWrap=True, visible=False)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(5)
-        for part in (self._status, self._size, self._strip, self._facts, self._notes):
+        for part in (self._status, self._size, self._strip, self._facts, self._doubt, self._fold, self._notes):
             column.addWidget(part)
-        for label, role in ((self._status, "small"), (self._facts, "small"), (self._notes, "small")):
+        for label, role in ((self._status, "small"), (self._facts, "small"), (self._doubt, "warning"), (self._notes, "small")):
             set_role(label, role)
-        for label in (self._size, self._facts):
+        for label in (self._size, self._facts, self._notes):
             label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        set_role(self._fold, "fold-small")
+        self._fold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self._fold.toggled.connect(self._unfold)
+        theme().changed.connect(self._unfold)
+        self._unfold()
 
     @property
     def strip(self) -> LayerStrip:
@@ -51,7 +60,7 @@ class ModelCard(QWidget):
     @property
     def text(self) -> str:
         """What the card says in words, without the layers."""
-        labels = (self._status, self._size, self._facts, self._notes)
+        labels = (self._status, self._size, self._facts, self._doubt, self._fold, self._notes)
         return "\n".join(label.text() for label in labels if not label.isHidden())
 
     def show_model(self, model: Model) -> None:
@@ -65,10 +74,21 @@ class ModelCard(QWidget):
         self._strip.show_layers(runs_of(model.architecture))
         self._facts.setText(fact_words(model, described))
         notes = [*model.source.notes, *described.notes]
-        self._notes.setText(_note_words(described, len(notes)))
-        self._notes.setVisible(bool(self._notes.text()))
-        self._notes.setToolTip("\n".join(notes))
+        self._doubt.setText("" if described.verified else tr("Not verified: its type is not known, it was read by its keys."))
+        self._doubt.setVisible(not described.verified)
+        self._fold.setText(
+            (tr("{} note on how it was read") if len(notes) == 1 else tr("{} notes on how it was read")).format(len(notes))
+        )
+        self._fold.setVisible(bool(notes))
+        self._notes.setText("\n".join(notes))
+        self._unfold()
         self._facts.setToolTip("\n".join(f"{part}: {where}" for part, where in (model.source.came_from or {}).items()))
+
+    @Slot()
+    def _unfold(self) -> None:
+        """The notes, where they are asked for."""
+        self._fold.setIcon(icon("chevron-down" if self._fold.isChecked() else "chevron-right", "muted"))
+        self._notes.setVisible(self._fold.isChecked() and bool(self._notes.text()))
 
     def show_status(self, text: str) -> None:
         """Say above the summary that a model is being read, or that the summary is of an earlier one."""
@@ -106,10 +126,3 @@ def _rights(source: ModelSource) -> list[str]:
     if source.gated:
         words.append("gated: the publisher grants access")
     return words
-
-
-def _note_words(described: ModelDescription, notes: int) -> str:
-    words = [] if described.verified else ["Not verified: its type is not known, it was read by its keys."]
-    if notes:
-        words.append(f"{notes} note{'s' if notes > 1 else ''} on how it was read (point here).")
-    return " ".join(words)

@@ -8,7 +8,7 @@ import pytest
 
 from gui.driver import drivers_of
 from planner.predict import predict
-from planner.scenario import Hardware, Inference, Scenario
+from planner.scenario import Hardware, Inference, Parallel, Scenario
 from planner.solve import with_context, with_values
 from resources.plan import make_plan
 
@@ -62,3 +62,12 @@ def test_where_no_load_fits_the_panel_says_so(open_window, qtbot):
 def test_notes_call_fields_by_the_names_of_the_form(window):
     assert "Prompt tokens: 7936 by default" in window.why.text()
     assert "inference.prompt_tokens" not in window.why.text()
+
+
+def test_what_stands_in_the_way_of_an_answer_comes_first(open_window):
+    window = open_window(Scenario("meta-llama/Llama-3.1-8B", "inference", hardware=Hardware("H100 SXM5 80GB", gpus=2),
+                                  parallel=Parallel(tensor=2)))  # fmt: skip
+    told = window.why.text().split("\n")
+    assert told[0] == "No closed form"
+    assert told[1].startswith("Parallel: transformers' own tensor parallelism")
+    assert "unknown:" not in window.why.text()

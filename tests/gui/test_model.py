@@ -401,3 +401,16 @@ def test_a_long_name_shows_where_it_ends_until_it_is_typed_into(parts, qtbot):
     box.setFocus()
     qtbot.waitUntil(box.hasFocus)
     assert box.shown == name
+
+
+def test_notes_on_a_model_unfold_with_the_keyboard(parts, qtbot):
+    parts.state.edit("model", "deepseek-ai/DeepSeek-V3")
+    card = parts.form.card
+    assert "2 notes on how it was read" in card.text
+    assert "moe_layer_freq" not in card.text
+    card._fold.setFocus()
+    QTest.keyClick(card._fold, Qt.Key.Key_Space)
+    assert "moe_layer_freq" in card.text
+    parts.state.edit("model", "meta-llama/Llama-3.1-8B")
+    assert "how it was read" not in card.text
+    assert not card._notes.isVisible()
