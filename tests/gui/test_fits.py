@@ -208,12 +208,12 @@ def test_a_load_that_the_engine_refuses_is_not_told_to_be_nearly_empty(open_wind
     assert all(said(one) != "✘" for row in fits_of(make_plan(CHAT), CHAT).map.answers for one in row)
 
 
-def test_it_is_told_what_the_figures_are_of(tab, window):
+def test_it_is_told_what_the_figures_are_of(tab):
     assert "of its memory" in tab.table.cards.cell(0, 5).tip
     assert tab._key.text().startswith("Share of a card's memory at the peak")
     tab.views.edited.emit("speed")
     assert "Estimated" in tab._key.text()
     tab.views.edited.emit("map")
-    window.context.state.edit("inference.engine", "vllm")
+    tab._state.edit("inference.engine", "vllm")
     tab._tell_what()
     assert tab._key.text().startswith("Share of the cache's tokens")
