@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb, or open the window; returns the exit status (see ``python main.py --help``)."""
-    from cli import parser  # noqa: PLC0415  the window's start should not wait for what only verbs need
+    try:
+        from cli import parser  # noqa: PLC0415  an interrupt while it loads is one too
 
-    return parser.run(list(sys.argv[1:] if arguments is None else arguments))
+        return parser.run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from cli import exits
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.advise import Advice, advise
 from planner.predict import predict
 from planner.scenario import parse_scenario
@@ -30,8 +29,7 @@ def run(options: argparse.Namespace) -> int:
     except ERRORS as error:
         return refuse(error)
     if options.json:
-        json.dump([advice.to_json() for advice in found], sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([advice.to_json() for advice in found])
     else:
         _print(found, plan.footprint.verdict)
     return exits.OF_VERDICT[plan.footprint.verdict]

@@ -17,7 +17,8 @@ from typing import Any
 from cli import exits
 from cli.inputs import ERRORS, refuse
 from cli.measure import default_device
-from cli.tables import console, table
+from cli.streams import console
+from cli.tables import table
 from planner.units import format_bytes
 from probes.battery import Battery, Progress
 from probes.calibration import Fit, fit, gather, recordings
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, RecordingError) as error:
         return exits.fail(exits.BAD_INPUT, str(error))
     except ERRORS as error:
-        return refuse(error)
+        return refuse(error, options.files)
 
 
 # The battery.
@@ -153,17 +154,23 @@ def _show(_options: argparse.Namespace) -> int:
 def _undo(options: argparse.Namespace) -> int:
     cards = store.cards()
     card = options.files[0] if options.files else cards[0] if len(cards) == 1 else ""
-    if card not in cards:
-        known = ", ".join(cards) or "none"
-        raise ValueError(f"undo: name a card that is calibrated ({known})")
+    _known(card, "undo")
     store.undo(card)
     left = len(store.history_of(card))
     console().print(f"{card}: taken back; {left} before it" if left else f"{card}: back to the catalog's values", soft_wrap=True)
     return exits.DONE
 
 
+def _known(card: str, action: str) -> None:
+    cards = store.cards()
+    if card not in cards:
+        raise ValueError(f"{action}: name a card that is calibrated ({', '.join(cards) or 'none'})")
+
+
 def _reset(options: argparse.Namespace) -> int:
-    count = store.reset(options.files[0] if options.files else None)
+    for card in options.files:
+        _known(card, "reset")
+    count = sum(map(store.reset, options.files or [None]))
     console().print(f"{count} cards are back to the catalog's values", soft_wrap=True)
     return exits.DONE
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from cli import exits
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
+from cli.streams import print_json
 from planner.commands import Command, commands_of
 from planner.scenario import parse_scenario
 
@@ -32,8 +32,7 @@ def run(options: argparse.Namespace) -> int:
     except ERRORS as error:
         return refuse(error)
     if options.json:
-        json.dump([command.to_json() for command in commands], sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([command.to_json() for command in commands])
     else:
         sys.stdout.write("\n".join(map(_shown, commands)))
     return exits.DONE

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import sys
 
 from cli import exits
+from cli.streams import console, print_json
 from cli.system_packages import missing_packages, remedy
-from cli.tables import console, table
+from cli.tables import table
 from probes.drivers import Drivers
 from probes.preflight import why_not
 from probes.recording import recordings_folder
 
-PACKAGES = ("PySide6-Essentials", "pyqtgraph", "numpy", "nvidia-ml-py", "huggingface_hub", "torch", "transformers", "peft")
+PACKAGES = (
+    "highwater", "PySide6-Essentials", "pyqtgraph", "numpy", "nvidia-ml-py", "huggingface_hub", "torch", "transformers", "peft",
+)  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +32,7 @@ def run(options: argparse.Namespace) -> int:
     findings = _findings()
     if options.json:
         rows = [{"what": what, "state": state, "remedy": advice} for what, state, advice in findings]
-        json.dump(rows, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(rows)
     else:
         made = table(["what", "state"])
         for what, state, _ in findings:
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def _findings() -> list[tuple[str, str, str]]:
     """What, state, remedy (empty when all is well)."""
     found = [("Python", platform.python_version(), "")]
-    found += [(name, _version(name), "") for name in PACKAGES]
+    found += [(name, version(name), "") for name in PACKAGES]
     nvml = Drivers()
     state = nvml.open()
     found.append(("GPU driver", ", ".join(gpu.name for gpu in nvml.readings()) if state.available else str(state), ""))
@@ -63,7 +64,8 @@ def _findings() -> list[tuple[str, str, str]]:
     return found
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Of an installed package, or that it is not."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 
 from cli import exits
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.gpu import Gpu
 from planner.units import GIB
 from resources.gpus import find_gpus
@@ -25,8 +24,7 @@ def run(options: argparse.Namespace) -> int:
     search = " ".join(options.search)
     found = find_gpus(search)
     if options.json:
-        json.dump([_json(gpu) for gpu in found], sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([_json(gpu) for gpu in found])
         return exits.DONE
     if not found:
         return exits.fail(exits.BAD_INPUT, f"no GPU of the catalog matches {search!r}; without a search all are listed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def plan_of(scenario: Scenario) -> Plan:
     return make_plan(scenario)
 
 
+def require_layers(plan: Plan, layers: int | None) -> None:
+    """Refuse more layers than the model has, by ValueError: what ran would not be what was asked for."""
+    whole = len(plan.architecture.decoder.layers)
+    if layers is not None and layers > whole:
+        message = f"layers: the model has {whole}, got {layers}"
+        raise ValueError(message)
+
+
 def detected_gpu() -> str | None:
     """The catalog's name of the first GPU here that CUDA shows, None without one."""
     from probes.drivers import Drivers, visible  # noqa: PLC0415  loads the driver's library
@@ -59,9 +68,13 @@ ERRORS = (Faults, UnknownModel, UnknownArchitecture, HubError, OSError)
 """What a verb may meet between its arguments and a plan."""
 
 
-def refuse(error: Exception) -> int:
-    """Say what is wrong, a line for each fault; the status tells bad input from what could not be done here."""
+def refuse(error: Exception, reads: Sequence[object] = ()) -> int:
+    """Say what is wrong, a line for each fault; the status tells bad input from what could not be done here.
+
+    ``reads`` are the files that were named to be read: one that can't be is bad input.
+    """
     asked_wrongly = isinstance(error, Faults | UnknownModel | UnknownArchitecture | Missing)
+    asked_wrongly |= isinstance(error, OSError) and error.filename is not None and str(error.filename) in map(str, reads)
     return exits.fail(exits.BAD_INPUT if asked_wrongly else exits.NOT_DONE_HERE, *messages_of(error))
 
 
@@ -72,4 +85,6 @@ def messages_of(error: Exception) -> tuple[str, ...]:
     if isinstance(error, HubError) and not isinstance(error, Gated):
         close = close_ids(error.what)
         return (f"model: {error}", *([f"close names in the catalog: {', '.join(close)}"] if close else []))
+    if isinstance(error, OSError):
+        return (f"{error.filename or 'output'}: {error.strerror or error}",)
     return (str(error),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -11,7 +10,7 @@ from cli import exits
 from cli.ending import end_of
 from cli.measure import default_device
 from cli.results import print_measurement
-from cli.tables import console
+from cli.streams import console, print_json
 from planner.units import MIB, format_bytes
 from probes.history import keep
 from probes.measurement import Measurement
@@ -91,8 +90,7 @@ def _show(measurement: Measurement, outcome: Outcome, options: argparse.Namespac
     told: dict[str, Any] = {name: measurement.result.get(name) for name in ("available_bytes", "stopped_by")}
     if options.json:
         shown = measurement.footprint().to_json() | (told if options.load else {}) | {"recording": recording or None}
-        json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(shown)
         return
     if measurement.phases:
         print_measurement(measurement, _title(options))

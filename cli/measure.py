@@ -8,16 +8,15 @@ its log says of memory, beside the plan if a scenario is given.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from cli import exits
+from cli.arguments import positive, whole
 from cli.ending import end_of
-from cli.inputs import ERRORS, plan_of, read_scenario, refuse
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse, require_layers
 from cli.predict import title_of
 from cli.results import print_measurement
-from cli.tables import console
+from cli.streams import console, print_json
 from planner.units import MIB
 from probes.history import keep
 from probes.measurement import Measurement
@@ -46,16 +45,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--layers", metavar="N|A,B|auto",
         help="build only N layers; or measure with A and with B (auto: chosen) and tell the whole model from both",
     )  # fmt: skip
-    parser.add_argument("--budget", type=float, metavar="MIB", help="most memory the run may take, in MiB")
+    parser.add_argument("--budget", type=positive, metavar="MIB", help="most memory the run may take, in MiB")
     parser.add_argument(
-        "--time-limit", type=float, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
+        "--time-limit", type=positive, default=Limits().time_s, metavar="S", help="end the run after this many seconds"
     )
     parser.add_argument("--load", choices=("ramp",), help="no scenario: allocate until no more is to be had, and say how much")
     parser.add_argument(
         "--script", type=Path, metavar="FILE", help="no scenario: run this Python script on torch's counters; -- ARGS"
     )
     parser.add_argument("--module", metavar="NAME", help="no scenario: the same for a Python module, as python -m does")
-    parser.add_argument("--attach", type=int, metavar="PID", help="watch a process that runs; it is never ended")
+    parser.add_argument("--attach", type=whole, metavar="PID", help="watch a process that runs; it is never ended")
     parser.add_argument("--log", type=Path, metavar="FILE", help="with --attach: the file its output goes to")
     parser.add_argument("--snapshot", action="store_true", help="record the CUDA allocator's segments after the run")
     parser.add_argument("--record", type=Path, metavar="FILE", help="where to record (default: the recordings folder)")
@@ -95,6 +94,7 @@ def _measure(options: argparse.Namespace) -> int:
 
             return scaled.run(options, plan, device, budget, remote)
         layers = None if options.layers is None else int(options.layers)
+        require_layers(plan, layers)
         asked = request(plan, device, layers, None, budget, elsewhere=remote is not None, snapshot=options.snapshot)
     except ERRORS as error:
         return refuse(error)
@@ -112,8 +112,7 @@ def _measure(options: argparse.Namespace) -> int:
     trouble = keep(measurement, recording)
     if options.json:
         shown = measurement.footprint().to_json() | {"recording": recording.path and str(recording.path)}
-        json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(shown)
     else:
         print_measurement(measurement, title_of(plan))
         if recording.path:

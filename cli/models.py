@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from cli import exits
 from cli.inputs import ERRORS, refuse
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.architecture import UnknownArchitecture, parameter_count, read_config
 from planner.describe import ModelDescription, describe_model
 from planner.faults import Faults
@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if options.ids:
         sys.stdout.writelines(f"{model.id}\n" for model in found)
     elif options.json:
-        json.dump([_row_json(model) for model in found], sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json([_row_json(model) for model in found])
     elif not found:
         return exits.fail(exits.BAD_INPUT, f"no bundled model matches {' '.join(options.search)!r}; show ID asks the Hub")
     else:
@@ -85,8 +84,7 @@ def _show(options: argparse.Namespace) -> int:
             "id": source.label, "origin": source.origin, "license": source.license, "gated": source.gated,
             "revision": source.revision, "came_from": dict(source.came_from or {}), "source_notes": list(source.notes),
         }  # fmt: skip
-        json.dump(provenance | shown.to_json(), sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(provenance | shown.to_json())
     else:
         _print_model(source.label, source.origin, shown, source.notes)
     return exits.DONE

@@ -14,7 +14,8 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from cli import exits
-from cli.tables import console, table
+from cli.streams import console
+from cli.tables import table
 from planner.units import format_bytes
 from probes.monitor import SORTS, Monitor, Snapshot, gpu_label, used_share
 from probes.sampler import IDLE_INTERVAL_S
@@ -64,6 +65,8 @@ def _bad(options: argparse.Namespace) -> str:
         return f"--threshold: must be above 0 and at most 100 %, got {options.threshold:g}"
     if not 0.02 <= options.interval <= 3600:
         return f"--interval: must be from 0.02 to 3600 s, got {options.interval:g}"
+    if options.seconds is not None and not options.seconds > 0:
+        return f"--for: must be above 0 s, got {options.seconds:g}"
     if options.record not in (None, True) and options.record.exists():
         return f"--record: {options.record} exists already; name a new file"
     return ""
@@ -105,7 +108,7 @@ def _readings(monitor: Monitor, first: Snapshot, options: argparse.Namespace) ->
 
 
 def _print_json(snapshot: Snapshot) -> None:
-    sys.stdout.write(json.dumps(snapshot.to_json(), ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(snapshot.to_json()) + "\n")
     sys.stdout.flush()
 
 

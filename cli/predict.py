@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from cli import exits
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
+from cli.streams import print_json
 from cli.tables import print_footprint
 from resources.plan import Plan
 
@@ -25,8 +24,7 @@ def run(options: argparse.Namespace) -> int:
     except ERRORS as error:
         return refuse(error)
     if options.json:
-        json.dump(plan.footprint.to_json(), sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(plan.footprint.to_json())
     else:
         print_footprint(plan.footprint, title_of(plan))
     return exits.OF_VERDICT[plan.footprint.verdict]

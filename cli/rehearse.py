@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import pickle  # noqa: TID251  written for PyTorch's memory viewer, which reads nothing else; never loaded
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 from cli import exits
 from cli.ending import end_of
-from cli.inputs import ERRORS, plan_of, read_scenario, refuse
+from cli.inputs import ERRORS, plan_of, read_scenario, refuse, require_layers
 from cli.predict import title_of
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.footprint import METERS
 from planner.units import GIB, format_bytes
 from probes.history import keep
@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         return exits.fail(exits.NOT_DONE_HERE if why_not() else exits.BAD_INPUT, problem)
     try:
         plan = _plan(options)
+        require_layers(plan, options.layers)
         asked = rehearse_request(plan, options.layers, conf=options.alloc_conf)
     except ERRORS as error:
         return refuse(error)
@@ -125,8 +126,7 @@ def _write_timeline(rehearsal: Rehearsal, path: Path) -> None:
 def _show(rehearsal: Rehearsal, recording: RecordingState, plan: Plan, *, as_json: bool) -> None:
     if as_json:
         shown = rehearsal.footprint().to_json() | {"recording": recording.path and str(recording.path)}
-        json.dump(shown, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(shown)
     elif rehearsal.phases:
         print_rehearsal(rehearsal, title_of(plan))
         if recording.path:

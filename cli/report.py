@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             write_report(parts, output, title_of(plan))
     except (*ERRORS, ValueError) as error:
-        return refuse(error) if isinstance(error, ERRORS) else exits.fail(exits.BAD_INPUT, str(error))
+        return refuse(error, [options.recording]) if isinstance(error, ERRORS) else exits.fail(exits.BAD_INPUT, str(error))
     return exits.OF_VERDICT[plan.footprint.verdict]
 
 

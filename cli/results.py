@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cli.tables import console, table
+from cli.streams import console
+from cli.tables import table
 from planner.units import format_bytes
 from probes.measurement import Measurement
 
@@ -25,7 +26,8 @@ def print_measurement(measurement: Measurement, title: str) -> None:
             for row in _rows(one):
                 made.add_row(str(rank), *row)
             made.add_section()
-    out.print(made)
+    if made.row_count:
+        out.print(made)
 
 
 def _rows(measurement: Measurement) -> Iterator[tuple[str, ...]]:
@@ -48,6 +50,8 @@ def _rows(measurement: Measurement) -> Iterator[tuple[str, ...]]:
 
 def _place(measurement: Measurement) -> str:
     device = measurement.environment.get("device") or {}
-    if device.get("type") == "cuda":
-        return f"{device.get('name')} (cuda:{device.get('index')})"
+    if not measurement.on_cpu:
+        return f"{device.get('name')} ({device.get('type')}:{device.get('index') or 0})"
+    if not device:
+        return "nothing: it did not begin"
     return "CPU (no GPU used: allocated compares, device is the process's own growth)"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from cli import exits
 from cli.ending import end_of
 from cli.predict import title_of
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.footprint import Footprint
 from planner.units import format_bytes
 from probes.history import keep
@@ -60,8 +59,7 @@ def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int 
         measured.append(measurement)
     whole = extrapolate(scale, measured[0], measured[1], predict_run(plan, device))
     if options.json:
-        json.dump(whole.to_json(), sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(whole.to_json())
     else:
         _print(whole, scale, title_of(plan))
     return exits.DONE

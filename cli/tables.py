@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from cli.streams import console
 from planner.footprint import COMPONENTS, Footprint, Phase
 from planner.units import format_bytes
 
 VERDICT_WORDS = {"fits": "✔ fits", "tight": "▲ tight", "does_not_fit": "✘ does not fit", "unknown": "? unknown"}
 
 
-def console() -> Console:
-    """Standard output; wide enough for a table when it is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=120)
-
-
 def table(headings: Sequence[str], numeric: Sequence[int] = ()) -> Table:
-    """A light table; the columns in ``numeric`` are right-aligned."""
+    """A light table; the columns in ``numeric`` are right-aligned. In a narrow terminal words are folded, not cut."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if index in numeric else "left", no_wrap=index in numeric)
+        if index in numeric:
+            made.add_column(heading, justify="right", no_wrap=True)
+        else:
+            made.add_column(heading, overflow="fold")
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from cli import exits
 from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
-from cli.tables import console, table
+from cli.streams import console, print_json
+from cli.tables import table
 from planner.footprint import COMPONENTS
 from planner.units import format_bytes
 from probes.log_lines import on_host
@@ -41,8 +41,7 @@ def run(options: argparse.Namespace) -> int:
     path = "" if recording.path is None else str(recording.path.absolute())
     trouble = _keep(watched, path) if ending.kind != "could_not_start" else ""
     if options.json:
-        json.dump(watched.to_json() | {"recording": path or None}, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json(watched.to_json() | {"recording": path or None})
     elif ending.kind != "could_not_start":
         print_watched(watched, path)
     exits.fail(ending.exit_code, *filter(None, (recording.trouble, trouble)))

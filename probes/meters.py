@@ -52,11 +52,11 @@ class ProcessTree:
         return sum(sizes) if sizes else None
 
     def pss_bytes(self) -> int | None:
-        """Memory of the tree with shared pages divided among those that share them; None where the system does not tell.
+        """Memory of the tree with shared pages divided among those that share them; None where the system does not tell, or all have ended.
 
         The kernel walks every mapping for it: meant for once a second.
         """
-        sizes = [size for member in self._members.values() if (size := _pss_bytes(member)) is not None]
+        sizes = [size for member in self._members.values() if (size := _pss_bytes(member))]
         return sum(sizes) if sizes else None
 
 

@@ -15,10 +15,12 @@ Only what was launched is ever ended; a process that was attached to is left as 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,6 +126,7 @@ class Watch:
     def start(self) -> None:
         """Begin."""
         self._origin = time.monotonic()
+        _LIVE.add(self)
         self._thread.start()
 
     def stop(self) -> None:
@@ -154,12 +157,8 @@ class Watch:
         self.close()
 
     def _run(self) -> None:
-        before = self._nvml.readings()
-        told = environment(self._nvml, before)
-        order = {"mode": "watch", **_target_json(self._target)}
-        self._recording = Recording({**self._header, "order": order, "environment": told}, self._recording_path)
-        self._emit({"event": "environment", "t": self._now(), **told})
         try:
+            self._open_recording()
             ending = self._launched(self._target) if isinstance(self._target, Launch) else self._attached(self._target)
         except Exception as error:
             logger.exception("the watch failed")
@@ -168,8 +167,16 @@ class Watch:
                 self._group.sweep()
         self.ending = ending
         self._emit({"event": "outcome", "t": self._now(), **ending.to_json()})
-        self._recording.close()
+        if self._recording is not None:
+            self._recording.close()
+        _LIVE.discard(self)
         self._ended.set()
+
+    def _open_recording(self) -> None:
+        told = environment(self._nvml, self._nvml.readings())
+        order = {"mode": "watch", **_target_json(self._target)}
+        self._recording = Recording({**self._header, "order": order, "environment": told}, self._recording_path)
+        self._emit({"event": "environment", "t": self._now(), **told})
 
     # A command of ours.
 
@@ -229,12 +236,20 @@ class Watch:
                 data = os.read(stream.fileno(), size)
             except (OSError, ValueError):
                 return b""
-            if self._on_output is not None:
-                self._on_output(data)
+            self._pass_on(data)
             return data
 
         for line in bounded_lines(read, _LINE_BYTES):
             self._take_line(line.data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """To whoever listens; one that fails gets no more, and the command is read on: its pipe must not fill up."""
+        if self._on_output is None:
+            return
+        try:
+            self._on_output(data)
+        except (OSError, ValueError):
+            self._on_output = None
 
     # A process of somebody else.
 
@@ -332,6 +347,16 @@ class Watch:
 
     def _now(self) -> float:
         return round(time.monotonic() - self._origin, 6)
+
+
+_LIVE: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """End every watch that is still running, and what it launched."""
+    for watch in tuple(_LIVE):
+        watch.close()
 
 
 def _target_json(target: Launch | Attach) -> dict[str, object]:

@@ -154,6 +154,7 @@ def test_the_picture_shows_memory_over_time(fake: FakeNvml) -> None:
         (["--threshold", "0"], "--threshold: must be above 0"),
         (["--threshold", "nan"], "--threshold: must be above 0"),
         (["--interval", "0"], "--interval: must be from 0.02"),
+        (["--for", "-1"], "--for: must be above 0"),
         (["--record", __file__], "exists already"),
     ],
 )

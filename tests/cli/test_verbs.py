@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cli import parser
+
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = {"version": 1, "model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"batch": 4, "prompt_tokens": 4096}}
 
@@ -162,3 +164,48 @@ def test_a_measurement_of_a_real_model_agrees_with_the_prediction(work: str, tmp
     assert set(result["error"]) == PHASES[task]
     assert max(abs(error["allocated"]) for error in result["error"].values()) < 0.05
     assert json.loads(record.read_text().splitlines()[0])["highwater_recording"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("measure", "--attach", "-5"), "--attach: must be at least 1, got -5"),
+        (("measure", "x.json", "--budget", "inf"), "--budget: must be a number above 0, got inf"),
+        (("measure", "x.json", "--time-limit", "nan"), "--time-limit: must be a number above 0, got nan"),
+        (("history", "--limit", "0"), "--limit: must be at least 1, got 0"),
+        (("history", "--limit", "x"), "--limit: must be a whole number, got 'x'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_with_their_option(
+    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser.run(list(arguments))
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("history", "show", "9" * 30), "is not the id of a run"),
+        (("calibrate", "fit", "nowhere.jsonl"), "highwater: nowhere.jsonl: No such file or directory"),
+        (("calibrate", "reset", "Voodoo"), "reset: name a card that is calibrated"),
+        (("mesure",), "did you mean measure?"),
+    ],
+)
+def test_what_is_not_there_is_bad_input_in_one_line(
+    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parser.run(list(arguments)) == 2
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert errors.count("\n") == 1
+
+
+def test_more_layers_than_the_model_has_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps(LLAMA))
+    for verb in ("measure", "rehearse"):
+        assert parser.run([verb, str(path), "--layers", "33"]) == 2
+        assert capsys.readouterr().err == "highwater: layers: the model has 32, got 33\n"
