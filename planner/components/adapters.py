@@ -190,7 +190,8 @@ def _multiply(g: Graph, adapters: Adapters, name: str, size: Size, source: str, 
     if g.run.autocast and adapters.dtype_bytes != HALF_BYTES:
         g.hold(cast, weight)
         saves = (cast,) if source not in g.constants else ()
-    g.make(name, size, (source,), saves, rule, for_weights=(source,), trains=True)
+    with g.operator("mm"):
+        g.make(name, size, (source,), saves, rule, for_weights=(source,), trains=True)
     if g.saving and saves:
         g.free(cast)
 
@@ -286,7 +287,8 @@ def _product_again(g: Graph, name: str, source: str, size: Size, weight: str, we
         g.make(read, narrowed(g.size_of(source)), (source,))
         outputs, inputs = weights[0].shape
         g.hold(weight, Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES))
-    g.make(name, size, (read,), (), _over_held)
+    with g.operator("mm"):
+        g.make(name, size, (read,), (), _over_held)
     g.save_for_last(weight)
     if read != source:
         g.free(read, weight)
@@ -305,10 +307,12 @@ def _weight_norm(g: Graph, adapters: Adapters, name: str, weights: Sequence[Weig
     g.hold(eye, Size(rows=inputs, in_features=inputs, bytes=bytes_))
     if narrow:
         g.hold(f"{eye} in 16 bit", Size(rows=inputs, in_features=inputs, bytes=HALF_BYTES))
-    g.hold(first, Size(in_features=inputs, rank=adapters.lora.rank, bytes=HALF_BYTES if narrow else bytes_))
+    with g.operator("mm"):
+        g.hold(first, Size(in_features=inputs, rank=adapters.lora.rank, bytes=HALF_BYTES if narrow else bytes_))
     if not g.saving:
         g.free(f"{eye} in 16 bit")
-    g.hold(both, narrowed(whole) if narrow else whole)
+    with g.operator("mm"):
+        g.hold(both, narrowed(whole) if narrow else whole)
     if narrow or not g.saving:
         g.free(eye)
     if not g.saving:

@@ -153,10 +153,12 @@ def cast_product(g: Graph, name: str, source: str, size: Size, weights: Sequence
     whole, moment = Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES), size if copies else None
     if trains and g.saving:
         g.make(cast, whole, (), (), _widened_gradient, weights=weights)
-        g.make(name, size, (read, cast), (read, cast), _cast_rule, component=component, moment=moment)
+        with g.operator("mm"):
+            g.make(name, size, (read, cast), (read, cast), _cast_rule, component=component, moment=moment)
     else:
         g.hold(cast, whole)
-        g.make(name, size, (read,), (cast,), _cast_rule, component=component, moment=moment)
+        with g.operator("mm"):
+            g.make(name, size, (read,), (cast,), _cast_rule, component=component, moment=moment)
     if not trains or g.run.code.own_linears or g.is_saved(cast):
         g.free(cast)
     if wide:

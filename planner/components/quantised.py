@@ -156,7 +156,8 @@ def _four_bit(g: Graph, scheme: BitsAndBytes4Bit, weight: Weight, name: str, siz
         g.hold(f"{name} scales", Size(blocks=-(-outputs * inputs // ABSMAX_BLOCK), fp32_bytes=4))
     g.hold(f"{name} whole weight", Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes))
     g.free(f"{name} scales")
-    g.hold(name, size, component)
+    with g.operator("mm"):
+        g.hold(name, size, component)
     g.free(f"{name} whole weight")
 
 

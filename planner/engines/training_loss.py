@@ -318,8 +318,10 @@ def _head_gradients(architecture: Architecture, run: Run, reached: Reached) -> d
 
 def _add_to_earlier(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
     """Where gradients exist already, the head's is added to them and goes."""
-    if run.accumulating and not architecture.tied_head:
-        _forget(course, *_head_gradients(architecture, run, reached))
+    if not run.accumulating or architecture.tied_head:
+        return
+    for name, size in _head_gradients(architecture, run, reached).items():
+        course.level.change("gradients", name, size, -1)
 
 
 def _whole_gradient(course: Course, run: Run) -> None:

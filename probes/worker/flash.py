@@ -65,7 +65,8 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for a layer; tensors are (batch, heads, tokens, width), the result (batch, tokens, heads, width).
 
-    fp32 inputs are cast to 16 bit, and narrower values padded, as transformers does (integrations/flash_attention.py).
+    fp32 inputs are cast to 16 bit where the module's weights are, and narrower values padded, as transformers does
+    (integrations/flash_attention.py); flash_attn itself refuses fp32.
     """
     width = value.shape[-1]
     query, key, value = (_in_16_bit(tensor, module) for tensor in (query, key, value))
@@ -85,4 +86,7 @@ def _in_16_bit(tensor: torch.Tensor, module: Any) -> torch.Tensor:
     if torch.is_autocast_enabled("cpu"):
         return tensor.to(torch.get_autocast_dtype("cpu"))
     declared = getattr(module.config, "dtype", None)
+    first = next((layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)), None)
+    if type(first) is torch.nn.Linear and first.weight.dtype == torch.float32:
+        raise WorkerError("unsupported", f"{FIELD}: FlashAttention takes no fp32: choose sdpa, or 16-bit or mixed precision", FIELD)
     return tensor.to(declared if declared in HALF else torch.bfloat16)
