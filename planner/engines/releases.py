@@ -37,26 +37,48 @@ RELEASES = (
     Release((4, 46), "logits", "transformers 4.46 loss/loss_utils.py, ForCausalLMLoss"),
     Release((4, 50), "labels", "transformers 4.50 loss/loss_utils.py, ForCausalLMLoss"),
 )
-_PRESENTS = "transformers modeling_gpt_bigcode.py until 4.53, GPTBigCodeModel.forward (presents)"
+_PRESENTS = "transformers modeling_gpt_bigcode.py until 4.52, GPTBigCodeModel.forward (presents)"
 OF_FAMILIES = {
     "gpt_bigcode": (
         Release((0, 0), "narrow_logits", f"GPTBigCodeForCausalLM.forward until 4.48; {_PRESENTS}", hands_out_keys=True),
         Release((4, 49), "logits", f"transformers 4.49 loss/loss_utils.py; {_PRESENTS}", hands_out_keys=True),
         Release((4, 50), "labels", f"transformers 4.50 loss/loss_utils.py; {_PRESENTS}", hands_out_keys=True),
-        Release((4, 54), "labels", "transformers 4.54 modeling_gpt_bigcode.py, GPTBigCodeBlock(GradientCheckpointingLayer)"),
+        Release((4, 53), "labels", "transformers 4.53 modeling_gpt_bigcode.py, GPTBigCodeBlock(GradientCheckpointingLayer)"),
     ),
 }
 """Families whose class computed its loss itself, or ran otherwise than the others."""
+
+
+REENTRANT_BEFORE = (5, 0)
+"""Until then gradient checkpointing is reentrant unless it is told otherwise (transformers pull request 43203)."""
+
+CALLED_BY_CHECKPOINTS = (4, 52)
+"""Before it checkpoints call layers from outside, with what wraps them; since then layers call them inside themselves
+(modeling_layers.py, GradientCheckpointingLayer; pull request 37223)."""
+
+
+def is_reentrant(version: object) -> bool:
+    """Whether a release that a scenario names checkpoints by the reentrant implementation of its own accord."""
+    return bool(version) and _number(version) < REENTRANT_BEFORE
+
+
+def wraps_units(version: object) -> bool:
+    """Whether checkpoints of a release that a scenario names hold the units of FSDP, which then run again inside them."""
+    return bool(version) and _number(version) < CALLED_BY_CHECKPOINTS
 
 
 def release_of(version: object, model_type: str = "") -> Release:
     """The entry of a release for a family, by default the newest. Raises :class:`planner.faults.Faults` for what is no release."""
     if not version:
         return RELEASES[-1]
+    number = _number(version)
+    known = OF_FAMILIES.get(model_type, RELEASES)
+    return max((release for release in known if release.since <= number), key=lambda release: release.since)
+
+
+def _number(version: object) -> tuple[int, int]:
     found = _NUMBER.match(str(version).removeprefix("v"))
     if found is None:
         message = f"{str(version)[:40]!r} is no transformers release; write it like 4.48.1"
         raise Faults([Fault("training.engine_options.version", message)])
-    number = int(found[1]), int(found[2])
-    known = OF_FAMILIES.get(model_type, RELEASES)
-    return max((release for release in known if release.since <= number), key=lambda release: release.since)
+    return int(found[1]), int(found[2])

@@ -25,7 +25,7 @@ from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import EXTRAS, hold_others, objective_of
 from planner.engines.prefix import prefix_of
-from planner.engines.releases import Release, release_of
+from planner.engines.releases import Release, is_reentrant, release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
@@ -50,7 +50,7 @@ def training_steps(
         weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     work = TrainingStep(
-        *shape_of(ask), dtype_bytes, checkpointing_of(ask, architecture), ask.gradient_accumulation, cuda=cuda,
+        *shape_of(ask), dtype_bytes, trained_checkpointing(scenario, architecture), ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", flash=ask.attention == "flash",
         adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
@@ -164,6 +164,15 @@ def _release(scenario: Scenario, architecture: Architecture) -> Release:
     return release_of(scenario.training.engine_options.get("version"), architecture.model_type)
 
 
+def trained_checkpointing(scenario: Scenario, architecture: Architecture) -> Checkpointing:
+    """What is recomputed; releases before 5 do it by the reentrant implementation unless the scenario says otherwise."""
+    options = scenario.training.engine_options
+    found = checkpointing_of(scenario.training, architecture)
+    if not found or found.keeps or "use_reentrant" in options or not is_reentrant(options.get("version")):
+        return found
+    return replace(found, reentrant=True)
+
+
 def training_host(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> dict[str, int]:
     """What a training keeps in host memory, by component."""
     ask, layers = scenario.training, architecture.decoder.layers
@@ -210,6 +219,8 @@ def require_modelled_training(scenario: Scenario) -> None:
         raise NotModelled("training.engine_options.quant_skip_modules has no closed form yet")
     if prepares(training) and training.method != "qlora":
         raise NotModelled("training.engine_options.prepare_for_kbit_training is modelled for method qlora")
+    if training.precision == "fp32" and training.attention == "flash":
+        raise NotModelled("training.attention: FlashAttention takes no fp32: choose sdpa, or 16-bit or mixed precision")
     if training.data == "flattened" and training.attention != "flash":
         raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)

@@ -57,9 +57,8 @@ def trainer_cases() -> list[Case]:
 
 
 PEAKS = ("peak_allocated", "nvidia_smi_total")
-FSDP_ONE = (
-    "measured under FSDP1 with mixed precision, where a sequence takes half as much again as on one GPU of the same run; "
-    "FSDP2 is derived"
+OWN_KERNELS = (
+    "fms-acceleration's own Triton kernels replace norms, rotations and adapters beside Liger's loss; no scenario names them"
 )
 
 TRL = "0.15"
@@ -73,8 +72,10 @@ def _trainer_case(row: published.Row) -> Case:
     if reason is not None:
         return Case(row.id, group=group, scenario=None, reason=reason, **known)
     scenario = published.scenario_of(row)
-    if (row.gpus or 1) > 1 and scenario["training"].get("precision", "").startswith("amp") and row.what in PEAKS:
-        return Case(row.id, group=group, scenario=None, reason=FSDP_ONE, **known)
+    if (row.gpus or 1) > 1 and _has_own_kernels(row) and row.what in PEAKS:
+        return Case(row.id, group=group, scenario=None, reason=OWN_KERNELS, **known)
+    if (row.gpus or 1) > 1:
+        scenario["training"].get("engine_options", {}).pop("prepare_for_kbit_training", None)
     prepared = scenario["training"].get("engine_options", {}).get("prepare_for_kbit_training")
     if prepared and scenario["training"]["precision"].startswith("amp"):
         scenario["training"]["engine_options"]["trl_version"] = TRL
@@ -86,6 +87,8 @@ def _trainer_case(row: published.Row) -> Case:
         group += " FSDP"
         scenario["hardware"]["gpus"] = row.gpus
         scenario["parallel"] = {"data": row.gpus, "sharding": "fsdp"}
+        # scripts/benchmarks/accelerate.yaml; TRL prepares no 4-bit model that is sharded (is_sharded_qlora)
+        scenario["training"]["engine_options"] = scenario["training"].get("engine_options", {}) | {"fsdp_version": 1}
     release = published.release_of(row)
     version = next((part.split()[1] for part in release.split(", ") if part.startswith("transformers ")), None)
     if version is not None:
@@ -99,6 +102,10 @@ def _reason(row: published.Row) -> str | None:
     if row.what == "reserved_p99_of_train_steps" and _ia3(row):
         return None
     return published.reason(replace(row, gpus=1))
+
+
+def _has_own_kernels(row: published.Row) -> bool:
+    return any(name in str(row.setup.get("framework", "")) for name in ("foak", "fast-kernels"))
 
 
 def _ia3(row: published.Row) -> bool:

@@ -11,7 +11,7 @@ from planner.components.layer import require_modelled
 from planner.components.trainable import trainable_parameters
 from planner.engines.sharded.layout import ZERO_STAGES, Ways, refuse, ways_of
 from planner.engines.sharded.megatron import megatron_steps
-from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, rank_plans
+from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, is_flat, rank_plans
 from planner.engines.training import require_modelled_training, trained_tensors, training_steps
 from planner.engines.transformers import Step
 from planner.engines.transformers_answer import assumed, phases_of
@@ -85,7 +85,9 @@ def one_rank(scenario: Scenario, ways: Ways) -> Scenario:
         if ways.sharding in ZERO_STAGES or ask.precision.startswith("amp"):
             options["autocast_adapter_dtype"] = False  # adapters are computed in the same dtype
         alone["weights"] = dtype
-        work |= {"precision": dtype, "engine_options": options}
+        # of a sharded 4-bit base the adapters are computed as beside a plain one
+        method = "lora" if ask.method == "qlora" else ask.method
+        work |= {"precision": dtype, "method": method, "engine_options": options}
     return Scenario(**{**vars(scenario), **alone, "training": type(ask)(**{**vars(ask), **work})})
 
 
@@ -98,7 +100,8 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
         return
     if ways.sharding != "none" and ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
-    if ways.sharding != "none" and ask.method not in METHODS:
+    cut = ask.method in METHODS or (ask.method == "qlora" and ways.sharding == "fsdp" and is_flat(scenario))
+    if ways.sharding != "none" and not cut:
         raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
     spread = (ways.sharding, ways.tensor, ways.pipeline, ways.context) != ("none", 1, 1, 1)
     if ask.objective != "sft" and spread:

@@ -15,12 +15,13 @@ from planner.engines.around import ALONE, Around
 from planner.engines.sharded.beside import Beside, Holds, gathered_head, gathered_keys
 from planner.engines.sharded.ddp import Replicated
 from planner.engines.sharded.fsdp import FullyShard, Policy
+from planner.engines.sharded.fsdp1 import FlatSharded, flat_weights, require_flat
 from planner.engines.sharded.layout import ZERO_STAGES, Ways
 from planner.engines.sharded.megatron import BF16_BYTES, Stage, require_megatron, stages
 from planner.engines.sharded.shards import padded_rows, partition_of, rows_of_rank
 from planner.engines.sharded.tensor import tensor_rank
 from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_of, host_bytes, zero_of, zero_weights
-from planner.engines.training import trained_tensors
+from planner.engines.training import trained_checkpointing, trained_tensors
 from planner.engines.transformers_answer import PLAIN_BYTES, quantised_weights
 from planner.formats.format import Format
 from planner.record import record
@@ -85,6 +86,8 @@ def _megatron(scenario: Scenario, architecture: Architecture, ways: Ways) -> lis
 
 
 def _rank_plans(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> list[RankPlan]:
+    if ways.sharding == "fsdp" and is_flat(scenario):
+        return [_flat(scenario, architecture, ways, fmt)]
     if ways.sharding == "fsdp":
         return _fully_sharded(scenario, architecture, ways)
     if ways.sharding in ZERO_STAGES:
@@ -147,6 +150,27 @@ def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -
         )  # fmt: skip
         found.append(_offloaded(plan, shares[index > 0]) if policy.offloads else plan)
     return found
+
+
+def is_flat(scenario: Scenario) -> bool:
+    """Whether FSDP1 was asked for."""
+    return scenario.engine == "transformers" and scenario.training.engine_options.get("fsdp_version") == 1
+
+
+def _flat(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> RankPlan:
+    """FSDP1: every rank keeps as much; of 4-bit weights the values are cut, what reads them is whole on each."""
+    policy, ask = fsdp_policy(scenario, ways.sharded_over), scenario.training
+    require_flat(ask, policy, trained_checkpointing(scenario, architecture))
+    quantised = quantised_weights(scenario, architecture, fmt) if ask.method == "qlora" else None
+    stored = padded_rows(architecture, policy.ranks)
+    if quantised is not None:
+        weights = flat_weights(quantised.level(architecture), policy.ranks)
+    else:
+        weights = plain_weights(stored, policy.shard_bytes)
+    return RankPlan(
+        0, architecture, stored, weights, FlatSharded(architecture, policy, ask, quantised), policy.compute_bytes,
+        policy.shard_bytes, int(policy.ranks > 1), quantised=quantised,
+    )  # fmt: skip
 
 
 def _partitioned(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:

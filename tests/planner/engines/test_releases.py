@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.engines.releases import release_of
+from planner.engines.releases import is_reentrant, release_of, wraps_units
 from planner.faults import Faults
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
@@ -60,20 +60,46 @@ def test_a_loss_of_its_own_stays_in_16_bit():
 
 
 @pytest.mark.parametrize(("multi_query", "kv_heads"), [(True, 1), (False, 8)])
-@pytest.mark.parametrize("version", ["4.48.1", "4.53.2"])
+@pytest.mark.parametrize("version", ["4.48.1", "4.52.4"])
 def test_checkpointed_layers_of_gpt_bigcode_handed_out_keys_and_values_of_their_fused_projection(version, multi_query, kv_heads):
     """Views of ``c_attn``'s output, one a layer, until the model's outputs go."""
     model = {"config": {**GPT_BIGCODE["config"], "multi_query": multi_query}}
     projected = 2 * 512 * (256 + 2 * kv_heads * 32) * 2
-    older, newer = (forward(release, model)["workspace"] for release in (version, "4.54.0"))
+    older, newer = (forward(release, model)["workspace"] for release in (version, "4.53.0"))
     assert older - newer == 2 * projected
 
 
-@pytest.mark.parametrize("version", ["4.48.1", "4.53.2"])
+@pytest.mark.parametrize("version", ["4.48.1", "4.52.4"])
 def test_without_checkpoints_autograd_keeps_the_projections_anyway(version):
-    older, newer = (forward(release, GPT_BIGCODE, "none") for release in (version, "4.54.0"))
+    older, newer = (forward(release, GPT_BIGCODE, "none") for release in (version, "4.53.0"))
     assert older["workspace"] == newer["workspace"] and older["activations"] == newer["activations"]
 
 
 def test_other_families_hand_out_nothing_under_checkpoints():
     assert not release_of("4.48.1", "llama").hands_out_keys and not release_of("4.48.1", "gpt2").hands_out_keys
+
+
+def test_releases_before_5_checkpoint_by_the_reentrant_implementation_unless_told_otherwise():
+    assert [is_reentrant(version) for version in ("4.48.1", "4.57", "5.0.0", None)] == [True, True, False, False]
+    assert [wraps_units(version) for version in ("4.51.3", "4.52.0", None)] == [True, False, False]
+
+
+SMALL_VOCABULARY = {"config": {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "vocab_size": 400, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}}  # fmt: skip
+
+
+def backward_bytes(**options: object) -> int:
+    scenario = {
+        "version": 1, "model": SMALL_VOCABULARY, "task": "training", "weights": "bf16",
+        "training": {"batch": 2, "sequence": 700, "checkpointing": "full", "engine_options": options},
+        "hardware": {"gpu": "A100 SXM4 80GB"},
+    }  # fmt: skip
+    phases = make_plan(parse_scenario(scenario), network=False, calibrated=False).footprint.gpus[0].phases
+    return next(phase.allocated for phase in phases if phase.name == "backward")
+
+
+def test_a_release_decides_how_layers_run_again_where_the_scenario_does_not():
+    assert backward_bytes(version="4.57") == backward_bytes(use_reentrant=True) > backward_bytes()
+    assert backward_bytes(version="4.57", use_reentrant=False) == backward_bytes()
