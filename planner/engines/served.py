@@ -27,5 +27,7 @@ def serving_answer(engine: str) -> Answer:
 def told_apart(gpu_name: str) -> tuple[object, ...]:
     """What vLLM's memory depends on of a card's name."""
     from planner.engines.vllm.answer import multiprocessors  # noqa: PLC0415  loaded for those who ask
+    from planner.engines.vllm.settings import LARGE_BY_NAME  # noqa: PLC0415  loaded for those who ask
 
-    return multiprocessors(gpu_name), "a100" in gpu_name.lower()
+    name = gpu_name.lower()
+    return multiprocessors(gpu_name), *(part in name for part in ("a100", *LARGE_BY_NAME))

@@ -27,14 +27,14 @@ from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes
 from planner.engines.vllm.profile import ProfileRun, profile_run
 from planner.engines.vllm.settings import Settings, settings_of
 from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
-from planner.faults import Faults
+from planner.faults import Fault, Faults
 from planner.footprint import Footprint, Term
 from planner.formats import Format
 from planner.gpu import Gpu
 from planner.later import LaterSequence
 from planner.machine import Overheads
 from planner.record import record
-from planner.scenario import Scenario
+from planner.scenario import Inference, Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest
 from planner.uncertainty import band_permille
@@ -50,6 +50,10 @@ MULTIPROCESSORS = (
 )  # fmt: skip
 """Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
 OTHER_MULTIPROCESSORS = 108
+NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
+"""V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""``config/lora.py`` ``MaxLoRARanks``."""
 GRAPH_PERMILLE, ACTIVATION_PERMILLE, WEIGHT_PERMILLE = 500, 100, 10
 """Half-widths of errors where recorded runs are too few (planner/uncertainty.py); no run tells graphs apart."""
 
@@ -86,6 +90,7 @@ def vllm_server(
     require_decoder(architecture, "vLLM")
     architecture = running(architecture)
     settings, notes = settings_of(scenario, architecture, gpu.name, capacity, multiprocessors(gpu.name))
+    scenario = _in_slots(scenario, notes)
     plan = _plan(scenario, architecture, fmt, gpu, settings)
     stages = plan.stages
     runs = tuple(
@@ -133,6 +138,8 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         *refuse_dtype(fmt, gpu, "vLLM", MINIMUM_CAPABILITY),
         *refuse_context(ask, architecture.max_context_tokens, settings.max_model_len, "vLLM"),
         *cache_faults(architecture, ask.kv_cache),
+        *_speculation_faults(ask, settings.version),
+        *_rank_faults(ask),
     ]
     if faults:
         raise Faults(faults)
@@ -150,6 +157,30 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     )
     draft = read_beside(ask.speculation.draft, DRAFT) if ask.speculation.draft is not None else None
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)
+
+
+def _speculation_faults(ask: Inference, version: tuple[int, int, int]) -> list[Fault]:
+    if ask.speculation.method != "draft" or not NO_DRAFTS_SINCE <= version < DRAFTS_AGAIN:
+        return []
+    message = f"vLLM {'.'.join(map(str, version))} has no draft models; use ngram, eagle or mtp, or a release from 0.14 on"
+    return [Fault("inference.speculation.method", message)]
+
+
+def _rank_faults(ask: Inference) -> list[Fault]:
+    most = LORA_RANKS[-1]
+    if not ask.adapters.count or ask.adapters.rank <= most:
+        return []
+    return [Fault("inference.adapters.rank", f"vLLM serves adapters up to rank {most}; got {ask.adapters.rank}")]
+
+
+def _in_slots(scenario: Scenario, notes: list[str]) -> Scenario:
+    """The scenario with slots of the rank that vLLM makes them for: the next that ``max_lora_rank`` may be."""
+    asked = scenario.inference.adapters
+    rank = next((rank for rank in LORA_RANKS if rank >= asked.rank), asked.rank)
+    if not asked.count or rank == asked.rank:
+        return scenario
+    notes.append(f"inference.adapters.rank: slots of max_lora_rank {rank}, the next that vLLM takes, for rank {asked.rank}")
+    return replace(scenario, inference=replace(scenario.inference, adapters=replace(asked, rank=rank)))
 
 
 def multiprocessors(name: str) -> int:

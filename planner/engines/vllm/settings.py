@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planner.architecture.layers import Architecture, Recurrent
+from planner.architecture.layers import Architecture, Attention, Recurrent
+from planner.engines.served_weights import has_latent
 from planner.engines.vllm.versions import Release, release_of, version_of
 from planner.record import record
-from planner.scenario import Scenario
+from planner.scenario import Inference, Scenario
+from planner.symbolic.amount import largest
 from planner.units import GIB
 
 LARGE_GPU_BYTES = 70 * 2**30
@@ -21,6 +23,16 @@ UTILIZATION_SINCE = (0, 20, 0)
 BLOCK_TOKENS = 16
 V1_SINCE, V0_TOKENS, V0_SEQUENCES = (0, 8, 0), 2048, 256
 """Before V1 (0.6.4 ``config.py`` ``SchedulerConfig``)."""
+V0_TOWER_TOKENS, V0_LONG_TOKENS = 5120, 32768
+"""The least step of a model with a tower, and the length beyond which V0 cuts prompts (``_set_default_args_v0``)."""
+V0_CHUNKS_SINCE, V0_CHUNK_TOKENS, V0_CHUNK_TOKENS_BEFORE = (0, 6, 5), 2048, 512
+"""Tokens of such a chunk, raised by pull request 10544."""
+BY_MEMORY_SINCE, BUT_A100_SINCE = (0, 8, 5), (0, 9, 0)
+"""The larger defaults went to H100 and H200 by name, then to all large cards (pull request 17073), then to all but A100 (17885)."""
+LARGE_BY_NAME = ("h100", "h200")
+HYBRID_SINCE, HYBRID_CHUNKS_SINCE = (0, 9, 1), (0, 14, 0)
+"""Groups of layers that cache differently; those with attention in chunks among them
+(``VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE`` is on by default). Before, every layer caches as if it saw everything."""
 SWAP_GIB = 4.0
 """Pinned for each GPU before V1, which recomputes what it preempts (0.6.4 ``config.py`` ``CacheConfig``)."""
 STATES_CACHED_SINCE = (0, 33, 0)
@@ -63,7 +75,7 @@ def settings_of(
         limit = (ask.prompt_tokens or 1) + (ask.new_tokens or 1)
     if ask.max_model_len is None:
         notes.append(f"inference.max_model_len: {limit}, the model's own limit, as vLLM takes it")
-    batched, sequences = _batch_defaults(version, gpu_name, capacity_bytes, limit)
+    batched, sequences = _batch_defaults(version, gpu_name, capacity_bytes, ask, architecture, limit)
     if ask.chunked_prefill is False:
         batched = max(batched, limit)
     chosen_batched = _number(options, "max_num_batched_tokens", batched)
@@ -80,7 +92,7 @@ def settings_of(
         eager=eager,
         max_model_len=limit,
         prefix_caching=_prefix_caching(options, architecture, version),
-        hybrid=options.get("disable_hybrid_kv_cache_manager") is not True,
+        hybrid=options.get("disable_hybrid_kv_cache_manager") is not True and _groups(architecture, version),
         capture_size=0 if eager else min(chosen_sequences * 2, 512, chosen_batched),
         multiprocessors=sms,
         kv_bytes=_optional(options, "kv_cache_memory_bytes"),
@@ -103,13 +115,53 @@ def _prefix_caching(options: Mapping[str, object], architecture: Architecture, v
     return not recurrent or version >= STATES_CACHED_SINCE
 
 
-def _batch_defaults(version: tuple[int, int, int], gpu_name: str, capacity_bytes: int, max_model_len: int) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) of an OpenAI-compatible server; V0 without chunked prefill takes a whole prompt."""
+def _groups(architecture: Architecture, version: tuple[int, int, int]) -> bool:
+    """Whether the release lets layers that cache differently share the pool."""
+    return version >= (HYBRID_CHUNKS_SINCE if any(mixer.chunk_tokens for mixer in _attention(architecture)) else HYBRID_SINCE)
+
+
+def _attention(architecture: Architecture) -> list[Attention]:
+    return [mixer for layer in architecture.decoder.layers for mixer in layer.sequence if isinstance(mixer, Attention)]
+
+
+def _batch_defaults(
+    version: tuple[int, int, int],
+    gpu_name: str,
+    capacity_bytes: int,
+    ask: Inference,
+    architecture: Architecture,
+    max_model_len: int,
+) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of an OpenAI-compatible server."""
     if version < V1_SINCE:
-        return max(max_model_len, V0_TOKENS), V0_SEQUENCES
-    if capacity_bytes < LARGE_GPU_BYTES or "a100" in gpu_name.lower():
+        return _v0_tokens(version, ask, architecture, max_model_len), V0_SEQUENCES
+    if not _is_large(version, gpu_name.lower(), capacity_bytes):
         return 2048, 256
     return (16384 if version >= WIDE_SINCE and capacity_bytes >= WIDE_GPU_BYTES else 8192), 1024
+
+
+def _is_large(version: tuple[int, int, int], gpu_name: str, capacity_bytes: int) -> bool:
+    if version < BY_MEMORY_SINCE:
+        return any(part in gpu_name for part in LARGE_BY_NAME)
+    return capacity_bytes >= LARGE_GPU_BYTES and ("a100" not in gpu_name or version < BUT_A100_SINCE)
+
+
+def _v0_tokens(version: tuple[int, int, int], ask: Inference, architecture: Architecture, max_model_len: int) -> int:
+    """A whole prompt, or a chunk: V0 cuts long prompts of plain text models (``_set_default_args_v0``, 0.8 as before)."""
+    chunked = ask.chunked_prefill
+    if chunked is None:
+        kept_whole = (
+            architecture.towers
+            or ask.speculation.method != "none"
+            or ask.adapters.count
+            or has_latent(architecture)
+            or any(mixer.window_tokens for mixer in _attention(architecture))
+        )
+        chunked = max_model_len > V0_LONG_TOKENS and not kept_whole
+    if chunked:
+        return V0_CHUNK_TOKENS if version >= V0_CHUNKS_SINCE else V0_CHUNK_TOKENS_BEFORE
+    least: int = largest(max_model_len, V0_TOWER_TOKENS if architecture.towers else V0_TOKENS)
+    return least
 
 
 def _number(options: Mapping[str, object], name: str, default: int) -> int:
