@@ -53,9 +53,7 @@ SPREAD_TRAINING = {
     "gradient_as_bucket_view": Option("bool", "gradients lie in DDP's buckets"),
     "reshard_after_forward": Option("bool", "FSDP gives a layer's gathered parameters up after its forward"),
     "reduce_dtype": Option("str", "dtype in which FSDP reduces gradients", choices=("fp32", "bf16")),
-    "fsdp_version": Option(
-        "int", "FSDP 2 (fully_shard), or 1 (FullyShardedDataParallel), accelerate's until it was told otherwise", 1, 2
-    ),
+    "fsdp_version": Option("int", "FSDP by fully_shard (2) or by FullyShardedDataParallel (1)", 1, 2),
     "separate_ends": Option("bool", "embedding and head are FSDP units of their own"),
     "total_tokens": Option("int", "tokens of the whole training, for its hours", 1, 2**53),
 }

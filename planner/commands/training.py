@@ -200,9 +200,9 @@ def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:
 
 def _checkpointing(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     ask = scenario.training
-    if ask.checkpointing == "none" or _sharding(scenario) == "fsdp":
-        return {}
     options = ask.engine_options
+    if ask.checkpointing == "none" or (_sharding(scenario) == "fsdp" and options.get("fsdp_version") != 1):
+        return {}
     found: dict[str, object] = {"use_reentrant": bool(options["use_reentrant"])} if "use_reentrant" in options else {}
     by_hand = [name for name in ("checkpoint_modules", "checkpoint_saves") if options.get(name) not in (None, "layers")]
     if ask.checkpointing == "selective" and by_hand:
@@ -248,8 +248,14 @@ def _deepspeed(scenario: Scenario, stage: int) -> Command:
 
 
 def _fsdp(scenario: Scenario) -> Command:
-    """accelerate's FSDP2 plugin (``accelerate/utils/dataclasses.py``, ``FullyShardedDataParallelPlugin``)."""
+    """accelerate's FSDP plugin (``accelerate/utils/dataclasses.py``, ``FullyShardedDataParallelPlugin``).
+
+    Of version 1 the sharding has a name, and layers are checkpoints by the trainer: they call the units from outside.
+    """
     ask = scenario.training
+    gives_up = bool(ask.engine_options.get("reshard_after_forward", True))
+    flat = ask.engine_options.get("fsdp_version") == 1
+    strategy = "fsdp_sharding_strategy: " + ("FULL_SHARD" if gives_up else "SHARD_GRAD_OP")
     mixed = {"amp-bf16": "bf16", "amp-fp16": "fp16", "fp8": "fp8", "bf16": "no", "fp32": "no"}[ask.precision]
     text = "\n".join(
         (
@@ -259,10 +265,10 @@ def _fsdp(scenario: Scenario) -> Command:
             f"num_machines: {scenario.hardware.nodes}",
             f"num_processes: {_ranks(scenario)}",
             "fsdp_config:",
-            "  fsdp_version: 2",
-            f"  fsdp_reshard_after_forward: {str(bool(ask.engine_options.get('reshard_after_forward', True))).lower()}",
+            f"  fsdp_version: {1 if flat else 2}",
+            f"  {strategy if flat else f'fsdp_reshard_after_forward: {str(gives_up).lower()}'}",
             "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
-            f"  fsdp_activation_checkpointing: {str(ask.checkpointing != 'none').lower()}",
+            f"  fsdp_activation_checkpointing: {str(ask.checkpointing != 'none' and not flat).lower()}",
             f"  fsdp_offload_params: {str(bool(scenario.offload.weights or scenario.offload.optimizer)).lower()}",
             "  fsdp_cpu_ram_efficient_loading: true",
             "  fsdp_state_dict_type: SHARDED_STATE_DICT",

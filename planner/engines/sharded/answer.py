@@ -175,6 +175,7 @@ SOURCES = {
 MEGATRON = "Megatron Core 0.20 and the layers of Transformer Engine"
 OF_SHARDING = ("weights", "gradients", "optimizer_state", "master_weights", "communication")
 """Components whose size a sharding decides."""
+FLAT = "torch 2.4 to 2.13 torch/distributed/fsdp/_runtime_utils.py, _flat_param.py"
 
 
 def _sourced(term: Term, scenario: Scenario) -> Term:
@@ -182,7 +183,7 @@ def _sourced(term: Term, scenario: Scenario) -> Term:
     if scenario.engine == "megatron" and term.component not in OUTSIDE_ALLOCATED and "cuBLAS" not in term.formula:
         return replace(term, because=MEGATRON, certainty="modelled")
     if term.component in OF_SHARDING:
-        return replace(term, because=SOURCES[ways_of(scenario).sharding])
+        return replace(term, because=FLAT if is_flat(scenario) else SOURCES[ways_of(scenario).sharding])
     return term
 
 

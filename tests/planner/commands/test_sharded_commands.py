@@ -56,6 +56,15 @@ def test_accelerate_reshards_as_planned() -> None:
         assert fsdp_policy(asked, 8).reshard_after_forward is value
 
 
+def test_fsdp_1_is_named_by_its_strategy_and_its_checkpoints_by_the_trainer():
+    options = {"fsdp_version": 1, "version": "4.48.1"}
+    asked = scenario("fsdp", training={"engine": "transformers", "checkpointing": "full", "engine_options": options})
+    text = file(asked, "fsdp.yaml")
+    assert "  fsdp_version: 1\n  fsdp_sharding_strategy: FULL_SHARD\n" in text
+    assert "fsdp_activation_checkpointing: false" in text
+    assert any("gradient_checkpointing=True" in command.text for command in training(asked))
+
+
 def test_buckets_of_replicas() -> None:
     asked = scenario(training={"engine_options": {"bucket_cap_mb": 50}})
     assert "ddp_bucket_cap_mb=50" in file(asked, "train.py")
