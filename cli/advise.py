@@ -12,6 +12,7 @@ from planner.advise import Advice, advise
 from planner.predict import predict
 from planner.scenario import parse_scenario
 from planner.units import format_bytes
+from resources.plan import Plan
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the proposals; the status tells whether the plan fits as it is."""
     try:
         plan = plan_of(read_scenario(options.scenario))
-        settled = parse_scenario(plan.footprint.scenario)
-        found = advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
+        found = advice_for(plan)
     except ERRORS as error:
         return refuse(error)
     if options.json:
@@ -33,6 +33,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(found, plan.footprint.verdict)
     return exits.OF_VERDICT[plan.footprint.verdict]
+
+
+def advice_for(plan: Plan) -> tuple[Advice, ...]:
+    """Proposals for a plan, best first."""
+    settled = parse_scenario(plan.footprint.scenario)
+    return advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
 
 
 def _print(found: tuple[Advice, ...], verdict: str) -> None:

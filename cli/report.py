@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from cli import exits
+from cli.advise import advice_for
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.predict import title_of
 from planner.report.content import Levels, report_of
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         plan = plan_of(read_scenario(options.scenario))
         measured = measured_levels(options.recording) if options.recording else None
-        parts = report_of(plan.footprint, title_of(plan), measured)
+        parts = report_of(plan.footprint, title_of(plan), measured, advice_for(plan))
         if output is None:
             sys.stdout.write(markdown(parts))
         else:

@@ -78,9 +78,9 @@ class Sharing(QObject):
     def _copied_answer(self, text: str) -> None:
         self._put(text, tr("The answer is on the clipboard as JSON"))
 
-    def _away(self, key: str, work: Callable[[], object], then: Callable[[Any], None]) -> None:
+    def _away(self, key: str, work: Callable[[], object], then: Callable[[Any], None], *, lasting: bool = False) -> None:
         """Work that takes longer than a frame."""
-        self._window.context.operations.start(Operation(key, work, then, self._failed))
+        self._window.context.operations.start(Operation(key, work, then, self._failed, lasting))
 
     @Slot(object)
     def _failed(self, error: Exception) -> None:
@@ -121,7 +121,7 @@ class Sharing(QObject):
                 return tr("{} was not saved: {}").format(output, error.strerror or error)
             return tr("Saved {}").format(output)
 
-        self._away("report", write, self._window.say)
+        self._away("report", write, self._window.say, lasting=True)
 
     @Slot()
     def export_chart(self) -> None:
@@ -163,6 +163,11 @@ def _json_of(footprint: Footprint) -> str:
 
 
 def _report(plan: Plan, title: str, measured: Levels | None) -> tuple[Part, ...]:
+    from planner.advise import advise  # noqa: PLC0415
+    from planner.predict import predict  # noqa: PLC0415
     from planner.report.content import report_of  # noqa: PLC0415
+    from planner.scenario import parse_scenario  # noqa: PLC0415
 
-    return report_of(plan.footprint, title, measured)
+    settled = parse_scenario(plan.footprint.scenario)
+    advice = advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
+    return report_of(plan.footprint, title, measured, advice)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planner.footprint import COMPONENTS, METERS, Footprint, Host, Phase, Term
 from planner.report.chart import footprint_chart
+from planner.scenario import Scenario, to_json
 from planner.units import format_bytes
 from planner.words import CERTAINTIES, VERDICTS, word
 from planner.words import COMPONENTS as WORDS
 from planner.words import METERS as METER_WORDS
 from planner.words import PHASES as PHASE_WORDS
+
+if TYPE_CHECKING:
+    from planner.advise import Advice
+
+_LEAST_SHARE = 0.001
+_ADAPTING = ("lora", "qlora", "dora", "ia3")
+_SELDOM = ("virtual_tokens", "data", "objective", "reference", "samples", "shared_prefix", "loss")
+"""Fields of the workload that are worth a line only where they were set."""
 
 Levels = Mapping[str, Mapping[str, float | None]]
 """Bytes by phase and meter."""
@@ -61,17 +71,23 @@ class Chart:
 Part = Heading | Text | Items | Table | Chart
 
 
-def report_of(footprint: Footprint, title: str, measured: Levels | None = None) -> tuple[Part, ...]:
-    """The report of a plan, beside ``measured`` (bytes by phase and meter of a real run) when there is one."""
+def report_of(footprint: Footprint, title: str, measured: Levels | None = None, advice: Sequence[Advice] = ()) -> tuple[Part, ...]:
+    """The report of a plan, beside ``measured`` (bytes by phase and meter of a real run) when there is one.
+
+    ``advice``: what would make it fit or give it room, listed where it lacks any.
+    """
     parts: list[Part] = [Heading(title, 1), Text(_headline(footprint), word(VERDICTS, footprint.verdict).label + ".")]
     chart = footprint_chart(footprint)
     if chart:
         parts.append(Chart("footprint", "Memory by phase and component against the capacity", chart))
+    if advice and footprint.verdict in ("does_not_fit", "tight"):
+        heading = "What would make it fit" if footprint.verdict == "does_not_fit" else "What would give it room"
+        parts += [Heading(heading), _advice(advice)]
     parts += [Heading("Phases"), *_phases(footprint)]
     if measured:
         parts += [Heading("Measured"), _comparison(footprint, measured)]
     parts += [Heading("Where the bytes go"), *_terms(footprint)]
-    parts += [Heading("Scenario"), Items(tuple(_inputs(footprint.scenario)))]
+    parts += [Heading("Scenario"), Items(tuple(_inputs(_set(footprint.scenario))))]
     if footprint.notes:
         parts += [Heading("Defaults and notes"), Items(footprint.notes)]
     return tuple(parts)
@@ -127,6 +143,14 @@ def _phase_table(phases: Sequence[Phase]) -> Table:
     return Table(headings, tuple(rows), frozenset(range(1, len(headings))))
 
 
+def _advice(advice: Sequence[Advice]) -> Table:
+    rows = [
+        (one.title, format_bytes(one.saving_bytes), format_bytes(one.device_bytes), word(VERDICTS, one.verdict).label, one.cost)
+        for one in advice
+    ]
+    return Table(("Change", "Saves", "Then takes", "Verdict", "What it costs"), tuple(rows), frozenset({1, 2}))
+
+
 def _comparison(footprint: Footprint, measured: Levels) -> Table:
     predicted = {phase.name: phase for gpu in footprint.gpus[:1] for phase in gpu.phases}
     rows = []
@@ -143,16 +167,28 @@ def _comparison(footprint: Footprint, measured: Levels) -> Table:
 
 
 def _terms(footprint: Footprint) -> list[Part]:
-    """Every term once, with the phases in which it holds."""
+    """Every term once, with the phases in which it holds; those that hardly count in a table of their own."""
+    sized = [term for term in footprint.terms if term.bytes]
+    if not sized:
+        return [Text("There is no closed form for this choice.")]
+    least = _LEAST_SHARE * max((gpu.peak.device for gpu in footprint.gpus if gpu.peak), default=0)
+    parts: list[Part] = [_term_table([term for term in sized if term.bytes >= least])]
+    small = [term for term in sized if term.bytes < least]
+    if small:
+        parts += [Heading(f"Terms below {_LEAST_SHARE:.1%} of the peak".replace("%", " %"), 3), _term_table(small)]
+    return parts
+
+
+def _term_table(terms: Sequence[Term]) -> Table:
     phases: dict[tuple[str, ...], list[str]] = {}
-    for term in sorted(footprint.terms, key=lambda term: (COMPONENTS.index(term.component), -term.bytes)):
+    for term in sorted(terms, key=lambda term: (COMPONENTS.index(term.component), -term.bytes)):
         named = phases.setdefault(_cells(term), [])
         label = word(PHASE_WORDS, term.phase).label if term.phase else "all"
         if label not in named:
             named.append(label)
     rows = tuple((cells[0], ", ".join(named), *cells[1:]) for cells, named in phases.items())
     headings = ("Component", "Phases", "Size", "Certainty", "Formula", "With", "Because")
-    return [Table(headings, rows, frozenset({2}))] if rows else [Text("There is no closed form for this choice.")]
+    return Table(headings, rows, frozenset({2}))
 
 
 def _cells(term: Term) -> tuple[str, ...]:
@@ -165,6 +201,21 @@ def _cells(term: Term) -> tuple[str, ...]:
         ", ".join(f"{name} = {value:,}" if isinstance(value, int) else f"{name} = {value}" for name, value in numbers),
         term.because,
     )
+
+
+def _set(scenario: Mapping[str, object]) -> dict[str, object]:
+    """Without the version of the format, and of groups within the workload only what differs from what they are by default."""
+    task = "training" if scenario.get("task") == "training" else "inference"
+    usual = to_json(Scenario("", task))[task]
+    work, found = scenario.get(task), {name: value for name, value in scenario.items() if name != "version"}
+    if isinstance(work, Mapping) and isinstance(usual, Mapping):
+        adapts = work.get("method") in _ADAPTING
+        kept = {"lora"} if adapts else set()
+        found[task] = {
+            name: value for name, value in work.items()
+            if name in kept or value != usual.get(name) or not (isinstance(value, Mapping) or name in _SELDOM)
+        }  # fmt: skip
+    return found
 
 
 def _inputs(scenario: Mapping[str, object], prefix: str = "") -> list[str]:

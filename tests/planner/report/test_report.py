@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from planner.advise import Advice
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term
 from planner.report.content import Table, report_of
 from planner.report.write import html, markdown, markdown_table
+from planner.scenario import Scenario, Training, to_json
 from planner.units import GIB
 
 PARTS = {"weights": 10 * GIB, "kv_cache": 2 * GIB, "allocator_slack": GIB}
@@ -92,3 +94,31 @@ def test_what_lies_on_the_host_is_reported() -> None:
         assert any(name in line and size in line for line in text.splitlines()), name
     assert ">Host</text>" in html(report_of(replace(footprint(), host=host), "A plan"), "A plan")
     assert "### Host" not in markdown(report_of(footprint(), "A plan"))
+
+
+def test_what_hardly_counts_has_a_table_of_its_own_and_nothing_is_lost() -> None:
+    small, none = replace(TERM, formula="a few bytes", bytes=1024), replace(TERM, formula="no bytes at all", bytes=0)
+    text = markdown(report_of(replace(footprint(), terms=(TERM, small, none)), "Plan"))
+    first, _, rest = text.partition("### Terms below 0.1 % of the peak")
+    assert "2 · layers" in first
+    assert "a few bytes" not in first
+    assert "a few bytes" in rest
+    assert "no bytes at all" not in text
+
+
+def test_a_plan_without_room_lists_what_would_make_it_fit() -> None:
+    change = Advice("KV cache in FP8", "slight loss", "a paper", Scenario("a/b", "inference"), GIB, 12 * GIB, "fits", 1)
+    told = "| KV cache in FP8 | 1.00 GiB | 12.00 GiB | Fits | slight loss |"
+    over = replace(footprint(), verdict="does_not_fit")
+    assert told in markdown(report_of(over, "Plan", advice=(change,)))
+    assert "What would make it fit" not in markdown(report_of(over, "Plan"))
+    assert told not in markdown(report_of(footprint(), "Plan", advice=(change,))), "a plan that fits needs no change"
+
+
+def test_the_scenario_lists_what_was_chosen() -> None:
+    chosen = Scenario("a/b", "training", training=Training(method="lora", objective="dpo"))
+    text = markdown(report_of(replace(footprint(), scenario=to_json(chosen)), "Plan"))
+    for line in ("- training.method: lora", "- training.objective: dpo", "- training.lora.rank: 8"):
+        assert line in text
+    for name in ("version", "rollout", "virtual_tokens", "reference"):
+        assert f"{name}:" not in text
