@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,19 @@ from tests.planner.architecture.variations import vary  # noqa: E402
 WORK: dict[str, dict[str, Any]] = {
     "generation": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4}},
     "training": {"task": "training", "training": {"batch": 2, "sequence": 192}},
+    "checkpointed": {"task": "training", "training": {"sequence": 512, "checkpointing": "full"}},
+    "LoRA": {"task": "training", "training": {"batch": 2, "sequence": 192, "method": "lora", "lora": {"targets": ["all-linear"]}}},
 }
 SEEDS = (100, 101)
+PROCESSES = 2
 TOLERANCE = 0.01
 SMALL_TENSORS_BYTES = 256 * 1024
 """Positions and scalars, which do not shrink with the model."""
 RECURRENT = ("mamba", "ssm", "linear_", "conv", "lru_width", "block_types", "head_size", "lightning")
 """Keys of state-space and linear mixers, whose widths must agree with one another: left as they are."""
+DELTA_NET = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+"""Of experts: a token chooses among all of them."""
 Told = tuple[str, str]
 
 
@@ -99,7 +106,7 @@ def realistic(model_type: str, seed: int) -> dict[str, Any]:
     """A config with widths in the proportions of real models, in bf16, for the class the reader names."""
     random_ = random.Random(f"{model_type} {seed}")
     config = vary(model_type, seed, 0.25, small=True)
-    hidden, heads = random_.choice(((768, 12), (1024, 16)))
+    hidden, heads = (1024, 8) if model_type.startswith(("qwen2_vl", "qwen2_5_vl")) else random_.choice(((768, 12), (1024, 16)))
     sizes = {
         ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim"): hidden,
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"): heads,
@@ -108,13 +115,15 @@ def realistic(model_type: str, seed: int) -> dict[str, Any]:
         ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner", "dff"): 3 * hidden,
         ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"): hidden // 2,
         ("max_position_embeddings", "n_positions", "max_seq_len"): 2048,
-        ("sliding_window",): random_.choice((128, 1024)),
+        ("sliding_window",): random_.choice((128, 1024)), ("index_head_dim",): 64,
         ("q_lora_rank",): 256, ("kv_lora_rank",): 128, ("qk_rope_head_dim", "rotary_dim"): 32,
-        ("n_group", "topk_group"): 1, ("vocab_size",): 16000,
+        ("vocab_size",): 16000,
     }  # fmt: skip
     rows = {key: size for keys, size in sizes.items() for key in keys}
     for part in (config, *(value for key, value in config.items() if isinstance(value, dict) and "text" in key)):
-        latent, fixed = "kv_lora_rank" in part, any(word in key for key in part for word in RECURRENT)
+        part.update(DELTA_NET if any(key in part for key in DELTA_NET) else {})
+        part.update(ONE_GROUP if "n_routed_experts" in part else {})
+        latent, fixed = "kv_lora_rank" in part, any(word in key for key in part if key not in DELTA_NET for word in RECURRENT)
         kept = ("vocab_size", "max_position_embeddings") if fixed else tuple(rows)
         for key in [key for key in kept if type(part.get(key)) is int]:
             part[key] = heads if latent and key == "num_key_value_heads" else rows[key]
@@ -170,24 +179,31 @@ def phases(model_type: str, work: str) -> Told:
     return "right" if right else "wrong", told
 
 
+def of_type(name: str) -> tuple[list[Told], dict[str, Told]]:
+    """One type's configs, and its small model under every workload."""
+    found = [count(config) for config in forms(name)], {work: phases(name, work) for work in WORK}
+    print(name, Counter(kind for kind, _ in found[0]), found[1], file=sys.stderr, flush=True)
+    return found
+
+
 def report(model_types: list[str]) -> str:
     """A line for each type, then what was wrong, and the sums."""
     sums: dict[str, Counter[str]] = {"parameters": Counter(), **{work: Counter() for work in WORK}}
     lines, wrong = [], []
-    for name in model_types or sorted(name for name in FAMILIES if READ_AS.get(name, name) in CONFIG_MAPPING):
-        counts = [count(config) for config in forms(name)]
-        told = {work: phases(name, work) for work in WORK}
+    names = model_types or sorted(name for name in FAMILIES if READ_AS.get(name, name) in CONFIG_MAPPING)
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        found = list(pool.map(of_type, names))
+    for name, (counts, told) in zip(names, found, strict=True):
         sums["parameters"].update(kind for kind, _ in counts)
         for work, (kind, _) in told.items():
             sums[work][kind] += 1
         kinds = Counter(kind for kind, _ in counts)
         read = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
-        lines.append(f"{name:22}{read:42}" + "".join(f"{kind:11}" for kind, _ in told.values()).rstrip())
-        print(lines[-1], *(why for _, why in told.values()), sep="\n    ", file=sys.stderr, flush=True)
+        lines.append(f"{name:22}{read:42}" + "".join(f"{kind:13}" for kind, _ in told.values()).rstrip())
         wrong += [f"  {name}: {why}" for kind, why in counts if kind == "wrong"]
         wrong += [f"  {name}, {work}: {why}" for work, (kind, why) in told.items() if kind == "wrong"]
     totals = [f"{what}: " + ", ".join(f"{sums[what][kind]} {kind}" for kind in sorted(sums[what])) for what in sums]
-    head = f"{'type':22}{'parameters, configs':42}" + "".join(f"{work:11}" for work in WORK).rstrip()
+    head = f"{'type':22}{'parameters, configs':42}" + "".join(f"{work:13}" for work in WORK).rstrip()
     title = f"Model types against transformers {transformers.__version__}: parameters to the last, peaks within {TOLERANCE:.0%}"
     return "\n".join([title, "", *totals, "", head, *lines, "", "wrong:", *(wrong or ["  none"])])
 

@@ -276,6 +276,8 @@ def longcat(config: Config) -> Architecture:
     )
     balance = Weight("mlp.router.e_score_correction_bias", (count + zero,), "bias", dtype="fp32", is_buffer=True)
     router = linear("mlp.router.classifier", count + zero, hidden, bias=config.flag("router_bias"), role="router", is_linear=True)
+    queries = config.size("qk_nope_head_dim", minimum=0) + config.size("qk_rope_head_dim")
+    config.require(config.optional("qk_head_dim") in (None, queries), "qk_head_dim", f"must be the sum of both parts ({queries})")
     sparse = MixtureOfExperts(count + zero, config.size("num_experts_per_tok"), width, True, "silu", (*router, *experts, balance))
     inner = config.size("intermediate_size")
     layer = Layer(

@@ -78,12 +78,14 @@ def llama(config: Config) -> Architecture:
     """Llama 1 to 3 and everything published in its shape."""
     bias = config.flag("attention_bias")
     channel = mlp(config, bias=config.flag("mlp_bias"))
-    rule = no_rope_windows(config) if config.flag("use_sliding_window") else None
+    rule = no_rope_windows(config) if config.text("model_type") == "smollm3" else None
     return decoder(config, dense(config, channel, rule=rule, qkv_bias=bias, output_bias=bias))
 
 
 def no_rope_windows(config: Config) -> Callable[[int], str]:
-    """SmolLM3 windows the layers without rotary embedding."""
+    """SmolLM3 windows the layers without rotary embedding, and only if ``use_sliding_window`` says so."""
+    if not config.flag("use_sliding_window") or config.optional("sliding_window", minimum=0) is None:
+        return lambda _: FULL
     rotary = config.integers("no_rope_layers", length=num_layers(config))
     interval = config.size("no_rope_layer_interval")
     return lambda index: SLIDING if (rotary[index] == 0 if rotary else (index + 1) % interval == 0) else FULL

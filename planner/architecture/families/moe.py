@@ -103,9 +103,11 @@ def mixtral(config: Config) -> Architecture:
     )
 
     def experts() -> MixtureOfExperts:
+        count, per_token = routed(config)
         return moe(
             config,
-            *routed(config),
+            count,
+            2 if phi else per_token,  # sparsemixer chooses two whatever the config says
             config.size("intermediate_size"),
             router="router" if phi else "gate",
             router_is_linear=phi,

@@ -29,6 +29,10 @@ from planner.faults import describe
 PROJECTOR = "multi_modal_projector"
 
 
+COMPLETES_PARTS = ("voxtral",)
+"""Types whose class gives a part what it leaves unsaid too; others give it to an absent part only."""
+
+
 def part(config: Config, key: str, base: str, *, head: str = "") -> Config:
     """One part's config with the defaults of its type: what the outer class gives it, and its own class's.
 
@@ -41,7 +45,7 @@ def part(config: Config, key: str, base: str, *, head: str = "") -> Config:
     if not model_type:
         raise UnknownArchitecture(f"{key}.model_type is missing and {config.text('model_type')} has no usual one")
     defaults = defaults_of(model_type)
-    if not value and given:
+    if given and (not value or config.text("model_type") in COMPLETES_PARTS):
         defaults = replace(defaults, values={**defaults.values, **given})
     found = config.child(key, replace(defaults, values={**defaults.values, "model_type": model_type}), base=base, head=head)
     return found if found.values.get("model_type") == model_type else with_head(found, model_type=model_type)

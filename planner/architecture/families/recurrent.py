@@ -207,7 +207,8 @@ def rwkv(config: Config) -> Architecture:
 @family("xlstm")
 def xlstm(config: Config) -> Architecture:
     """xLSTM 7B (Beck et al. 2025): matrix memories with exponential gates."""
-    hidden, heads = config.size("hidden_size", "embedding_dim"), config.size("num_heads")
+    hidden, heads = config.size("hidden_size"), config.size("num_heads")
+    config.require(config.optional("embedding_dim") in (None, hidden), "embedding_dim", f"must be hidden_size ({hidden})")
     bias = config.flag("use_bias")
     keys = int(hidden * config.number("qk_dim_factor", default=0.5))
     values = int(hidden * config.number("v_dim_factor", default=1.0))
@@ -240,7 +241,7 @@ def xlstm(config: Config) -> Architecture:
     )
     channel = replace(mlp(config, inner), weights=(*up, *linear("ffn.proj_down", hidden, inner, bias=bias)), activation="silu")
     layer = block(config, mixer, channel, norms=("norm_mlstm", "norm_ffn"), norm=rms_norm_with_bias if bias else rms_norm)
-    count = config.size("num_hidden_layers", "num_blocks", maximum=4096)
+    count = config.optional("num_blocks", maximum=4096) or num_layers(config)
     return decoder(config, [layer] * count, can_tie=False, norm_name="out_norm", embed="embeddings", layers_name="blocks")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from planner.architecture import UnknownArchitecture, parameter_count, read_config
+from planner.architecture import UnknownArchitecture, active_parameter_count, parameter_count, read_config
 from planner.architecture.families.registry import defaults_of
 from planner.architecture.layers import Attention
 from tests.planner.architecture.framework import build, differences
@@ -24,6 +24,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Hunyuan by layer": SIZES | {"model_type": "hunyuan_v1_moe", "moe_topk": [2] * 4, "num_experts": 4, "head_dim": 16,
         "pad_token_id": 0},
     "Command-R+": SIZES | {"model_type": "cohere", "use_qk_norm": True},
+    "blocks and layers (xLSTM)": {"model_type": "xlstm", "hidden_size": 64, "num_blocks": 3, "num_heads": 4, "vocab_size": 100},
     "OPT-350M": SIZES | {"model_type": "opt", "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
     "a reward model of two parts": {"model_type": "gemma3", "architectures": ["Gemma3ForSequenceClassification"],
         "id2label": {"0": "a", "1": "b", "2": "c"}},
@@ -54,6 +55,25 @@ def test_every_name_a_class_takes_a_key_under_is_read(model_type: str) -> None:
     assert renamed.keys() != config.keys()
     found = read_config(renamed)
     assert differences(found, build(renamed, found.model_class)) == []
+
+
+def test_a_part_its_class_completes_is_read_with_what_it_leaves_unsaid() -> None:
+    config = vary("voxtral", 0, small=True)
+    config["text_config"] = {key: value for key, value in config["text_config"].items() if key != "vocab_size"}
+    found = read_config(config)
+    assert differences(found, build(config, found.model_class)) == []
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_window_that_smollm3_does_not_use_is_no_window(used: bool) -> None:
+    found = read_config(SIZES | {"model_type": "smollm3", "sliding_window": 16, "use_sliding_window": used})
+    mixers = [layer.sequence[0] for layer in found.decoder.layers]
+    assert [isinstance(mixer, Attention) and mixer.window_tokens for mixer in mixers] == [None, None, None, 16 if used else None]
+
+
+def test_phi_moe_takes_two_experts_whatever_is_said() -> None:
+    config = SIZES | {"model_type": "phimoe", "num_local_experts": 8, "num_experts_per_tok": 1}
+    assert active_parameter_count(read_config(config)) == active_parameter_count(read_config(config | {"num_experts_per_tok": 2}))
 
 
 def test_letters_without_types_say_which_layers_are_windowed() -> None:
