@@ -9,9 +9,9 @@ from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.streams import console, print_json
 from cli.tables import table
 from planner.advise import Advice, advise
-from planner.predict import predict
 from planner.scenario import parse_scenario
 from planner.units import format_bytes
+from resources.family import answer_for, smaller_models
 from resources.plan import Plan
 
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 def advice_for(plan: Plan) -> tuple[Advice, ...]:
     """Proposals for a plan, best first."""
     settled = parse_scenario(plan.footprint.scenario)
-    return advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
+    return advise(settled, plan.architecture, answer_for(plan), smaller_models(plan))
 
 
 def _print(found: tuple[Advice, ...], verdict: str) -> None:

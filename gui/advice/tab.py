@@ -16,12 +16,11 @@ from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
 from planner.advise import Advice, advise
-from planner.predict import predict
 from planner.words import VERDICTS
+from resources.family import answer_for, smaller_models
 
 if TYPE_CHECKING:
     from gui.context import Context
-    from planner.footprint import Footprint
     from planner.scenario import Scenario
     from resources.plan import Plan
 
@@ -123,10 +122,7 @@ class AdviceTab(QWidget):
 
 
 def _advice_for(plan: Plan, scenario: Scenario) -> tuple[Advice, ...]:
-    def answer(changed: Scenario) -> Footprint:
-        return predict(changed, plan.architecture, plan.gpu, plan.model.native)
-
-    return advise(scenario, plan.architecture, answer)
+    return advise(scenario, plan.architecture, answer_for(plan), smaller_models(plan))
 
 
 def _headline(plan: Plan | None, advice: tuple[Advice, ...]) -> str:

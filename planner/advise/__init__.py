@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from planner.advise.changes import LARGE, Change, Dial, changes_of
+from planner.advise.changes import LARGE, Change, Dial, changes_of, models_of
 from planner.faults import Faults
 from planner.record import record
 
@@ -50,10 +50,11 @@ class Advice:
         }  # fmt: skip
 
 
-def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> tuple[Advice, ...]:
+def advise(scenario: Scenario, architecture: Architecture, predict: Predict, smaller: Sequence[str] = ()) -> tuple[Advice, ...]:
     """Proposals for a settled scenario, best first: those that make it fit by what they cost, then by what they save.
 
-    ``predict``: the footprint of a scenario for the model and card at hand. When no cheap change makes a plan fit, the
+    ``predict``: the footprint of a scenario for the model and card at hand, and for those of ``smaller``: ids of models of
+    the same family, the largest first, of which the largest that fits is proposed. When no cheap change makes a plan fit, the
     cheapest set of up to four that does is among them. A server takes what it may whatever is asked of it: there a change
     counts that brings a better verdict. A plan whose footprint is unknown gets no advice.
     """
@@ -62,7 +63,7 @@ def advise(scenario: Scenario, architecture: Architecture, predict: Predict) -> 
     if before is None:
         return ()
     seen = _Seen(predict, before, now.verdict)
-    found = [_chosen((), dial, seen) for dial in changes_of(scenario, architecture)]
+    found = [_chosen((), dial, seen) for dial in (*changes_of(scenario, architecture), *models_of(scenario, smaller))]
     single = sorted((pair[1] for pair in found if pair and (pair[1].saving_bytes > 0 or seen.is_better(pair[1]))), key=_rank)
     if now.verdict == "does_not_fit" and not any(_fits(advice) and advice.effort < LARGE for advice in single):
         single = sorted((*_together(scenario, architecture, seen), *single), key=_rank)

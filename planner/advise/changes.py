@@ -5,7 +5,7 @@ A change is a whole scenario. Which of them help is the predictor's to say; here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,11 +106,28 @@ LEAST_MICRO_BATCH = 128
 CHECKPOINTING = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost: one more forward, about +33 % compute"
 
 
+DISTILLED = "Hinton et al. 2015, Distilling the Knowledge in a Neural Network"
+KEPT_WEIGHTS = ("bf16", "fp16", "fp32", "fp8", "int8", "nf4", "nf4-dq")
+"""What any checkpoint can be loaded in; others are as the other model's checkpoint stores them."""
+
+
 def changes_of(scenario: Scenario, architecture: Architecture) -> Iterator[Dial]:
     """Every change that a plan can take from where it stands."""
     for change in _steps(scenario):
         yield Dial(1, lambda _, change=change: change)  # type: ignore[misc]
     yield from _dials(scenario, architecture)
+
+
+def models_of(scenario: Scenario, smaller: Sequence[str]) -> Iterator[Dial]:
+    """Other models that may serve instead, the largest first; a training is of the model it is of."""
+    if smaller and scenario.task == "inference":
+        yield Dial(len(smaller), lambda step: _model(scenario, smaller[step]))
+
+
+def _model(scenario: Scenario, name: str) -> Change:
+    title, cost = f"{name} instead", "a smaller model of the family: clear loss of quality, less where it was distilled; faster"
+    weights = scenario.weights if scenario.weights in KEPT_WEIGHTS or scenario.inference.engine == "llama.cpp" else "native"
+    return Change("model", title, cost, LARGE, replace(scenario, model=name, weights=weights), DISTILLED)
 
 
 def _steps(scenario: Scenario) -> Iterator[Change]:
