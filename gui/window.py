@@ -60,6 +60,8 @@ class MainWindow(QMainWindow):
         self.why = WhyPanel(context.state, self._splitter)
         self.strip = GpuStrip(context.machine, self.centralWidget())
         self.documents, self.sharing, self.guide = Documents(self), Sharing(self), Guide(self)
+        self._was_roomy: bool | None = None
+        """At the last sharing out; None before the first, and once widths were chosen by hand."""
         self._built: dict[str, QWidget] = {}
         self._actions: dict[Act, QAction] = {act: make_action(act, self) for act in Act}
         self._build()
@@ -173,6 +175,7 @@ class MainWindow(QMainWindow):
             for act in members:
                 group.addAction(self._actions[act])
             group.triggered.connect(slot)
+        self._splitter.splitterMoved.connect(self._dragged)
         self.documents.recording_opened.connect(self.replay)
         self.form.open_model_asked.connect(self.documents.ask_model_file)
         self.tabs.currentChanged.connect(self._tab_changed)
@@ -207,17 +210,31 @@ class MainWindow(QMainWindow):
     def showEvent(self, event: QShowEvent) -> None:
         """Share the width out once it is known: a narrow window takes from the why panel first."""
         if not event.spontaneous():
+            self._was_roomy = self._roomy
             self._share_out()
             self.tabs.tabBar().setFocus()
         super().showEvent(event)
 
+    @property
+    def _roomy(self) -> bool:
+        """Whether the why panel need not be as narrow as it can be."""
+        return self.width() >= px(DEFAULT_SIZE[0]) * 0.85
+
+    @Slot()
+    def _dragged(self) -> None:
+        """Widths that someone chose stay."""
+        self._was_roomy = None
+
     def _share_out(self) -> None:
-        why = px(WHY_WIDTH) if self.width() >= px(DEFAULT_SIZE[0]) * 0.85 else WHY_NARROW
+        why = px(WHY_WIDTH) if self._roomy else WHY_NARROW
         self._splitter.setSizes([px(FORM_WIDTH), self.width() - px(FORM_WIDTH) - why, why])
 
     def resizeEvent(self, event: QResizeEvent) -> None:
-        """Where there is little room, the tabs' names are written small, so that all of them can be seen."""
+        """Where there is little room, the tabs' names are written small, and the why panel gives of its width."""
         super().resizeEvent(event)
+        if self._was_roomy not in (None, self._roomy):
+            self._was_roomy = self._roomy
+            self._share_out()
         role = "narrow" if self.width() < px(_NARROW_BELOW) else ""
         if self.tabs.tabBar().property("role") != role:
             set_role(self.tabs.tabBar(), role)
@@ -231,6 +248,7 @@ class MainWindow(QMainWindow):
         settings.set(ADVANCED, self.form.advanced)
         self.documents.remember_session()
         self.statusBar().clearMessage()
+        self.hide()  # what has to end may take a moment
         for widget in (*self._built.values(), *self.findChildren(QDialog)):
             widget.close()
         self._context.machine.stop()

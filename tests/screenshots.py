@@ -44,7 +44,7 @@ VIEWS = {"speed": "fits", "training": "footprint"}
 SMALL = Scenario("HuggingFaceTB/SmolLM2-135M", "inference", hardware=Hardware("H100 SXM5 80GB"),
                  inference=Inference(batch=4, prompt_tokens=96, new_tokens=12))  # fmt: skip
 SMALLER = (1100, 700)
-_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 900, 9
+_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 600, 7
 GIB = 2**30
 
 
@@ -119,7 +119,10 @@ def settled(window: MainWindow) -> bool:
 
 
 def animate_probe(animation: Path, last: Path) -> None:
-    """A small model rehearsed and measured on this machine's CPU, from the prediction to the end, and the end as a picture."""
+    """A small model rehearsed and measured on this machine's CPU, from the prediction to the end, and the end as a picture.
+
+    The end comes first too: it is what is seen where pictures stand still, and the sequence is played over and over.
+    """
     frames: list[tuple[QImage, float]] = []
     with TemporaryDirectory() as folder:
         window = make_window(SMALL, Settings(Path(folder) / "settings.ini"))
@@ -137,12 +140,18 @@ def animate_probe(animation: Path, last: Path) -> None:
                 frames.append((image, seconds))
 
         def follow() -> None:
+            """However long it takes: one picture before the first phase, and a few of the phases, evenly."""
             wait(lambda: tab.live.running)
-            for _ in range(_MOST_FRAMES):
+            pause(_FRAME_MS)
+            take(0.6)
+            wait(lambda: bool(tab._now.bands) or not tab.live.running)
+            begun, left = len(frames), _PATIENCE_MS // _FRAME_MS
+            while tab.live.running and left:
                 pause(_FRAME_MS)
-                if not tab.live.running:
-                    break
                 take(0.4)
+                left -= 1
+            taken = frames[begun:]
+            frames[begun:] = [taken[index * len(taken) // _MOST_FRAMES] for index in range(min(_MOST_FRAMES, len(taken)))]
             wait(lambda: not tab.live.running and settled(window))
             take(2.5)
 
@@ -156,7 +165,7 @@ def animate_probe(animation: Path, last: Path) -> None:
         window.grab().save(str(last))
         window.close()
         window.deleteLater()
-    save_animation(frames, animation)
+    save_animation([frames[-1], *frames[:-1]], animation)
     print(animation)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from PySide6.QtCore import QEvent, QMimeData, QPointF, Qt, QUrl
+from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent, QGuiApplication, QKeyEvent, QKeySequence
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QFileDialog
@@ -328,3 +328,21 @@ def test_the_session_is_kept_while_one_works(window, qtbot):
     window.context.state.edit("inference.batch", 7)
     settings = window.context.settings
     qtbot.waitUntil(lambda: '"batch": 7' in settings.get(SESSION), timeout=10_000)
+
+
+def test_the_why_panel_gets_its_width_back_unless_it_was_chosen(open_window, qtbot):
+    window = open_window(size=(1150, 700))
+    narrow = window.why.width()
+    window.resize(1500, 800)
+    qtbot.waitUntil(lambda: window.why.width() > narrow)
+    window.resize(1150, 700)
+    qtbot.waitUntil(lambda: window.why.width() == narrow)
+    handle = window._splitter.handle(2)
+    QTest.mousePress(handle, Qt.MouseButton.LeftButton, pos=QPoint(0, 200))
+    QTest.mouseMove(handle, QPoint(-40, 200))
+    QTest.mouseRelease(handle, Qt.MouseButton.LeftButton, pos=QPoint(-40, 200))
+    chosen = window.why.width()
+    assert chosen > narrow
+    window.resize(1500, 800)
+    qtbot.wait(20)
+    assert window.why.width() == chosen
