@@ -159,7 +159,7 @@ def driven(footprint: Footprint, phase: Phase, drivers: tuple[Driver, ...]) -> l
         largest = max(phase.components, key=lambda name: phase.components[name], default="weights")
         size = format_bytes(phase.components.get(largest, 0))
         told.append(
-            tr("{}: {}. No shorter context and no smaller batch makes it fit; Advice tells what does.").format(
+            tr("Largest part: {}, {}. No shorter context and no smaller batch makes it fit; Advice tells what does.").format(
                 word(COMPONENTS, largest).label, size
             )
         )

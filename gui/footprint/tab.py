@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 from gui.export import ChartMenu, TableMenu
 from gui.footprint.bars import Bars
 from gui.footprint.figures import Figures
-from gui.footprint.legend import Legend
+from gui.footprint.legend import ERROR_BAND, OVER, Legend
 from gui.footprint.rows import rows_of
 from gui.footprint.table import ComponentTable, Line, Reason, lines_of, reasons_of
 from gui.footprint.verdict import VerdictCard
@@ -133,7 +133,11 @@ class FootprintTab(QWidget):
         present = {name for row in rows for name, _ in row.parts}
         self.bars.show_rows(rows)
         self.bars.set_chosen(self._state.selection)
-        self._legend.show_components(tuple(name for name in COMPONENT_ORDER if name in present))
+        signs = (
+            *([ERROR_BAND] if footprint.uncertainty_bytes else []),
+            *([OVER] if any(row.capacity_bytes for row in rows) else []),
+        )
+        self._legend.show_components((*(name for name in COMPONENT_ORDER if name in present), *signs))
         if shown is None:
             self.table.components.show_lines(())
             self._meters.show_parts(())

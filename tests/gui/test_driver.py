@@ -56,7 +56,7 @@ def test_the_panel_names_the_driver(open_window, qtbot, before):
 
 def test_where_no_load_fits_the_panel_says_so(open_window, qtbot):
     window = open_window(Scenario("meta-llama/Llama-3.1-70B", "inference", hardware=CARD))
-    qtbot.waitUntil(lambda: "Weights: 131.42 GiB. No shorter context" in window.why.text(), timeout=10_000)
+    qtbot.waitUntil(lambda: "Largest part: Weights, 131.42 GiB. No shorter context" in window.why.text(), timeout=10_000)
 
 
 def test_notes_call_fields_by_the_names_of_the_form(window):

@@ -254,3 +254,13 @@ def test_what_lies_on_the_host_has_a_bar_of_its_own_and_a_why(open_window, qtbot
 def test_a_plan_without_anything_on_the_host_has_no_such_bar(tab):
     assert "Host" not in [row.label for row in tab.bars.rows]
     assert "while loading" in tab.verdict.accessibleName()
+
+
+def test_the_legend_tells_what_bracket_and_hatch_are_where_that_takes_no_line(tab, window):
+    legend = tab._legend
+    assert legend.accessibleDescription().endswith("Error band, Over 97 %")
+    told = [label for _, label, _ in legend._flow(2000)]
+    assert told[-2:] == ["Error band", "Over 97 %"]
+    assert "Over 97 %" not in [label for _, label, _ in legend._flow(120)]
+    components = [name for name, _, _ in legend._flow(2000)][:-2]
+    assert [name for name, _, _ in legend._flow(120)][: len(components)] == components
