@@ -14,11 +14,11 @@ from typing import Any, Literal
 from planner.units import GIB, MIB
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm", "llama.cpp", "ollama"]
-UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": GIB, "TiB": 2**40, "KB": 2**10, "MB": MIB, "GB": GIB}
+UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": MIB, "GiB": GIB, "TiB": 2**40, "KB": 2**10, "MB": MIB, "GB": GIB}
 """vLLM before 0.8 and SGLang divide by 2**30 and print GB (model_runner.py; utils/common.py, get_available_gpu_memory)."""
 MAX_LINE = 4000
 _NUMBER = r"(-?[\d,]+(?:\.\d+)?)"
-_SIZE = rf"{_NUMBER} ?([KMGT]?i?B)"
+_SIZE = rf"{_NUMBER} ?([KMGT]?i?B|bytes)"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RANK = re.compile(r"\b(?:Worker_)?((?:DP\d+[ _])?(?:TP\d+)(?:[ _](?:EP|PP)\d+)*)\b|\[gpu_id=(\d+)\]|\[RANK (\d+)\]")
 
@@ -66,8 +66,31 @@ PATTERNS = (
         facts=("max_model_len", "max_concurrency"),
     ),
     _pattern(
-        "vllm", r"Graph capturing finished in \d+ secs, took <size>", ("cuda_graphs",),
+        "vllm", r"Graph capturing finished in [\d.]+ secs, took <size>", ("cuda_graphs",),
         "vllm/v1/worker/gpu_model_runner.py, capture_model", "0.6 and later",
+    ),
+    _pattern(
+        "vllm",
+        r"Actual usage is <size> for weight, <size> for peak activation, <size> for non-torch memory, "
+        r"and <size> for CUDAGraph memory",
+        ("weights", "activations", "cuda_context", "cuda_graphs"),
+        "vllm/v1/worker/gpu_worker.py, compile_or_warm_up_model", "0.10.2 to 0.19",
+    ),
+    _pattern(
+        "vllm", r"for consumed memory \(weights \+ non-torch\), <size> for peak activation, and <size> for CUDAGraph memory",
+        ("activations", "cuda_graphs"), "vllm/v1/worker/gpu_worker.py, compile_or_warm_up_model", "0.20 and later",
+    ),
+    _pattern(
+        "vllm", r"Current kv cache memory in use is <size>", ("kv_cache",),
+        "vllm/v1/worker/gpu_worker.py, compile_or_warm_up_model", "0.10.2 and later",
+    ),
+    _pattern(
+        "vllm", r"# GPU blocks: <number>", (), "vllm/engine/llm_engine.py; vllm/executor/executor_base.py", "0.1 to 0.9",
+        facts=("kv_blocks",),
+    ),
+    _pattern(
+        "vllm", r"Memory profiling results: .*\bnon_torch_memory=<size> kv_cache_size=<size>", ("cuda_context", "kv_cache"),
+        "vllm/worker/worker.py, determine_num_available_blocks", "0.6.3 to 0.6.5",
     ),
     _pattern(
         "vllm",
@@ -92,8 +115,14 @@ PATTERNS = (
         "sglang", r"max_total_num_tokens=<number>", (), "sglang/srt/managers/scheduler.py", "0.3 and later", facts=("kv_tokens",),
     ),
     _pattern(
-        "sglang", r"Mamba Cache is allocated\..* conv_state size: <size>, ssm_state size: <size>",
+        "sglang", r"Mamba Cache is allocated\..* conv_state size: <size>, ssm_state size: <size>(?!.*intermediate)",
         ("recurrent_state", "recurrent_state"), "sglang/srt/mem_cache/memory_pool.py, MambaPool", "0.5 and later",
+    ),
+    _pattern(
+        "sglang",
+        r"Mamba Cache is allocated\..* conv_state size: <size>, ssm_state size: <size>,? "
+        r"intermediate_ssm_state_cache size: <size>,? intermediate_conv_window_cache size: <size>",
+        ("recurrent_state",) * 4, "sglang/srt/mem_cache/memory_pool.py, MambaPool, with speculation", "0.5.4 and later",
     ),
     _pattern(
         "sglang", r"Capture (?:[a-z]+ )*(?:cuda|CUDA|npu) graph end\..* mem usage=<size>", ("cuda_graphs",),
@@ -102,6 +131,21 @@ PATTERNS = (
     _pattern(
         "tensorrt-llm", r"\[MemUsageChange\] Allocated <size> for max tokens in paged KV cache \(<number>\)", ("kv_cache",),
         "cpp/tensorrt_llm/batch_manager/kvCacheManager.cpp, allocatePools", "0.9 and later", facts=("kv_tokens",),
+    ),
+    _pattern(
+        "tensorrt-llm", r"Allocate <size> for k/v cache", ("kv_cache",), "cpp/tensorrt_llm/batch_manager", "0.5 to 0.8",
+    ),
+    _pattern(
+        "tensorrt-llm", r"Using <number> tokens in paged KV cache", (), "cpp/tensorrt_llm/batch_manager", "0.5 to 0.8",
+        facts=("kv_tokens",),
+    ),
+    _pattern(
+        "tensorrt-llm", r"Memory used after loading model weights \(inside torch\) in memory usage profiling: <size>",
+        ("weights",), "tensorrt_llm/_torch/pyexecutor/_util.py", "0.19 and later",
+    ),
+    _pattern(
+        "tensorrt-llm", r"Memory dynamically allocated during inference \(inside torch\) in memory usage profiling: <size>",
+        ("activations",), "tensorrt_llm/_torch/pyexecutor/_util.py", "0.19 and later",
     ),
     _pattern(
         "tensorrt-llm", r"Loaded engine size: <size>", ("weights",), "TensorRT, deserialisation of an engine", "0.9 to 1.0",
@@ -123,10 +167,22 @@ PATTERNS = (
             ("output", "logits", "src/llama-context.cpp, output_reserve"),
         )
     ),
+    _pattern(
+        "llama.cpp", rf"load_tensors{_LLAMA_DEVICE}buffer size = +<size>", ("weights",), "llama.cpp, llm_load_tensors",
+        "b1850 to b4400", adds=True, device=True,
+    ),
+    *(
+        _pattern("llama.cpp", text, (part,), f"llama.cpp, {function}", "b1500 to b1850", device=True)
+        for text, part, function in (
+            (r"llm_load_tensors: (VRAM) used: <size>", "weights", "llm_load_tensors"),
+            (r"llama_kv_cache_init: (VRAM) kv self = <size>", "kv_cache", "llama_kv_cache_init"),
+            (r"llama_new_context_with_model: (VRAM) scratch buffer: <size>", "workspace", "llama_new_context_with_model"),
+        )
+    ),
     *(
         _pattern(
-            "ollama", rf'msg="{words}" device=(\S+) size="?<size>"?', (part,), "ollama: ml/device.go, Log", "0.11 and later",
-            device=True,
+            "ollama", rf'msg="{words}" (?:device|buffer|backend=\S+ buffer_type)=(\S+) size="?<size>"?', (part,),
+            "ollama: ml/device.go, Log; ml/backend/ggml/ggml.go", "0.5 and later", device=True,
         )
         for words, part in (("model weights", "weights"), ("kv cache", "kv_cache"), ("compute graph", "workspace"))
     ),
@@ -223,9 +279,16 @@ class LogReader:
             return
         device = self._sizes.setdefault(finding.engine, {}).setdefault(finding.device, {})
         key = (finding.engine, finding.device, finding.name)
+        if not finding.adds and self._is_said_finer(key, device.get(finding.name), finding):
+            return
         before, resolution = (device.get(finding.name, 0), self._resolutions.get(key, 0)) if finding.adds else (0, 0)
         device[finding.name] = before + int(finding.value)
         self._resolutions[key] = resolution + finding.resolution_bytes
+
+    def _is_said_finer(self, key: tuple[Engine, str, str], known: int | None, finding: Finding) -> bool:
+        """Whether the same size was told before with more digits."""
+        finer = self._resolutions.get(key, 0) < finding.resolution_bytes
+        return known is not None and finer and abs(known - finding.value) <= finding.resolution_bytes
 
     @property
     def engine(self) -> Engine | None:
