@@ -70,6 +70,10 @@ PATTERNS = (
         "vllm/v1/worker/gpu_model_runner.py, capture_model", "0.6 and later",
     ),
     _pattern(
+        "vllm", r"CUDA graph pool memory: <size> \(actual\)", ("cuda_graphs",),
+        "vllm/v1/worker/gpu_worker.py, compile_or_warm_up_model", "0.17 and later",
+    ),
+    _pattern(
         "vllm",
         r"Actual usage is <size> for weight, <size> for peak activation, <size> for non-torch memory, "
         r"and <size> for CUDAGraph memory",
@@ -101,7 +105,7 @@ PATTERNS = (
     ),
     _pattern(
         "sglang", r"Load weight end\..* mem usage=<size>", ("weights",),
-        "sglang/srt/model_executor/model_runner.py, load_model", "0.4 and later",
+        "sglang/srt/model_executor/model_runner.py, load_model; a draft model's line follows", "0.4 and later", adds=True,
     ),
     _pattern(
         "sglang", r"KV Cache is allocated\..* K size: <size>, V size: <size>", ("kv_cache", "kv_cache"),
