@@ -52,7 +52,7 @@ class ProcessTree:
         return sum(sizes) if sizes else None
 
     def pss_bytes(self) -> int | None:
-        """Memory of the tree with shared pages divided among those that share them; None where the system does not tell, or all have ended.
+        """Memory of the tree with shared pages divided among those that share them; None where it is not told.
 
         The kernel walks every mapping for it: meant for once a second.
         """

@@ -42,6 +42,7 @@ VLLM_0_20 = """
 (EngineCore pid=326) INFO 10-06 17:00:11 [model_runner.py:407] Model loading took 15.0 GiB memory and 5.420225 seconds
 (EngineCore pid=326) INFO 10-06 17:00:33 [kv_cache_utils.py:2464] GPU KV cache size: 460,496 tokens, Maximum concurrency for 131,072 tokens per request: 3.51x
 (EngineCore pid=326) INFO 10-06 17:00:41 [gpu_worker.py:955] Free memory on device (78.84/79.25 GiB) on startup. Desired GPU memory utilization is (0.92, 72.91 GiB). Actual usage is 15.26 GiB for consumed memory (weights + non-torch), 1.44 GiB for peak activation, and 0.23 GiB for CUDAGraph memory.
+(EngineCore pid=326) INFO 10-06 17:00:41 [gpu_worker.py:792] CUDA graph pool memory: 0.23 GiB (actual), 0.38 GiB (estimated), difference: 0.15 GiB (65.2%).
 (EngineCore pid=326) INFO 10-06 17:00:33 [gpu_worker.py:692] Available KV cache memory: 56.21 GiB
 """  # noqa: E501
 TENSORRT_LLM_0_8 = """
@@ -78,6 +79,8 @@ time=2025-07-18T14:50:58.130Z level=INFO source=ggml.go:672 msg="compute graph" 
 time=2025-07-18T14:50:58.330Z level=INFO source=ggml.go:672 msg="compute graph" backend=CUDA0 buffer_type=CUDA0 size="1.3 GiB"
 """
 SGLANG_SPECULATIVE = """
+[2026-08-28 21:32:38] Load weight end. elapsed=787.55 s, type=HybridModel, quant=modelopt_fp4, quant_algo=NVFP4, avail mem=29.01 GB, mem usage=82.97 GB.
+[2026-08-28 21:32:41] Load weight end. elapsed=1.55 s, type=HybridModelNextN, avail mem=28.01 GB, mem usage=0.80 GB.
 [2026-01-01 00:01:01] Mamba Cache is allocated. max_mamba_cache_size: 22, conv_state size: 0.06GB, ssm_state size: 3.23GB intermediate_ssm_state_cache size: 1.50GB intermediate_conv_window_cache size: 0.02GB
 """  # noqa: E501
 SGLANG = """
@@ -186,7 +189,7 @@ def read(text: str) -> LogReader:
         (
             OLLAMA_0_9, "ollama", {"CUDA0": {"weights": gib(11.5), "workspace": gib(1.3)}, "CPU": {"weights": mib(680)}}, {},
         ),
-        (SGLANG_SPECULATIVE, "sglang", {"": {"recurrent_state": gib(0.06, 3.23, 1.5, 0.02)}}, {}),
+        (SGLANG_SPECULATIVE, "sglang", {"": {"weights": gib(82.97, 0.8), "recurrent_state": gib(0.06, 3.23, 1.5, 0.02)}}, {}),
         (
             SGLANG, "sglang",
             {"TP0": {"weights": gib(28.79), "kv_cache": gib(19.36), "cuda_graphs": gib(0.8)}, "TP1": {"weights": gib(28.79)}},
@@ -248,11 +251,10 @@ def test_a_size_is_as_exact_as_it_was_printed() -> None:
 
 
 def test_a_finer_saying_of_the_same_size_stays() -> None:
-    again = (
-        VLLM_V1 + "Actual usage is 15.27 GiB for weight, 2.0 GiB for peak activation, 0.1 GiB for non-torch memory, and 0.5 GiB "
-    )
-    assert read(again + "for CUDAGraph memory.").components[""]["weights"] == gib(15.2683)
-    assert read(again.replace("15.27", "15.30") + "for CUDAGraph memory.").components[""]["weights"] == gib(15.3)
+    again = VLLM_V1 + "Actual usage is 15.27 GiB for weight, 2.0 GiB for peak activation, 0.1 GiB for non-torch memory, "
+    again += "and 0.5 GiB for CUDAGraph memory."
+    assert read(again).components[""]["weights"] == gib(15.2683)
+    assert read(again.replace("15.27", "15.30")).components[""]["weights"] == gib(15.3)
 
 
 def test_a_restarted_server_counts_once() -> None:
