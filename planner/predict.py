@@ -14,6 +14,7 @@ from planner.architecture.layers import Architecture
 from planner.defaults import settle
 from planner.engines.mixed import cards_of, mixed_notes, over_cards, require_derived, settled_over, slowest_card, smallest_card
 from planner.engines.served import SERVED, serving_answer
+from planner.engines.unified import in_one_memory
 from planner.engines.unused import unused
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, GpuFootprint
@@ -100,7 +101,9 @@ def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, nativ
     if cards:
         settled, notes = settled_over(settled, cards, machine), (*notes, *mixed_notes(settled, cards))
     found = _beside_others(settled, architecture, fmt, gpu, machine, capacity, notes, device, cards)
-    return over_cards(found, settled, cards) if cards else found
+    if cards:
+        return over_cards(found, settled, cards)
+    return in_one_memory(found, settled) if gpu.unified and device == "cuda" else found
 
 
 def _beside_others(

@@ -115,7 +115,7 @@ def _of_buffers(
         return None
     settled, fmt = settled_of(first, architecture, native)
     ask = settled.inference
-    if ask.embedder.is_held or "n_ctx" in ask.engine_options:
+    if ask.embedder.is_held or "n_ctx" in ask.engine_options or gpu.unified:
         return None
     size = columns["batch"].size
     prompts, news = (np.broadcast_to(columns.get(name, getattr(ask, name)), size) for name in ("prompt_tokens", "new_tokens"))
@@ -206,7 +206,7 @@ def _by_machine(
     """The figures on so many of each card: what a machine adds is a count like its capacity."""
     import numpy as np  # noqa: PLC0415
 
-    if spread.engine == "llama.cpp" and not spread.inference.embedder.is_held:
+    if spread.engine == "llama.cpp" and not spread.inference.embedder.is_held and not card.unified:
         found = sweep(spread, architecture, card, native, batch=[spread.inference.batch])
         if VERDICTS[found.verdict[0]] != "unknown":
             capacities, contexts, bands = np.array([machine[:3] for machine in machines], dtype=np.int64).T
@@ -238,8 +238,8 @@ _cards: dict[object, Gpu] = {}
 def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
     """What the memory of a run depends on beside numbers of the card; vLLM tells cards apart by name and architecture."""
     if gpu.calibration is None and scenario.engine not in SERVED:
-        return ()
-    kind: tuple[object, ...] = (gpu.compute_capability is None, gpu.unified, gpu.calibration)
+        return (gpu.unified,)
+    kind: tuple[object, ...] = (gpu.compute_capability is None, gpu.unified, gpu.calibration, gpu.vendor)
     if gpu.calibration is not None:
         kind += (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor)
     return (*kind, gpu.arch, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind

@@ -44,6 +44,13 @@ def refuse_dtype(fmt: Format, gpu: Gpu, engine: str, minimum: Mapping[str, tuple
     return []
 
 
+def refuse_card(gpu: Gpu, engine: str, vendors: Sequence[str]) -> list[Fault]:
+    """Cards of makers that the engine has no backend for."""
+    if gpu.vendor in vendors:
+        return []
+    return [Fault("hardware.gpu", f"{engine} runs on GPUs of {', '.join(vendors)}; {gpu.name} is of {gpu.vendor}; use llama.cpp")]
+
+
 def refuse_format(fmt: Format, engine: str, refused: Mapping[str, str]) -> list[Fault]:
     """Formats the engine has no loader for. ``refused``: the reason by the beginning of a format's name."""
     for start, reason in refused.items():

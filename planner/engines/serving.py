@@ -147,7 +147,6 @@ def serving_footprint(
             *notes,
             *server.notes,
             *reasons,
-            *_shared_memory(gpu, host),
             *_on_disk(scenario, server),
             f"as {server.version} sets up its memory on {gpu.name}",
         ),
@@ -183,14 +182,6 @@ def _on_disk(scenario: Scenario, server: Server) -> list[str]:
         return []
     size = _blocks_beside(scenario, server)
     return [f"offload.to: {size / GIB:.2f} GiB of cache blocks lie on the disk; the buffers they pass through are not counted"]
-
-
-def _shared_memory(gpu: Gpu, host: Mapping[str, int]) -> list[str]:
-    if not gpu.unified or not host:
-        return []
-    return [
-        f"host and GPU share one memory on {gpu.name}: what lies on the host takes {sum(host.values()) / GIB:.2f} GiB of the same"
-    ]
 
 
 def _engine_figures(server: Server) -> dict[str, object]:

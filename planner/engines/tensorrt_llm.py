@@ -28,6 +28,7 @@ RULES = Rules(
     version=VERSION,
     source=f"TensorRT-LLM {VERSION} _torch/pyexecutor/_util.py",
     offloads=("kv_cache",),
+    vendors=("NVIDIA",),
     cache_bytes={"auto": 0, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_e4m3": 1},
     refused_formats={
         "gguf": "it reads no GGUF; use llama.cpp", "nf4": "it has no bitsandbytes kernels; use awq-int4-g128 or fp8",

@@ -12,6 +12,7 @@ from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
 from planner.engines.refusals import (
+    refuse_card,
     refuse_context,
     refuse_dtype,
     refuse_expert,
@@ -63,6 +64,8 @@ class Rules:
     offloads: tuple[str, ...] = ()
     """What it can keep on the host."""
     speculations: tuple[str, ...] = ("draft", "ngram", "mtp", "eagle")
+    vendors: tuple[str, ...] = ("NVIDIA", "AMD", "Intel")
+    """Makers of the cards it has a backend for."""
     other_releases: str = ""
     """What of other releases is told apart, in words."""
 
@@ -154,6 +157,7 @@ def _refuse(
     scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, rules: Rules, split: Split, max_model_len: int
 ) -> None:
     faults = [
+        *refuse_card(gpu, rules.engine, rules.vendors),
         *refuse_layout(scenario, rules.engine),
         *refuse_offload(scenario, rules.engine, rules.offloads),
         *refuse_speculation(scenario, rules.engine, rules.speculations),

@@ -10,6 +10,7 @@ from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
 from planner.engines.paged import Layout, Pool
 from planner.engines.refusals import (
+    refuse_card,
     refuse_chunks,
     refuse_context,
     refuse_dtype,
@@ -50,6 +51,8 @@ MULTIPROCESSORS = (
 )  # fmt: skip
 """Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
 OTHER_MULTIPROCESSORS = 108
+VENDORS = ("NVIDIA", "AMD", "Intel")
+"""``platforms/``: CUDA, ROCm, XPU, and Gaudi by a plugin; on Apple's chips it computes on the CPU."""
 NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
 """V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -128,6 +131,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     spread, ask = scenario.parallel, scenario.inference
     split = Split(spread.tensor, spread.pipeline, spread.expert, VOCABULARY_PADDING)
     faults = [
+        *refuse_card(gpu, "vLLM", VENDORS),
         *refuse_layout(scenario, "vLLM", splits_context=True),
         *context_faults(architecture, spread.tensor, spread.context, settings.version),
         *refuse_offload(scenario, "vLLM", ("weights", "kv_cache")),
