@@ -131,7 +131,8 @@ class Documents(QObject):
         if plan is None or not self._state.current:
             self._window.say(self._state.trouble)
             return
-        self._window.context.operations.start(Operation("keep", partial(_keep, plan.footprint), self._kept, self._not_kept))
+        work = partial(_keep, plan.footprint)
+        self._window.context.operations.start(Operation("keep", work, self._kept, self._not_kept, lasting=True))
 
     @Slot(object)
     def _kept(self, trouble: str) -> None:

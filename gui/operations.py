@@ -1,51 +1,68 @@
 """Background work: one type of operation, whose result comes back to bound slots in the window's own thread.
 
-An operation must not touch a widget. Starting a new one under the same key makes the running one stale: its result
-is dropped when it arrives.
+An operation must not touch a widget. Starting a new one under the same key makes the earlier one stale: its result is dropped when
+it arrives, and if its turn has not come yet it is not worked on at all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-from PySide6.QtCore import QObject, QRunnable, Qt, QThreadPool, Signal, Slot
+from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 logger = logging.getLogger(__name__)
-_CLOSE_TIMEOUT_MS = 5_000
+_THREADS = 8
+"""Most of them wait: for the Hub, a disk, a database that another program has locked."""
+_WRITES_END_S, _READS_END_S = 20.0, 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Work to do away from the window, and the bound slots that take its result or its exception."""
+    """Work to do away from the window, and the bound slots that take its result or its exception.
+
+    ``lasting`` work writes what outlives the window, so that closing waits for it; any other is left behind.
+    """
 
     key: str
     work: Callable[[], object]
     succeeded: Callable[[object], None]
     failed: Callable[[Exception], None]
+    lasting: bool = False
 
 
 class Operations(QObject):
-    """Runs operations on a small pool of threads."""
+    """Runs operations on a few threads, which the end of the program does not wait for: a server may never answer."""
 
     _ended = Signal(object, int, object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._pool = QThreadPool(self)
-        self._pool.setMaxThreadCount(4)
+        self._threads: list[threading.Thread] = []
+        self._waiting: SimpleQueue[tuple[Operation, int] | None] = SimpleQueue()
         self._generation: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self._unfinished: Counter[bool] = Counter()
+        self._closed = False
         self._ended.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
 
     def start(self, operation: Operation) -> None:
         """Run ``operation``; an earlier one of the same key no longer counts."""
+        if self._closed:
+            return
         self._generation[operation.key] += 1
         self._running[operation.key] += 1
-        self._pool.start(_Run(operation, self._generation[operation.key], self._ended.emit))
+        with self._changed:
+            self._unfinished[operation.lasting] += 1
+        if self._running.total() > len(self._threads) < _THREADS:
+            self._threads.append(threading.Thread(target=self._serve, name="operations", daemon=True))
+            self._threads[-1].start()
+        self._waiting.put((operation, self._generation[operation.key]))
 
     def cancel(self, key: str) -> None:
         """Drop the result of whatever runs under ``key``."""
@@ -61,16 +78,30 @@ class Operations(QObject):
         return not +self._running
 
     def close(self) -> None:
-        """Wait for the threads; no result is delivered any more."""
-        for key in list(self._generation):
-            self.cancel(key)
-        if not self._pool.waitForDone(_CLOSE_TIMEOUT_MS):
-            logger.warning("background work was still running at the end: %s", +self._running)
+        """Deliver nothing more; wait for what is being written, and only a moment for the rest."""
+        with self._changed:
+            self._closed = True
+            if not self._changed.wait_for(lambda: not self._unfinished[True], _WRITES_END_S):
+                logger.warning("what was being written is not finished: %s", +self._running)
+            self._changed.wait_for(lambda: not self._unfinished[False], _READS_END_S)
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def _serve(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            operation, generation = job
+            wanted = operation.lasting or (generation == self._generation[operation.key] and not self._closed)
+            result = _result_of(operation) if wanted else None
+            with self._changed:
+                self._unfinished[operation.lasting] -= 1
+                self._changed.notify_all()
+                if not self._closed:
+                    self._ended.emit(operation, generation, result)
 
     @Slot(object, int, object)
     def _deliver(self, operation: Operation, generation: int, result: object) -> None:
         self._running[operation.key] -= 1
-        if generation != self._generation[operation.key]:
+        if self._closed or generation != self._generation[operation.key]:
             return
         if isinstance(result, Exception):
             operation.failed(result)
@@ -78,15 +109,8 @@ class Operations(QObject):
             operation.succeeded(result)
 
 
-class _Run(QRunnable):
-    def __init__(self, operation: Operation, generation: int, ended: Callable[[Operation, int, object], None]) -> None:
-        super().__init__()
-        self._operation, self._generation, self._ended = operation, generation, ended
-
-    def run(self) -> None:
-        try:
-            result: object = self._operation.work()
-        except Exception as error:  # noqa: BLE001  every failure goes back to the one who asked
-            result = error
-        with contextlib.suppress(RuntimeError):  # the window is gone, and with it the one who asked
-            self._ended(self._operation, self._generation, result)
+def _result_of(operation: Operation) -> object:
+    try:
+        return operation.work()
+    except Exception as error:  # noqa: BLE001  every failure goes back to the one who asked
+        return error

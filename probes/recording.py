@@ -40,7 +40,9 @@ VERSION = 2
 READABLE = (1, 2)
 SUFFIX = ".jsonl"
 SHOWN = 20_000
-"""Samples between two other events that a chart is given."""
+"""Samples that a chart is given."""
+_SHOWN_AT_LEAST = 16
+"""Between two other events."""
 _CHUNK_BYTES = 2**20
 """Read at once: short enough that NumPy, which parses it in one go, lets other threads of the program go on."""
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
@@ -77,8 +79,14 @@ class Recorded:
         return [event for piece in self.pieces for event in (piece.events() if isinstance(piece, RowRun) else [piece])]
 
     def shown_events(self, limit: int = SHOWN) -> list[Event]:
-        """Every event in order, but of a long run of samples only about ``limit``, with every series' peaks: to be drawn."""
-        return [event for piece in self.pieces for event in (piece.thinned(limit) if isinstance(piece, RowRun) else [piece])]
+        """Every event in order, but of many samples only about ``limit``, with every series' peaks: to be drawn."""
+        whole = sum(piece.length for piece in self.pieces if isinstance(piece, RowRun))
+        share = min(1.0, limit / max(whole, 1))
+        return [event for piece in self.pieces for event in _shown(piece, share)]
+
+
+def _shown(piece: Event | RowRun, share: float) -> list[Event]:
+    return piece.thinned(max(_SHOWN_AT_LEAST, round(share * piece.length))) if isinstance(piece, RowRun) else [piece]
 
 
 def recordings_folder() -> Path:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from probes.calibration import Fit
 
 _SIZE, _ROW_HEIGHT = (860, 520), 26
+_KEPT = "calibrations"
+"""Work on what is kept."""
 _WIDTHS = (120, 92, 84, 52, 100, 76)
 _INTRO = (
     "What a machine adds outside the tensors (the CUDA context, the allocator's slack, how near it comes to the card's rates) "
@@ -72,7 +74,7 @@ class CalibrateWindow(QDialog):
         self._lay_out()
         self._connect()
         self._list_devices()
-        self._in_background("calibrations", work.kept, self._show_kept)
+        self._in_background(_KEPT, work.kept, self._show_kept)
 
     def fit_on(self, paths: Sequence[Path]) -> None:
         """Judge what these recordings say; none: all that there are."""
@@ -202,23 +204,23 @@ class CalibrateWindow(QDialog):
     @Slot()
     def _use(self) -> None:
         if self._fit is not None:
-            self._in_background("calibrations", partial(work.use, self._fit), self._show_changed)
+            self._in_background(_KEPT, partial(work.use, self._fit), self._show_changed)
 
     @Slot()
     def _take_back(self) -> None:
         if self._kept:
             card = str(self.card.value() or self._kept[0].card)
-            self._in_background("calibrations", partial(work.take_back, card), self._show_changed)
+            self._in_background(_KEPT, partial(work.take_back, card), self._show_changed)
 
     @Slot()
     def _reset(self) -> None:
-        self._in_background("calibrations", work.reset, self._show_changed)
+        self._in_background(_KEPT, work.reset, self._show_changed)
 
     @Slot()
     def _export(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, tr("Export calibrations"), "calibration.json", "JSON (*.json)")
         if path:
-            self._in_background("calibrations", partial(work.export, Path(path)), self.status.setText)
+            self._in_background(_KEPT, partial(work.export, Path(path)), self.status.setText)
 
     @Slot(object)
     def _show_changed(self, found: tuple[work.Kept, ...]) -> None:
@@ -248,7 +250,7 @@ class CalibrateWindow(QDialog):
         self.progress.setVisible(busy and self._battery is not None)
 
     def _in_background(self, key: str, task: Callable[[], object], take: Callable[..., None]) -> None:
-        self._context.operations.start(Operation(key, task, take, self._failed))
+        self._context.operations.start(Operation(key, task, take, self._failed, lasting=key == _KEPT))
 
 
 def _judgement(found: Fit) -> str:

@@ -197,7 +197,7 @@ class HistoryTab(QWidget):
         changed = [run.id for run in chosen if run.tags != words]
         if changed and self.tags.isModified():
             self.tags.setModified(False)
-            self._in_background("history tag", partial(self._history.tag, changed, words), self._tagged)
+            self._in_background("history tag", partial(self._history.tag, changed, words), self._tagged, lasting=True)
 
     @Slot(object)
     def _tagged(self, count: int) -> None:
@@ -207,7 +207,7 @@ class HistoryTab(QWidget):
     @Slot()
     def _delete(self) -> None:
         numbers = [run.id for run in self.table.selected()]
-        self._in_background("history delete", partial(self._history.delete, numbers), self._deleted)
+        self._in_background("history delete", partial(self._history.delete, numbers), self._deleted, lasting=True)
 
     @Slot(object)
     def _deleted(self, count: int) -> None:
@@ -220,14 +220,17 @@ class HistoryTab(QWidget):
         path, kind = QFileDialog.getSaveFileName(self, tr("Save runs"), "history.csv", _FILES)
         if path:
             as_json = path.endswith(".json") or (not path.endswith(".csv") and "json" in kind)
-            self._in_background("history export", partial(_export, self._history, numbers, Path(path), as_json), self._exported)
+            work = partial(_export, self._history, numbers, Path(path), as_json)
+            self._in_background("history export", work, self._exported, lasting=True)
 
     @Slot(object)
     def _exported(self, path: Path) -> None:
         tell(self, tr("Saved {}").format(path))
 
-    def _in_background(self, key: str, work: Callable[[], object], take: Callable[[object], None]) -> None:
-        self._context.operations.start(Operation(key, work, take, self._fail))
+    def _in_background(
+        self, key: str, work: Callable[[], object], take: Callable[[object], None], *, lasting: bool = False
+    ) -> None:
+        self._context.operations.start(Operation(key, work, take, self._fail, lasting))
 
 
 def _scenarios_of(history: History, runs: list[Run]) -> list[tuple[str, Scenario]]:

@@ -326,7 +326,7 @@ class ProbeTab(QWidget):
         ended = self.live.rehearsal or self._shown.measurement
         if ended is not None:
             work = partial(_keep, partial(keep, ended), session)
-            self._operations.start(Operation("keep run", work, self._kept, self._fail))
+            self._operations.start(Operation("keep run", work, self._kept, self._fail, lasting=True))
 
     @Slot(object)
     def _watch_ended(self, watch: Watch) -> None:
@@ -334,7 +334,7 @@ class ProbeTab(QWidget):
         self._show_outcome()
         self.status.show_path(watch.recording.path)
         work = partial(_keep, partial(keep_watch, self.watch.watched), watch)
-        self._operations.start(Operation("keep run", work, self._kept, self._fail))
+        self._operations.start(Operation("keep run", work, self._kept, self._fail, lasting=True))
 
     @Slot(object)
     def _kept(self, trouble: str) -> None:
