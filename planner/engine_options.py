@@ -162,7 +162,7 @@ def read_engine_options(engine: str, task: str, reader: Reader) -> dict[str, Val
     """The options set in ``reader``, checked against the engine's table; faults go to the reader."""
     options = ENGINE_OPTIONS.get((engine, task), {})
     values = {name: _read(reader, name, option) for name, option in options.items() if reader.has(name)}
-    reader.refuse_unknown()
+    reader.refuse_unknown(options)
     return values
 
 

@@ -150,11 +150,13 @@ class Reader:
         value = self.raw(key)
         return Reader({} if value is None else value, self._at(key), self.faults)
 
-    def refuse_unknown(self) -> None:
-        """Note every key that no getter asked for."""
+    def refuse_unknown(self, known: Iterable[str] = ()) -> None:
+        """Note every key that no getter asked for and that is not ``known``: with the nearest of those, else with all."""
+        names = {*self._seen, *known}
         for key in self._value:
-            if key not in self._seen:
-                self.fault(str(key), f"unknown key{nearest(key, self._seen)}")
+            if key not in names:
+                instead = nearest(key, names) or f"; known here: {', '.join(sorted(names)) or 'none'}"
+                self.fault(str(key), f"unknown key{instead}")
 
     def raise_faults(self) -> None:
         """Raise :class:`Faults` if any was noted."""

@@ -58,7 +58,17 @@ def test_all_faults_are_told_at_once_with_their_paths() -> None:
         (MINIMAL | {"model": {"path": "a", "config": {}}}, "model.path: give either path or config"),
         (MINIMAL | {"model": {"config": 3}}, "model.config: must be an object: the contents of a config.json"),
         (MINIMAL | {"inference": []}, "inference: must be an object, got a list of 0"),
-        (MINIMAL | {"inference": {"engine_options": {"block_size": 16}}}, "inference.engine_options.block_size: unknown key"),
+        (
+            MINIMAL | {"inference": {"engine_options": {"block_size": 16}}},
+            (
+                "inference.engine_options.block_size: unknown key; known here: cache_backend, cache_implementation, "
+                "cache_nbits, cache_q_group_size, cache_residual_length"
+            ),
+        ),
+        (
+            MINIMAL | {"inference": {"engine": "vllm", "engine_options": {"max_num_seq": 16}}},
+            "inference.engine_options.max_num_seq: unknown key (did you mean max_num_seqs?)",
+        ),
         (
             MINIMAL | {"inference": {"engine": "vllm", "engine_options": {"gpu_memory_utilization": float("nan")}}},
             "inference.engine_options.gpu_memory_utilization: must be a finite number, got nan",
