@@ -212,12 +212,6 @@ class Rows(QObject):
         self._table, self._height, self._percent = table, height, 100
         self.restyle()
 
-    def set_height(self, height: int) -> None:
-        """Another height, in pixels of a text of normal size."""
-        if height != self._height:
-            self._height = height
-            self._table.verticalHeader().setDefaultSectionSize(px(height))
-
     @Slot()
     def restyle(self) -> None:
         """Look sizes and colours up again."""

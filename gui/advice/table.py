@@ -9,6 +9,7 @@ from PySide6.QtGui import QKeyEvent, QResizeEvent
 from PySide6.QtWidgets import QHeaderView, QWidget
 
 from gui.cells import LINE, PADDING, Cell, CellModel, CellTable, Column, dress
+from gui.fits.cards import MARKS
 from gui.text import wrapped
 from gui.theme import px, theme
 from gui.translate import tr
@@ -29,7 +30,6 @@ _COLUMNS = (
 _FIGURES = (1, 2, 3)
 _LEAST_CHANGE = 110
 _ROW_HEIGHT = 30
-_INK = {"fits": "fits", "tight": "tight", "does_not_fit": "over"}
 
 
 class AdviceTable(CellTable):
@@ -42,7 +42,7 @@ class AdviceTable(CellTable):
         super().__init__(parent)
         self._advice: tuple[Advice, ...] = ()
         self.proposals = CellModel(_COLUMNS, self)
-        self._rows = dress(self, self.proposals, _ROW_HEIGHT)
+        dress(self, self.proposals, _ROW_HEIGHT)
         self.setAccessibleName(tr("Changes that take less memory"))
         self.horizontalHeader().setSectionResizeMode(4, QHeaderView.ResizeMode.Stretch)
         self.selectionModel().currentRowChanged.connect(self._moved)
@@ -66,12 +66,13 @@ class AdviceTable(CellTable):
             left -= 0 if self.isColumnHidden(column) else wanted[column]
         shared = left * wanted[0] // (wanted[0] + wanted[4])
         self.setColumnWidth(0, min(wanted[0], max(px(_LEAST_CHANGE), shared)) if wanted[0] + wanted[4] > left else wanted[0])
-        self._rows.set_height(_ROW_HEIGHT + LINE * (self._most_lines() - 1))
+        for row in range(len(self._advice)):
+            self.setRowHeight(row, px(_ROW_HEIGHT + LINE * (self._lines(row) - 1)))
 
-    def _most_lines(self) -> int:
-        rooms = [(column, self.columnWidth(column) - 2 * PADDING) for column in (0, 4)]
-        cells = [(self.proposals.cell(row, column), room) for row in range(len(self._advice)) for column, room in rooms]
-        return max((len(wrapped(cell.text, room, bold=cell.bold, tabular=True)) for cell, room in cells), default=1)
+    def _lines(self, row: int) -> int:
+        """How many lines the longest text of a row takes."""
+        cells = [(self.proposals.cell(row, column), self.columnWidth(column) - 2 * PADDING) for column in (0, 4)]
+        return max(len(wrapped(cell.text, room, bold=cell.bold, tabular=True)) for cell, room in cells)
 
     def show_advice(self, advice: tuple[Advice, ...]) -> None:
         """Show these, the first one chosen."""
@@ -106,11 +107,11 @@ class AdviceTable(CellTable):
 
 
 def _cells(advice: Advice) -> list[Cell]:
-    named = word(VERDICTS, advice.verdict)
+    named, (mark, ink) = word(VERDICTS, advice.verdict), MARKS[advice.verdict]
     return [
         Cell(advice.title, advice.title, advice.title, bold=advice.verdict != "does_not_fit"),
         Cell(f"−{format_bytes(advice.saving_bytes)}", advice.saving_bytes, f"{advice.saving_bytes:,} bytes"),
         Cell(format_bytes(advice.device_bytes), advice.device_bytes, f"{advice.device_bytes:,} bytes", "muted"),
-        Cell(named.label, advice.verdict, named.meaning, _INK.get(advice.verdict, "muted")),
+        Cell(f"{mark} {named.label}", advice.verdict, named.meaning, ink),
         Cell(advice.cost, advice.cost, "\n".join(filter(None, (advice.cost, advice.because))), "muted"),
     ]

@@ -17,7 +17,8 @@ from gui.words import word
 from planner.words import VERDICTS
 
 _ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 76, 600
-_MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
+MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
+"""A sign and a colour for each verdict: colour is never the only cue."""
 
 
 class CardTable(CellTable):
@@ -67,7 +68,7 @@ def _cells(row: CardRow, own: str) -> list[Cell]:
 
 
 def _cell(answer: Answer) -> Cell:
-    mark, ink = _MARKS[answer.verdict]
+    mark, ink = MARKS[answer.verdict]
     tip = f"{word(VERDICTS, answer.verdict).label}. {tr('Double-click to take it into the form.')}"
     if answer.share is None:
         return Cell(mark, nan, tr("Unknown: there is no closed form for this choice yet."), ink)

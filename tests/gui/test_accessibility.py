@@ -115,7 +115,8 @@ def the_tab_key_goes_round_in_reading_order(window):
 
 def text_has_a_contrast_of_at_least_four_and_a_half(window):
     """WCAG 2.2, 1.4.3, seen on the screen: the ink that stands out most against the ground that is most frequent."""
-    texts = [widget for widget in visible(window, QLabel, QAbstractButton) if widget.text() and widget.isEnabled()]
+    texts = [widget for widget in visible(window, QLabel, QAbstractButton, QLineEdit) if widget.text() and widget.isEnabled()]
+    texts += [line for line in visible(window, QLineEdit) if line.placeholderText() and not line.text() and line.isEnabled()]
     texts = [widget for widget in texts if widget.width() > 8 and widget.visibleRegion().boundingRect() == widget.rect()]
     assert len(texts) > 20
     screen = pixels(window)
