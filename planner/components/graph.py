@@ -244,7 +244,7 @@ class Graph(Tape):
 
     def save_for_last(self, name: str) -> None:
         """The last operator also keeps a live tensor that it made beside its result."""
-        if self._last is not None:
+        if self.saving and self._last is not None:
             self._last.saves = (*self._last.saves, self.save(name))
             self._last.unpacks = True
 

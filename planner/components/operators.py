@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.architecture.counts import is_routed
 from planner.architecture.layers import Weight
 from planner.components.autocast import CACHED, cast_product, is_wide, narrowed
 from planner.components.frozen import record_product, wide_product
@@ -49,7 +50,7 @@ def product(
     if graph.run.autocast and is_wide(graph.size_of(source)):
         read = f"{name} input {CACHED}"
         graph.make(read, narrowed(graph.size_of(source)), (source,))
-    with graph.operator("mm"):
+    with graph.operator("grouped mm" if any(map(is_routed, weights)) else "mm"):
         graph.make(name, size, (read,), (), linear_rule, component=component, weights=weights, moment=moment, for_weights=(read,))
     if read != source:
         graph.free(read)

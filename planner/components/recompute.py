@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from planner.components.autocast import CACHED
 from planner.components.graph import Graph, Node, Record, Stopped
 from planner.components.rules import Gradients
 
@@ -17,19 +18,27 @@ def as_checkpoint(g: Graph, forward: Forward, source: str, target: str) -> None:
     g.saving = False
     forward(g)
     g.saving = True
-    g.free(*(name for name in list(g.live) if name not in before and name != target))
+    g.free(*(name for name in list(g.live) if name not in before and name != target and not name.endswith(CACHED)))
     again = Graph(g.run, saving=True, start={source: g.live[source]}, constants=g.constants)
     forward(again)
+    if target in again.constants:
+        g.record.sizes[target] = again.record.sizes[target]
+        g.constants.add(target)
+        return
     for node in again.record.nodes:
         node.saves = [storage for storage in node.saves if storage.name != source]
-    g.adopt(Node(target, (source,), rule=partial(_again, forward=forward, record=again.record)), g.live[target].size)
+    g.adopt(
+        Node(target, (source,), rule=partial(_again, forward=forward, record=again.record, constants={source} & g.constants)),
+        g.live[target].size,
+    )
 
 
-def _again(graph: Graph, node: Node, gradient: str, *, forward: Forward, record: Record) -> Gradients:
+def _again(graph: Graph, node: Node, gradient: str, *, forward: Forward, record: Record, constants: set[str]) -> Gradients:
     """The part runs again until everything saved is back, and then its backward."""
     outer, gradients, before = graph.record, graph.gradients, set(graph.live)
     (source,), saves = node.inputs, node.saves[0].saves
     graph.record, graph.saving = Record(sizes={source: outer.sizes[source]}), True
+    graph.constants |= constants
     try:
         with graph.stopping_after(record.saves):
             forward(graph)

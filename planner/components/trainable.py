@@ -6,11 +6,12 @@ Sources: PEFT 0.21 (``tuners/tuners_utils.py`` for how targets are matched and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from math import prod
 from typing import NamedTuple
 
-from planner.architecture.counts import decoder_weights, iter_weights, layer_groups, layer_weights, parameter_count
+from planner.architecture.counts import decoder_weights, is_routed, iter_weights, layer_groups, layer_weights, parameter_count
 from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, MixtureOfExperts, Stack, Weight
 from planner.components.targets import ALL_LINEAR, LOW_RANK, Targets, adaptable, bears, stacked_parts, targets_of
 from planner.memo import remember_by_identity
@@ -129,7 +130,7 @@ def _tensors(
     adapter_bytes: int,
 ) -> tuple[Trainable, ...]:  # fmt: skip
     if method == "full":
-        return tuple(_plain(path, weight, times, dtype_bytes) for path, weight, times in _parameters(architecture))
+        return tuple(_whole(_parameters(architecture), dtype_bytes))
     if method == "freeze":
         return _unfrozen(architecture, names, dtype_bytes)
     if method in VIRTUAL:
@@ -183,8 +184,22 @@ def _parameters(architecture: Architecture) -> Iterator[tuple[str, Weight, int]]
     return (found for found in decoder_weights(architecture) if not found[1].is_buffer)
 
 
-def _plain(path: str, weight: Weight, times: int, dtype_bytes: int) -> Trainable:
-    return Trainable(weight.shape, dtype_bytes, times * weight.count, f"{path}{weight.name}")
+def _whole(weights: Iterable[tuple[str, Weight, int]], dtype_bytes: int) -> Iterator[Trainable]:
+    """The parameters themselves. A layer's experts are one of (experts, out_features, in_features), gate and up in one of both."""
+    for (path, times, part), found in groupby(weights, key=lambda each: (each[0], each[2], _stacked_part(each[1]))):
+        members = [weight for _, weight, _ in found]
+        if not part:
+            yield from (Trainable(weight.shape, dtype_bytes, times * weight.count, f"{path}{weight.name}") for weight in members)
+            continue
+        rows = sum(weight.shape[0] for weight in members)
+        yield Trainable((members[0].count, rows, *members[0].shape[1:]), dtype_bytes, times, f"{path}{members[0].name}")
+
+
+def _stacked_part(weight: Weight) -> str:
+    """Which stacked parameter of a layer's experts a weight is in; none: it is one by itself."""
+    if not is_routed(weight):
+        return ""
+    return f"{weight.role} down" if "down_proj" in weight.name or ".w2" in weight.name else f"{weight.role} up"
 
 
 def head_names(architecture: Architecture) -> tuple[str, ...]:
@@ -199,10 +214,10 @@ def _unfrozen(architecture: Architecture, names: tuple[str, ...], dtype_bytes: i
     found: list[Trainable] = []
     for path, weight, times in _parameters(architecture):
         if "*" not in path:
-            found += [_plain(path, weight, times, dtype_bytes)] * is_named(weight, path, wanted)
+            found += _whole([(path, weight, times)] if is_named(weight, path, wanted) else [], dtype_bytes)
     for index, layer in enumerate(architecture.decoder.layers):
         path = f"{architecture.decoder.name}.{index}."
-        found += [_plain(path, weight, 1, dtype_bytes) for weight in _of_layer(layer) if is_named(weight, path, wanted)]
+        found += _whole([(path, weight, 1) for weight in _of_layer(layer) if is_named(weight, path, wanted)], dtype_bytes)
     if not found:
         raise NotModelled(f"training.trainable: no module of {architecture.model_class} is named {', '.join(wanted)}")
     return tuple(found)

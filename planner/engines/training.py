@@ -219,6 +219,10 @@ def require_modelled_training(scenario: Scenario) -> None:
         raise NotModelled("training.engine_options.quant_skip_modules has no closed form yet")
     if prepares(training) and training.method != "qlora":
         raise NotModelled("training.engine_options.prepare_for_kbit_training is modelled for method qlora")
+    if training.method in ("prompt", "prefix") and training.loss != "default":
+        raise NotModelled(f"training.loss: {training.loss} behind trained vectors has no closed form yet; choose default")
+    if training.engine_options.get("ema") and training.method == "qlora":
+        raise NotModelled("training.engine_options.ema: an average of quantised parameters has no closed form yet")
     if training.precision == "fp32" and training.attention == "flash":
         raise NotModelled("training.attention: FlashAttention takes no fp32: choose sdpa, or 16-bit or mixed precision")
     if training.data == "flattened" and training.attention != "flash":

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planner.architecture.implementation import LLAMA, implementation_of
-from planner.architecture.layers import Architecture
+from planner.architecture.implementation import LLAMA, Implementation, implementation_of
+from planner.architecture.layers import Architecture, Attention
 from planner.components.adapters import Adapters
 from planner.components.attention import HANDED_OUT
 from planner.components.autocast import CACHED, HALF_BYTES, widened
@@ -39,6 +39,7 @@ from planner.engines.training_loss import (
     loss_forward,
 )
 from planner.engines.transformers import Step, drop, final_norm
+from planner.modelled import NotModelled
 from planner.record import record
 
 FP32_BYTES = 4
@@ -112,7 +113,7 @@ def training_phases(
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating, code=implementation_of(architecture) or LLAMA,
+        cuda=work.cuda, accumulating=accumulating, code=_code(architecture, flash=work.flash),
         eager=work.eager, flash=work.flash,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
         cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
@@ -150,6 +151,17 @@ def training_phases(
     return steps
 
 
+def _code(architecture: Architecture, *, flash: bool) -> Implementation:
+    """How the family is written. FlashAttention caps scores itself, where the class computes them eagerly for that."""
+    code = implementation_of(architecture) or LLAMA
+    if not flash or code.attention == "sdpa":
+        return code
+    mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
+    if code.attention != "eager" or not all(isinstance(mixer, Attention) and not mixer.has_sinks for mixer in mixers):
+        raise NotModelled(f"training.attention: {architecture.model_class} by FlashAttention has no closed form yet: choose eager")
+    return replace(code, attention="sdpa")
+
+
 def _training_forward(
     course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, work: TrainingStep
 ) -> list[Laid]:
@@ -176,7 +188,8 @@ def _training_forward(
     # PEFT's own forward holds what it has put the virtual tokens before; a layer that saves its input holds the same, unless
     # something was made of it first.
     held = work.virtual_tokens and (_makes_input(architecture, run) or "layer input" not in laid[0].live)
-    mask, embeddings = () if checkpointing else ("mask",), () if held else ("embeddings",)
+    read_again = checkpointing or (checkpointing.part == "attention" and reached.before_norm)
+    mask, embeddings = () if read_again else ("mask",), () if held else ("embeddings",)
     drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
     if work.casts_head:
         _hold_head_casts(course, architecture, run, reached)
@@ -221,7 +234,7 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     """What autograd keeps before the layers; one or none of each.
 
     The mask of GPT-2's dropout, the input of BLOOM's norm; and what frozen embeddings made, where that was told to require
-    a gradient (it is a leaf then) and the layers read something made of it.
+    a gradient (it is a leaf then) and the layers read something made of it, or keep their inputs on the host.
     """
     if not reached.input:
         return []
@@ -229,7 +242,8 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     normed = norms_embeddings(architecture)
     cast = normed and work.autocast and run.dtype_bytes == HALF_BYTES
     made = run.code.scales_embeddings or _adds_positions(architecture)
-    leaf = not reached.embeddings and bool(work.checkpointing) and (made or work.virtual_tokens > 0)
+    elsewhere = made or work.virtual_tokens > 0 or work.checkpointing.offloads
+    leaf = not reached.embeddings and bool(work.checkpointing) and elsewhere
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
