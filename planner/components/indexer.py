@@ -30,12 +30,21 @@ def index_forward(g: Graph, mixer: LatentAttention, keys: int) -> None:
 
 
 def _scores(g: Graph, heads: int, width: int, keys: int) -> None:
-    """relu(q · kᵀ · scale) for each indexer head; the product copies the keys for every query."""
+    """relu(q · kᵀ · scale) for each indexer head.
+
+    ``torch.matmul`` expands the keys over the queries; it can fold both into one batch without a copy for one
+    sequence or one query only.
+    """
     run = g.run
     scores = Size(batch=run.batch, queries=run.sequence, heads=heads, keys=keys, fp32_bytes=4)
     g.hold("index q fp32", run.heads(heads, width, FP32_BYTES))
-    g.hold("index k fp32", Size(batch=run.batch, queries=run.sequence, head_dim=width, keys=keys, fp32_bytes=4))
+    copies = run.batch != 1 and run.sequence != 1
+    g.hold("index k fp32", Size(batch=run.batch, head_dim=width, keys=keys, fp32_bytes=4))
+    if copies:
+        g.hold("index k expanded", Size(batch=run.batch, queries=run.sequence, head_dim=width, keys=keys, fp32_bytes=4))
     g.hold("index scores", scores)
+    if copies:
+        g.free("index k expanded")
     g.free("index k fp32", "index q fp32")
     for new, old in (("index scaled", "index scores"), ("index positive", "index scaled")):
         g.hold(new, scores)

@@ -49,6 +49,17 @@ SPARSE = {
     "deepseek_v3": LATENT | {"model_type": "deepseek_v3"},
     "deepseek_v2, without a query rank": LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None},
 }
+HELD_APART = {
+    "deepseek_v32, one sequence": LATENT | {
+        "model_type": "deepseek_v32", "index_n_heads": 16, "index_head_dim": 32, "index_topk": 64, "first_k_dense_replace": 2,
+    },
+    "gemma4, text alone": SMALL | WINDOWS | {
+        "model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 1200, "global_head_dim": 32,
+    },
+    "llama, without a head": TIED | {"architectures": ["LlamaModel"]},
+}  # fmt: skip
+"""What is held depends on one sequence or several, on the class around the layers, on a head."""
 WORK = {
     "short": {"task": "inference", "inference": {"batch": 3, "prompt_tokens": 64, "new_tokens": 4}},
     "long": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4}},
@@ -102,6 +113,11 @@ def test_grouped_attention_in_fp32_holds_repeated_keys_and_a_causal_mask(trace) 
 @pytest.mark.parametrize("model", SPARSE)
 def test_experts_and_latent_attention_equal_the_trace_on_cuda(trace, model: str, work: str) -> None:
     assert_equal(trace, SPARSE[model], WORK[work], "cuda")
+
+
+@pytest.mark.parametrize("model", HELD_APART)
+def test_what_a_class_holds_apart_equals_the_trace_on_cuda(trace, model: str) -> None:
+    assert_equal(trace, HELD_APART[model], {"task": "inference", "inference": {"prompt_tokens": 700, "new_tokens": 2}}, "cuda")
 
 
 @pytest.mark.parametrize("options", [{"attention": "eager"}, {"engine_options": {"cache_implementation": "static"}}], ids=str)
