@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -12,8 +13,8 @@ from rich.console import Console
 
 def prepare() -> None:
     """From now on what standard output can't encode becomes ``?``: a code page of Windows, the locale C."""
-    with contextlib.suppress(AttributeError, OSError):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  a stream that is no text file has none
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def flush() -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from planner.footprint import METERS, Footprint, GpuFootprint, Level, Phase, Verdict, judge
+from probes.gpu_samples import DriverIndex, driver_index, gpu_name, sample_columns
+from probes.outside_bytes import OutsideBytes
 from probes.recording import Event, Recorded
-from probes.rows import Columns, Floats, RowRun
+from probes.rows import Columns, RowRun
 from probes.series import PeakSeries
 
 CPU_NOTE = (
@@ -50,45 +52,6 @@ class StepPhase:
         """A footprint's phase with its step, its time and whether it ended."""
         seconds = round(self.ended_s - self.begun_s, 6) if self.ended else None
         return {**self.phase().to_json(), "step": self.step, "ended": self.ended, "duration_s": seconds}
-
-
-class OutsideBytes:
-    """What a process holds of a card beside what torch reserves: CUDA context, libraries.
-
-    From the driver's figure of the process, or of the card's growth where it lists no processes, at moments at which torch's
-    counter stood still.
-    """
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._reserved: int | None = None
-        self._pending: int | None = None
-        self._lists_processes = False
-
-    def pause(self) -> None:
-        """A phase begins or ends: what comes next is not beside what came before."""
-        self._reserved = self._pending = None
-
-    def take_reserved(self, reserved: int | None) -> None:
-        """Torch's counter."""
-        if self._pending is not None and reserved is not None and reserved == self._reserved:
-            self.bytes = max(self.bytes, self._pending - reserved)
-        self._reserved, self._pending = reserved, None
-
-    def take_device(self, process: int | None, delta: int | None) -> None:
-        """The driver's figures."""
-        self._lists_processes = self._lists_processes or process is not None
-        held = process if self._lists_processes else delta
-        if held is not None and self._reserved is not None:
-            self._pending = max(held, self._pending or 0)
-
-    def take_columns(self, t: Floats, reserved: Floats, sampled_t: Floats, held: Floats) -> None:
-        """The same for many at once."""
-        after = np.searchsorted(t, sampled_t)
-        inside = (after > 0) & (after < len(t)) & np.isfinite(held)
-        still = reserved[after[inside] - 1] == reserved[after[inside]]
-        outside = held[inside][still] - reserved[after[inside]][still]
-        self.bytes = max(self.bytes, int(outside.max(initial=0)))
 
 
 class Measurement:
@@ -146,10 +109,10 @@ class Measurement:
             self._take_memory_rows(memory)
         if samples is not None:
             label = self._current.name if self._current else ""
-            columns = _sample_columns(samples)
+            columns = sample_columns(samples)
             self.samples.extend(samples.column("t"), columns, [label], np.zeros(len(samples), np.int64))
             if memory is not None and not self.on_cpu:
-                name = _gpu_name(*self._driver_index)
+                name = gpu_name(*self._driver_index)
                 held = columns.get(f"{name}.process", np.full(len(samples), np.nan))
                 held = held if np.isfinite(held).any() else columns.get(f"{name}.delta", held)
                 self._outside.take_columns(memory.column("t"), memory.column("reserved"), samples.column("t"), held)
@@ -256,22 +219,8 @@ class Measurement:
         return device if isinstance(device, Mapping) else {}
 
     @property
-    def _driver_index(self) -> tuple[object, object]:
-        """The driver's index (and MIG instance) of the device.
-
-        CUDA numbers its devices by itself (CUDA_VISIBLE_DEVICES, and CUDA_DEVICE_ORDER, which is the fastest first unless it is
-        set): they are told by their UUID, or their place on the PCI bus, which ROCm's torch shares with its driver.
-        """
-        told = self.environment.get("gpus")
-        gpus = [gpu for gpu in told if isinstance(gpu, Mapping)] if isinstance(told, list) else []
-        for name, bare in (("uuid", _bare), ("pci_bus_id", _bus)):
-            mine = bare(self._device.get(name))
-            found = [gpu for gpu in gpus if mine and bare(gpu.get(name)) == mine]
-            if len(found) == 1:
-                return found[0].get("index"), found[0].get("mig_index")
-        if len(gpus) == 1:
-            return gpus[0].get("index"), gpus[0].get("mig_index")
-        return self._device.get("index") or 0, None
+    def _driver_index(self) -> DriverIndex:
+        return driver_index(self._device, self.environment.get("gpus"))
 
     @property
     def _capacity_bytes(self) -> int | None:
@@ -331,7 +280,7 @@ class Measurement:
         gpus = event.get("gpus")
         values: dict[str, Any] = {"rss": event.get("rss")} | ({"pss": event["pss"]} if "pss" in event else {})
         for gpu in gpus if isinstance(gpus, list) else ():
-            name = _gpu_name(gpu.get("index"), gpu.get("mig_index"))
+            name = gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
             if (gpu.get("index"), gpu.get("mig_index")) == self._driver_index:
                 self._outside.take_device(_size(gpu.get("process")), _size(gpu.get("delta")))
@@ -369,42 +318,6 @@ def _for_rank(prediction: Mapping[str, Any] | None, rank: int) -> Mapping[str, A
     """The prediction with the GPU of a rank first; where fewer are told, all are alike."""
     gpus = (prediction or {}).get("gpus") or []
     return {**(prediction or {}), "gpus": gpus[rank : rank + 1] or gpus[:1]} if gpus else prediction
-
-
-def _bare(uuid: object) -> str:
-    """A UUID without the kind that NVML puts before it and torch does not."""
-    return str(uuid or "").removeprefix("GPU-").removeprefix("MIG-").lower()
-
-
-def _bus(place: object) -> str:
-    """A place on the PCI bus with as many digits of the domain as it has: NVML writes eight, others four."""
-    return str(place or "").lstrip("0").lower()
-
-
-def _gpu_name(index: object, mig_index: object) -> str:
-    return f"gpu{index}" if mig_index is None else f"gpu{index}.{mig_index}"
-
-
-def _sample_columns(samples: Columns) -> dict[str, Floats]:
-    """The columns of samples under the names that :meth:`Measurement.add` gives them, each GPU's by its index."""
-    told_pss = any("pss" in form.like for form in samples.forms)
-    columns = {"rss": samples.column("rss")} | ({"pss": samples.column("pss")} if told_pss else {})
-    told = {(place, key) for form in samples.forms for place, gpu in enumerate(form.like.get("gpus") or ()) for key in gpu}
-    for place, key in sorted(told):
-        if key not in ("index", "mig_index"):
-            indices, instances = samples.column("gpus", place, "index"), samples.column("gpus", place, "mig_index")
-            _spread(columns, samples.column("gpus", place, key), indices, instances, key)
-    return columns
-
-
-def _spread(columns: dict[str, Floats], values: Floats, indices: Floats, instances: Floats, key: str) -> None:
-    """Give the values at one place in the list of GPUs to the GPUs that stood there."""
-    for index, instance in {*zip(indices.tolist(), np.nan_to_num(instances, nan=-1.0).tolist(), strict=True)}:
-        if index == index:  # noqa: PLR0124  not NaN
-            here = (indices == index) & (np.nan_to_num(instances, nan=-1.0) == instance)
-            name = f"{_gpu_name(int(index), None if instance < 0 else int(instance))}.{key}"
-            column = columns.setdefault(name, np.full(len(values), np.nan))
-            column[here] = values[here]
 
 
 def _predicted_phases(prediction: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:

@@ -12,9 +12,9 @@ import psutil
 
 from planner.units import format_bytes
 from probes.drivers import Driver, Drivers
+from probes.environment import environment
 from probes.nvml import GpuReading, NvmlState, number_or_none
 from probes.recording import Event, Recording, RecordingState
-from probes.session import environment
 
 Sort = Literal["memory", "pid", "name", "gpu"]
 SORTS: tuple[Sort, ...] = ("memory", "pid", "name", "gpu")

@@ -5,7 +5,7 @@ Events
 ``on_event`` gets every event as a dictionary with ``event`` and ``t`` (seconds since the session began), from one of the
 session's threads and one at a time. They are the worker's (:mod:`probes.worker`) with ``t`` put on this clock, and
 
-``environment``  the first event: system, memory, driver, GPUs (:func:`environment`); of a run elsewhere only that it is
+``environment``  the first event: system, memory, driver, GPUs (:mod:`probes.environment`); of a run elsewhere only that it is
              one, until the worker has said the rest
 ``sample``   the meters beside the worker: :meth:`probes.meters.ProbeMeters.read`; a worker elsewhere sends its own
 ``note``     ``message``: something the user should know, such as a full disk or garbage on the wire
@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import os
-import platform
 import sys
 import threading
 import time
@@ -32,15 +31,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-import psutil
-
 from probes.drivers import Driver, Drivers
+from probes.environment import environment
+from probes.events import Events
 from probes.meters import ProbeMeters, kernel_oom_kills
 from probes.nvml import GpuReading
 from probes.outcome import Facts, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
-from probes.recording import Event, Recording, RecordingState
+from probes.recording import Event, RecordingState
 from probes.remote import HEARTBEAT_S, Remote
 from probes.sampler import PROBE_INTERVAL_S, Sampler
 from probes.wire import LINE_LIMIT_BYTES, Line, bounded_lines, decode_event, shown
@@ -102,7 +101,7 @@ class ProbeSession:
         self.order = {**order, "meters": True} if remote else dict(order)
         self.outcome: Outcome | None = None
         self._prediction = prediction
-        self._on_event = on_event
+        self._events = Events(on_event, self._now)
         self._limits = limits or Limits()
         self._recording_path = recording_path
         self._command = command or (remote.command() if remote else None)
@@ -110,10 +109,8 @@ class ProbeSession:
         self._heard = False
         self._over = threading.Event()
         self._nvml = nvml or Drivers()
-        self._recording: Recording | None = None
         self._group: ProcessGroup | None = None
         self._meters: ProbeMeters | None = None
-        self._emitting = threading.Lock()
         self._stop_asked = threading.Event()
         self._hurry = threading.Event()
         self._woken = threading.Event()
@@ -127,7 +124,6 @@ class ProbeSession:
         self._verdict_at = math.inf
         self._stderr = b""
         self._bad_lines = 0
-        self._recording_trouble = ""
 
     def start(self) -> None:
         """Begin, on threads of its own."""
@@ -160,7 +156,7 @@ class ProbeSession:
     @property
     def recording(self) -> RecordingState:
         """Where the run is recorded and whether that works."""
-        return self._recording.state if self._recording else RecordingState(None)
+        return self._events.recording
 
     def __enter__(self) -> Self:
         self.start()
@@ -202,10 +198,10 @@ class ProbeSession:
     def _begin_anew(self, number: int, outcome: Outcome) -> bool:
         """Wait a moment for the host and forget how the run stood; whether it is still wanted."""
         words = f"{outcome.sentence} Connecting again ({number} of {self._limits.reconnects}); the run begins anew."
-        self._note(words)
+        self._events.note(words)
         if self._stop_asked.wait(RECONNECT_AFTER_S * number):
             return False
-        self._emit({"event": "reconnect", "t": self._now(), "attempt": number})
+        self._events.emit({"event": "reconnect", "t": self._now(), "attempt": number})
         self._heard, self._verdict, self._verdict_at = False, None, math.inf
         self._child_offset_s, self._phase, self._stderr = None, "", b""
         self._heard_at = time.monotonic()
@@ -242,8 +238,8 @@ class ProbeSession:
             "prediction": self._prediction,
             "environment": told,
         }
-        self._recording = Recording(header, self._recording_path)
-        self._emit({"event": "environment", "t": self._now(), **told})
+        self._events.record(header, self._recording_path)
+        self._events.emit({"event": "environment", "t": self._now(), **told})
 
     def _listen(self, group: ProcessGroup) -> list[threading.Thread]:
         process = group.process
@@ -302,10 +298,9 @@ class ProbeSession:
     def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
         if self._bad_lines > _BAD_LINES_SHOWN:
-            self._note(f"The probe sent {self._bad_lines} lines in all that are not events.")
-        self._emit({"event": "outcome", "t": self._now(), **outcome.to_json()})
-        if self._recording is not None:
-            self._recording.close()
+            self._events.note(f"The probe sent {self._bad_lines} lines in all that are not events.")
+        self._events.emit({"event": "outcome", "t": self._now(), **outcome.to_json()})
+        self._events.close()
         _LIVE.discard(self)
         self._ended.set()
 
@@ -347,7 +342,7 @@ class ProbeSession:
             self._phase = str(event.get("name", ""))
         if event["event"] in ("result", "error"):
             self._hear_verdict(event)
-        self._emit(event)
+        self._events.emit(event)
 
     def _hear_verdict(self, event: Event) -> None:
         """Keep the last word; a result stays one whatever follows it."""
@@ -370,10 +365,7 @@ class ProbeSession:
         """Tell the first few; the rest are counted."""
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_SHOWN:
-            self._note(f"The probe sent {line.fault or 'what is not an event'}: {shown(line.data)}")
-
-    def _note(self, message: str) -> None:
-        self._emit({"event": "note", "t": self._now(), "message": message})
+            self._events.note(f"The probe sent {line.fault or 'what is not an event'}: {shown(line.data)}")
 
     # The sampler's thread.
 
@@ -381,39 +373,9 @@ class ProbeSession:
         meters = self._meters
         if meters is None:
             return
-        self._emit({"event": "sample", "t": self._now(), **meters.read()})
+        self._events.emit({"event": "sample", "t": self._now(), **meters.read()})
         for trouble in meters.new_troubles():
-            self._note(trouble)
-
-    # Where all events go.
-
-    def _emit(self, event: Event) -> None:
-        with self._emitting:
-            if self._recording is not None:
-                self._record(event, self._recording)
-            self._tell(event)
-
-    def _record(self, event: Event, recording: Recording) -> None:
-        try:
-            recording.append(event)
-        except (ValueError, RecursionError):
-            logger.warning("an event could not be written as JSON and is not in the recording")
-        self._tell_recording_trouble()
-
-    def _tell_recording_trouble(self) -> None:
-        trouble = self._recording.state.trouble if self._recording else ""
-        if trouble and not self._recording_trouble:
-            self._recording_trouble = trouble
-            self._tell({"event": "note", "t": self._now(), "message": trouble})
-
-    def _tell(self, event: Event) -> None:
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(event)
-        except Exception:
-            logger.exception("the receiver of a probe's events failed; it gets no more")
-            self._on_event = None
+            self._events.note(trouble)
 
     def _now(self) -> float:
         return round(time.monotonic() - self._origin, 6)
@@ -427,21 +389,6 @@ def close_all() -> None:
     """End every session that is still running."""
     for session in tuple(_LIVE):
         session.close()
-
-
-def environment(nvml: Driver, readings: Sequence[GpuReading]) -> dict[str, object]:
-    """What a recording says about the machine: system, memory, driver, GPUs."""
-    return {
-        "system": platform.platform(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "driver": nvml.driver_version or None,
-        "cuda_driver": nvml.cuda_version or None,
-        "nvml": str(nvml.state) or None,
-        "gpus": [gpu.to_json() for gpu in readings],
-    }
 
 
 def _read_some(stream: IO[bytes], size: int) -> bytes:

@@ -30,13 +30,14 @@ from typing import IO, Literal, Self
 import psutil
 
 from probes.drivers import Driver, Drivers
+from probes.environment import environment
+from probes.events import Events
 from probes.log_lines import LogReader, plain
 from probes.meters import ProbeMeters
 from probes.outcome import signal_name
 from probes.processes import ProcessGroup
-from probes.recording import Event, Recording, RecordingState
+from probes.recording import Event, RecordingState
 from probes.sampler import PROBE_INTERVAL_S, Sampler
-from probes.session import environment
 from probes.wire import bounded_lines
 
 logger = logging.getLogger(__name__)
@@ -107,20 +108,18 @@ class Watch:
         self.ending: Ending | None = None
         self.log = LogReader()
         self._target = target
-        self._on_event, self._on_output = on_event, on_output
+        self._events = Events(on_event, self._now)
+        self._on_output = on_output
         self._header = {"scenario": scenario, "prediction": prediction}
         self._time_s = time_s
         self._recording_path = recording_path
         self._nvml = nvml or Drivers()
-        self._recording: Recording | None = None
         self._meters: ProbeMeters | None = None
         self._group: ProcessGroup | None = None
-        self._emitting = threading.Lock()
         self._stop_asked, self._ended = threading.Event(), threading.Event()
         self._origin = time.monotonic()
         self._pss_due = 0.0
         self._lines = 0
-        self._trouble = ""
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -147,7 +146,7 @@ class Watch:
     @property
     def recording(self) -> RecordingState:
         """Whether it is recorded."""
-        return self._recording.state if self._recording else RecordingState(None)
+        return self._events.recording
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,17 +165,16 @@ class Watch:
             if self._group is not None:
                 self._group.sweep()
         self.ending = ending
-        self._emit({"event": "outcome", "t": self._now(), **ending.to_json()})
-        if self._recording is not None:
-            self._recording.close()
+        self._events.emit({"event": "outcome", "t": self._now(), **ending.to_json()})
+        self._events.close()
         _LIVE.discard(self)
         self._ended.set()
 
     def _open_recording(self) -> None:
         told = environment(self._nvml, self._nvml.readings())
         order = {"mode": "watch", **_target_json(self._target)}
-        self._recording = Recording({**self._header, "order": order, "environment": told}, self._recording_path)
-        self._emit({"event": "environment", "t": self._now(), **told})
+        self._events.record({**self._header, "order": order, "environment": told}, self._recording_path)
+        self._events.emit({"event": "environment", "t": self._now(), **told})
 
     # A command of ours.
 
@@ -200,7 +198,7 @@ class Watch:
             reader.join(_DRAIN_S)
         group.close()
         if left and not reason:
-            self._note(f"{left} processes that the command had left running were ended with it.")
+            self._events.note(f"{left} processes that the command had left running were ended with it.")
         return self._launched_ending(reason, group.status() or 0)
 
     def _end(self, group: ProcessGroup) -> None:
@@ -260,7 +258,7 @@ class Watch:
         except psutil.Error:
             return Ending("could_not_start", f"There is no process {target.pid} here.", self._now())
         self._begin(ProbeMeters(target.pid, self._nvml, self._nvml.readings()), target.pid, command, launched=False)
-        self._note("What the GPUs held when the watch began is not in delta; process is what the driver lists for it.")
+        self._events.note("What the GPUs held when the watch began is not in delta; process is what the driver lists for it.")
         follower = threading.Thread(target=self._follow, args=(target.log,), name="watch-log", daemon=True)
         follower.start()
         with Sampler(self._sample, PROBE_INTERVAL_S, "watch-sampler"):
@@ -287,13 +285,13 @@ class Watch:
                 for line in bounded_lines(read, _LINE_BYTES):
                     self._take_line(line.data)
         except OSError as error:
-            self._note(f"The log {log} can't be read: {error.strerror or error}")
+            self._events.note(f"The log {log} can't be read: {error.strerror or error}")
 
     # Both.
 
     def _begin(self, meters: ProbeMeters, pid: int, command: Sequence[str], *, launched: bool) -> None:
         self._meters = meters
-        self._emit({"event": "watch", "t": self._now(), "pid": pid, "command": list(command), "launched": launched})
+        self._events.emit({"event": "watch", "t": self._now(), "pid": pid, "command": list(command), "launched": launched})
 
     def _until(self, ended: Callable[[], bool]) -> EndKind | None:
         """Wait; why the watch ends although what it watches goes on, None if it does not."""
@@ -314,36 +312,20 @@ class Watch:
             values["pss"] = meters.tree.pss_bytes()
             took_s = time.monotonic() - begun
             self._pss_due = begun + max(_PSS_S, _PSS_SHARE * took_s)
-        self._emit({"event": "sample", "t": self._now(), **values})
+        self._events.emit({"event": "sample", "t": self._now(), **values})
         for trouble in meters.new_troubles():
-            self._note(trouble)
+            self._events.note(trouble)
 
     def _take_line(self, data: bytes) -> None:
         line = plain(data.decode("utf-8", "replace"))
         findings = self.log.read(line)
         self._lines += 1
         if line.strip() and (self._lines <= LOG_LINES or findings):
-            self._emit({"event": "log", "t": self._now(), "line": line})
+            self._events.emit({"event": "log", "t": self._now(), "line": line})
         if self._lines == LOG_LINES:
-            self._note(f"From here on only lines that say something of memory are recorded: {LOG_LINES:,} have come.")
+            self._events.note(f"From here on only lines that say something of memory are recorded: {LOG_LINES:,} have come.")
         for finding in findings:
-            self._emit({"event": "component", "t": self._now(), **finding.to_json()})
-
-    def _note(self, message: str) -> None:
-        self._emit({"event": "note", "t": self._now(), "message": message})
-
-    def _emit(self, event: Event) -> None:
-        with self._emitting:
-            if self._recording is not None:
-                self._recording.append(event)
-                if self._recording.state.trouble and not self._trouble:
-                    self._trouble = self._recording.state.trouble
-                    self._tell({"event": "note", "t": self._now(), "message": self._trouble})
-            self._tell(event)
-
-    def _tell(self, event: Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
+            self._events.emit({"event": "component", "t": self._now(), **finding.to_json()})
 
     def _now(self) -> float:
         return round(time.monotonic() - self._origin, 6)
