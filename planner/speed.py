@@ -18,7 +18,7 @@ from planner.formats.format import Format, weight_bytes
 from planner.gpu import Gpu
 from planner.memo import remember_by_identity
 from planner.record import record
-from planner.scenario import Scenario
+from planner.scenario import Inference, Scenario
 from planner.sharding import rank_kv_heads
 
 BANDWIDTH_FRACTION = 0.72
@@ -169,11 +169,9 @@ def speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu)
     if rates is None:
         return {}
     ask = scenario.inference
-    prompt, new = ask.prompt_tokens or 1, ask.new_tokens or 1
-    prefill = _pass(scenario, architecture, fmt, rates, ask.batch, prompt, 0)
-    middle = prompt + new // 2
-
-    step = _pass(scenario, architecture, fmt, rates, ask.batch, 1, middle)
+    sequences, middle = decoding(ask)
+    prefill = _pass(scenario, architecture, fmt, rates, *prefilling(ask))
+    step = _pass(scenario, architecture, fmt, rates, sequences, 1, middle)
 
     def products_by_compute(batch: int) -> bool:
         products = (part for part in parts_of(architecture, fmt, batch, 1, 0) if part.name != "cache")
@@ -182,12 +180,33 @@ def speed(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu)
     return {
         "prefill_s": prefill.seconds,
         "time_per_token_s": step.seconds,
-        "tokens_per_s": ask.batch / step.seconds,
+        "tokens_per_s": sequences / step.seconds,
         "step_s": None,
         "bound_by": step.bound_by,
         "prefill_bound_by": prefill.bound_by,
         "compute_bound_from_batch": _first(products_by_compute),
     }
+
+
+def decoding(ask: Inference) -> tuple[int, int]:
+    """Sequences that decode at once, every sample one of its own, and the tokens behind them halfway through their answers.
+
+    Of a conversation it is the last turn, behind what is kept of the others.
+    """
+    new = ask.new_tokens or 1
+    return ask.batch * ask.samples, max(1, ask.context_tokens - new) + new // 2
+
+
+def prefilling(ask: Inference) -> tuple[int, int, int]:
+    """(sequences, tokens of each, tokens cached before) of the last turn's prefill.
+
+    ``generate`` passes samples and history anew; a server passes a prompt once for all samples, and finds the turns it has
+    answered in its cache.
+    """
+    prompt, before = ask.prompt_tokens or 1, max(0, ask.context_tokens - (ask.prompt_tokens or 1) - (ask.new_tokens or 1))
+    if ask.engine == "transformers":
+        return ask.batch * ask.samples, before + prompt, 0
+    return (ask.batch, prompt, before) if ask.conversation.history == "keep" else (ask.batch, before + prompt, 0)
 
 
 def tokens_per_s(
@@ -196,10 +215,11 @@ def tokens_per_s(
     """Decoded tokens a second, of all sequences together, at each batch; None for a card whose rates are not known."""
     rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
     ask = scenario.inference
-    middle = (ask.prompt_tokens or 1) + (ask.new_tokens or 1) // 2
+    _, middle = decoding(ask)
     if rates is None:
         return None
-    return [batch / _pass(scenario, architecture, fmt, rates, batch, 1, middle).seconds for batch in batches]
+    at_once = [batch * ask.samples for batch in batches]
+    return [count / _pass(scenario, architecture, fmt, rates, count, 1, middle).seconds for count in at_once]
 
 
 def _pass(scenario: Scenario, architecture: Architecture, fmt: Format, rates: Rates, batch: int, tokens: int, past: int) -> Pace:
@@ -218,9 +238,8 @@ def step_shares(scenario: Scenario, architecture: Architecture, fmt: Format, gpu
     rates = rates_of(gpu, COMPUTES_IN.get(fmt.name, "bf16"), PREFILL_FLOPS_FRACTION)
     if rates is None or scenario.task == "training" or scenario.engine == "llama.cpp" or fmt.unknown or fmt.file_type:
         return ()
-    ask = scenario.inference
-    middle = (ask.prompt_tokens or 1) + (ask.new_tokens or 1) // 2
-    sequences, turns = _groups(scenario, architecture, ask.batch, 1)
+    running, middle = decoding(scenario.inference)
+    sequences, turns = _groups(scenario, architecture, running, 1)
     seconds: dict[tuple[str, str], float] = {}
     for share in _group_shares(scenario, architecture, fmt, rates, (sequences, 1, middle)):
         key = share.name, share.bound_by

@@ -283,7 +283,7 @@ def speed_curve(
     rates = _rates(settled, architecture, fmt, slowest_card(settled, gpu), batches.tolist())
     if rates is None:
         return None
-    return SpeedCurve(batches, np.array(rates), batches / np.array(rates))
+    return SpeedCurve(batches, np.array(rates), batches * settled.inference.samples / np.array(rates))
 
 
 def _rates(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, batches: Sequence[int]) -> list[float] | None:

@@ -25,7 +25,7 @@ from planner.speed import (
     step_shares,
     tokens_per_s,
 )
-from resources.plan import find_gpu, find_model
+from resources.plan import find_gpu, find_model, make_plan
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 LAYERS, HIDDEN, WIDE, VOCABULARY = 32, 4096, 14336, 128256
@@ -213,3 +213,32 @@ def test_a_training_that_is_not_modelled_has_no_speed() -> None:
     """No linear has the name its adapters ask for: that is told by the footprint's notes, and nothing fails for it."""
     lora = {"targets": ["no_such_module"]}
     assert ask("training", "deepseek-ai/DeepSeek-V3.2", method="lora", lora=lora) == {}
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "llama.cpp"])
+def test_samples_decode_beside_each_other(engine) -> None:
+    """Four samples of a request are four sequences; their prompt is passed once by a server, for each by ``generate``."""
+    one, four, batch = (_told(engine, **work) for work in ({}, {"samples": 4}, {"batch": 4}))
+    assert four["time_per_token_s"] == pytest.approx(batch["time_per_token_s"])
+    assert four["tokens_per_s"] == pytest.approx(batch["tokens_per_s"])
+    if engine == "vllm":
+        assert four["prefill_s"] == one["prefill_s"]
+    else:
+        assert four["prefill_s"] == pytest.approx(batch["prefill_s"])
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "llama.cpp"])
+def test_the_last_turn_of_a_conversation_reads_what_is_kept_of_the_others(engine) -> None:
+    plain, kept, summary = (
+        _told(engine, **work)
+        for work in ({}, {"conversation": {"turns": 8}}, {"conversation": {"turns": 8, "history": "summarise", "kept_tokens": 500}})
+    )
+    assert plain["time_per_token_s"] < summary["time_per_token_s"] < kept["time_per_token_s"]
+    assert plain["prefill_s"] < summary["prefill_s"]
+
+
+def _told(engine: str, **work: object) -> dict[str, float]:
+    ask = {"engine": engine, "prompt_tokens": 1000, "new_tokens": 200, "max_model_len": 16384, **work}
+    document = {"model": "meta-llama/Llama-3.1-8B", "weights": "fp16", "task": "inference", "inference": ask}
+    plan = make_plan(parse_scenario({**document, "hardware": {"gpu": "H100 SXM5 80GB"}}), network=False, calibrated=False)
+    return dict(plan.footprint.speed)  # type: ignore[arg-type]

@@ -19,7 +19,16 @@ from planner.faults import Faults
 from planner.formats import parse_format
 from planner.memo import remember_by_identity
 from planner.modelled import NotModelled
-from planner.speed import BANDWIDTH_FRACTION, PREFILL_FLOPS_FRACTION, Rates, distinct_experts, parts_of, rates_of
+from planner.speed import (
+    BANDWIDTH_FRACTION,
+    PREFILL_FLOPS_FRACTION,
+    Rates,
+    decoding,
+    distinct_experts,
+    parts_of,
+    prefilling,
+    rates_of,
+)
 
 if TYPE_CHECKING:
     from planner.architecture.layers import Architecture
@@ -55,11 +64,10 @@ def llama_cpp_speed(scenario: Scenario, architecture: Architecture, fmt: Format,
         laid = plan_of(architecture, scenario, fmt).models[0]
     except (Faults, NotModelled):
         return {}
-    ask = scenario.inference
-    prompt, new = ask.prompt_tokens or 1, ask.new_tokens or 1
     slots = laid.context.sequences
-    step = _seconds(laid, rates, slots, 1, prompt + new // 2)
-    prefill, prefill_by = _prefill(laid, rates, slots, prompt)
+    _, tokens, _ = prefilling(scenario.inference)
+    step = _seconds(laid, rates, slots, 1, decoding(scenario.inference)[1])
+    prefill, prefill_by = _prefill(laid, rates, slots, tokens)
     seconds = sum(step.values())
     return {
         "prefill_s": prefill,
