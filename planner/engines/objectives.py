@@ -16,7 +16,7 @@ from planner.components.layer import layer_forward
 from planner.components.run import Run
 from planner.components.tape import Course, Level, Peak, Size, highest
 from planner.engines.scored_loss import scored_forward
-from planner.engines.transformers import Generation, Step, drop, final_norm, generation_phases
+from planner.engines.transformers import Generation, Step, final_norm, generation_phases
 from planner.engines.trl import TrlRelease, trl_release
 from planner.modelled import NotModelled
 from planner.record import record
@@ -110,9 +110,16 @@ def scoring(level: Level, architecture: Architecture, run: Run, prompt_tokens: i
     spans = [layer_forward(layer, run, saving=False).span for layer, _ in kinds]
     course.run_stack([(span, places) for span, (_, places) in zip(spans, kinds, strict=True)], "layers, without gradients")
     course.run(final_norm(architecture, run, saving=False).span, 1, "final norm, without gradients")
-    drop(course, *SHARED)
+    _drop_own(course, level)
     scored_forward(course, run, prompt_tokens, saving=False, extras=0)
     return course.peak
+
+
+def _drop_own(course: Course, before: Level) -> None:
+    """What the layers shared goes; the like that the trained model keeps for its backward stays."""
+    for component, name, size, count in list(course.level.items()):
+        if name in SHARED and component != "activations":
+            course.level.change(component, name, size, before.counts.get((component, name, size.bytes), 0) - count)
 
 
 def objective_of(scenario: Scenario, architecture: Architecture, capacity_bytes: int) -> Objective | None:

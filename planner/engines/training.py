@@ -60,10 +60,10 @@ def training_steps(
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
-    hold_others(weights, loaded, work.objective)
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
     if ask.engine_options.get("ema"):
         states = _with_average(states, weights, around)
+    hold_others(weights, loaded, work.objective)
     _require_plain_experts(work, around)
     clips = bool(ask.engine_options.get("max_grad_norm"))
     transient = step_transient(tensors, ask.optimizer, rank, clips=clips, cuda=cuda)
