@@ -87,6 +87,8 @@ def _gptq(reader: Reader) -> Format:
     bits = reader.integer("bits", 4, minimum=2, maximum=8)
     group_size = _group_size(reader, 128)
     layout = reader.string("checkpoint_format", reader.string("format", "gptq")).lower()
+    if reader.boolean("is_marlin_format", default=False):
+        layout = "marlin"
     if layout not in ("gptq", "gptq_v2", "gptq_p"):
         return from_header_only("gptq", f"checkpoint_format {layout} repacks the weights")
     fmt = catalog.gptq_format(bits, group_size)
@@ -196,9 +198,9 @@ def _fbgemm_fp8(reader: Reader) -> Format:
 
 
 def _mxfp4(reader: Reader) -> Format:
-    """gpt-oss: the experts in MXFP4."""
+    """gpt-oss: the experts in MXFP4, and nothing else of a model."""
     keeps = module_names(reader, "modules_to_not_convert") if reader.has("modules_to_not_convert") else ()
-    return replace(catalog.FORMATS["mxfp4"], quantizes=EXPERTS, keeps=keeps)
+    return replace(catalog.FORMATS["mxfp4"], quantizes=EXPERTS, dense_quantizes=None, keeps=keeps)
 
 
 def _hqq(reader: Reader) -> Format:
@@ -233,27 +235,51 @@ def _quanto(reader: Reader) -> Format:
 
 
 def _torchao(reader: Reader) -> Format:
-    """torchao: the weight-only and dynamic configs whose tensors are plain; others repack for their kernels."""
+    """torchao: the weight-only and dynamic configs whose tensors are plain or tiled; others repack for their kernels."""
     quant_type = reader.raw("quant_type")
     default = quant_type.get("default") if isinstance(quant_type, Mapping) else None
     kind = default.get("_type") if isinstance(default, Mapping) else quant_type
-    data = default.get("_data") if isinstance(default, Mapping) else None
-    group = data.get("group_size", 128) if isinstance(data, Mapping) else 128
     name = kind.lower().replace("_", "").removesuffix("config") if isinstance(kind, str) else ""
-    int8 = ("int8weightonly", "int8dynamicactivationint8weight")
-    fp8 = ("float8weightonly", "float8dynamicactivationfloat8weight")
-    if name in int8:
-        scheme: Scaled = catalog.TORCHAO_INT8
-    elif name in fp8:
-        scheme = catalog.FP8_PER_CHANNEL
-    elif name == "int4weightonly" and isinstance(group, int) and not isinstance(group, bool) and 0 < group < 2**24:
-        scheme = replace(catalog.TORCHAO_INT4, block=(1, group))
-    else:
+    scheme = _torchao_scheme(name, default if isinstance(default, Mapping) else {})
+    if scheme is None:
         return from_header_only("torchao", f"quant_type {str(kind)[:60]} is not one whose layout is known")
     fmt = catalog.linears_only(f"torchao-{name}", f"torchao {name}", scheme)
     if reader.boolean("include_input_output_embeddings", default=False):
         fmt = replace(fmt, quantizes=LINEARS | EMBEDDINGS | HEAD)
     return _skipping(fmt, reader, "modules_to_not_convert")
+
+
+def _torchao_scheme(name: str, config: Mapping[str, object]) -> Scaled | None:
+    """How one torchao config stores a weight (torchao ``quantization/quant_api.py``); None where that is not known."""
+    data = config.get("_data")
+    data = data if isinstance(data, Mapping) else {}
+    group = data.get("group_size", 128 if name.startswith("int4") else None)
+    grouped = type(group) is int and 0 < group < 2**24
+    if name in ("int8weightonly", "int8dynamicactivationint8weight") and (grouped or group is None):
+        return replace(catalog.TORCHAO_INT8, block=(1, group)) if type(group) is int else catalog.TORCHAO_INT8
+    if name == "float8weightonly":
+        return catalog.FP8_PER_CHANNEL
+    if name == "float8dynamicactivationfloat8weight":
+        by = _torchao_type(data.get("granularity"), "PerTensor")
+        return {"PerTensor": catalog.FP8_PER_TENSOR, "PerRow": catalog.FP8_PER_CHANNEL}.get(by)
+    if name != "int4weightonly" or type(group) is not int or not grouped:
+        return None
+    plain = replace(catalog.TORCHAO_INT4, block=(1, group))
+    tiled = replace(plain, padded_to=(8, 1024))
+    if config.get("_version", 1) == 1:
+        return {"TensorCoreTiledLayout": tiled}.get(_torchao_type(data.get("layout"), "TensorCoreTiledLayout"))
+    packing = _torchao_type(data.get("int4_packing_format"), "plain").lower()
+    return {"plain": plain, "preshuffled": plain, "tile_packed_to_4d": tiled}.get(packing)
+
+
+def _torchao_type(value: object, default: str) -> str:
+    """The name of a layout or a granularity: said itself, as an object's type or an enumeration's value, once or for two."""
+    if isinstance(value, list) and value:
+        value = value[-1]  # of inputs and of weights
+    if isinstance(value, Mapping):
+        data = value.get("_data")
+        value = data if isinstance(data, str) else value.get("_type")
+    return default if value is None else str(value)[:60]
 
 
 def _eetq(reader: Reader) -> Format:

@@ -101,10 +101,13 @@ class Scaled:
     zero_point_bits: int = 0
     tensor_bytes: int = 0
     """Scalars of the tensor as a whole besides its scales: a global scale, a static scale of the input."""
+    padded_to: tuple[int, int] = (1, 1)
+    """Rows and columns are padded up to multiples of these before anything is stored."""
 
     def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
         """values: out · ⌈in · bits / 8⌉; scales: ⌈out / rows⌉ · ⌈in / columns⌉."""
         matrices, rows, columns = matrix(shape)
+        rows, columns = (ceil_div(size, step) * step for size, step in zip((rows, columns), self.padded_to, strict=True))
         blocks = matrices * ceil_div(rows, self.block[0] or rows) * ceil_div(columns, self.block[1] or columns)
         return _present(
             Stored("weight", matrices * rows * ceil_div(columns * self.value_bits, 8), is_payload=True),

@@ -29,6 +29,11 @@ def stored(fmt: Format, weight: Weight = LINEAR, path: str = PATH) -> object:
     return scheme_of(fmt.for_model(has_experts=True, dtype="bf16"), weight, path)
 
 
+def torchao(kind: str, version: int, **data: Any) -> dict[str, Any]:
+    """A config as torchao writes its classes."""
+    return {"quant_method": "torchao", "quant_type": {"default": {"_type": kind, "_version": version, "_data": data}}}
+
+
 SCHEMES = [
     ({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True}, Gptq(4, 128)),
     ({"quant_method": "gptq", "bits": 3, "group_size": -1}, Gptq(3, -1)),
@@ -47,8 +52,15 @@ SCHEMES = [
     ({"quant_method": "quanto", "weights": "int4"}, QuantoBits(4)),
     ({"quant_method": "quanto", "weights": "float8"}, Scaled("fp8", 8, (1, WHOLE), 16, tensor_bytes=4)),
     (
-        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 32}}}},
+        torchao("Int4WeightOnlyConfig", 2, group_size=32, int4_packing_format={"_type": "Int4PackingFormat", "_data": "PLAIN"}),
         Scaled("int4", 4, (1, 32), 16, zero_point_bits=16),
+    ),
+    (torchao("Int4WeightOnlyConfig", 1, group_size=64), Scaled("int4", 4, (1, 64), 16, 16, padded_to=(8, 1024))),
+    (torchao("Int8WeightOnlyConfig", 1, group_size=32), Scaled("int8", 8, (1, 32), 32, zero_point_bits=8)),
+    (torchao("Float8DynamicActivationFloat8WeightConfig", 1), Scaled("fp8", 8, (WHOLE, WHOLE), 32)),
+    (
+        torchao("Float8DynamicActivationFloat8WeightConfig", 1, granularity=[{"_type": "PerRow"}, {"_type": "PerRow"}]),
+        Scaled("fp8", 8, (1, WHOLE), 32),
     ),
     ({"quant_method": "eetq"}, Scaled("int8", 8, (1, WHOLE), 16)),
     ({"quant_method": "bitnet"}, Scaled("int2", 2, (WHOLE, WHOLE), 16)),
@@ -171,7 +183,10 @@ def test_from_header_only_says_why(method: str) -> None:
         {"quant_method": "brand-new"},
         {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
         {"quant_method": "awq", "bits": 4, "version": "gemv_fast"},
+        {"quant_method": "gptq", "bits": 4, "is_marlin_format": True},
         {"quant_method": "torchao", "quant_type": "uintx"},
+        torchao("Int4WeightOnlyConfig", 2, group_size=32, int4_packing_format="marlin_sparse"),
+        torchao("Int4WeightOnlyConfig", 1, layout={"_type": "MarlinSparseLayout"}),
         {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
         {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {"weights": {"num_bits": 4}}}},
         {"bits": 4, "group_size": 64},

@@ -182,3 +182,9 @@ def test_values_take_their_bits(rows: int, columns: int) -> None:
     for bits, scheme in ((4, Gptq(4, 128)), (4, BitsAndBytes4Bit("nf4", double_quant=True)), (8, LLM_INT8), (3, Hqq(3, 64))):
         payload = sum(t.size_bytes for t in scheme.store((rows, columns)) if t.is_payload)
         assert payload >= math.ceil(rows * columns * bits / 8)
+
+
+def test_tiles_are_stored_whole() -> None:
+    """torchao's tensor-core tiles: 1,024 inputs and 8 outputs at least."""
+    tiled = Scaled("int4", 4, (1, 128), 16, 16, padded_to=(8, 1024))
+    assert [tensor.size_bytes for tensor in tiled.store((100, 1100))] == [104 * 2048 // 2, 104 * 16 * 2, 104 * 16 * 2]
