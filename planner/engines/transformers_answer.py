@@ -42,6 +42,8 @@ from planner.symbolic.amount import largest
 from planner.uncertainty import device_band
 
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CACHE_TYPES = ("auto", *BITS_OF_KV_CACHE, "fp8", "fp16", "bf16", "fp32")
+"""What a cache may be asked to be: quantised, or in a dtype, which is the model's."""
 COMPUTED_IN = {"fp32": "fp32", "amp-fp16": "fp16"}
 """What a quantised base computes in, by the training's precision; bf16 else."""
 WITHOUT_KERNELS = (
@@ -205,9 +207,27 @@ def generation_of(scenario: Scenario, dtype_bytes: int, quantised: QuantisedWeig
     )  # fmt: skip
 
 
+def refuse_generation(scenario: Scenario) -> None:
+    """Raise :class:`planner.faults.Faults` for what ``generate`` has no setting for."""
+    cache, faults = scenario.inference.kv_cache, []
+    if cache not in CACHE_TYPES:
+        message = f"transformers has no cache type {cache}; use auto, int8, int4 or int2"
+        faults.append(Fault("inference.kv_cache", message))
+    if scenario.parallel.sharding != "none":
+        faults.append(Fault("parallel.sharding", "generation shards nothing over replicas; use none"))
+    faults += [
+        Fault(f"parallel.{name}", f"transformers has no such way of spreading a generation; use {use}")
+        for name, use in (("pipeline", "1: its device_map lays layers over hardware.gpus"), ("context", "1"), ("data", "1"))
+        if getattr(scenario.parallel, name) != 1
+    ]
+    if faults:
+        raise Faults(faults)
+
+
 def require_modelled_generation(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     inference = scenario.inference
+    refuse_generation(scenario)
     cache = str(inference.engine_options.get("cache_implementation", "dynamic"))
     require_choices({
         "engine": (scenario.engine, ("transformers",)),

@@ -168,7 +168,7 @@ def test_transformers_computes_every_sample_and_the_whole_conversation() -> None
         {"speculation": {"method": "ngram", "tokens": 4}},
         {"adapters": {"count": 2}},
         {"chunked_prefill": True},
-        {"kv_cache": "q8_0"},
+        {"kv_cache": "fp32"},
     ],
 )
 def test_what_transformers_does_otherwise_is_unknown(work) -> None:

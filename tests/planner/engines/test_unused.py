@@ -142,6 +142,10 @@ def refused(engine: str, **changed: Any) -> str:
 @pytest.mark.parametrize(
     ("engine", "changed", "words"),
     [
+        ("transformers", {"kv_cache": "q8_0"}, "inference.kv_cache: transformers has no cache type q8_0"),
+        ("transformers", {"parallel": {"pipeline": 2}}, "parallel.pipeline: transformers has no such way"),
+        ("transformers", {"parallel": {"data": 2}}, "parallel.data: transformers has no such way"),
+        ("transformers", {"parallel": {"sharding": "fsdp"}}, "parallel.sharding: generation shards nothing"),
         ("llama.cpp", {"engine_options": {"n_ctx": 4096}}, "n_ctx: 2200 tokens a request exceed the 1024 cells of a slot"),
         (
             "llama.cpp",
