@@ -15,7 +15,7 @@ from planner.formats.compressed_tensors import compressed_tensors
 from planner.formats.format import EMBEDDINGS, EXPERTS, HEAD, LINEARS, LINEARS_AND_EXPERTS, Format, Override
 from planner.formats.modelopt import modelopt, modelopt_algorithm
 from planner.formats.readers import from_header_only, module_names, reject_huge, unquantized
-from planner.formats.storage import WHOLE, BitsAndBytes4Bit, Gptq, QuantoBits, Scaled
+from planner.formats.storage import WHOLE, BitsAndBytes4Bit, Gptq, Hqq, QuantoBits, Scaled
 
 ROUTED_EXPERTS = r"re:.*\.experts\..*"
 
@@ -222,6 +222,8 @@ def _hqq_format(reader: Reader) -> Format:
     if bits not in (1, 2, 3, 4, 8):
         reader.fault("nbits", f"must be one of 1, 2, 3, 4, 8; got {bits}")
         bits = 4
+    if "group_size" in reader.names() and not reader.has("group_size"):  # null: one group a row
+        return replace(catalog.hqq_format(bits, 64), name=f"hqq-int{bits}", scheme=Hqq(bits, None))
     return catalog.hqq_format(bits, reader.integer("group_size", 64, minimum=1, maximum=2**24))
 
 

@@ -49,6 +49,7 @@ SCHEMES = [
     ({"quant_method": "fp8", "activation_scheme": "static"}, Scaled("fp8", 8, (WHOLE, WHOLE), 32, tensor_bytes=4)),
     ({"quant_method": "fbgemm_fp8"}, Scaled("fp8", 8, (1, WHOLE), 32, tensor_bytes=4)),
     ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3, "group_size": 64}}}, Hqq(3, 64)),
+    ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": None}}}, Hqq(4, None)),
     ({"quant_method": "quanto", "weights": "int4"}, QuantoBits(4)),
     ({"quant_method": "quanto", "weights": "float8"}, Scaled("fp8", 8, (1, WHOLE), 16, tensor_bytes=4)),
     (
