@@ -57,14 +57,24 @@ def require_autocast(
         or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers)
     ):
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
-    if quantised and code.norm != "centred" and any(norm.kind != "rms" for layer in layers for norm in layer.norms):
-        raise NotModelled(
-            f"{architecture.model_class}: mixed precision of layer norms over quantised weights has no closed form yet"
-        )
     if narrow_ends and (code.norm != "cast" or code.placement != "pre"):
         raise NotModelled(f"{architecture.model_class}: embeddings in 16 bit beside these norms have no closed form yet")
-    if prepared and not _is_read_prepared(layers, code, checkpointed=checkpointed):
+    widened_by_norms = quantised and has_wide_norms(architecture)
+    if prepared and widened_by_norms:
+        raise NotModelled(f"{architecture.model_class}: mixed precision over layer norms cast to fp32 has no closed form yet")
+    if (prepared or widened_by_norms) and not _is_read_prepared(layers, code, checkpointed=checkpointed):
         raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks over fp32 norms has no closed form yet")
+
+
+def has_wide_norms(architecture: Architecture) -> bool:
+    """Whether norms are ``torch.nn.LayerNorm``, which is on autocast's fp32 list.
+
+    A 4-bit linear (``Linear4bit``) gives its result in the dtype of what it reads, so that feed-forward blocks, and with them
+    the residual stream, are in fp32 then.
+    """
+    code = implementation_of(architecture)
+    plain = code is not None and code.norm != "centred"
+    return plain and any(norm.kind != "rms" for layer in architecture.decoder.layers for norm in layer.norms)
 
 
 def _is_dense(layer: Layer) -> bool:

@@ -31,8 +31,9 @@ def hold_inputs(
     if own is not None:
         course.run(own, 1, "inputs of each layer")
     if run.code.keeps_positions:
-        row = Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
-        size = run.hidden() if run.code.positions_by_row else row
+        bytes_ = run.compute_bytes if run.narrow_ends else run.dtype_bytes
+        row = Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=bytes_)
+        size = first.entering() if run.code.positions_by_row else row
         course.hold("workspace", "position embeddings", size)
     for rotary_dim in _rotary_tables(run, mixers):
         kept, moment = rotary_embedding(run, rotary_dim)

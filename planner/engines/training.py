@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
-from planner.components.autocast import HALF_BYTES, require_autocast
+from planner.components.autocast import HALF_BYTES, has_wide_norms, require_autocast
 from planner.components.checkpointing import Checkpointing, checkpointing_of
 from planner.components.optimizers import (
     DEFAULT_RANK,
@@ -49,13 +49,16 @@ def training_steps(
     if autocast and dtype_bytes == FP32_BYTES and quantised is None:
         weights.relabel("weights", "master_weights")
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
+    prepared = quantised is not None and prepares(ask) and ask.precision != "fp32"
+    widens = autocast and quantised is not None and not prepares(ask) and has_wide_norms(architecture)
     work = TrainingStep(
-        *shape_of(ask), dtype_bytes, trained_checkpointing(scenario, architecture), ask.gradient_accumulation, cuda=cuda,
+        *shape_of(ask), FP32_BYTES if widens else dtype_bytes, trained_checkpointing(scenario, architecture),
+        ask.gradient_accumulation, cuda=cuda,
         eager=ask.attention == "eager", flash=ask.attention == "flash",
         adapters=adapters_for(architecture, _without_dropout(ask), dtype_bytes),
         names=(ask.trainable or head_names(architecture)) if ask.method == "freeze" else (), trained=trained, quantised=quantised,
-        autocast=autocast, compute_bytes=HALF_BYTES if quantised is not None and prepares(ask) and ask.precision != "fp32" else 0,
-        narrow_ends=quantised is not None and quantised.has_narrow_ends,
+        autocast=autocast, compute_bytes=HALF_BYTES if widens or prepared else 0,
+        narrow_ends=widens or (quantised is not None and quantised.has_narrow_ends),
         hands_out_keys=_release(scenario, architecture).hands_out_keys and ask.objective == "sft",
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
@@ -104,6 +107,8 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
         raise NotModelled(f"training.precision: {ask.precision} with this loss has no closed form yet")
     if prepares(ask):
         _require_prepared(scenario)
+    if ask.method == "qlora" and has_wide_norms(architecture) and not scenario.weights.startswith(("nf4", "fp4")):
+        raise NotModelled(f"training.precision: {ask.precision} with layer norms over {scenario.weights} has no closed form yet")
     checkpointed = bool(checkpointing_of(ask, architecture))
     require_autocast(
         architecture,

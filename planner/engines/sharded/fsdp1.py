@@ -20,6 +20,7 @@ from math import prod
 
 from planner.architecture.counts import iter_weights, layer_weights
 from planner.architecture.layers import Architecture, Weight
+from planner.components.autocast import has_wide_norms
 from planner.components.checkpointing import Checkpointing
 from planner.components.layer import CHECKPOINT
 from planner.components.quantised import QuantisedWeights
@@ -169,8 +170,13 @@ class FlatSharded(Around):
         return Span([(end, change)], end, change, {})
 
 
-def require_flat(training: Training, policy: Policy, checkpointing: Checkpointing) -> None:
+def require_flat(training: Training, policy: Policy, checkpointing: Checkpointing, architecture: Architecture) -> None:
     """Raise :class:`NotModelled` for what is not derived of FSDP1."""
+    if training.precision.startswith("amp") and has_wide_norms(architecture):
+        raise NotModelled(
+            f"{architecture.model_class}: layer norms under autocast over the 16-bit units of FSDP1 have no closed form yet; "
+            "choose precision bf16"
+        )
     if not checkpointing or not checkpointing.reentrant or checkpointing.every > 1 or checkpointing.offloads:
         raise NotModelled(
             "training.engine_options.fsdp_version: 1 is derived where all layers are checkpoints of the reentrant "

@@ -160,7 +160,7 @@ def is_flat(scenario: Scenario) -> bool:
 def _flat(scenario: Scenario, architecture: Architecture, ways: Ways, fmt: Format) -> RankPlan:
     """FSDP1: every rank keeps as much; of 4-bit weights the values are cut, what reads them is whole on each."""
     policy, ask = fsdp_policy(scenario, ways.sharded_over), scenario.training
-    require_flat(ask, policy, trained_checkpointing(scenario, architecture))
+    require_flat(ask, policy, trained_checkpointing(scenario, architecture), architecture)
     quantised = quantised_weights(scenario, architecture, fmt) if ask.method == "qlora" else None
     stored = padded_rows(architecture, policy.ranks)
     if quantised is not None:
