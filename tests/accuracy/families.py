@@ -179,21 +179,28 @@ def phases(model_type: str, work: str) -> Told:
     return "right" if right else "wrong", told
 
 
-def of_type(name: str) -> tuple[list[Told], dict[str, Told]]:
+Found = tuple[list[Told], dict[str, Told]]
+
+
+def of_type(name: str) -> Found:
     """One type's configs, and its small model under every workload."""
     found = [count(config) for config in forms(name)], {work: phases(name, work) for work in WORK}
     print(name, Counter(kind for kind, _ in found[0]), found[1], file=sys.stderr, flush=True)
     return found
 
 
-def report(model_types: list[str]) -> str:
-    """A line for each type, then what was wrong, and the sums."""
-    sums: dict[str, Counter[str]] = {"parameters": Counter(), **{work: Counter() for work in WORK}}
-    lines, wrong = [], []
+def of_types(model_types: list[str]) -> dict[str, Found]:
+    """Every type that is read, or those named."""
     names = model_types or sorted(name for name in FAMILIES if READ_AS.get(name, name) in CONFIG_MAPPING)
     with ProcessPoolExecutor(PROCESSES) as pool:
-        found = list(pool.map(of_type, names))
-    for name, (counts, told) in zip(names, found, strict=True):
+        return dict(zip(names, pool.map(of_type, names), strict=True))
+
+
+def report(found: dict[str, Found]) -> str:
+    """The sums, a line for each type, then what was wrong."""
+    sums: dict[str, Counter[str]] = {"parameters": Counter(), **{work: Counter() for work in WORK}}
+    lines, wrong = [], []
+    for name, (counts, told) in found.items():
         sums["parameters"].update(kind for kind, _ in counts)
         for work, (kind, _) in told.items():
             sums[work][kind] += 1
@@ -211,4 +218,4 @@ def report(model_types: list[str]) -> str:
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    print(report(sys.argv[1:]))
+    print(report(of_types(sys.argv[1:])))
