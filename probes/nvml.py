@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import psutil
 
+from probes.worker.outside import INTEGRATED_NAMES
+
 logger = logging.getLogger(__name__)
 
 NaN: Final = math.nan
@@ -55,9 +57,6 @@ _WORDS: Final[dict[int, tuple[str, str]]] = {
         "Reboot, or unload and load the nvidia kernel modules.",
     ),
 }
-
-INTEGRATED_NAMES: Final = ("GB10", "Orin", "Xavier", "Thor", "Tegra", "nvgpu")
-"""Parts of the names under which NVML lists GPUs that share the system's memory (DGX Spark, the Jetson family)."""
 
 
 @dataclass(frozen=True, slots=True)

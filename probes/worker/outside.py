@@ -20,6 +20,10 @@ from .wire import Wire
 INTERVAL_S = 0.05
 PROCESSES_EVERY = 10
 """The driver lists processes slowly: once in so many samples."""
+INTEGRATED_NAMES = ("GB10", "Orin", "Xavier", "Thor", "Tegra", "nvgpu")
+"""Parts of the names under which NVML lists GPUs that share the system's memory (DGX Spark, the Jetson family)."""
+Sizes = tuple[int | None, int | None, int | None]
+NOT_TOLD: Sizes = (None, None, None)
 _TEXT_BYTES = 96
 _MOST_PROCESSES = 256
 
@@ -71,6 +75,7 @@ class Driver:
 
     def __init__(self) -> None:
         self._library = _load()
+        self._tells_apart: set[int | None] = set()
         self.cards: list[Card] = []
         count = ctypes.c_uint()
         if self._asks("nvmlInitWithFlags", 0) and self._asks("nvmlDeviceGetCount_v2", ctypes.byref(count)):
@@ -111,15 +116,30 @@ class Driver:
         uuid, name = self._text("nvmlDeviceGetUUID", handle), self._text("nvmlDeviceGetName", handle)
         return {"uuid": uuid, "pci_bus_id": bus, "name": name}
 
-    def memory(self, handle: ctypes.c_void_p) -> tuple[int, int, int] | None:
-        """Bytes (total, used, free) without the driver's own where it tells them apart; None when it does not say."""
+    def memory(self, handle: ctypes.c_void_p) -> Sizes:
+        """Bytes (total, used, free), None what is not told; of a card on the system's memory, the system's.
+
+        ``used`` is without the driver's own where it tells them apart; a card that has once done so is held to it.
+        """
         newer = _MemoryV2(version=ctypes.sizeof(_MemoryV2) | 2 << 24)
-        if self._asks("nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(newer)) and newer.used <= newer.total:
-            return newer.total, newer.used, newer.free
+        if self._asks("nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(newer)) and newer.total:
+            self._tells_apart.add(handle.value)
+            return _checked(newer.total, newer.used, newer.free)
         older = _Memory()
-        if self._asks("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(older)) and older.used <= older.total:
-            return older.total, older.used, older.free
-        return None
+        if handle.value in self._tells_apart:
+            return NOT_TOLD
+        if self._asks("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(older)) and older.total:
+            return _checked(older.total, older.used, older.free)
+        return self._system_memory(handle)
+
+    def _system_memory(self, handle: ctypes.c_void_p) -> Sizes:
+        name = self._text("nvmlDeviceGetName", handle) or ""
+        if not any(part in name for part in INTEGRATED_NAMES):
+            return NOT_TOLD
+        from .device import machine_memory
+
+        available, total = machine_memory()
+        return total, total - available, available
 
     def process_bytes(self, handle: ctypes.c_void_p, pid: int) -> int | None:
         """What the driver lists for a process; None where it lists none."""
@@ -136,6 +156,11 @@ class Driver:
     def _asks(self, name: str, *arguments: Any) -> bool:
         function = getattr(self._library, name, None)
         return function is not None and function(*arguments) == 0
+
+
+def _checked(total: int, used: int, free: int) -> Sizes:
+    """Without values above the total: some drivers answer a sentinel."""
+    return total, used if used <= total else None, free if free <= total else None
 
 
 class Outside(threading.Thread):
@@ -175,14 +200,14 @@ class Outside(threading.Thread):
         return {"rss": resident_bytes(), **({"gpus": gpus} if gpus else {})}
 
     def _gpu(self, card: Card) -> dict[str, Any]:
-        total, used, free = self._driver.memory(card.handle) or (None, None, None)
+        total, used, free = self._driver.memory(card.handle)
         if used is not None:
             self._before[card.index, card.mig_index] = used
         sizes: Mapping[str, Any] = {"total_bytes": total, "used_bytes": used, "free_bytes": free}
         return {"index": card.index, "mig_index": card.mig_index, **self._driver.identity(card.handle), **sizes}
 
     def _reading(self, card: Card, with_processes: bool) -> dict[str, Any]:
-        _total, used, free = self._driver.memory(card.handle) or (None, None, None)
+        _total, used, free = self._driver.memory(card.handle)
         before = self._before.get((card.index, card.mig_index))
         delta = None if used is None or before is None else used - before
         told = {"process": self._driver.process_bytes(card.handle, os.getpid())} if with_processes else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,17 +27,19 @@ def run_worker(order: dict[str, Any], on_event: Callable[[Event], object], limit
     child.stdin.write(json.dumps(order).encode() + b"\n")
     child.stdin.close()
     child.stdin = None
+    too_long = threading.Timer(limit_s, child.kill)
+    too_long.start()
     errors = subprocess.Popen(["tail", "-c", "2000"], stdin=child.stderr, stdout=subprocess.PIPE)
     child.stderr.close()
     for line in child.stdout:
+        if not line.endswith(b"\n"):
+            break
         event = json.loads(line)
         event["t"] = round(event["t"] - origin, 6)
         on_event(event)
-        if time.monotonic() - origin > limit_s:
-            child.kill()
-            break
     child.stdout.close()
     status = child.wait()
+    too_long.cancel()
     tail, _ = errors.communicate()
     if status not in (0, None):
         sys.stderr.write(tail.decode("utf-8", "replace"))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.probes.fake_nvml import H200, FakeNvml
@@ -61,6 +62,24 @@ def test_a_driver_that_says_less(fake: FakeNvml, change: dict[str, int], used: i
     fake.say({key: value for key, value in H200.items() if key != "0.processes"} | change)
     _told, slow, _quick = json.loads(fake.run(SCRIPT))
     assert slow["gpus"][0]["used"] == used
+
+
+def test_a_card_on_the_systems_memory_is_read_from_the_system(fake: FakeNvml) -> None:
+    answers = {key: value for key, value in H200.items() if ".memory_" not in key and key != "0.processes"}
+    fake.say(answers | {"0.name": "NVIDIA GB10", "0.memory_v2.total": 0, "0.memory_v1.total": 0})
+    told, slow, _quick = json.loads(fake.run(SCRIPT))
+    assert told["gpus"][0]["total_bytes"] == psutil.virtual_memory().total
+    assert slow["gpus"][0]["used"] + slow["gpus"][0]["free"] == psutil.virtual_memory().total
+
+
+def test_a_passing_failure_does_not_change_what_used_means_there_either(fake: FakeNvml) -> None:
+    """The older structure counts what is the driver's own: a jump of 600 MB that nothing caused."""
+    fake.say({key: value for key, value in H200.items() if key != "0.processes"})
+    fails = SCRIPT.replace('0.processes=%d:900 1:5\\n" % os.getpid()', '0.memory_v2.code=10\\n"')
+    assert fails != SCRIPT
+    told, slow, _quick = json.loads(fake.run(fails))
+    assert told["gpus"][0]["used_bytes"] == H200["0.memory_v2.used"]
+    assert (slow["gpus"][0]["used"], slow["gpus"][0]["delta"]) == (None, None)
 
 
 def test_mig_instances_take_the_place_of_their_gpu_there_too(fake: FakeNvml) -> None:
