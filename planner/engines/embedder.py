@@ -13,6 +13,7 @@ from planner.architecture.counts import parameter_count
 from planner.components.states import plain_weights
 from planner.engines.beside import EMBEDDER, read_beside
 from planner.engines.transformers import Generation, generation_phases
+from planner.engines.unified import ORDER
 from planner.footprint import Footprint, GpuFootprint, Phase, Term, judge
 from planner.later import LaterSequence
 from planner.machine import Overheads
@@ -104,13 +105,13 @@ def with_embedder(found: Footprint, scenario: Scenario, machine: Overheads, besi
     shifted = beside.total_bytes if machine.context_bytes else 0
     gpus = tuple(replace(gpu, phases=tuple(_phase(phase, gpu, beside, shifted) for phase in gpu.phases)) for gpu in found.gpus)
     taken = f"inference.embedder: {beside.held_bytes / GIB:.2f} GiB on the first GPU, {beside.words}"
-    return replace(
+    told = replace(
         found,
         gpus=gpus,
         notes=(*found.notes, taken),
         terms=LaterSequence(lambda: [*_as_it_was(found.terms, shifted), *_terms(beside)]),
-        **(_judged(found, gpus) if scenario.engine in BY_LAYERS else {}),
     )
+    return _judged(told) if scenario.engine in BY_LAYERS else told
 
 
 def _phase(phase: Phase, gpu: GpuFootprint, beside: Beside, shifted: int) -> Phase:
@@ -125,13 +126,12 @@ def _phase(phase: Phase, gpu: GpuFootprint, beside: Beside, shifted: int) -> Pha
     return Phase(phase.name, phase.allocated + held, phase.reserved + held, device, parts)
 
 
-def _judged(found: Footprint, gpus: Sequence[GpuFootprint]) -> dict[str, object]:
+def _judged(found: Footprint) -> Footprint:
     """The worst of the GPUs again, of which all but the first hold less than was taken for them."""
-    pairs = [(gpu.peak.device, gpu.capacity_bytes or 0) for gpu in gpus if gpu.peak is not None]
-    order = ("does_not_fit", "tight", "fits")
+    pairs = [(gpu.peak.device, gpu.capacity_bytes or 0) for gpu in found.gpus if gpu.peak is not None]
     verdicts = [judge(device, capacity, found.uncertainty_bytes or 0) for device, capacity in pairs]
-    verdict = next(name for name in order if name in verdicts)
-    return {"verdict": verdict, "headroom_bytes": smallest(*(capacity - device for device, capacity in pairs))}
+    headroom = smallest(*(capacity - device for device, capacity in pairs))
+    return replace(found, verdict=min(verdicts, key=ORDER.index), headroom_bytes=headroom)
 
 
 def _as_it_was(terms: Sequence[Term], shifted: int) -> list[Term]:
