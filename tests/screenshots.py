@@ -44,7 +44,7 @@ VIEWS = {"speed": "fits", "training": "footprint"}
 SMALL = Scenario("HuggingFaceTB/SmolLM2-135M", "inference", hardware=Hardware("H100 SXM5 80GB"),
                  inference=Inference(batch=4, prompt_tokens=96, new_tokens=12))  # fmt: skip
 SMALLER = (1100, 700)
-_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 600, 7
+_PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 600, 4
 GIB = 2**30
 
 
@@ -151,7 +151,8 @@ def animate_probe(animation: Path, last: Path) -> None:
                 take(0.4)
                 left -= 1
             taken = frames[begun:]
-            frames[begun:] = [taken[index * len(taken) // _MOST_FRAMES] for index in range(min(_MOST_FRAMES, len(taken)))]
+            kept = min(_MOST_FRAMES, len(taken))
+            frames[begun:] = [taken[index * len(taken) // kept] for index in range(kept)]
             wait(lambda: not tab.live.running and settled(window))
             take(2.5)
 

@@ -81,8 +81,9 @@ class StatusLine(QWidget):
             self._notes.setVisible(bool(text))
 
     def show_path(self, path: Path | None) -> None:
-        """Show where the run is recorded."""
-        self._path.setText("" if path is None else str(path), "" if path is None else path.name)
+        """Show which file the run is recorded in; where it lies, the tool tip tells."""
+        self._path.setText("" if path is None else path.name)
+        self._path.setToolTip("" if path is None else str(path))
         self._path.setVisible(path is not None)
 
     def _lay_out(self) -> None:
