@@ -374,6 +374,6 @@ def _fused_forward(course: Course, architecture: Architecture, run: Run, reached
 
 def _fused_backward(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
     """The gradients are there already; without a final norm that needs them the states' go unused."""
+    _add_to_earlier(course, architecture, run, reached)
     if reached.before_head:
         _whole_gradient(course, run)
-    _add_to_earlier(course, architecture, run, reached)

@@ -42,9 +42,10 @@ def test_a_loss_equals_its_trace(trace, work: str, tied: bool) -> None:
     assert_equal(trace, WORK[work], tied)
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
 @pytest.mark.parametrize("loss", ["chunked", "fused"])
-def test_a_tied_head_adds_to_earlier_gradients_as_its_trace(trace, loss: str) -> None:
-    assert_equal(trace, {"batch": 2, "sequence": 300, "loss": loss, "gradient_accumulation": 2}, tied=True)
+def test_a_head_adds_to_earlier_gradients_as_its_trace(trace, loss: str, tied: bool) -> None:
+    assert_equal(trace, {"batch": 2, "sequence": 300, "loss": loss, "gradient_accumulation": 2}, tied)
 
 
 def assert_equal(trace, work: dict[str, object], tied: bool) -> None:

@@ -44,6 +44,16 @@ def test_a_loop_over_tied_parameters_equals_its_steps(trace, optimizer: str) -> 
     assert_equal(trace, SMALL | {"model_type": "qwen2", "tie_word_embeddings": True, "vocab_size": 600}, {"optimizer": optimizer})
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon", "galore", "adamw"])
+def test_an_optimizer_of_stacked_experts_equals_its_steps(trace, optimizer: str) -> None:
+    """All experts of a layer are one parameter, gate and up in one: no matrix that is projected or made orthogonal."""
+    experts = {
+        "model_type": "qwen3_moe", "moe_intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 600,
+    }  # fmt: skip
+    assert_equal(trace, SMALL | experts, {"optimizer": optimizer, "engine_options": {"projection_rank": 32}})
+
+
 def test_clipping_equals_its_trace(trace) -> None:
     assert_equal(trace, SMALL, {"optimizer": "sgd", "engine_options": {"max_grad_norm": 1.0}})
 
