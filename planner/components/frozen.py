@@ -49,11 +49,12 @@ def wide_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str,
 
 
 def record_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, source: str, size: Size) -> None:
-    """The node of a product that is held already: 4-bit ones save nothing, 8-bit ones their input.
+    """The node of a product that is held already: 8-bit ones save their input, 4-bit ones did so in older releases.
 
     A bias is added in a tensor of its own, whose gradient is the product's.
     """
-    saves = (source,) if isinstance(scheme, Scaled) else ()
+    older = g.run.quantised is not None and g.run.quantised.saves_inputs
+    saves = (source,) if isinstance(scheme, Scaled) or older else ()
     g.record_made(name, size, source, saves, partial(_dequantised, scheme=scheme, weight=weights[0]))
 
 

@@ -41,6 +41,8 @@ class QuantisedWeights:
     """Plain weights that the host holds: a module's come to the GPU for its product and go after it."""
     has_narrow_ends: bool = False
     """Embeddings and head are in 16 bit beside norms in fp32."""
+    saves_inputs: bool = False
+    """Products of 4-bit weights keep their input, which nobody reads (bitsandbytes before 0.43.2)."""
 
     @property
     def rest_dtype(self) -> str:

@@ -56,6 +56,20 @@ CALLED_BY_CHECKPOINTS = (4, 52)
 """Before it checkpoints call layers from outside, with what wraps them; since then layers call them inside themselves
 (modeling_layers.py, GradientCheckpointingLayer; pull request 37223)."""
 
+INPUTS_SAVED_BEFORE = (0, 43, 2)
+"""bitsandbytes autograd/_functions.py, MatMul4Bit.forward: ctx.tensors = (A, B) until pull request 1270."""
+
+
+def saves_inputs(version: object) -> bool:
+    """Whether products of 4-bit weights keep their inputs in a release of bitsandbytes that a scenario names."""
+    if not version:
+        return False
+    found = _NUMBER.match(str(version).removeprefix("v"))
+    if found is None:
+        message = f"{str(version)[:40]!r} is no bitsandbytes release; write it like 0.43.1"
+        raise Faults([Fault("training.engine_options.bitsandbytes_version", message)])
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) < INPUTS_SAVED_BEFORE
+
 
 def is_reentrant(version: object) -> bool:
     """Whether a release that a scenario names checkpoints by the reentrant implementation of its own accord."""

@@ -17,6 +17,7 @@ from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
 from planner.engines.host_loading import loading_host
+from planner.engines.releases import saves_inputs
 from planner.engines.training import (
     has_narrow_ends,
     prepares,
@@ -174,12 +175,14 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
         raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
     resolved = resolve_format(fmt, architecture)
     require_modelled_experts(resolved, architecture)
+    options = scenario.training.engine_options if training else {}
+    saves = isinstance(resolved.scheme, BitsAndBytes4Bit) and saves_inputs(options.get("bitsandbytes_version"))
     if training:
         rest = "fp32" if prepares(scenario.training) else COMPUTED_IN.get(scenario.training.precision, "bf16")
         resolved = replace(resolved, rest_dtype=rest)
         if has_narrow_ends(scenario.training) and isinstance(resolved.scheme, BitsAndBytes4Bit):
-            return with_narrow_ends(resolved, architecture)
-    return QuantisedWeights(resolved)
+            return replace(with_narrow_ends(resolved, architecture), saves_inputs=saves)
+    return QuantisedWeights(resolved, saves_inputs=saves)
 
 
 def _generation(

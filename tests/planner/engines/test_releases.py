@@ -103,3 +103,36 @@ def backward_bytes(**options: object) -> int:
 def test_a_release_decides_how_layers_run_again_where_the_scenario_does_not():
     assert backward_bytes(version="4.57") == backward_bytes(use_reentrant=True) > backward_bytes()
     assert backward_bytes(version="4.57", use_reentrant=False) == backward_bytes()
+
+
+def qlora_activations(version: str, checkpointing: str = "none") -> int:
+    options = {"bitsandbytes_version": version} if version else {}
+    scenario = {
+        "version": 1, "model": SMALL_VOCABULARY, "task": "training", "weights": "nf4", "hardware": {"gpu": "A100 SXM4 80GB"},
+        "training": {
+            "batch": 2, "sequence": 700, "method": "qlora", "lora": {"rank": 8, "targets": ["q_proj"]},
+            "checkpointing": checkpointing, "engine_options": options,
+        },
+    }  # fmt: skip
+    phases = make_plan(parse_scenario(scenario), network=False, calibrated=False).footprint.gpus[0].phases
+    return next(phase.components["activations"] for phase in phases if phase.name == "forward")
+
+
+def test_4_bit_products_of_older_bitsandbytes_kept_their_inputs():
+    """What both norms made and what the last linear reads; attention's result is kept by its kernel.
+
+    Before the first adapter nothing requires a gradient: the first layer's products of its first norm keep nothing.
+    """
+    tokens, layers, hidden, intermediate = 2 * 700, 3, 256, 1024
+    kept = (layers - 1) * hidden + layers * (hidden + intermediate)
+    assert qlora_activations("0.43.2") == qlora_activations("")
+    assert qlora_activations("0.43.1") - qlora_activations("") == 2 * tokens * kept
+
+
+def test_checkpoints_keep_inputs_of_products_no_longer_than_their_layer():
+    assert qlora_activations("0.41.1", "full") == qlora_activations("", "full")
+
+
+def test_what_is_no_release_of_bitsandbytes_is_refused_by_its_field():
+    with pytest.raises(Faults, match="bitsandbytes_version"):
+        qlora_activations("newest")
