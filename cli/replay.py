@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tell the events, then what they came to. The status is that of the run that was recorded."""
+    """Tell the events, then what they came to. The status is that of the replay, whatever the run came to."""
     try:
         speed = math.inf if options.speed == "max" else float(options.speed)
     except ValueError:
