@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QRect, QSize, Qt
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QLabel, QLineEdit, QStyle, QStyleOptionFrame
+from PySide6.QtWidgets import QLabel, QLineEdit, QStyle, QStyleOptionFrame, QToolButton
 
 _INSIDE = 2
 """Pixels that a line edit keeps free at either side of its text."""
@@ -56,7 +56,8 @@ class ElidedEdit(QLineEdit):
         self.initStyleOption(option)
         room = self.style().subElementRect(QStyle.SubElement.SE_LineEditContents, option, self)
         margins = self.textMargins()
-        buttons = sum(button.sizeHint().width() + 4 for button in self.children() if button.inherits("QToolButton"))
+        found = self.findChildren(QToolButton, options=Qt.FindChildOption.FindDirectChildrenOnly)
+        buttons = sum(button.sizeHint().width() + 4 for button in found)
         return room.adjusted(margins.left() + _INSIDE, 0, -margins.right() - _INSIDE - buttons, 0)
 
     def paintEvent(self, event: QPaintEvent) -> None:

@@ -207,6 +207,12 @@ class MainWindow(QMainWindow):
             self.tabs.widget(index).layout().addWidget(self._built[name])
         return self._built[name]
 
+    def event(self, event: QEvent) -> bool:
+        """Before it is painted, everything is laid out: Qt goes outwards a level at a time, and paints in between."""
+        if event.type() == QEvent.Type.UpdateRequest:
+            QApplication.sendPostedEvents(None, QEvent.Type.LayoutRequest.value)
+        return super().event(event)
+
     def showEvent(self, event: QShowEvent) -> None:
         """Share the width out once it is known: a narrow window takes from the why panel first."""
         if not event.spontaneous():

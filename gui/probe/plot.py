@@ -124,6 +124,11 @@ class ProbePlot(QWidget):
         """Something came: draw it with the next frame."""
         self._dirty = True
 
+    def draw(self) -> None:
+        """Draw with what else changes now, and not with the next frame."""
+        if self.isVisible():
+            self._frame()
+
     @property
     def dirty(self) -> bool:
         """Whether the next frame has something to draw."""

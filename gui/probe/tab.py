@@ -238,6 +238,7 @@ class ProbeTab(QWidget):
         where = plan.gpu.name if device == controls.CARD else controls.device.currentText().partition("  ")[0]
         self._shown.preview(prediction, tr("Predicted for {}").format(where), on_cpu=device == "cpu")
         self._refresh()
+        self.plot.draw()
 
     def _refresh(self, capacity_bytes: int | None = None) -> None:
         """Show all that there is to show."""

@@ -28,6 +28,7 @@ from PySide6.QtTest import QTest  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
 from gui.app import make_application, make_window  # noqa: E402
+from gui.examples import EXAMPLES  # noqa: E402
 from gui.probe.plot import ProbePlot  # noqa: E402
 from gui.settings import Settings  # noqa: E402
 from gui.state import Selection  # noqa: E402
@@ -40,6 +41,7 @@ MAP_BAR_MS = 100.0
 """With the map of what fits in front: until the edit itself is painted, and the map faded; it is worked out in the background."""
 EDITS, QUICK_EDITS, ROUNDS = 60, 20, 3
 WARM_UP = 8
+SHARDED = next(example.scenario for example in EXAMPLES if example.name == "sharded")
 LOOP = 10_000
 QUICK = (("footprint", "batch"), ("footprint", "weights"), ("fits", "batch"), ("probe", "batch"))
 Edit = Callable[[], object]
@@ -65,6 +67,14 @@ def kinds(window: MainWindow) -> dict[str, Callable[[], Edit]]:
     def training(path: str, *values: object) -> Edit:
         state.edit("task", "training")
         return choosing(path, *values)
+
+    def sharded(path: str, *values: object) -> Edit:
+        state.open(SHARDED, "shard")
+        return choosing(path, *values)
+
+    def opening() -> Edit:
+        turn = cycle(example.scenario for example in EXAMPLES)
+        return lambda: state.open(next(turn), "open example")
 
     def held_arrow() -> Edit:
         turn, editor = cycle([1] * 20 + [-1] * 20), fields["inference.batch"].editor
@@ -106,6 +116,13 @@ def kinds(window: MainWindow) -> dict[str, Callable[[], Edit]]:
         "training batch": lambda: training("training.batch", 2, 4, 16, 8),
         "method": lambda: training("training.method", "full", "lora", "qlora"),
         "sharding": lambda: training("parallel.sharding", "zero1", "fsdp", "none"),
+        "optimizer": lambda: training("training.optimizer", "adamw_fused", "sgd", "adamw"),
+        "checkpointing": lambda: training("training.checkpointing", "full", "none"),
+        "sequence on 8": lambda: sharded("training.sequence", 2048, 8192, 16384, 4096),
+        "engine on 8": lambda: sharded("training.engine", "deepspeed", "megatron", "fsdp"),
+        "method on 8": lambda: sharded("training.method", "lora", "full"),
+        "card on 8": lambda: sharded("hardware.gpu", "H200 SXM 141GB", "L4", "H100 SXM5 80GB"),
+        "example": opening,
         "undo": undoing,
         "pin": pinning,
         "select": selecting,
@@ -164,20 +181,22 @@ def best_p95(
     return min(found)
 
 
-def wanted(window: MainWindow, *, quick: bool) -> Iterator[tuple[str, str]]:
+def wanted(window: MainWindow, chosen: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Kind by kind, tab by tab."""
-    if quick:
+    if chosen.quick:
         yield from QUICK
         return
-    for kind in kinds(window):
-        for tab in TABS:
-            yield tab.name, kind
+    for kind in chosen.kinds or kinds(window):
+        for tab in chosen.tabs or [tab.name for tab in TABS]:
+            yield tab, kind
 
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     asked.add_argument("--quick", action="store_true")
     asked.add_argument("--edits", type=int)
+    asked.add_argument("--kinds", nargs="+", help="only these")
+    asked.add_argument("--tabs", nargs="+", help="only in front of these")
     chosen = asked.parse_args()
     count = chosen.edits or (QUICK_EDITS if chosen.quick else EDITS)
     application = make_application()
@@ -191,7 +210,7 @@ def main() -> int:
         gc.freeze()  # as the program does
         fastest = statistics.quantiles((fixed_loop() for _ in range(200)), n=20)[0]
         makers = kinds(window)
-        for tab, kind in wanted(window, quick=chosen.quick):
+        for tab, kind in wanted(window, chosen):
             p95 = best_p95(application, window, tab, makers[kind], count=count, fastest=fastest)
             worst = max(worst, p95 / (MAP_BAR_MS if tab == "fits" else BAR_MS))
             print(("" if kind == row else f"\n{kind:16}") + f"{tab} {p95:.1f}  ", end="", flush=True)
