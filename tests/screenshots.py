@@ -42,7 +42,7 @@ README = (
 VIEWS = {"speed": "fits", "training": "footprint"}
 """Pictures of a tab in another state, and which tab."""
 SMALL = Scenario("HuggingFaceTB/SmolLM2-135M", "inference", hardware=Hardware("H100 SXM5 80GB"),
-                 inference=Inference(batch=4, prompt_tokens=96, new_tokens=12))  # fmt: skip
+                 inference=Inference(batch=4, prompt_tokens=96, new_tokens=6))  # fmt: skip
 SMALLER = (1100, 700)
 _PATIENCE_MS, _STEP_MS, _FRAME_MS, _MOST_FRAMES = 120_000, 50, 600, 4
 GIB = 2**30
@@ -136,14 +136,14 @@ def animate_probe(animation: Path, last: Path) -> None:
         def take(seconds: float) -> None:
             window.statusBar().clearMessage()
             image = window.grab().toImage()
-            if not frames or image != frames[-1][0]:
+            if frames and image == frames[-1][0]:
+                frames[-1] = (image, max(seconds, frames[-1][1]))
+            else:
                 frames.append((image, seconds))
 
         def follow() -> None:
-            """However long it takes: one picture before the first phase, and a few of the phases, evenly."""
+            """However long it takes: a few pictures of its phases, evenly, and of its end."""
             wait(lambda: tab.live.running)
-            pause(_FRAME_MS)
-            take(0.6)
             wait(lambda: bool(tab._now.bands) or not tab.live.running)
             begun, left = len(frames), _PATIENCE_MS // _FRAME_MS
             while tab.live.running and left:
