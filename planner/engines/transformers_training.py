@@ -16,7 +16,7 @@ from planner.components.autocast import CACHED, HALF_BYTES, widened
 from planner.components.beside import OF_OWN_INPUTS, OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
 from planner.components.graph import Graph
-from planner.components.inputs import hold_inputs
+from planner.components.inputs import TABLES, hold_inputs
 from planner.components.layer import Laid
 from planner.components.optimizers import Moment
 from planner.components.quantised import QuantisedWeights
@@ -190,7 +190,8 @@ def _training_forward(
     held = work.virtual_tokens and (_makes_input(architecture, run) or "layer input" not in laid[0].live)
     read_again = checkpointing or (checkpointing.part == "attention" and reached.before_norm)
     mask, embeddings = () if read_again else ("mask",), () if held else ("embeddings",)
-    drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings)
+    tables = () if reached.before_norm else (TABLES,)
+    drop(course, "position embeddings", "earlier probabilities", *mask, *embeddings, *tables)
     if work.casts_head:
         _hold_head_casts(course, architecture, run, reached)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
@@ -297,7 +298,7 @@ def _training_backward(
         _hold_gradients(course, work.trained)
     if work.adapters is not None and not run.accumulating:
         _hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
-    drop(course, "cosines and sines", "mask", *OWN_INPUTS)
+    drop(course, TABLES, "mask", *OWN_INPUTS)
     around.at("end", course)
 
 
