@@ -83,6 +83,10 @@ def checkpointing_of(training: Training, architecture: Architecture | None = Non
     if part != "layers":
         if part == "mlp" and architecture is not None and any(map(_has_experts, architecture.decoder.layers)):
             raise NotModelled("training.engine_options.checkpoint_modules: experts alone are not derived; choose layers")
+        if part == "attention" and architecture is not None and not all(map(_attends_alone, architecture.decoder.layers)):
+            raise NotModelled(
+                "training.engine_options.checkpoint_modules: attention beside another mixer is not derived; choose layers"
+            )
         return Checkpointing(part=part)
     keeps = tuple(name.strip() for name in str(options.get("checkpoint_saves", "")).split(",") if name.strip())
     if keeps and reentrant:
@@ -90,6 +94,10 @@ def checkpointing_of(training: Training, architecture: Architecture | None = Non
     if set(keeps) - set(OPERATORS):
         raise NotModelled(f"training.engine_options.checkpoint_saves: choose of {', '.join(OPERATORS)}")
     return Checkpointing(whole(options, "checkpoint_every", 1 if keeps else SELECTIVE_EVERY), reentrant, "", keeps, offloads)
+
+
+def _attends_alone(layer: Layer) -> bool:
+    return len(layer.sequence) == 1
 
 
 def _has_experts(layer: Layer) -> bool:
