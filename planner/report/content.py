@@ -205,8 +205,8 @@ def _cells(term: Term) -> tuple[str, ...]:
 
 def _set(scenario: Mapping[str, object]) -> dict[str, object]:
     """Without the version of the format, and of groups within the workload only what differs from what they are by default."""
-    task = "training" if scenario.get("task") == "training" else "inference"
-    usual = to_json(Scenario("", task))[task]
+    task = str(scenario.get("task"))
+    usual = to_json(Scenario("", "training" if task == "training" else "inference")).get(task)
     work, found = scenario.get(task), {name: value for name, value in scenario.items() if name != "version"}
     if isinstance(work, Mapping) and isinstance(usual, Mapping):
         adapts = work.get("method") in _ADAPTING
