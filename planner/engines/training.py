@@ -76,7 +76,15 @@ def training_steps(
         from planner.engines.encoder_training import encoder_training_phases  # noqa: PLC0415  loaded for those who ask
 
         return encoder_training_phases(architecture, weights, states, work, transient)
+    _require_next_tokens(architecture)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def _require_next_tokens(architecture: Architecture) -> None:
+    """Raise :class:`NotModelled` for a decoder whose class has no head over the vocabulary: its loss is another, or none."""
+    others = ("score.", "classifier.", "qa_outputs.")
+    if not (architecture.head or architecture.tied_head) or any(weight.name.startswith(others) for weight in architecture.head):
+        raise NotModelled(f"{architecture.model_class}: without a head over the vocabulary its loss has no closed form")
 
 
 def _without_dropout(training: Training) -> Training:

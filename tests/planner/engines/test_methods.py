@@ -85,3 +85,12 @@ def test_rank_stabilised_scaling_sizes_nothing(gpu: Gpu) -> None:
     """Kalajdzievski 2023: only the factor changes."""
     plain, scaled = ({"method": "lora", "lora": {"rank": 8, "rslora": told}} for told in (False, True))
     assert peaks(answer(gpu, plain)) == peaks(answer(gpu, scaled))
+
+
+@pytest.mark.parametrize("name", ["LlamaModel", "LlamaForTokenClassification", "LlamaForQuestionAnswering"])
+def test_a_decoder_without_a_head_over_the_vocabulary_has_another_loss(gpu: Gpu, name: str) -> None:
+    config = CONFIG | {"architectures": [name]}
+    scenario = parse_scenario({"version": 1, "model": {"config": config}, "task": "training"})
+    footprint = predict(scenario, read_config(config), gpu)
+    assert not footprint.gpus[0].phases
+    assert any("loss" in note for note in footprint.notes)
