@@ -94,8 +94,8 @@ class Run:
         return self.allocated_bytes / self.predicted_allocated_bytes - 1
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        return {**asdict(self), "error": self.error}
+        """JSON-ready data; ``result`` is the run's own."""
+        return {column.name: getattr(self, column.name) for column in fields(self)} | {"error": self.error}
 
 
 _SUMMARY = tuple(column.name for column in fields(Run) if column.name != "result")
