@@ -418,8 +418,8 @@ What is known of the largest misses
 x0340-x0348, x0523-x0555: fms-acceleration runs norms and rotations by Triton kernels of its own. What is predicted too much grows
     by 4 to 8 bytes times the hidden size a token, as fp32 copies do that transformers' norms make in a layer that is recomputed.
 x0082, x0085: transformers 4.48 runs one expert of a layer after another; what is predicted is of the grouped products of 5.
-nvidia_smi_total: what the caching allocator had reserved in 100 steps, warm-up, logging and saving included; the card of the run
-    shows other processes' contexts too. What is predicted is one steady step in an allocator that was empty before.
+nvidia_smi_total: the card's highest reading of 100 steps above its first, loading, warm-up, logging and saving included
+    (``benchmark.py`` there). What is predicted is one steady step in an allocator that was empty before.
 litgpt qlora: bitsandbytes 0.41.1 keeps inputs of 4-bit products; what is still missing is of litgpt's own code, which lays q, k
     and v together and computes with adapters in 16 bit."""
 
