@@ -21,7 +21,7 @@ from planner.palette import FILLS
 from planner.scenario import ModelPath
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e12, 1e12), max_size=60), st.integers(1, 20))
 def test_a_ring_holds_the_last_rows_in_order(values, capacity):
     """A ring of capacity n shows the last n values added, oldest first, as one contiguous slice."""
@@ -33,7 +33,7 @@ def test_a_ring_holds_the_last_rows_in_order(values, capacity):
     assert ring.column(0).flags.contiguous
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1e12) | st.just(float("nan")), min_size=1, max_size=400), st.integers(4, 60))
 def test_a_thinned_series_keeps_its_highest_and_its_lowest(values, most):
     """max(thinned) == max(series), min likewise, in the order of time, and with about as many points as were asked for."""

@@ -63,7 +63,7 @@ def test_every_proposal_is_what_the_predictor_says_of_it(document) -> None:
         parse_scenario(advice.to_json()["scenario"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=st.integers(2, 300), capacity=st.integers(17, 90))
 def test_a_smaller_batch_is_the_largest_that_fits(batch: int, capacity: int) -> None:
     """Rule: the batch proposed fits, one sequence more does not."""

@@ -138,7 +138,7 @@ def flat(segments: tuple[SegmentState, ...]) -> set[tuple[int, int, str, int, in
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(option_sets(), st.lists(steps, max_size=60))
 def test_same_blocks_as_the_reference(options: AllocatorOptions, program: list[tuple[object, ...]]) -> None:
     """Best fit, splitting, merging, the retry chain, garbage collection, streams, pools, pages: every block, at every step."""
@@ -177,7 +177,7 @@ def trace(program: list[tuple[object, ...]]) -> list[Alloc | Free | RecordStream
     return found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(option_sets(), events)
 def test_segment_maps_hold_together(options: AllocatorOptions, program: list[tuple[object, ...]]) -> None:
     """Blocks never overlap, cover their segment, two free ones are never neighbours, and their sums are the running figures."""
@@ -200,7 +200,7 @@ def test_segment_maps_hold_together(options: AllocatorOptions, program: list[tup
         assert sum(segment.allocated_bytes for segment in segments) == timeline.allocated_bytes[index]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(option_sets(), events)
 def test_peaks_are_those_of_the_timeline(options: AllocatorOptions, program: list[tuple[object, ...]]) -> None:
     """A phase's peak is the highest figure within it; the peak of a longer trace is never lower."""
@@ -218,7 +218,7 @@ def test_peaks_are_those_of_the_timeline(options: AllocatorOptions, program: lis
     assert shorter.peak.reserved_bytes <= timeline.peak.reserved_bytes
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(sizes, st.integers(0, 2)), max_size=40), st.booleans(), st.randoms(use_true_random=False))
 def test_everything_comes_back(requests: list[tuple[int, int]], expandable: bool, order: object) -> None:
     """Conservation: with every storage freed, in any order, emptying the cache leaves nothing reserved."""

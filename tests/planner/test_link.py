@@ -17,7 +17,7 @@ SCENARIOS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SCENARIOS)
 def test_a_link_opens_as_the_scenario_it_was_made_of(scenario: Scenario) -> None:
     """scenario_of(link_of(s)) == s, also after a mail program has broken the line."""

@@ -79,7 +79,7 @@ works = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(MODELS), works, st.sampled_from(["cuda", "cpu"]))
 def test_every_byte_has_a_term(model: str, work: dict[str, object], device: str) -> None:
     """Terms of a phase add up to its components, components to the device figure, and without what is outside it to allocated."""
@@ -102,7 +102,7 @@ def test_every_byte_has_a_term(model: str, work: dict[str, object], device: str)
 GROWING = ("batch", "prompt_tokens", "new_tokens", "sequence")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(MODELS), works, st.data())
 def test_more_work_never_takes_less(model: str, work: dict[str, object], data: st.DataObject) -> None:
     """Allocated is monotone in batch, prompt, new tokens and sequence; of a training so is what is reserved."""
@@ -195,7 +195,7 @@ def test_one_layer_less_is_one_layers_weights_less() -> None:
     assert replace(whole, gpus=()) != replace(cut, gpus=())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(MODELS), works, st.integers(1, 5), st.integers(1, 5))
 def test_more_layers_never_take_less(model: str, work: dict[str, object], layers: int, more: int) -> None:
     """Every phase of a model with more of the same layers holds and reserves at least as much."""
@@ -217,7 +217,7 @@ def cut(config: dict[str, object], layers: int) -> dict[str, object]:
     return {"layer_types": config["layer_types"][:layers]} if "layer_types" in config else {}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(MODELS), works)
 def test_an_answer_survives_json(model: str, work: dict[str, object]) -> None:
     """What is printed reads back as the same data, and its scenario as the same scenario."""

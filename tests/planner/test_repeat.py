@@ -67,7 +67,7 @@ def scenario_of(model: str, task: str, work: dict[str, object], capacity: int | 
     return parse_scenario({"version": 1, "model": model, "task": task, task: work, "hardware": hardware})
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from(MODELS), workloads, st.one_of(st.none(), st.integers(2**30, 2**38)))
 def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> None:
     """Whatever was asked before, an answer equals the one worked out from the scenario alone."""
@@ -77,7 +77,7 @@ def test_programs_answer_as_the_arithmetic_itself(model, workload, capacity) -> 
     assert told(lambda: predict(*asked)) == told(lambda: planner.predict.answer_alone(*asked, "cuda"))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(TRAININGS), st.lists(st.tuples(st.integers(1, 32), st.integers(1, 9000)), min_size=3, max_size=5))
 def test_programs_of_trainings_answer_as_the_arithmetic_itself(training, counts) -> None:
     """Experts, encoders, adapters and shards: whatever the counts before, an answer is the scenario's own."""

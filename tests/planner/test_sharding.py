@@ -31,7 +31,7 @@ def test_one_gpu_holds_what_the_checkpoint_holds(name, fmt):
     assert stage.rank_bytes == stage.whole_bytes == checkpoint_bytes(model(name), parse_format(fmt)).total_bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(name=st.sampled_from(MODELS), tensor=st.sampled_from([1, 2, 4]), pipeline=st.integers(1, 4))
 def test_shares_add_up_to_the_whole_plus_what_is_copied(name, tensor, pipeline):
     """Σ ranks = whole + (ranks − 1) · copied parts, keys and values of too few heads copied as well."""
@@ -51,7 +51,7 @@ def test_shares_add_up_to_the_whole_plus_what_is_copied(name, tensor, pipeline):
         assert extra == 0 or any(part.tensor.endswith(("qkv_proj.weight", "query_key_value.weight")) for part in stage.parts)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(layers=st.integers(1, 130), stages=st.integers(1, 16))
 def test_every_layer_lies_on_one_stage(layers, stages):
     """Stages are runs one after another that cover every layer; their lengths differ by one at most."""
@@ -67,7 +67,7 @@ def test_what_is_left_over_goes_before_the_last_stage():
     assert [len(part) for part in pipeline_layers(34, 4)] == [8, 9, 9, 8]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(name=st.sampled_from(MODELS), tensor=st.sampled_from([1, 2]))
 def test_more_ranks_never_hold_more_each(name, tensor):
     """A rank's share falls as ranks are added."""

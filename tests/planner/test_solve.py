@@ -67,7 +67,7 @@ asked = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(asked)
 def test_one_more_sequence_does_not_fit(question) -> None:
     batch = largest_batch(question)
@@ -75,7 +75,7 @@ def test_one_more_sequence_does_not_fit(question) -> None:
     assert not question.fits(with_values(question.scenario, batch=batch + 1))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(asked)
 def test_one_more_token_does_not_fit_or_is_beyond_the_model(question) -> None:
     tokens = longest_context(question)
@@ -88,7 +88,7 @@ def test_one_more_token_does_not_fit_or_is_beyond_the_model(question) -> None:
         assert not question.fits(with_context(question.scenario, max(tokens + 1, least)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(asked, st.integers(1, 40), st.integers(0, 40), st.integers(2, 9000), st.integers(0, 9000))
 def test_what_fits_fits_with_less(question, batch, more, tokens, further) -> None:
     """Searches for counts are sound: no verdict gets better with a larger batch or a longer context."""

@@ -49,7 +49,7 @@ asked = st.builds(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(asked)
 def test_of_the_requests_a_server_states_all_fit_and_one_more_waits_or_is_preempted(question) -> None:
     batch = limits(question).get("max_batch")
@@ -61,7 +61,7 @@ def test_of_the_requests_a_server_states_all_fit_and_one_more_waits_or_is_preemp
     assert found.verdict == "does_not_fit" or any("the rest wait" in note for note in found.notes)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(asked)
 def test_the_longest_context_a_server_states_fits_and_the_next_does_not(question) -> None:
     """Requests as long as stated fit; one token more outgrows the pool or the server's own limit."""

@@ -37,7 +37,7 @@ def asked(model: str, engine: str):
     return scenario, found.architecture, find_gpu(CARD), found.native
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(MODELS),
     st.sampled_from(ENGINES),

@@ -53,7 +53,7 @@ def test_lengths_are_whole_numbers(lengths: object) -> None:
         footprint(lengths=lengths)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.integers(1, 3000), st.sampled_from(["padded", "packed", "flattened"])
 )
@@ -65,7 +65,7 @@ def test_one_longer_example_never_takes_less(lengths: list[int], more: int, data
         assert less.reserved <= rest.reserved
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.sampled_from(["padded", "packed", "flattened"]), st.lists(st.integers(1, 3000), max_size=3))
 def test_the_settled_scenario_asks_the_same_again(data: str, lengths: list[int]) -> None:
     """Settling what is settled changes nothing."""
@@ -74,7 +74,7 @@ def test_the_settled_scenario_asks_the_same_again(data: str, lengths: list[int])
     assert again.gpus == first.gpus
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 16), st.sampled_from(["none", "full"]), st.sampled_from(["adamw_fused", "adafactor", "sgd"]))
 def test_accumulation_changes_nothing_but_its_buffers(steps: int, checkpointing: str, optimizer: str) -> None:
     """Gradients that wait are the only difference, whatever the number of micro-batches; the update takes the same."""

@@ -95,7 +95,7 @@ def timing(figure: str, share: float, fraction: float) -> Timing:
     return Timing(figure, share, 1.0, predict)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(0.06, 1.0), max_size=8),
     st.lists(st.floats(0.06, 1.0), max_size=8),

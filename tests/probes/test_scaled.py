@@ -98,7 +98,7 @@ def measured(prediction: Footprint) -> Measurement:
     return run
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 4), st.sampled_from(["inference", "training"]))
 def test_what_is_linear_in_layers_is_told_exactly(small: int, more: int, task: str) -> None:
     """Where the closed form is a line, the whole from two sizes equals it within the bend that the band tells."""

@@ -112,7 +112,6 @@ shapes = st.lists(st.integers(0, 9), max_size=4)
 tables = st.dictionaries(st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"), shapes, max_size=8)
 
 
-@settings(deadline=None)
 @given(tables, st.sampled_from(["F32", "BF16", "F8_E4M3", "I64"]))
 def test_what_is_written_is_read_back(table: dict[str, list[int]], dtype: str) -> None:
     """Rule: bytes of a tensor are its data_offsets' span; the spans fill the data exactly."""
@@ -123,7 +122,7 @@ def test_what_is_written_is_read_back(table: dict[str, list[int]], dtype: str) -
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_header_is_read_or_refused(data: st.DataObject) -> None:
     """Rule: any bytes give tensors or Faults, nothing else."""
     good = bytearray(data.draw(st.sampled_from([safetensors_bytes(), gguf_bytes()])))
@@ -243,7 +242,6 @@ def test_a_split_must_be_whole() -> None:
         gguf_header.read_split(name, lambda _: part(0, 2))
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.text(min_size=1, max_size=9), st.integers(0, 2**32 - 1) | st.text(max_size=9) | st.booleans(), max_size=6)
 )

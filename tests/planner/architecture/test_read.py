@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.architecture import (
@@ -195,7 +195,7 @@ def test_cache_bytes_take_grids() -> None:
 
 
 @given(st.integers(1, 20000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_growth_is_the_difference_of_one_more_token(tokens: int) -> None:
     """per_token_bytes = cache(tokens + 1) − cache(tokens), for one sequence."""
     for name in ("google/gemma-3-1b-it", "Qwen/Qwen3.5-9B", "deepseek-ai/DeepSeek-V3.2", "mistralai/Mistral-7B-v0.1"):
@@ -252,7 +252,7 @@ SIZES = (
 
 
 @given(model_type=st.sampled_from(sorted(FAMILIES)), values=st.dictionaries(st.sampled_from(SIZES), HOSTILE, max_size=6))
-@settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=2000)
 def test_hostile_configs_of_any_family_end_in_an_answer_or_a_typed_error(model_type: str, values: dict[str, Any]) -> None:
     """Nonsense gives Faults or UnknownArchitecture, within two seconds; an answer is a positive count."""
     started = time.process_time()

@@ -109,7 +109,7 @@ def test_recomputing_ends_where_the_plain_backward_ends(name: str, index: int) -
     assert recomputed.peak > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=st.sampled_from(CASES), batch=st.integers(1, 8), sequence=st.integers(1, 200), saving=st.booleans())
 def test_the_peak_grows_with_batch_and_sequence(case: tuple[str, int], batch: int, sequence: int, saving: bool) -> None:
     """Monotone in batch and context; what stays never exceeds the peak."""

@@ -43,7 +43,7 @@ def test_every_modelled_kind_is_tested() -> None:
 
 
 @given(kind=KINDS, batch=st.integers(1, 5), sequence=st.integers(2, 400), dtype_bytes=st.sampled_from([2, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_prefill_leaves_the_output_and_the_states(kind: str, batch: int, sequence: int, dtype_bytes: int) -> None:
     """What a forward made is gone when it returns, but for its output and the states it keeps."""
     mixer, run = MIXERS[kind], Run(batch, sequence, 64, dtype_bytes, cached=True)
@@ -57,7 +57,7 @@ def test_a_prefill_leaves_the_output_and_the_states(kind: str, batch: int, seque
 
 
 @given(kind=KINDS, batch=st.integers(1, 4), past=st.integers(1, 100_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_decode_step_costs_the_same_however_long_the_past(kind: str, batch: int, past: int) -> None:
     """The state is constant: so is the step; it leaves the states as large as they were."""
     span = lay(MIXERS[kind], batch, 1, past)
@@ -65,7 +65,7 @@ def test_a_decode_step_costs_the_same_however_long_the_past(kind: str, batch: in
 
 
 @given(kind=KINDS, batch=st.integers(1, 4), sequence=st.integers(2, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_peak_grows_with_batch_and_sequence(kind: str, batch: int, sequence: int) -> None:
     """Monotone in both."""
     peak = lay(MIXERS[kind], batch, sequence).peak

@@ -113,7 +113,7 @@ WINDOWED = {
 }  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     kinds=st.lists(st.booleans(), min_size=2, max_size=14),
     hybrid=st.booleans(),
@@ -163,7 +163,7 @@ UNLIKE = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     config=st.sampled_from(UNLIKE),
     devices=st.integers(0, 3),
@@ -296,7 +296,7 @@ def test_after_loading_only_the_weights_are_there() -> None:
     assert part.total_bytes == sum(part.components("decode").values())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(context=st.integers(1, 40), slots=st.integers(1, 8))
 def test_the_cache_grows_with_context_and_slots(context: int, slots: int) -> None:
     """Rule: monotone in cells and in sequences."""

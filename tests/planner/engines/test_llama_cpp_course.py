@@ -55,7 +55,7 @@ def test_within_the_reach_every_comparison_comes_out_alike(at, rise, other_at, o
         assert reach.low <= 0 <= reach.high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     model=st.sampled_from(MODELS),
     devices=st.integers(0, 2),

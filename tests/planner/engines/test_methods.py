@@ -43,7 +43,7 @@ def peaks(footprint: Footprint) -> list[int]:
 
 @pytest.mark.parametrize("training", PLAIN, ids=str)
 @given(rank=st.integers(1, 64), batch=st.integers(1, 4), sequence=st.integers(1, 300))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_the_peak_grows_with_rank_batch_and_sequence(
     gpu: Gpu, training: dict[str, object], rank: int, batch: int, sequence: int
 ) -> None:

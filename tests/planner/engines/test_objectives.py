@@ -72,7 +72,7 @@ def test_vllm_takes_its_share_of_the_card_and_gives_it_back_asleep() -> None:
     assert asleep["generation"] > 0.3 * capacity
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(64, 2000), st.sampled_from(["dpo", "grpo"]), st.sampled_from(["none", "full"]))
 def test_more_rows_and_tokens_never_take_less(batch: int, sequence: int, objective: str, checkpointing: str) -> None:
     """Memory is monotone in batch and sequence, phase by phase."""

@@ -151,7 +151,7 @@ def test_terms_open_every_component_of_every_gpu_to_its_byte(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(batch=st.integers(1, 400), more=st.integers(1, 400), prompt=st.integers(1, 4000))
 def test_more_requests_or_longer_ones_never_leave_more_room(engine, batch, more, prompt):
     """headroom falls with batch and context; the pool itself does not move."""
@@ -401,7 +401,7 @@ def test_sglangs_fraction_is_its_own_estimate():
     assert default_permille("0.5.3", 24 * 2**30, 1, 2048, 16) == round(1000 * round((24576 - kept) / 24576, 3))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(2**20, 2**40), st.integers(1, 1000).map(lambda permille: permille / 1000))
 def test_a_share_is_the_engines_own_to_a_byte(size, fraction) -> None:
     """⌊size · fraction⌋ of the fraction as written; int(size · fraction) in floats is at most a byte away."""
@@ -410,7 +410,7 @@ def test_a_share_is_the_engines_own_to_a_byte(size, fraction) -> None:
     assert abs(found - int(size * fraction)) <= 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(8 * 2**30, 400 * 2**30), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([2048, 4096, 8192, 16384]))
 def test_sglangs_default_share_is_rounded_as_it_rounds(capacity, ranks, chunk) -> None:
     """``mem_fraction_static``: (total - kept) / total in MiB, to three digits."""
@@ -420,7 +420,7 @@ def test_sglangs_default_share_is_rounded_as_it_rounds(capacity, ranks, chunk) -
     assert default_permille("0.5.3", capacity, ranks, chunk, 160) == round(1000 * round(max(0, total - kept) / total, 3))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["full", "window", "state"]), min_size=1, max_size=4),
     st.sampled_from([16, 32]),

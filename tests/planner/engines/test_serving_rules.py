@@ -64,7 +64,7 @@ def answered(*args: object, **more: object):
         return None
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.sampled_from(ENGINES), st.sampled_from(MODELS), concepts, layouts)
 def test_nothing_is_negative_and_all_adds_up(engine, model, work, parallel) -> None:
     """Σ components = device, without what lies outside tensors = allocated ≤ reserved ≤ device; terms open every component."""
@@ -85,7 +85,7 @@ def test_nothing_is_negative_and_all_adds_up(engine, model, work, parallel) -> N
         assert found.uncertainty_bytes is None or found.uncertainty_bytes >= 0
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.sampled_from(ENGINES), st.sampled_from(MODELS), concepts, layouts, st.integers(0, 20), st.integers(0, 200))
 def test_more_is_never_less(engine, model, work, parallel, batch, tokens) -> None:
     """With more requests or longer ones nothing on any GPU shrinks and no more room is left.
@@ -112,7 +112,7 @@ def cut(model: str, layers: int):
     return read_config(config | {"num_hidden_layers": layers})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(ENGINES), st.sampled_from(MODELS[:5]), st.integers(4, 16), st.integers(0, 6))
 def test_more_layers_never_take_less(engine, model, layers, more) -> None:
     scenario, _, gpu, _ = asked(engine, model, {"prompt_tokens": 500, "new_tokens": 20, "batch": 3}, {}, weights="bf16")
@@ -121,7 +121,7 @@ def test_more_layers_never_take_less(engine, model, layers, more) -> None:
     assert large.headroom_bytes <= small.headroom_bytes
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(ENGINES), st.sampled_from(MODELS), concepts, layouts)
 def test_an_answer_and_its_question_survive_json(engine, model, work, parallel) -> None:
     scenario = asked(engine, model, work, parallel)[0]
@@ -133,7 +133,7 @@ def test_an_answer_and_its_question_survive_json(engine, model, work, parallel) 
         assert len(told["gpus"]) == len(found.gpus)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(MODELS[:4]), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4), st.sampled_from(["bf16", "fp8", "awq-int4-g128"])
 )

@@ -30,7 +30,7 @@ def asked(model: str, gpus: int = 1, offload: float = 0.0, weights: str = "nativ
     return parse_scenario(document), found.architecture, find_gpu(CARD), found.native
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(MODELS), st.integers(2, 9), st.integers(1, 20), st.integers(1, 5000))
 def test_the_gpus_hold_the_model_once(model, gpus, batch, prompt) -> None:
     """Weights and cache of all GPUs add up to those of one; no GPU holds more than one alone would."""
@@ -48,7 +48,7 @@ def test_the_gpus_hold_the_model_once(model, gpus, batch, prompt) -> None:
         assert all(card.phases[number].allocated <= phase.allocated + 2**20 for card in spread)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.sampled_from(MODELS), st.sampled_from([(2, 0.0), (5, 0.0), (1, 0.25), (1, 1.0)]), st.integers(1, 20), st.integers(1, 5000)
 )
@@ -70,7 +70,7 @@ def test_components_and_terms_add_up_on_every_gpu(model, layout, batch, prompt) 
                 assert sum(term.bytes for term in terms) == size
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(MODELS[:4]), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_more_on_the_host_is_less_on_the_gpu(model, one, other) -> None:
     """Weights are on the GPU or on the host, to the byte; what a larger fraction leaves on the GPU is no more."""
@@ -83,7 +83,7 @@ def test_more_on_the_host_is_less_on_the_gpu(model, one, other) -> None:
     assert more.host.bytes >= max(one, other) * whole.weight_bytes - 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(MODELS), st.integers(2, 8), st.tuples(st.integers(1, 9), st.integers(1, 3000)), st.integers(0, 3))
 def test_it_grows_with_batch_and_context(model, gpus, load, more) -> None:
     batch, prompt = load

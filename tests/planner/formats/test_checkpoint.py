@@ -135,7 +135,7 @@ def test_an_answer_is_remembered() -> None:
 multiples = st.integers(min_value=1, max_value=12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(BY_NAME), multiples, multiples, st.integers(min_value=1, max_value=6))
 def test_a_larger_model_never_takes_less(name: str, width: int, inner: int, layers: int) -> None:
     """Bytes grow with hidden size, feed-forward width and depth."""

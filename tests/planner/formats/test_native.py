@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.architecture.layers import Weight
@@ -274,7 +274,6 @@ inner = st.one_of(leaves, st.lists(leaves, max_size=3), st.dictionaries(keys, le
 documents = st.one_of(inner, st.dictionaries(keys, st.one_of(inner, st.dictionaries(keys, inner, max_size=3)), max_size=3))
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(METHODS)), st.dictionaries(keys, documents, max_size=6))
 def test_any_quantization_config_is_a_format_or_faults(method: str, document: dict[str, Any]) -> None:
     """A hostile quantization_config gives a Format or Faults with paths, never another exception."""

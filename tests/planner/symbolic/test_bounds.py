@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.symbolic.amount import Amount, exceeds, form_of, on_top, plain
@@ -29,7 +29,6 @@ def size(batch, tokens, numbers):
     )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(factors, factors, inputs, st.lists(inputs, min_size=1, max_size=12))
 def test_what_always_exceeds_does_so_at_every_input(one, other, first, others) -> None:
     """A comparison that leaves no condition comes out the same whatever the inputs."""
@@ -41,7 +40,6 @@ def test_what_always_exceeds_does_so_at_every_input(one, other, first, others) -
         assert all((size(*at, one) > size(*at, other)) is found for at in (first, *others))
 
 
-@settings(deadline=None)
 @given(factors, inputs, st.lists(inputs, min_size=1, max_size=12))
 def test_a_bound_is_below_every_value(numbers, first, others) -> None:
     trace = Trace()
@@ -50,7 +48,6 @@ def test_a_bound_is_below_every_value(numbers, first, others) -> None:
         assert all(size(*at, numbers) >= least for at in (first, *others))
 
 
-@settings(deadline=None)
 @given(st.lists(factors, min_size=3, max_size=9), inputs, st.lists(inputs, min_size=1, max_size=12))
 def test_what_is_left_out_is_never_the_largest(numbers, first, others) -> None:
     """At every input one of those that are kept is larger than each that is not."""

@@ -46,7 +46,7 @@ def branches(batch: int, tokens: int, window: int) -> dict[str, object]:
 numbers = st.tuples(st.integers(1, 300), st.integers(1, 20_000), st.integers(2, 9000))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(numbers, st.lists(numbers, min_size=1, max_size=20))
 def test_a_program_says_what_the_function_says_or_nothing(first, others) -> None:
     """For every input a program answers as the function does, or None; for the recorded input it answers."""
@@ -64,7 +64,6 @@ def test_a_program_is_for_more_than_one_point() -> None:
     assert program.at((3, 9500, 9000)) is None
 
 
-@settings(deadline=None)
 @given(numbers, st.lists(numbers, min_size=2, max_size=30))
 def test_open_choices_take_no_branch(first, others) -> None:
     """The largest of amounts, and what goes with it, come out as for plain numbers, for points and arrays alike."""

@@ -46,7 +46,7 @@ def held(found: Footprint, component: str, name: str = "load", index: int = 0) -
     return phase(found, name, index).components.get(component, 0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(RANKS)
 def test_fully_sharded_weights_add_up(ranks: int) -> None:
     """All ranks' shards are the parameters and, of each, the rows missing to a multiple of the ranks."""
@@ -54,7 +54,7 @@ def test_fully_sharded_weights_add_up(ranks: int) -> None:
     assert held(footprint(ranks, "fsdp"), "weights") * ranks == padded * 2
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(RANKS, st.sampled_from(("zero1", "zero2", "zero3")))
 def test_partitions_add_up(ranks: int, sharding: str) -> None:
     """All ranks' fp32 partitions are the parameters in fp32, aligned: two elements a rank, or one for each parameter."""
@@ -64,7 +64,7 @@ def test_partitions_add_up(ranks: int, sharding: str) -> None:
     assert 0 <= held(footprint(ranks, sharding), "master_weights") * ranks - whole <= slack
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 9), st.sampled_from(NAMES))
 def test_a_rank_more_holds_no_more(ranks: int, sharding: str) -> None:
     """What stays on a card falls with the ranks."""
@@ -120,7 +120,7 @@ def test_terms_add_up(sharding: str) -> None:
             assert sum(term.bytes for term in found.terms if term.tells_of(each.name, card.index)) == each.device
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(NAMES), st.integers(1, 6), st.integers(1, 300))
 def test_more_tokens_hold_no_less(sharding: str, batch: int, sequence: int) -> None:
     """Monotone in batch and sequence."""
