@@ -15,6 +15,7 @@ import pytest
 
 from cli import parser
 from resources.history import History
+from tests.children import ending
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -60,13 +61,15 @@ def test_an_interrupted_measurement_is_kept(tmp_path: Path) -> None:
         [sys.executable, "main.py", "measure", str(tmp_path / "scenario.json"), "--device=cpu", "--json"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while (
-        not any('"prefill","state"' in path.read_text() for path in tmp_path.glob("recordings/*")) and time.monotonic() < deadline
-    ):
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    out, errors = child.communicate(timeout=60)
+    with ending(child):
+        deadline = time.monotonic() + 60
+        while (
+            not any('"prefill","state"' in path.read_text() for path in tmp_path.glob("recordings/*"))
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        out, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors.startswith("highwater: Stopped")
     measured = json.loads(out)["gpus"][0]["phases"]

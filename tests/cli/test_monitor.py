@@ -18,6 +18,7 @@ from cli import parser
 from cli.monitor import sparkline
 from probes.monitor import Holder, sort_holders
 from probes.recording import read_recording
+from tests.children import ending
 from tests.probes.fake_nvml import H200, PROJECT, FakeNvml
 
 GIB = 2**30
@@ -117,13 +118,14 @@ def test_it_goes_on_until_it_is_interrupted_and_records(fake: FakeNvml, tmp_path
                 return told
         raise AssertionError
 
-    until(lambda told: told["gpus"])
-    fake.say(H200 | {"0.memory_v2.used": 100 * GIB, "0.processes": f"{os.getpid()}:{99 * GIB}"})
-    assert until(lambda told: told["over"])["processes"][0]["used_bytes"] == 99 * GIB
-    fake.say(H200 | {"0.lost": 15})
-    assert "fallen off the bus" in until(lambda told: told["gpus"][0]["trouble"])["gpus"][0]["trouble"]
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
+    with ending(child):
+        until(lambda told: told["gpus"])
+        fake.say(H200 | {"0.memory_v2.used": 100 * GIB, "0.processes": f"{os.getpid()}:{99 * GIB}"})
+        assert until(lambda told: told["over"])["processes"][0]["used_bytes"] == 99 * GIB
+        fake.say(H200 | {"0.lost": 15})
+        assert "fallen off the bus" in until(lambda told: told["gpus"][0]["trouble"])["gpus"][0]["trouble"]
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=20)
     assert child.returncode == 0
     assert errors.splitlines()[-1] == f"recording: {path}"
     recorded = read_recording(path)

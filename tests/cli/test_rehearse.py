@@ -17,6 +17,7 @@ import pytest
 
 from cli import parser
 from probes import preflight
+from tests.children import ending
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -108,15 +109,16 @@ def test_a_config_the_library_rejects_is_one_message(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="interrupts as POSIX does")
 def test_an_interrupt_stops_it(tmp_path: Path) -> None:
     child = start(tmp_path, "-")
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(scenario()))
-    child.stdin.close()
-    child.stdin = None
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    with ending(child):
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(scenario()))
+        child.stdin.close()
+        child.stdin = None
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors.startswith("highwater: Stopped")
     assert errors.count("\n") == 1

@@ -15,6 +15,7 @@ import pytest
 from cli import parser
 from planner.units import GIB
 from resources.history import History
+from tests.children import ending
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = {"version": 1, "model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"batch": 4, "prompt_tokens": 4096}}
@@ -68,12 +69,13 @@ def test_attaching_leaves_the_process_alone_also_when_interrupted(tmp_path: Path
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
         )  # fmt: skip
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.2)
-        child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=30)
+        with ending(child):
+            deadline = time.monotonic() + 30
+            while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            child.send_signal(signal.SIGINT)
+            out, errors = child.communicate(timeout=30)
         assert child.returncode == 130
         assert f"process {other.pid} goes on" in out
         assert f"process {other.pid} goes on" in errors
