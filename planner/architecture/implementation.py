@@ -37,13 +37,14 @@ class Implementation:
     ``router``: how experts are chosen; ``routing``: dtype of their weights; ``experts``: how they are computed.
 
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
-    needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_probabilities``, a layer's
-    attention probabilities during the next layer; ``keeps_positions``, position embeddings during the whole forward
-    (``positions_by_row``: those of every sequence, else one row for all).
+    needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_norm``, the norm it read;
+    ``keeps_probabilities``, a layer's attention probabilities during the next layer; ``keeps_positions``, position embeddings
+    during the whole forward (``positions_by_row``: those of every sequence, else one row for all).
     ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
-    is added to the residual.
+    is added to the residual; ``norms_embeddings``: an RMS norm without a weight stands before the layers.
+    ``shared_first``: shared experts compute before the router and the others.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     ``rotates_always``: how the family computes without a rotary embedding (Falcon's ALiBi) was not read.
     ``holds_triangle``: a boolean mask of all positions by all positions is a buffer of the model.
@@ -70,6 +71,7 @@ class Implementation:
     skips_shared: bool = False
     drops_norm: bool = False
     keeps_attention: bool = False
+    keeps_norm: bool = False
     keeps_probabilities: bool = False
     keeps_positions: bool = False
     positions_by_row: bool = False
@@ -78,6 +80,8 @@ class Implementation:
     rotates_always: bool = False
     scales_embeddings: bool = False
     scales_branches: bool = False
+    norms_embeddings: bool = False
+    shared_first: bool = False
     holds_triangle: bool = False
 
 
@@ -101,6 +105,8 @@ LIKE_LLAMA = (
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
 """As Llama, with the embeddings multiplied first, and each mixer's output."""
 
+SCORED_BY_SIGMOID = "glm4_moe glm4v_moe_text dots1 solar_open exaone_moe"
+
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
     **dict.fromkeys(MULTIPLIED.split(), Implementation(scales_embeddings=True, scales_branches=True)),
@@ -108,6 +114,14 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),
+    "stablelm": Implementation(keeps_attention=True, keeps_norm=True),
+    "hyperclovax": Implementation(scales_embeddings=True, scales_branches=True),
+    "hyperclovax_normed_after": Implementation(placement="sandwich", scales_embeddings=True, scales_branches=True),
+    "nanochat": Implementation(norm="none", normed_after_rotation=True, norms_embeddings=True),
+    "vaultgemma": Implementation(norm="added", attention="eager"),
+    "mistral4": Implementation(rotary="chunks"),
+    "ernie4_5_moe": Implementation(rotary="pairs_late", router="softmax_fp32", shared_first=True),
+    "nemotron": Implementation(norm="added"),
     "hunyuan_v1_dense": Implementation(normed_after_rotation=True),
     "exaone4": Implementation(placement="post"),
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
@@ -134,7 +148,7 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("olmo2", "flex_olmo"), Implementation(norm="wide", placement="post", rotary="wide")),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(routing="fp32"),
-    **dict.fromkeys(("glm4_moe", "dots1", "solar_open"), Implementation(router="sigmoid_fp32", routing="fp32")),
+    **dict.fromkeys(SCORED_BY_SIGMOID.split(), Implementation(router="sigmoid_fp32", routing="fp32")),
     "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),

@@ -314,8 +314,9 @@ def _query_and_key(mixer: Attention) -> list[tuple[str, int]]:
 
 def _head_norm(mixer: Attention, name: str, heads: int = 1) -> Norm:
     names = (f"{name}_norm", f"{name}_layernorm", f"{WHOLE_NAME[name]}_layernorm")
-    weights = tuple(weight for weight in mixer.weights if module_of(weight) in names)
-    return Norm(f"{name}_norm", heads * mixer.head_dim, "rms", weights)
+    weights = tuple(weight for weight in mixer.weights if module_of(weight).removesuffix(" bias") in names)
+    centred = any(weight.role == "bias" for weight in weights)
+    return Norm(f"{name}_norm", heads * mixer.head_dim, "layer" if centred else "rms", weights)
 
 
 def _projections(mixer: Attention) -> dict[str, tuple[Weight, ...]]:

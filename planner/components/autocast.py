@@ -57,6 +57,8 @@ def require_autocast(
         or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers)
     ):
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
+    if code.norm == "added" and has_wide_norms(architecture):
+        raise NotModelled(f"{architecture.model_class}: mixed precision of these layer norms has no closed form yet")
     if narrow_ends and (code.norm != "cast" or code.placement != "pre"):
         raise NotModelled(f"{architecture.model_class}: embeddings in 16 bit beside these norms have no closed form yet")
     widened_by_norms = quantised and has_wide_norms(architecture)

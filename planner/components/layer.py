@@ -117,8 +117,8 @@ _HEAD_NORMS = frozenset(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
 
 
 def modules_of(mixer: Attention) -> set[str]:
-    """Names of the modules that hold a mixer's weights."""
-    return {weight.name.rpartition(".")[0].rpartition(".")[2] for weight in mixer.weights}
+    """Names of the modules that hold a mixer's weights, and of those that these are in."""
+    return {module for weight in mixer.weights for module in weight.name.split(".")[:-1]}
 
 
 def _expected_norms(layer: Layer, code: Implementation) -> int:
@@ -299,7 +299,7 @@ def _in_sequence(g: Graph, layer: Layer) -> None:
         stream = dense_beside_experts(g, layer, norms, stream)
     elif layer.channel:
         stream = _branch(g, layer, norms, stream, "mlp", partial(channel_forward, g, layer.channel[0], target="mlp"))
-    g.free("attention")
+    g.free("attention", "attention norm")
     stream = per_layer_input(g, layer, stream)
     g.rename(stream, "y")
 
@@ -313,7 +313,7 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
         norm_forward(g, next(norms), source, read)
         g.free("narrowed")
     forward(source)
-    if code.placement not in ("post", "after"):
+    if code.placement not in ("post", "after") and not (name == "attention" and code.keeps_norm):
         g.free(source)
     if code.placement not in ("pre", "after"):
         branch = f"{name} normed"

@@ -21,8 +21,8 @@ TWO_LINEARS = 2
 def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, router_source: str = "") -> None:
     """Router, routed experts, shared experts: reads ``source`` (the router what it is given), leaves ``target``."""
     shared, opening = _shared(mixer), tuple(weight for weight in mixer.weights if "shared_expert_gate" in weight.name)
-    if shared is not None and opening:
-        mlp_forward(g, shared, source, "shared output")
+    if shared is not None and (opening or g.run.code.shared_first):
+        mlp_forward(g, shared, source, "shared output" if opening else "shared")
     _router(g, mixer, router_source or source)
     g.free(router_source)
     if g.run.code.experts == "dense":
@@ -34,7 +34,7 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
     else:
         if opening:
             _opened(g, source, opening)
-        else:
+        elif not g.run.code.shared_first:
             mlp_forward(g, shared, source, "shared")
         add(g, target, g.run.hidden(), "routed", "shared")
         g.free("routed", "shared")

@@ -107,7 +107,7 @@ def _rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int, variant: 
             result = widened(narrow) if run.autocast and (run.parameter_bytes or run.compute_bytes) else narrow
             g.make(name, result, (cast,), (), weighted, weights=norm.weights, for_weights=(cast,))
             g.free(cast)
-    g.free(scaled, f"{name} variance")
+    g.free(f"{name} variance", *(() if variant == "none" else (scaled,)))
 
 
 def _mixed(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

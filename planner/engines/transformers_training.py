@@ -242,12 +242,13 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     dropped = run.code.keeps_positions and not run.code.positions_by_row and architecture.decoder.layers[0].dropout
     normed = norms_embeddings(architecture)
     cast = normed and work.autocast and run.dtype_bytes == HALF_BYTES
-    made = run.code.scales_embeddings or _adds_positions(architecture)
+    made = run.code.scales_embeddings or run.code.norms_embeddings or _adds_positions(architecture)
     elsewhere = made or work.virtual_tokens > 0 or work.checkpointing.offloads
     leaf = not reached.embeddings and bool(work.checkpointing) and elsewhere
     return [
         ("embedding dropout mask", run.dropout_mask(), int(dropped)),
         ("embeddings before their norm", run.hidden(), int(normed)),
+        ("embeddings before their norm, copied", run.upcast(run.hidden_size), int(run.code.norms_embeddings)),
         ("embeddings before their norm, fp32", widened(run.hidden()), int(cast)),
         (LEAF, replace(run, narrow_input=True).entering() if run.narrow_ends else run.hidden(), int(leaf)),
     ]
@@ -259,7 +260,8 @@ def _adds_positions(architecture: Architecture) -> bool:
 
 def _makes_input(architecture: Architecture, run: Run) -> bool:
     """Whether the first layer reads something made of the embeddings."""
-    return run.code.scales_embeddings or _adds_positions(architecture) or norms_embeddings(architecture)
+    made = run.code.scales_embeddings or run.code.norms_embeddings
+    return made or _adds_positions(architecture) or norms_embeddings(architecture)
 
 
 def norms_embeddings(architecture: Architecture) -> bool:

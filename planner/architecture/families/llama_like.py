@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from planner.architecture.blocks import (
@@ -20,7 +21,7 @@ from planner.architecture.blocks import (
 )
 from planner.architecture.config import MAX_LAYERS, Config
 from planner.architecture.families.registry import family
-from planner.architecture.layers import Architecture, DenseMLP, Layer, Weight
+from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 PRE = ("input_layernorm", "post_attention_layernorm")
@@ -182,8 +183,11 @@ def granite_windowed(config: Config) -> Architecture:
 def hyperclovax(config: Config) -> Architecture:
     """Llama's build, with a norm after each mixer too when ``use_post_norm``."""
     bias = config.flag("attention_bias")
-    norms = (*PRE, "post_norm1", "post_norm2") if config.flag("use_post_norm") else PRE
-    return decoder(config, dense(config, mlp(config, bias=config.flag("mlp_bias")), norms=norms, qkv_bias=bias, output_bias=bias))
+    after = config.flag("use_post_norm")
+    norms = (*PRE, "post_norm1", "post_norm2") if after else PRE
+    channel = mlp(config, bias=config.flag("mlp_bias"))
+    found = decoder(config, dense(config, channel, norms=norms, qkv_bias=bias, output_bias=bias))
+    return replace(found, decoder_type="hyperclovax_normed_after") if after else found
 
 
 @family("phi3")
@@ -261,6 +265,15 @@ def gemma3(config: Config) -> Architecture:
     return decoder(config, layers, softcap=config.get("final_logit_softcapping") is not None)
 
 
+def normed_by_head(layers: Sequence[Layer]) -> list[Layer]:
+    """The same layers, whose queries and keys pass norms of each head: those among their weights, or without a weight."""
+    normed: dict[Layer, Layer] = {}
+    for layer in dict.fromkeys(layers):
+        mixers = [replace(mixer, qk_norm="per_head") for mixer in layer.sequence if isinstance(mixer, Attention)]
+        normed[layer] = replace(layer, sequence=tuple(mixers))
+    return [normed[layer] for layer in layers]
+
+
 @family("bitnet")
 def bitnet(config: Config) -> Architecture:
     """BitNet: a norm inside each mixer, before its output projection."""
@@ -275,7 +288,7 @@ def nanochat(config: Config) -> Architecture:
     """nanochat: RMSNorm without scale, no gate."""
     bias = config.flag("attention_bias")
     channel = mlp(config, gated=False, names=("fc1", "fc2"))
-    layers = dense(config, channel, norm=bare_rms_norm, qkv_bias=bias, output_bias=bias)
+    layers = normed_by_head(dense(config, channel, norm=bare_rms_norm, qkv_bias=bias, output_bias=bias))
     return decoder(config, layers, norm=bare_rms_norm, softcap=config.get("final_logit_softcapping") is not None)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from planner.architecture.blocks import (
     bare_layer_norm,
     biasless_layer_norm,
@@ -13,9 +10,9 @@ from planner.architecture.blocks import (
     mlp,
 )
 from planner.architecture.config import Config
-from planner.architecture.families.llama_like import PRE, dense, every
+from planner.architecture.families.llama_like import PRE, dense, every, normed_by_head
 from planner.architecture.families.registry import family
-from planner.architecture.layers import Architecture, Attention, Layer, Weight
+from planner.architecture.layers import Architecture, Weight
 
 
 @family("jais2", "nemotron")
@@ -56,15 +53,6 @@ def cohere(config: Config) -> Architecture:
         extra=qk,
     )
     return decoder(config, normed_by_head(layers) if qk else layers, norm=biasless_layer_norm)
-
-
-def normed_by_head(layers: Sequence[Layer]) -> list[Layer]:
-    """The same layers, whose queries and keys pass the norms among their weights."""
-    normed: dict[Layer, Layer] = {}
-    for layer in dict.fromkeys(layers):
-        mixers = [replace(mixer, qk_norm="per_head") for mixer in layer.sequence if isinstance(mixer, Attention)]
-        normed[layer] = replace(layer, sequence=tuple(mixers))
-    return [normed[layer] for layer in layers]
 
 
 def cohere_head_norms(heads: int, kv_heads: int, head_dim: int) -> tuple[Weight, ...]:
@@ -127,6 +115,7 @@ def phi(config: Config) -> Architecture:
         output_bias=True,
         extra=persimmon_head_norms(hidden // heads) if config.flag("qk_layernorm") else (),
     )
+    layers = normed_by_head(layers) if config.flag("qk_layernorm") else layers
     return decoder(config, layers, norm=layer_norm, norm_name="final_layernorm", head_bias=True)
 
 
@@ -154,4 +143,5 @@ def persimmon(config: Config) -> Architecture:
         head_dim=head_dim,
         extra=persimmon_head_norms(head_dim) if config.flag("qk_layernorm") else (),
     )
+    layers = normed_by_head(layers) if config.flag("qk_layernorm") else layers
     return decoder(config, layers, norm=layer_norm, norm_name="final_layernorm")
