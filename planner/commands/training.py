@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command, model_notes, shell_line
+from planner.commands.left_out import by_fsdp, by_launch, by_megatron, by_trainer, by_zero
+from planner.commands.optimizers import optimizer_arguments
 from planner.commands.recipes import axolotl, torchtune
 from planner.commands.transformers import VERSION, loading
 from planner.components.checkpointing import SELECTIVE_EVERY
@@ -14,17 +16,9 @@ from planner.engine_options import ZERO
 if TYPE_CHECKING:
     from planner.scenario import Scenario, Training
 
-ACCELERATE = "1.14"
+ACCELERATE = "1.15"
 DEEPSPEED = "0.19"
 MEGATRON = "core 0.14"
-OPTIMIZERS = {
-    "adamw_fused": "adamw_torch_fused", "adamw_foreach": "adamw_torch", "adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor", "lion": "lion_32bit", "sgd": "sgd",
-    "sgd_momentum": "sgd", "galore": "galore_adamw", "apollo": "apollo_adamw", "paged_adamw_32bit": "paged_adamw_32bit",
-    "lion_8bit": "lion_8bit", "paged_lion_8bit": "paged_lion_8bit",
-}  # fmt: skip
-"""Optimizers of the plan by the names of ``TrainingArguments.optim``; Muon is built by hand."""
-OPTIMIZER_ARGUMENTS = {"adamw": "foreach=False", "sgd_momentum": "momentum=0.9"}
 PRECISIONS: dict[str, dict[str, object]] = {"amp-bf16": {"bf16": True}, "amp-fp16": {"fp16": True}}
 """Arguments of a precision; plain bf16 and fp32 are the dtype the model is loaded in."""
 PEFT_CONFIGS = {
@@ -53,7 +47,7 @@ def training(scenario: Scenario) -> tuple[Command, ...]:
     files.append(_launch(scenario, sharding))
     if scenario.training.objective != "sft":
         return tuple(files)
-    return (*files, *torchtune(scenario), *axolotl(scenario))
+    return (*files, *torchtune(scenario, sharding), *axolotl(scenario, sharding))
 
 
 def _sharding(scenario: Scenario) -> str:
@@ -72,14 +66,20 @@ def _script(scenario: Scenario) -> Command:
     if ask.objective != "sft":
         return _objective(scenario)
     imports, load = loading(scenario, ask.attention, device_map="cuda" if ask.method == "qlora" and _ranks(scenario) == 1 else None)
-    notes = list(model_notes(scenario))
+    notes = [*model_notes(scenario), *by_trainer(scenario, _sharding(scenario))]
+    collator = ["DataCollatorWithFlattening"] if ask.data == "flattened" else []
     lines = ["import torch"]
     if ask.method in PEFT_CONFIGS:
         prepare = ", prepare_model_for_kbit_training" if _prepares(scenario) else ""
         lines.append(f"from peft import {PEFT_CONFIGS[ask.method]}, get_peft_model{prepare}")
-    lines.append(f"from transformers import {', '.join([*imports, 'Trainer', 'TrainingArguments'])}")
-    lines += ["", *load, *_adapters(scenario), *_frozen(scenario), "", *_dataset(scenario), *_arguments(scenario, notes)]
-    lines += ["Trainer(model=model, args=arguments, train_dataset=dataset).train()"]
+    lines.append(f"from transformers import {', '.join([*imports, *collator, 'Trainer', 'TrainingArguments'])}")
+    # The arguments first: they bind the process to its GPU and tell loading how weights are sharded.
+    lines += ["", *_arguments(scenario, notes), *load, *_adapters(scenario), *_frozen(scenario), "", *_dataset(scenario)]
+    trained = ["model=model", "args=arguments", "train_dataset=dataset"]
+    trained += [f"data_collator={name}()" for name in collator]
+    if ask.optimizer == "adamw":
+        trained.append('optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": arguments.learning_rate, "foreach": False})')
+    lines.append("Trainer(\n" + "".join(f"    {argument},\n" for argument in trained) + ").train()")
     lines += ['print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")', ""]
     title = "Train with transformers and PEFT" if ask.method in PEFT_CONFIGS else "Train with transformers"
     return Command(title, "transformers", VERSION, "python", "\n".join(lines), "train.py", tuple(notes))
@@ -89,24 +89,32 @@ def _objective(scenario: Scenario) -> Command:
     """TRL's trainer of the objective with the same arguments and adapters."""
     from planner.commands.trl import objective_script  # noqa: PLC0415  loaded for those who ask
 
-    ask, notes = scenario.training, list[str]()
+    ask, notes = scenario.training, list(by_trainer(scenario, _sharding(scenario)))
+    if ask.optimizer == "adamw":
+        notes.append("training.optimizer: TRL's trainers take adamw_torch, by foreach; hand them optimizers=(…) for a loop")
     adapters = f"{PEFT_CONFIGS[ask.method]}({_adapter_arguments(ask)})" if ask.method in PEFT_CONFIGS else ""
-    arguments = _training_arguments(scenario, notes) | {"gradient_checkpointing": ask.checkpointing != "none"}
-    return objective_script(scenario, arguments, adapters, _literal, notes)
+    arguments = {"gradient_checkpointing": False} | _training_arguments(scenario, notes)
+    imported = ["from peft import prepare_model_for_kbit_training"] if _prepares(scenario) else []
+    prepared = [*_prepared(scenario), *_frozen(scenario)]
+    return objective_script(scenario, arguments, adapters, _literal, notes, imported=imported, prepared=prepared)
 
 
 def _adapters(scenario: Scenario) -> list[str]:
     ask = scenario.training
     if ask.method not in PEFT_CONFIGS:
         return []
-    lines = []
-    if _prepares(scenario):
-        checkpointed = ask.checkpointing != "none"
-        lines.append(f"model = prepare_model_for_kbit_training(model, use_gradient_checkpointing={checkpointed})")
+    lines = _prepared(scenario)
     lines.append(f"adapters = {PEFT_CONFIGS[ask.method]}({_adapter_arguments(ask)})")
     plain = ", autocast_adapter_dtype=False" if ask.engine_options.get("autocast_adapter_dtype") is False else ""
     lines.append(f"model = get_peft_model(model, adapters{plain})")
     return lines
+
+
+def _prepared(scenario: Scenario) -> list[str]:
+    if not _prepares(scenario):
+        return []
+    checkpointed = scenario.training.checkpointing != "none"
+    return [f"model = prepare_model_for_kbit_training(model, use_gradient_checkpointing={checkpointed})"]
 
 
 def _prepares(scenario: Scenario) -> bool:
@@ -147,10 +155,13 @@ def _frozen(scenario: Scenario) -> list[str]:
 
 def _dataset(scenario: Scenario) -> list[str]:
     """Random tokens of the planned length: replace by one's own; the memory is the same."""
+    rows = 'dataset = [{"input_ids": row, "labels": row} for row in tokens]'
+    if scenario.training.data == "flattened":
+        rows = 'dataset = [{"input_ids": row} for row in tokens.tolist()]'
     return [
         "# random tokens of the planned length stand in for your dataset: the memory is the same",
         f"tokens = torch.randint(model.config.get_text_config().vocab_size, (64, {scenario.training.sequence or 2048}))",
-        'dataset = [{"input_ids": row, "labels": row} for row in tokens]',
+        rows,
     ]
 
 
@@ -168,7 +179,8 @@ def _training_arguments(scenario: Scenario, notes: list[str]) -> dict[str, objec
         "gradient_accumulation_steps": ask.gradient_accumulation,
         "max_steps": 4,
         "report_to": "none",
-        **_optimizer(scenario, notes),
+        "max_grad_norm": ask.engine_options.get("max_grad_norm", 0.0),
+        **optimizer_arguments(ask, notes),
         **PRECISIONS.get(ask.precision, {}),
         **_checkpointing(scenario, notes),
     }
@@ -183,19 +195,6 @@ def _training_arguments(scenario: Scenario, notes: list[str]) -> dict[str, objec
     if _sharding(scenario) in ZERO_STAGE:
         arguments |= {"deepspeed": "deepspeed.json"} | ({"bf16": True} if ask.precision == "bf16" else {})
     return arguments
-
-
-def _optimizer(scenario: Scenario, notes: list[str]) -> dict[str, object]:
-    ask = scenario.training
-    if ask.optimizer not in OPTIMIZERS:
-        notes.append(f"training.optimizer: build {ask.optimizer} by hand and hand it to Trainer(optimizers=…)")
-        return {}
-    found: dict[str, object] = {"optim": OPTIMIZERS[ask.optimizer]}
-    if ask.optimizer in OPTIMIZER_ARGUMENTS:
-        found["optim_args"] = OPTIMIZER_ARGUMENTS[ask.optimizer]
-    if ask.optimizer in ("galore", "apollo"):
-        found["optim_target_modules"] = list(ask.lora.targets)
-    return found
 
 
 def _checkpointing(scenario: Scenario, notes: list[str]) -> dict[str, object]:
@@ -243,8 +242,10 @@ def _deepspeed(scenario: Scenario, stage: int) -> Command:
     }
     if ask.precision == "amp-fp16":
         document["fp16"] = {"enabled": True}
+    if ask.engine_options.get("max_grad_norm"):
+        document["gradient_clipping"] = ask.engine_options["max_grad_norm"]
     text = json.dumps(document, indent=2) + "\n"
-    return Command(f"DeepSpeed ZeRO-{stage}", "deepspeed", DEEPSPEED, "json", text, "deepspeed.json")
+    return Command(f"DeepSpeed ZeRO-{stage}", "deepspeed", DEEPSPEED, "json", text, "deepspeed.json", by_zero(scenario, stage))
 
 
 def _fsdp(scenario: Scenario) -> Command:
@@ -256,6 +257,9 @@ def _fsdp(scenario: Scenario) -> Command:
     gives_up = bool(ask.engine_options.get("reshard_after_forward", True))
     flat = ask.engine_options.get("fsdp_version") == 1
     strategy = "fsdp_sharding_strategy: " + ("FULL_SHARD" if gives_up else "SHARD_GRAD_OP")
+    checkpointed = ask.checkpointing != "none" and not flat
+    offloads = checkpointed and ask.engine_options.get("checkpoint_offload")
+    offloaded = ["  fsdp_activation_checkpointing_offload: true"] if offloads else []
     mixed = {"amp-bf16": "bf16", "amp-fp16": "fp16", "fp8": "fp8", "bf16": "no", "fp32": "no"}[ask.precision]
     text = "\n".join(
         (
@@ -268,14 +272,15 @@ def _fsdp(scenario: Scenario) -> Command:
             f"  fsdp_version: {1 if flat else 2}",
             f"  {strategy if flat else f'fsdp_reshard_after_forward: {str(gives_up).lower()}'}",
             "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
-            f"  fsdp_activation_checkpointing: {str(ask.checkpointing != 'none' and not flat).lower()}",
+            f"  fsdp_activation_checkpointing: {str(checkpointed).lower()}",
+            *offloaded,
             f"  fsdp_offload_params: {str(bool(scenario.offload.weights or scenario.offload.optimizer)).lower()}",
             "  fsdp_cpu_ram_efficient_loading: true",
             "  fsdp_state_dict_type: SHARDED_STATE_DICT",
             "",
         )
     )
-    notes = (BY_ACCELERATE,) if scenario.training.engine == "fsdp" else ()
+    notes = ((BY_ACCELERATE,) if ask.engine == "fsdp" else ()) + by_fsdp(scenario)
     return Command("FSDP by accelerate", "accelerate", ACCELERATE, "yaml", text, "fsdp.yaml", notes)
 
 
@@ -283,38 +288,51 @@ def _launch(scenario: Scenario, sharding: str) -> Command:
     """One process a GPU."""
     hardware = scenario.hardware
     if sharding == "fsdp":
-        line = shell_line(("accelerate", "launch"), [("--config_file", "fsdp.yaml")]) + " train.py"
-        return Command("Launch", "accelerate", ACCELERATE, "shell", line + "\n")
-    if _ranks(scenario) == 1:
+        options: list[tuple[str, object]] = [("--config_file", "fsdp.yaml")]
+        if hardware.nodes > 1:
+            options += [("--main_process_ip", "FIRST_NODE"), ("--main_process_port", 29500), ("--machine_rank", "NUMBER_OF_NODE")]
+        line = shell_line(("accelerate", "launch"), options) + " train.py"
+        return Command("Launch", "accelerate", ACCELERATE, "shell", line + "\n", notes=by_launch(scenario))
+    if _ranks(scenario) == 1 and sharding not in ZERO_STAGE:
         return Command("Launch", "transformers", VERSION, "shell", "python train.py\n")
+    line = shell_line(("torchrun",), _torchrun(scenario)) + " train.py\n"
+    return Command("Launch", "torchrun", "2.13", "shell", line, notes=by_launch(scenario))
+
+
+def _torchrun(scenario: Scenario) -> list[tuple[str, object]]:
+    hardware = scenario.hardware
     options: list[tuple[str, object]] = [("--nproc-per-node", hardware.gpus)]
-    notes: tuple[str, ...] = ()
     if hardware.nodes > 1:
         options += [("--nnodes", hardware.nodes), ("--rdzv-backend", "c10d"), ("--rdzv-endpoint", "FIRST_NODE:29500")]
-        notes = ("run it on every node; FIRST_NODE is the name of one of them",)
-    return Command("Launch", "torchrun", "2.13", "shell", shell_line(("torchrun",), options) + " train.py\n", notes=notes)
+    return options
 
 
 def _megatron(scenario: Scenario) -> Command:
     """Megatron-LM's ``pretrain_gpt.py``: the options that decide memory (``megatron/training/arguments.py``)."""
-    ask, spread = scenario.training, scenario.parallel
+    ask, spread, given = scenario.training, scenario.parallel, scenario.training.engine_options
     data = max(1, _ranks(scenario) // (spread.tensor * spread.pipeline * spread.context))
     options: list[tuple[str, object]] = [
         ("--tensor-model-parallel-size", spread.tensor),
-        ("--sequence-parallel", spread.tensor > 1),
+        ("--sequence-parallel", spread.tensor > 1 and bool(given.get("sequence_parallel", True))),
         ("--pipeline-model-parallel-size", spread.pipeline),
+        ("--num-virtual-stages-per-pipeline-rank", given.get("virtual_pipeline") if given.get("virtual_pipeline") != 1 else None),
         ("--context-parallel-size", spread.context if spread.context > 1 else None),
         ("--expert-model-parallel-size", spread.expert if spread.expert > 1 else None),
         ("--micro-batch-size", ask.batch),
-        ("--global-batch-size", ask.batch * ask.gradient_accumulation * data),
+        ("--global-batch-size", given.get("global_batch", ask.batch * ask.gradient_accumulation * data)),
         ("--seq-length", ask.sequence),
         ("--max-position-embeddings", ask.sequence),
-        ("--bf16", ask.precision != "fp32"),
+        ("--bf16", ask.precision in ("bf16", "amp-bf16", "fp8")),
+        ("--fp16", ask.precision == "amp-fp16"),
+        ("--fp8-format", "hybrid" if ask.precision == "fp8" else None),
+        ("--optimizer", "sgd" if ask.optimizer.startswith("sgd") else None),
         ("--use-distributed-optimizer", spread.sharding != "none"),
         ("--recompute-granularity", {"full": "full", "selective": "selective"}.get(ask.checkpointing)),
         ("--recompute-method", "uniform" if ask.checkpointing == "full" else None),
         ("--recompute-num-layers", 1 if ask.checkpointing == "full" else None),
     ]
-    program = ("torchrun", "--nproc-per-node", str(scenario.hardware.gpus), "pretrain_gpt.py")
-    notes = (*model_notes(scenario), "the model's own dimensions go beside these, as Megatron's converter prints them")
+    launch = " ".join(f"{name} {value}" for name, value in _torchrun(scenario)).split()
+    program = ("torchrun", *launch, "pretrain_gpt.py")
+    printed = "the model's own dimensions go beside these, as Megatron's converter prints them"
+    notes = (*model_notes(scenario), printed, *by_megatron(scenario), *by_launch(scenario))
     return Command("Megatron-LM", "megatron", MEGATRON, "shell", shell_line(program, options) + "\n", notes=notes)

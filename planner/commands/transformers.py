@@ -13,16 +13,14 @@ if TYPE_CHECKING:
 
 VERSION = "5.23"
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
+_FOUR_BITS = ("load_in_4bit=True", 'bnb_4bit_quant_type="nf4"', "bnb_4bit_compute_dtype=torch.bfloat16")
 BITSANDBYTES = {
-    "int8": "BitsAndBytesConfig(load_in_8bit=True)",
-    "nf4": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)',
-    "nf4-dq": (
-        "BitsAndBytesConfig(\n"
-        '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16\n'
-        ")"
-    ),
-    "fp4": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.bfloat16)',
+    "int8": ("load_in_8bit=True",),
+    "nf4": _FOUR_BITS,
+    "nf4-dq": (*_FOUR_BITS, "bnb_4bit_use_double_quant=True"),
+    "fp4": ("load_in_4bit=True", 'bnb_4bit_quant_type="fp4"', "bnb_4bit_compute_dtype=torch.bfloat16"),
 }
+"""Arguments of ``BitsAndBytesConfig``."""
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "eager": "eager", "paged": "paged|sdpa"}
 
 
@@ -36,7 +34,8 @@ def loading(scenario: Scenario, attention: str, *, device_map: str | None = "cud
     arguments = [json.dumps(model_name(scenario), ensure_ascii=False)]
     if scenario.weights in BITSANDBYTES:
         imports.append("BitsAndBytesConfig")
-        lines.append(f"quantization = {BITSANDBYTES[scenario.weights]}")
+        told = "".join(f"    {argument},\n" for argument in _quantising(scenario))
+        lines.append(f"quantization = BitsAndBytesConfig(\n{told})")
         arguments.append("quantization_config=quantization")
     compute = "torch.bfloat16" if scenario.weights in BITSANDBYTES else '"auto"'
     arguments.append(f"dtype={DTYPES.get(scenario.weights, compute)}")
@@ -51,6 +50,17 @@ def loading(scenario: Scenario, attention: str, *, device_map: str | None = "cud
     joined = "".join(f"    {argument},\n" for argument in arguments)
     lines.append(f"model = AutoModelForCausalLM.from_pretrained(\n{joined})")
     return imports, lines
+
+
+def _quantising(scenario: Scenario) -> list[str]:
+    """bitsandbytes' arguments. FSDP cuts values that are stored in the dtype of the rest; modules may be left as they are."""
+    arguments = list(BITSANDBYTES[scenario.weights])
+    if scenario.task == "training" and scenario.parallel.sharding == "fsdp" and scenario.weights != "int8":
+        arguments.append("bnb_4bit_quant_storage=torch.bfloat16")
+    plain = scenario.training.engine_options.get("quant_skip_modules") if scenario.task == "training" else None
+    if plain:
+        arguments.append(f"llm_int8_skip_modules={json.dumps([name.strip() for name in str(plain).split(',')])}")
+    return arguments
 
 
 def host_map(scenario: Scenario, architecture: Architecture | None) -> list[str]:

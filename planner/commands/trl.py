@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command, model_name, model_notes
@@ -10,7 +12,7 @@ from planner.defaults import DEFAULT_SEQUENCE_TOKENS
 from planner.engines.trl import NEWEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from planner.scenario import Scenario, Training
 
@@ -20,9 +22,13 @@ GRPO_BETA = 0.04
 
 
 def objective_script(
-    scenario: Scenario, arguments: Mapping[str, object], adapters: str, literal: Callable[[object], str], notes: list[str]
-) -> Command:
-    """``train.py`` with TRL's trainer. ``arguments``: of ``TrainingArguments``; ``adapters``: a PEFT config, empty without."""
+    scenario: Scenario, arguments: Mapping[str, object], adapters: str, literal: Callable[[object], str], notes: list[str],
+    *, imported: Sequence[str] = (), prepared: Sequence[str] = (),
+) -> Command:  # fmt: skip
+    """``train.py`` with TRL's trainer. ``arguments``: of ``TrainingArguments``; ``adapters``: a PEFT config, empty without.
+
+    ``prepared``: lines that cast or freeze the loaded model, and ``imported`` what they call.
+    """
     ask = scenario.training
     if ask.objective not in TRAINERS:
         notes.append(
@@ -39,14 +45,16 @@ def objective_script(
         "import torch",
         "from datasets import Dataset",
         *([f"from peft import {adapters.partition('(')[0]}"] if adapters else []),
+        *imported,
         f"from transformers import {', '.join(imports)}",
         f"from trl import {name}Config, {name}Trainer",
         "",
+        f"arguments = {name}Config(\n{written})",
         *load,
+        *prepared,
         *([f"adapters = {adapters}"] if adapters else []),
         "",
         *_dataset(ask),
-        f"arguments = {name}Config(\n{written})",
         f"{name}Trainer(\n    model=model,\n{trained}    args=arguments,\n    train_dataset=dataset,\n).train()",
         'print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")',
         "",
@@ -62,7 +70,8 @@ def _trained(scenario: Scenario, notes: list[str], *, adapters: bool) -> str:
     if adapters:
         lines.append("peft_config=adapters")
     if ask.objective == "dpo" and ask.reference == "model" and adapters:
-        lines.append(f'ref_model=AutoModelForCausalLM.from_pretrained("{model_name(scenario)}", dtype=model.dtype)')
+        name = json.dumps(model_name(scenario), ensure_ascii=False)
+        lines.append(f"ref_model=AutoModelForCausalLM.from_pretrained({name}, dtype=model.dtype)")
     if ask.objective == "grpo":
         lines.append("reward_funcs=lambda completions, **_: [float(len(text)) for text in completions]")
         notes.append("the reward stands in for your own; answers that end early take less than the plan")
@@ -98,7 +107,7 @@ def _policy(scenario: Scenario, notes: list[str]) -> dict[str, object]:
         }
     elif rollout.engine == "server":
         found |= {"use_vllm": True, "vllm_mode": "server"}
-        notes.append(f"start the server elsewhere first: trl vllm-serve --model {model_name(scenario)}")
+        notes.append(f"start the server elsewhere first: trl vllm-serve --model {shlex.quote(model_name(scenario))}")
     return found
 
 
