@@ -39,6 +39,11 @@ def layer_weights(layer: Layer) -> Iterator[Weight]:
     yield from layer.weights
 
 
+def head_matrix(architecture: Architecture) -> Weight:
+    """What the head multiplies with: the embeddings where it is tied to them, be there a bias of its own or not."""
+    return architecture.embeddings[0] if architecture.tied_head or not architecture.head else architecture.head[0]
+
+
 def waits_for_images(layer: Layer) -> bool:
     """Whether a decoder's layer reads an image's encodings alone: without an image it is passed over (``MllamaTextModel``)."""
     return any(isinstance(mixer, Attention) and mixer.kv == "cross" for mixer in layer.sequence) and len(layer.sequence) == 1

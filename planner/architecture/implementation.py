@@ -38,6 +38,7 @@ class Implementation:
 
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_norm``, the norm it read;
+    ``keeps_unrotated``, queries and keys before they are rotated, and what is rotated of them, during the attention;
     ``keeps_probabilities``, a layer's attention probabilities during the next layer; ``keeps_positions``, position embeddings
     during the whole forward (``positions_by_row``: those of every sequence, else one row for all).
     ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
@@ -72,6 +73,7 @@ class Implementation:
     drops_norm: bool = False
     keeps_attention: bool = False
     keeps_norm: bool = False
+    keeps_unrotated: bool = False
     keeps_probabilities: bool = False
     keeps_positions: bool = False
     positions_by_row: bool = False
@@ -98,8 +100,8 @@ DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32"
 
 LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
-    "starcoder2 nemotron-nas gpt_neox phi qwen3_moe olmoe aria_text phimoe mllama_text_model "
-    "jamba bamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 persimmon "
+    "starcoder2 nemotron-nas gpt_neox qwen3_moe olmoe aria_text phimoe mllama_text_model "
+    "jamba bamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 "
     "minicpm3 mellum lfm2_moe"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
@@ -114,7 +116,8 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
     "gemma": Implementation(norm="added"),
-    "stablelm": Implementation(keeps_attention=True, keeps_norm=True),
+    **dict.fromkeys(("phi", "persimmon"), Implementation(keeps_unrotated=True)),
+    "stablelm": Implementation(keeps_attention=True, keeps_norm=True, keeps_unrotated=True),
     "hyperclovax": Implementation(scales_embeddings=True, scales_branches=True),
     "hyperclovax_normed_after": Implementation(placement="sandwich", scales_embeddings=True, scales_branches=True),
     "nanochat": Implementation(norm="none", normed_after_rotation=True, norms_embeddings=True),

@@ -215,7 +215,8 @@ def _expand(g: Graph, mixer: Attention) -> None:
 
 def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     """By the kernel that the class and the scenario ask for; its output is laid out token by token."""
-    joined = g.run.code.rotary in ("joined", "pairs") or 0 < mixer.rotary_dim < mixer.head_dim
+    whole = mixer.rotary_dim == mixer.head_dim and not g.run.code.keeps_unrotated
+    joined = g.run.code.rotary in ("joined", "pairs") or (mixer.rotary_dim > 0 and not whole)
     by_head = joined or g.run.code.rotary == "chunks"
     if g.run.code.attention == "alibi":
         eager_alibi(g, ops)

@@ -34,8 +34,9 @@ def rotary_embedding(run: Run, rotary_dim: int) -> tuple[Size, Size]:
 def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
     """Rotate queries and keys: ``{name} rotated`` for each; the unrotated ones go together at the end.
 
-    Written inline in the attention (GPT-J), they and the rotated parts stay until its end.
+    Written inline in the attention (GPT-J, Phi), they and the rotated parts stay until its end.
     """
+    inline = style == "pairs_inline" or g.run.code.keeps_unrotated
     if g.run.autocast and g.run.parameter_bytes and style != "pairs_inline":
         _rotate_promoted(g, style, tensors)
     elif style in ("wide", "pairs_wide"):
@@ -50,9 +51,10 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
             if style == "joined":
                 _join(g, tensor)
         for tensor in tensors:
-            if style != "joined" and (style == "pairs" or tensor.rotary_dim != tensor.head_dim):
-                _join(g, tensor, kept=style == "pairs_inline")
-    if style != "pairs_inline":
+            whole = tensor.rotary_dim == tensor.head_dim and not g.run.code.keeps_unrotated
+            if style != "joined" and (style == "pairs" or not whole):
+                _join(g, tensor, kept=inline)
+    if not inline:
         g.free(*(tensor.name for tensor in tensors))
 
 

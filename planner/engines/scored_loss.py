@@ -6,6 +6,7 @@ copied, one buffer holds a tile of logits after another, and the backward sums t
 
 from __future__ import annotations
 
+from planner.architecture.counts import head_matrix
 from planner.architecture.layers import Architecture
 from planner.components.run import Run, factors_of
 from planner.components.tape import Course, Held, Size, Tape
@@ -67,7 +68,7 @@ def scored_backward(
     """
     around.at("head backward", course)
     tokens = scored_tokens(run, prompt_tokens)
-    head = (architecture.head or architecture.embeddings[:1])[0]
+    head = head_matrix(architecture)
     tape = Tape(start=_kept(run, tokens))
     wide = Size(tokens=tokens, hidden_size=run.hidden_size, fp32_bytes=FP32_BYTES)
     if reached.before_head:

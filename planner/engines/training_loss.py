@@ -7,6 +7,7 @@ gradients in the forward, a chunk at a time.
 
 from __future__ import annotations
 
+from planner.architecture.counts import head_matrix
 from planner.architecture.layers import Architecture, Weight
 from planner.components.run import Run, factors_of, gradient
 from planner.components.tape import Course, Held, Size, Span, Tape
@@ -225,7 +226,7 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
 
 def _cast_head_backward(course: Course, tape: Tape, architecture: Architecture, run: Run, reached: Reached) -> None:
     """Under autocast: gradients of the head's weight and input in 16 bit; what was saved goes; then the weight's own in fp32."""
-    weight = (architecture.head or architecture.embeddings)[0]
+    weight = head_matrix(architecture)
     half = "d head in 16 bit"
     if reached.head:
         tape.hold(half, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=run.dtype_bytes))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from planner.architecture.counts import head_matrix
 from planner.architecture.implementation import LLAMA, Implementation, implementation_of
 from planner.architecture.layers import Architecture, Attention
 from planner.components.adapters import Adapters
@@ -208,7 +209,7 @@ def at_the_head(run: Run) -> Run:
 
 def _hold_head_casts(course: Course, architecture: Architecture, run: Run, reached: Reached) -> None:
     """What autocast makes of the head's input and weight: autograd keeps each for the other's gradient, else a cache the weight."""
-    weight = (architecture.head or architecture.embeddings)[0]
+    weight = head_matrix(architecture)
     course.hold("activations", HEAD_INPUT, at_the_head(run).hidden(), int(reached.head))
     kept = "activations" if reached.before_head else "workspace"
     course.hold(kept, HEAD_WEIGHT, Size(rows=weight.shape[0], columns=weight.shape[-1], bytes=HALF_BYTES))

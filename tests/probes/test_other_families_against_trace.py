@@ -42,6 +42,8 @@ READ_LATER = {
     "stablelm": ("long", SMALL | {"model_type": "stablelm"}),
     "nemotron": ("full", SMALL | {"model_type": "nemotron"}),
     "phi, queries and keys normed": ("full", SMALL | {"model_type": "phi", "qk_layernorm": True}),
+    "phi, a bias beside a tied head": ("mixed", SMALL | {"model_type": "phi", "tie_word_embeddings": True}),
+    "phi, eager": ("eager", SMALL | {"model_type": "phi"}),
     "persimmon": ("full", SMALL | {"model_type": "persimmon"}),
     "hyperclovax": ("full", SMALL | {"model_type": "hyperclovax"}),
     "nanochat": ("full", SMALL | {"model_type": "nanochat"}),
@@ -61,6 +63,10 @@ WORK = {
     "long": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4}},
     "full": {"task": "training", "training": {"batch": 2, "sequence": 300}},
 }
+OTHER_WORK = {
+    "eager": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4, "attention": "eager"}},
+    "mixed": {"task": "training", "training": {"batch": 2, "sequence": 300, "precision": "amp-bf16"}},
+}
 SMALL_TENSORS_BYTES = 256 * 1024
 
 
@@ -78,7 +84,8 @@ def test_a_family_equals_its_trace_where_it_differs_most(trace, model: str) -> N
 
 def assert_equal(trace, config: dict[str, object], work: str) -> None:
     """Allocated of every phase: within 0.5 % and the bytes of the smallest tensors."""
-    scenario = parse_scenario({"version": 1, "model": {"config": config}, "hardware": {"gpu": "H200 SXM 141GB"}} | WORK[work])
+    asked = (WORK | OTHER_WORK)[work]
+    scenario = parse_scenario({"version": 1, "model": {"config": config}, "hardware": {"gpu": "H200 SXM 141GB"}} | asked)
     footprint = make_plan(scenario, network=False, device="cuda").footprint
     predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
     traced = trace(footprint.scenario, config)
