@@ -326,6 +326,7 @@ def _megatron(scenario: Scenario) -> Command:
         ("--fp16", ask.precision == "amp-fp16"),
         ("--fp8-format", "hybrid" if ask.precision == "fp8" else None),
         ("--optimizer", "sgd" if ask.optimizer.startswith("sgd") else None),
+        ("--sgd-momentum", "0" if ask.optimizer == "sgd" else None),
         ("--use-distributed-optimizer", spread.sharding != "none"),
         ("--recompute-granularity", {"full": "full", "selective": "selective"}.get(ask.checkpointing)),
         ("--recompute-method", "uniform" if ask.checkpointing == "full" else None),

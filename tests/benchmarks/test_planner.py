@@ -40,6 +40,8 @@ TRAININGS = {
     "encoder-decoder": ("google-t5/t5-base", {}),
     "fsdp": (MODEL, {"engine": "fsdp", "checkpointing": "full"}),
     "zero3": (MODEL, {"engine": "deepspeed"}),
+    "dpo": (MODEL, {"objective": "dpo"}),
+    "grpo": (MODEL, {"objective": "grpo"}),
 }
 
 

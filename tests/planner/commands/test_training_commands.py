@@ -26,6 +26,14 @@ OFFLOAD_KEYS = {"device", "nvme_path", "pin_memory", "ratio"}
 """Of deepspeed/runtime/zero/offload_config.py."""
 OLD_NAME = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 """Releases before 5.23 have no other name for checkpointing, and TRL's have none."""
+TRL_KEYS = {
+    "DPOConfig": {"max_length", "precompute_ref_log_probs"},
+    "GRPOConfig": {
+        "max_completion_length", "num_generations", "steps_per_generation", "beta", "use_vllm", "vllm_mode",
+        "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_enable_sleep_mode",
+    },
+}  # fmt: skip
+"""Fields beyond ``TrainingArguments`` that the scripts set (TRL trl/trainer/dpo_config.py and grpo_config.py)."""
 CONFIG = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -189,6 +197,15 @@ def test_trl_freezes_and_prepares_as_planned(objective: str) -> None:
     ast.parse(prepared)
 
 
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_trl_knows_every_argument(objective: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    name = f"{objective.upper()}Config"
+    for rollout in ({}, {"engine": "vllm", "sleep": True}, {"engine": "server"}):
+        given = keywords(files_of(objective=objective, checkpointing="full", rollout=rollout)["train.py"].text, name)
+        assert given.keys() - TRL_KEYS[name] <= transformers.TrainingArguments.__dataclass_fields__.keys()
+
+
 def test_layers_are_checkpoints_once_under_fsdp() -> None:
     """The Trainer refuses to do it beside accelerate's plugin."""
     sharded = {"parallel": {"sharding": "fsdp"}, "hardware": {"gpus": 4}, "checkpointing": "full"}
@@ -240,6 +257,7 @@ def test_megatron_is_told_every_way_of_the_plan() -> None:
         assert option in words
     assert "--sequence-parallel" not in words
     assert "training.loss" in notes(files)
+    assert "--sgd-momentum 0" in files_of(engine="megatron", optimizer="sgd")["Megatron-LM"].text.replace("\\\n ", "")
 
 
 def test_recipes_shard_pack_and_clip_as_planned() -> None:
