@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import random
+import re
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +58,9 @@ RECURRENT = ("mamba", "ssm", "linear_", "conv", "lru_width", "block_types", "hea
 DELTA_NET = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
 """Of experts: a token chooses among all of them."""
+WIDE_HEADS = {"head_dim": 128}
+"""Which the default parts of GLM-4V's rotary positions fill."""
+NAMED_CLASS = re.compile(r"^\w*(For[A-Z]\w+|Model): ")
 Told = tuple[str, str]
 
 
@@ -127,6 +132,7 @@ def realistic(model_type: str, seed: int) -> dict[str, Any]:
         kept = ("vocab_size", "max_position_embeddings") if fixed else tuple(rows)
         for key in [key for key in kept if type(part.get(key)) is int]:
             part[key] = heads if latent and key == "num_key_value_heads" else rows[key]
+        part.update(WIDE_HEADS if model_type.startswith("glm4v_moe") and "hidden_size" in part else {})
         for key in ("is_decoder", "add_cross_attention"):
             part.update({key: False} if key in part else {})
     config["torch_dtype"] = "bfloat16"
@@ -197,7 +203,7 @@ def of_types(model_types: list[str]) -> dict[str, Found]:
 
 
 def report(found: dict[str, Found]) -> str:
-    """The sums, a line for each type, then what was wrong."""
+    """The sums, a line for each type, why peaks are unknown, then what was wrong."""
     sums: dict[str, Counter[str]] = {"parameters": Counter(), **{work: Counter() for work in WORK}}
     lines, wrong = [], []
     for name, (counts, told) in found.items():
@@ -212,7 +218,22 @@ def report(found: dict[str, Found]) -> str:
     totals = [f"{what}: " + ", ".join(f"{sums[what][kind]} {kind}" for kind in sorted(sums[what])) for what in sums]
     head = f"{'type':22}{'parameters, configs':42}" + "".join(f"{work:13}" for work in WORK).rstrip()
     title = f"Model types against transformers {transformers.__version__}: parameters to the last, peaks within {TOLERANCE:.0%}"
-    return "\n".join([title, "", *totals, "", head, *lines, "", "wrong:", *(wrong or ["  none"])])
+    return "\n".join([title, "", *totals, "", head, *lines, "", "unknown:", *reasons(found), "", "wrong:", *(wrong or ["  none"])])
+
+
+def reasons(found: dict[str, Found]) -> list[str]:
+    """Why peaks are unknown: each reason once, without the class it names first, and the types and workloads it holds for."""
+    of: dict[str, dict[str, list[str]]] = {}
+    for name, (_, told) in found.items():
+        for work, (kind, why) in told.items():
+            if kind == "unknown":
+                reason = NAMED_CLASS.sub("", why.removeprefix("unknown: "))
+                of.setdefault(reason, {}).setdefault(name, []).append(work)
+    lines = []
+    for reason, types in sorted(of.items(), key=lambda item: (-len(item[1]), item[0])):
+        named = [name + ("" if len(works) == len(WORK) else f" ({', '.join(works)})") for name, works in types.items()]
+        lines += textwrap.wrap(f"{reason}: {', '.join(named)}", 130, initial_indent="  ", subsequent_indent="    ")
+    return lines or ["  none"]
 
 
 if __name__ == "__main__":
