@@ -40,6 +40,16 @@ def by_trainer(scenario: Scenario, sharding: str) -> tuple[str, ...]:
         notes.append("offload: without ZeRO or FSDP the Trainer keeps everything on the GPU")
     if ask.lengths and ask.data != "packed":
         notes.append("training.lengths: every example of the script has the length of the longest, which decides the peak")
+    return (*notes, *_by_trl(scenario)) if ask.objective != "sft" else tuple(notes)
+
+
+def _by_trl(scenario: Scenario) -> tuple[str, ...]:
+    """What TRL's trainers of other objectives decide themselves."""
+    ask, notes = scenario.training, []
+    if ask.data != "padded":
+        notes.append(f"training.data: the script leaves TRL's rows padded, not {ask.data}")
+    if "autocast_adapter_dtype" in ask.engine_options:
+        notes.append("training.engine_options.autocast_adapter_dtype: TRL decides the dtype of its adapters itself")
     return tuple(notes)
 
 
@@ -66,6 +76,8 @@ def by_fsdp(scenario: Scenario) -> tuple[str, ...]:
     flat = options.get("fsdp_version") == 1
     if ask.checkpointing == "selective" and not flat:
         notes.append("training.checkpointing: accelerate checkpoints every layer whole, nothing selectively")
+    if options.get("use_reentrant") and ask.checkpointing != "none" and not flat:
+        notes.append("training.engine_options.use_reentrant: accelerate's checkpoints are not reentrant with fsdp_version 2")
     if options.get("checkpoint_offload") and flat:
         notes.append("training.engine_options.checkpoint_offload: accelerate offloads checkpoints with fsdp_version 2 alone")
     if "reduce_dtype" in options:

@@ -205,7 +205,8 @@ def _checkpointing(scenario: Scenario, notes: list[str]) -> dict[str, object]:
     found: dict[str, object] = {"use_reentrant": bool(options["use_reentrant"])} if "use_reentrant" in options else {}
     by_hand = [name for name in ("checkpoint_modules", "checkpoint_saves") if options.get(name) not in (None, "layers")]
     if ask.checkpointing == "selective" and by_hand:
-        notes.append(f"training.engine_options.{by_hand[0]}: wrap the modules by hand with torch.utils.checkpoint")
+        offloaded = ", under torch.autograd.graph.save_on_cpu for checkpoint_offload" if options.get("checkpoint_offload") else ""
+        notes.append(f"training.engine_options.{by_hand[0]}: wrap the modules by hand with torch.utils.checkpoint{offloaded}")
         return {}
     if ask.checkpointing == "selective":
         found["every_n_layers"] = options.get("checkpoint_every", SELECTIVE_EVERY)

@@ -181,6 +181,11 @@ def test_what_a_plan_asks_for_and_no_file_does_is_said() -> None:
         "plan is of transformers 4.50", "training.lengths", "offload: FSDP", "offload.to: FSDP", "run it on every node",
     ):  # fmt: skip
         assert words in said
+    chosen = files_of(objective="dpo", data="packed", engine_options={"autocast_adapter_dtype": False})
+    assert "TRL's rows padded, not packed" in notes(chosen)
+    assert "TRL decides the dtype" in notes(chosen)
+    reentrant = {"checkpointing": "full", "engine_options": {"use_reentrant": True}}
+    assert "are not reentrant" in notes(files_of(parallel={"sharding": "fsdp"}, hardware={"gpus": 2}, **reentrant))
     assert "offload: without ZeRO" in notes(files_of(offload={"optimizer": 1.0}))
 
 
