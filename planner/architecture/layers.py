@@ -228,5 +228,7 @@ class Architecture:
     """Whose code the decoder runs, where it is not ``model_type``'s: the text part of a composite, a variant of a type."""
     rope_factor_values: int = 0
     """Rotary factors a scaled embedding needs: Llama 3's frequencies, LongRoPE's two lists."""
+    keeps_cache: bool = True
+    """``use_cache``: whether a forward that nobody tells otherwise makes a cache, as of a decoder without a head."""
     sources: dict[str, str] = field(default_factory=dict, hash=False, compare=False)
     """Quantity → where it came from: ``config.json: num_key_value_heads = 8`` or ``default: …``."""

@@ -45,6 +45,7 @@ def read_config(config: Mapping[str, object], *, model_class: str | None = None)
         notes=tuple(notes),
         sources=reading.sources,
         rope_factor_values=rope_factor_values(config),
+        keeps_cache=config.get("use_cache") is not False,
     )
 
 

@@ -106,10 +106,11 @@ def generates(architecture: Architecture) -> bool:
 def inference_run(architecture: Architecture, work: Generation, sequence: int, past: int = 0) -> Run:
     """A forward of ``sequence`` tokens behind ``past`` cached ones.
 
-    A decoder without a head makes a cache too (``config.use_cache``), which its output holds.
+    A decoder without a head makes a cache too, which its output holds, unless its config says otherwise (``use_cache``).
     """
+    cached = architecture.kind == "decoder" and (generates(architecture) or architecture.keeps_cache)
     return Run(
-        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=architecture.kind == "decoder", cuda=work.cuda,
+        work.batch, sequence, architecture.hidden_size, work.dtype_bytes, cached=cached, cuda=work.cuda,
         past_tokens=past,
         code=implementation_of(architecture) or LLAMA, eager=work.eager,
         static_tokens=(work.prompt_tokens + work.new_tokens) * work.static_cache, quantised=work.quantised,

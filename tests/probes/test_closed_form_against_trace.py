@@ -58,6 +58,7 @@ HELD_APART = {
         "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 1200, "global_head_dim": 32,
     },
     "llama, without a head": TIED | {"architectures": ["LlamaModel"]},
+    "llama, without a head or a cache": TIED | {"architectures": ["LlamaModel"], "use_cache": False},
 }  # fmt: skip
 """What is held depends on one sequence or several, on the class around the layers, on a head."""
 WORK = {
