@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 CORES := --numprocesses logical --maxprocesses 4 --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint types unit fuzz bench accuracy screenshots system clean
+.PHONY: run test lint types unit coverage fuzz bench accuracy screenshots system clean
 
 run: $(VENV)/run.stamp
 	@$(PY) main.py
@@ -27,10 +27,14 @@ types: $(VENV)/dev.stamp
 # Processes of their own: the worker's tests load torch, the window's must not, each sets its own environment, and those of a
 # GPU, which say so where there is none, run one by one.
 unit: $(VENV)/dev.stamp
-	$(PY) -m pytest $(CORES) tests/planner tests/resources tests/cli tests/test_layers.py --cov --cov-report=term:skip-covered
+	$(PY) -m pytest $(CORES) tests/planner tests/resources tests/cli tests/test_layers.py
 	$(PY) -m pytest $(CORES) tests/probes tests/benchmarks
 	$(PY) -m pytest $(CORES) tests/gui
 	$(PY) -m pytest tests/gpu
+
+# The planner's branches that its own tests take; five times slower, so not in every run.
+coverage: $(VENV)/dev.stamp
+	$(PY) -m pytest $(CORES) tests/planner tests/resources tests/cli --cov --cov-report=term:skip-covered
 
 fuzz: $(VENV)/dev.stamp
 	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
