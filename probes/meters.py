@@ -30,11 +30,12 @@ class ProcessTree:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The processes seen so far."""
+        """The processes seen at the last walk, and since."""
         return tuple(self._members)
 
     def walk(self) -> None:
-        """Look for new descendants: one search from the root, and one from each that has lost its parent."""
+        """Forget who has ended, look for new descendants: one search from the root, one from each that lost its parent."""
+        self._members = {pid: member for pid, member in self._members.items() if _runs(member)}
         found: set[int] = set()
         for member in tuple(self._members.values()):
             if member.pid not in found:
@@ -163,6 +164,12 @@ def _told_children(pid: int) -> list[int] | None:
         except (OSError, ValueError):
             continue
     return pids
+
+
+def _runs(process: psutil.Process) -> bool:
+    with _unless_gone():
+        return bool(process.is_running())
+    return False
 
 
 def _rss_bytes(process: psutil.Process) -> int:

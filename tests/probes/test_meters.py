@@ -40,6 +40,33 @@ sys.stdin.read()
     assert tree.rss_bytes() is None
 
 
+def test_children_that_ended_are_forgotten() -> None:
+    """A script that starts one short command after another, for hours."""
+    script = """
+import subprocess, sys
+for line in sys.stdin:
+    child = subprocess.Popen([sys.executable, '-S', '-c', 'input()'], stdin=subprocess.PIPE)
+    print('ready', flush=True)
+    sys.stdin.readline()
+    child.communicate(b'\\n')
+    print('ended', flush=True)
+"""
+    arguments = [sys.executable, "-S", "-c", script]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        tree = ProcessTree(child.pid)
+        for _ in range(3):
+            child.stdin.write("start\n")
+            assert child.stdout.readline() == "ready\n"
+            tree.walk()
+            assert len(tree.pids) == 2
+            child.stdin.write("end\n")
+            assert child.stdout.readline() == "ended\n"
+        tree.walk()
+        assert tree.pids == (child.pid,)
+
+
 def test_children_of_every_thread_are_found_as_psutil_finds_them() -> None:
     script = """
 import subprocess, sys, threading
