@@ -18,6 +18,7 @@ from cli.streams import Output
 from cli.tables import phase_table
 from planner.footprint import COMPONENTS, Phase
 from resources.history import History
+from tests.children import ending
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = {"version": 1, "model": "HuggingFaceTB/SmolLM2-135M", "task": "inference"}
@@ -72,8 +73,9 @@ def test_what_was_launched_does_not_outlive_its_launcher(number: signal.Signals,
     assert process.stderr is not None
     assert process.stderr.readline() == b"ready\n"
     launched = psutil.Process(process.pid).children()
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    with ending(process):
+        process.send_signal(number)
+        process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(launched) == 1
     assert psutil.wait_procs(launched, timeout=5)[1] == []
