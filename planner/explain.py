@@ -13,12 +13,18 @@ from planner.machine import Overheads
 
 SOURCE = {
     "weights": "the architecture read from config.json",
+    "other_models": "the other model's own architecture: it is held whole beside the trained one",
+    "adapters": "PEFT 0.21: the parameters that the method adds to each module it targets, in the adapters' dtype",
+    "quantization_state": "what the format keeps beside its packed values: scales, zero points, code tables",
     "kv_cache": "transformers 5.23 cache_utils.py: keys and values of every layer",
+    "recurrent_state": "transformers 5.23 cache_utils.py: states of every layer that carries one, whatever the length",
     "activations": "what autograd saves for the backward, transformers 5.23 modeling code",
     "logits": "transformers 5.23 loss_utils.py: logits, their fp32 copy, log-softmax",
     "workspace": "tensors of the block that makes the peak, transformers 5.23 modeling code",
     "gradients": "torch autograd: one gradient a trainable parameter, in its dtype",
-    "optimizer_state": "torch.optim.AdamW: exp_avg and exp_avg_sq in the parameter's dtype",
+    "optimizer_state": "what the optimizer's class keeps of each trained parameter, in the dtype it keeps it in",
+    "master_weights": "the fp32 copy of each trained parameter, which the optimizer updates",
+    "communication": "buffers of the framework's collectives, alive at the peak",
 }
 CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 
@@ -59,7 +65,7 @@ def _machine_terms(phase: Phase, machine: Overheads, task: Task) -> list[Term]:
     )  # fmt: skip
     slack = phase.components.get("allocator_slack", 0)
     values = {"reserved": phase.reserved, "allocated": phase.allocated}
-    because = "planner/reserve.py: segments once taken stay, and freed blocks are reused only where they fit"
+    because = "a model of PyTorch's caching allocator: segments once taken stay, and freed blocks are reused only where they fit"
     certainty: Certainty = "modelled"
     if machine.slack_permille(task) != PERMILLE:
         certainty, because = "measured", f"{because}; times {machine.slack_permille(task) / PERMILLE:g}, {machine.source}"
