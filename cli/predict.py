@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def title_of(plan: Plan) -> str:
-    """``meta-llama/Llama-3.1-8B · inference · H100 SXM5 80GB``."""
-    cards = " + ".join(plan.scenario.hardware.cards) or plan.gpu.name
+    """``meta-llama/Llama-3.1-8B · inference · 2 × H100 SXM5 80GB``."""
+    count = plan.footprint.cards
+    cards = " + ".join(plan.scenario.hardware.cards) or (f"{count} × {plan.gpu.name}" if count > 1 else plan.gpu.name)
     return f"{plan.source.label} · {plan.scenario.task} · {cards}"
