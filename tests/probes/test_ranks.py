@@ -86,10 +86,15 @@ def test_ddp_holds_everything_on_every_rank(tmp_path: Path) -> None:
 
 def test_fsdp_holds_a_half_on_each_of_two(tmp_path: Path) -> None:
     """Parameters, gradients and states are sharded; what a forward gathers is given back (FSDP2, fully_shard)."""
-    _, ranks = measure(tmp_path, "training", data=2, sharding="fsdp")
+    measurement, ranks = measure(tmp_path, "training", data=2, sharding="fsdp")
     assert len(ranks) == 2
-    for phases in ranks:
-        assert phases["optimizer"] == pytest.approx(4 * WEIGHT_BYTES / 2, rel=0.05)
+    for gpu, phases in zip(measurement.footprint().gpus, ranks, strict=True):
+        components = next(phase for phase in gpu.phases if phase.name == "optimizer").components
+        kept = {"weights": 1, "gradients": 1, "optimizer_state": 2}
+        for name, times in kept.items():
+            assert components[name] == pytest.approx(times * WEIGHT_BYTES / 2, rel=0.05), name
+        # Gloo's own thread lets go of what it carried a moment after the backward: at most a collective of the root's parts.
+        assert phases["optimizer"] - sum(components[name] for name in kept) <= 2 * EMBEDDING + NORMS
         assert phases["forward"] < 4 * WEIGHT_BYTES
 
 
