@@ -109,10 +109,15 @@ class Config:
         return None
 
     def _spellings(self, names: Sequence[str]) -> Sequence[str]:
-        """``names`` with what the type's class takes for each: where it stores it, and other names it is given under."""
-        if not self.defaults.aliases:
+        """``names`` with what the type's class takes for each: where it stores it, and other names it is given under.
+
+        Of a key that is given under both the other name holds: the class sets it last (``PreTrainedConfig.__setattr__``).
+        """
+        aliases, spellings = self.defaults.aliases, self.defaults.spellings
+        if not aliases:
             return names
-        return [spelling for name in names for spelling in (name, *self.defaults.spellings.get(name, ()))]
+        both = [(name, *spellings.get(name, ())) for name in names]
+        return [spelling for each in both for spelling in sorted(each, key=lambda found: found not in aliases)]
 
     def says(self, *names: str) -> bool:
         """Whether the config itself says something other than null under one of ``names``."""

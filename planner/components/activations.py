@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from planner.architecture.layers import Weight
 from planner.components.autocast import is_wide, widened
 from planner.components.graph import Graph, Node
 from planner.components.operators import add, multiply
-from planner.components.rules import Gradients, passed_on, power
+from planner.components.rules import Gradients, passed_on, power, weighted
 from planner.components.tape import Size
+from planner.modelled import NotModelled
 
 
-def activate(g: Graph, activation: str, source: str, target: str, size: Size) -> None:
-    """``target`` = activation(``source``), which its owner frees."""
+def activate(g: Graph, activation: str, source: str, target: str, size: Size, learned: Sequence[Weight] = ()) -> None:
+    """``target`` = activation(``source``), which its owner frees. ``learned``: parameters of the activation itself."""
+    if activation == "xielu":
+        _xielu(g, source, target, size, learned)
+        return
     written = {"gelu_new": _gelu_new, "bloom_gelu": _bloom_gelu, "relu2": _relu_squared, "quick_gelu": _quick_gelu}
     if activation in written:
         written[activation](g, source, target, size)
@@ -80,6 +87,57 @@ def _quick_gelu(g: Graph, source: str, target: str, size: Size) -> None:
     g.free("x scaled")
     multiply(g, target, size, source, "sigmoid")
     g.free("sigmoid")
+
+
+def _xielu(g: Graph, source: str, target: str, size: Size, learned: Sequence[Weight]) -> None:
+    """α₊ x² + βx above zero, (eˣ − 1 − x) α₋ + βx below (``XIELUActivation._xielu_python``), both computed everywhere."""
+    if g.run.autocast:
+        raise NotModelled("training.precision: xIELU under autocast has no closed form yet")
+    above, below = ([weight for weight in learned if weight.name.endswith(name)] for name in ("alpha_p", "alpha_n"))
+    g.hold("x above zero", Size(**{**size.values, "bytes": 1}))
+    g.make("x weighed", size, (source,), (), weighted, weights=above, for_weights=(source,))
+    multiply(g, "x squared", size, "x weighed", source)
+    g.free("x weighed")
+    multiply(g, "x scaled", size, source)
+    add(g, "upper", size, "x squared", "x scaled")
+    g.free("x squared", "x scaled")
+    g.make("x at most zero", size, (source,), (source,), _smaller)
+    g.make("exponential", size, ("x at most zero",), ("exponential",), _less_one)
+    g.free("x at most zero")
+    g.make("exponential less x", size, ("exponential", source), (), _less)
+    g.free("exponential")
+    g.make("x curved", size, ("exponential less x",), (), weighted, weights=below, for_weights=("exponential less x",))
+    g.free("exponential less x")
+    multiply(g, "x scaled", size, source)
+    add(g, "lower", size, "x curved", "x scaled")
+    g.free("x curved", "x scaled")
+    g.make(target, size, ("upper", "lower"), ("x above zero",))
+    g.free("upper", "lower", "x above zero")
+
+
+def _smaller(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``where(x == bound, grad / 2, grad)``, then zero where x was the larger (derivatives.yaml, ``minimum``)."""
+    (tensor,) = node.inputs
+    size = g.record.sizes[tensor]
+    moments = [g.held("d equal", node, Size(**{**size.values, "bytes": 1})), g.held("d half", node, size)]
+    made = g.gradient(tensor, node)
+    g.consume(*moments)
+    return [(tensor, made)]
+
+
+def _less_one(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """grad · (result + 1)."""
+    (tensor,) = node.inputs
+    moment = g.held(f"{node.out} and one", node, g.record.sizes[tensor])
+    made = g.gradient(tensor, node)
+    g.consume(moment)
+    return [(tensor, made)]
+
+
+def _less(g: Graph, node: Node, gradient: str) -> Gradients:
+    """A difference: the gradient itself, and its negative."""
+    first, second = node.inputs
+    return [(first, g.share(gradient)), (second, g.gradient(second, node))]
 
 
 def _replace(g: Graph, old: str, new: str, size: Size) -> None:

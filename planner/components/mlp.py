@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.layers import DenseMLP, Weight
 from planner.components.activations import activate
 from planner.components.autocast import in_16_bit
+from planner.components.fused_kernels import fused_swiglu
 from planner.components.graph import Graph
 from planner.components.operators import linear, multiply
 
@@ -25,7 +26,14 @@ def _mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
         linear(g, "gate", source, wide, project[0])
         if run.code.drops_norm:
             g.free(source)
-    activate(g, mixer.activation, "gate", "activated", wide)
+    if "swiglu" in run.fused:
+        linear(g, "up", source, wide, project[1])
+        fused_swiglu(g, "product", wide)
+        g.free("gate", "up")
+        linear(g, target, "product", run.hidden(), project[-1])
+        g.free("product")
+        return
+    activate(g, mixer.activation, "gate", "activated", wide, tuple(weight for weight in mixer.weights if weight.role == "other"))
     if mixer.gated:
         if not mixer.fused_gate_up:
             g.free("gate")
@@ -46,6 +54,6 @@ def _mlp_forward(g: Graph, mixer: DenseMLP, source: str, target: str) -> None:
 def _projections(mixer: DenseMLP) -> list[tuple[Weight, ...]]:
     """Weights and biases of the linears in order: gate, up, down; one of both and down; or up and down."""
     modules: dict[str, list[Weight]] = {}
-    for weight in mixer.weights:
+    for weight in (weight for weight in mixer.weights if weight.role != "other"):
         modules.setdefault(weight.name.rpartition(".")[0], []).append(weight)
     return [tuple(weights) for weights in modules.values()] or [(), (), ()]
