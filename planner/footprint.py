@@ -34,7 +34,6 @@ COMPONENTS = (
 HOST = -1
 """In place of a GPU's index: the machine's own memory."""
 OUTSIDE_ALLOCATED = ("cuda_context", "allocator_slack")
-INFERENCE_PHASES = ("load", "prefill", "decode")
 TRAINING_PHASES = ("load", "forward", "backward", "optimizer")
 OBJECTIVE_PHASES = ("generation", "reference")
 """What an objective with several models or answers of its own adds to a training's phases."""

@@ -72,11 +72,6 @@ class Outcome:
         return _TITLES[self.kind]
 
     @property
-    def is_result(self) -> bool:
-        """Whether the question was answered: the load ran, or memory was what stopped it."""
-        return self.kind in ("completed", "out_of_memory")
-
-    @property
     def exit_code(self) -> int:
         """The exit status of the verb: 0 ran, 1 out of memory, 2 bad input, 3 not done here, 130 interrupted."""
         if self.kind == "failed" and self.error_kind in _BAD_INPUT:

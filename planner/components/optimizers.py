@@ -23,7 +23,6 @@ QUANTISED_FROM = 4096
 """Smaller parameters keep fp32 states (``min_8bit_size``)."""
 PAGED_FROM = 100_000
 """Smaller states are not paged (``get_state_buffer``)."""
-QUANTILE_MAP_BYTES = 256 * FP32_BYTES
 DEFAULT_RANK = 128
 """Rank of GaLore and APOLLO (transformers ``trainer_optimizer.py``)."""
 WIDEST_PRECONDITIONED = 10_000

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 Shaped = tuple[str, tuple[int, ...]]
 
-ALIGNMENT_BYTES = 32
-"""``general.alignment``: where each tensor of a file starts."""
-
 _ATTENTION = {
     **dict.fromkeys(("q_proj", "query", "q", "wq", "q_lin"), "attn_q"),
     **dict.fromkeys(("k_proj", "key", "k", "wk", "k_lin"), "attn_k"),
@@ -95,11 +92,6 @@ class GgufTensor:
     def size_bytes(self) -> int:
         """Rows times bytes of a row."""
         return prod(self.shape[:-1]) * self.kind.row_bytes(self.shape[-1])
-
-    @property
-    def padded_bytes(self) -> int:
-        """What it takes in a file and in a model buffer, where each tensor is aligned."""
-        return -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @remember_by_identity(32)

@@ -166,10 +166,6 @@ class StorageTracker(TorchDispatchMode):
         self._keep_peak()
         return {name: size for name, size in zip(COMPONENTS, self._at_peak, strict=True) if size}
 
-    def live_components(self) -> dict[str, int]:
-        """Bytes of each component now."""
-        return {name: size for name, size in zip(COMPONENTS, self._by_component, strict=True) if size}
-
     def label(self, tensor: torch.Tensor, component: int) -> None:
         """The tensor's storage is of this component."""
         storage = self._live.get(held_by(tensor).untyped_storage()._cdata)

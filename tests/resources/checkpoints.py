@@ -10,7 +10,6 @@ from resources.gguf_header import GGML_TYPES
 from resources.safetensors_header import DTYPE_BITS
 
 GGML_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
-CODES = {"u32": (4, "<I"), "f32": (6, "<f"), "u64": (10, "<Q"), "u8": (0, "<B"), "i32": (5, "<i")}
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,

@@ -28,9 +28,6 @@ from planner.engines.llama_cpp.graph import (
 from planner.engines.llama_cpp.sketch import Cache, Sketch
 from planner.engines.llama_cpp.sparse import best_cells, masked_but
 
-ROTATION = 64
-"""Width of the Hadamard rotation of quantised values; keys use the largest power of two that divides a head."""
-
 
 def attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
     """Softmax attention over a cache, and its output projection."""

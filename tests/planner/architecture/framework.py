@@ -42,12 +42,6 @@ def framework_parameters(model: torch.nn.Module, known: frozenset[str] = frozens
     return Counter((next((name for name in found if name in known), found[0]), shapes[key]) for key, found in names.items())
 
 
-def framework_buffers(model: torch.nn.Module) -> int:
-    """Elements of the buffers a checkpoint holds."""
-    kept = model.state_dict().keys()
-    return sum(value.numel() for name, value in model.named_buffers() if name in kept)
-
-
 def read_parameters(architecture: Architecture) -> Parameters:
     """The same of an architecture, experts as they are named there."""
     found: Parameters = Counter()

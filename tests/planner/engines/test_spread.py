@@ -17,7 +17,6 @@ from resources.plan import find_gpu, find_model
 
 CARD = "A100 SXM4 80GB"
 LLAMA = "meta-llama/Llama-3.1-8B"
-LAYOUTS = ((2, 0.0), (5, 0.0), (1, 0.25), (1, 1.0))
 MODELS = (LLAMA, "google/gemma-3-1b-it", "Qwen/Qwen3-30B-A3B", "openai-community/gpt2", "ibm-granite/granite-4.0-h-tiny")
 
 
