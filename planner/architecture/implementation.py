@@ -34,7 +34,8 @@ class Implementation:
     it passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask;
     ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
 
-    ``router``: how experts are chosen; ``routing``: dtype of their weights; ``experts``: how they are computed.
+    ``router``: how experts are chosen; ``routing``: dtype of their weights; ``experts``: how they are computed; ``combines``:
+    dtype in which shared experts are added to them.
 
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_norm``, the norm it read;
@@ -67,6 +68,7 @@ class Implementation:
     router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk", "softplus"] = "softmax"
     routing: Literal["fp32", "model"] = "model"
     experts: Literal["grouped", "dense"] = "grouped"
+    combines: Literal["fp32", "model"] = "model"
     rotates_each: bool = False
     norms_values: bool = False
     skips_shared: bool = False
@@ -133,6 +135,9 @@ WRITTEN: dict[str, Implementation] = {
     "opt_normed_after": Implementation(placement="after", keeps_positions=True, positions_by_row=True),
     "phi3": Implementation(rotary="joined"),
     "apertus": LLAMA,
+    "helium": Implementation(norm="wide"),
+    "hy_v3": Implementation(router="sigmoid_fp32", routing="fp32", combines="fp32"),
+    "hy_v3_narrow": Implementation(router="sigmoid_fp32", routing="fp32"),
     "glm": Implementation(rotary="pairs"),
     **dict.fromkeys(("glm4", "glm4v_text"), Implementation(rotary="pairs", placement="sandwich")),
     "hunyuan_v1_moe": Implementation(normed_after_rotation=True),
@@ -161,7 +166,7 @@ WRITTEN: dict[str, Implementation] = {
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added")),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),
-    "glm4_moe_lite": DEEPSEEK,
+    **dict.fromkeys(("glm4_moe_lite", "axk1"), DEEPSEEK),
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),
     "llama4_text": LLAMA4,

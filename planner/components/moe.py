@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from planner.architecture.counts import is_routed
-from planner.architecture.layers import DenseMLP, MixtureOfExperts, Weight
+from planner.architecture.layers import DenseMLP, MixtureOfExperts, Norm, Weight
 from planner.components.activations import activate
 from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
 from planner.components.graph import Graph, Node
 from planner.components.mlp import mlp_forward
+from planner.components.norms import norm_forward
 from planner.components.operators import add, linear, multiply
 from planner.components.quantised import hold_from_host
 from planner.components.rules import Gradients, broadcast, gathered, passed_on, sliced
@@ -36,9 +37,35 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
             _opened(g, source, opening)
         elif not g.run.code.shared_first:
             mlp_forward(g, shared, source, "shared")
-        add(g, target, g.run.hidden(), "routed", "shared")
-        g.free("routed", "shared")
+        (_combined_wide if g.run.code.combines == "fp32" else _combined)(g, target)
+    _normed_after(g, mixer, target)
     g.free("router logits", "router scores", "selected")
+
+
+def _combined(g: Graph, target: str) -> None:
+    add(g, target, g.run.hidden(), "routed", "shared")
+    g.free("routed", "shared")
+
+
+def _combined_wide(g: Graph, target: str) -> None:
+    """Routed and shared experts' outputs added in fp32, the sum cast back (Hunyuan 3)."""
+    wide = g.run.upcast(g.run.hidden_size)
+    g.make("routed fp32", wide, ("routed",))
+    g.make("shared fp32", wide, ("shared",))
+    g.free("shared")
+    add(g, "sum fp32", wide, "routed fp32", "shared fp32")
+    g.free("routed fp32", "shared fp32")
+    g.make(target, g.run.hidden(), ("sum fp32",))
+    g.free("sum fp32", "routed")
+
+
+def _normed_after(g: Graph, mixer: MixtureOfExperts, target: str) -> None:
+    """A norm of the block's own behind its sum (A.X K1)."""
+    weights = tuple(weight for weight in mixer.weights if weight.role == "norm")
+    if weights:
+        g.rename(target, "experts' sum")
+        norm_forward(g, Norm("post_mlp_layernorm", g.run.hidden_size, "rms", weights), target, "experts' sum")
+        g.free("experts' sum")
 
 
 def _opened(g: Graph, source: str, weights: tuple[Weight, ...]) -> None:

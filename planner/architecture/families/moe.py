@@ -351,7 +351,7 @@ def hy_v3(config: Config) -> Architecture:
         balance = "e_score_correction_bias"
         return moe(config, *routed(config, "num_experts"), width, shared_width=shared, shared_bias=inner_bias, correction=balance)
 
-    return sparse_decoder(
+    found = sparse_decoder(
         config,
         experts,
         mlp_types=mlp_types(config, bool),
@@ -360,3 +360,4 @@ def hy_v3(config: Config) -> Architecture:
         output_bias=bias,
         qk_norm="per_head",
     )
+    return found if config.flag("enable_moe_fp32_combine", default=True) else replace(found, decoder_type="hy_v3_narrow")
