@@ -8,6 +8,7 @@ such an event: its numbers as integers, shifted by their decimals. A form that i
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -29,6 +30,7 @@ FORM_EVENT = "rows"
 RANK = "rank"
 """The event that wraps what another rank said, and its field with the rank's number: a form is of one rank."""
 DECIMALS = 6
+_UNIT = 10**DECIMALS
 _LARGEST = 2**62
 _MAX_COLUMNS = 4096
 _MAX_FORMS = 1000
@@ -121,20 +123,30 @@ class _NoRow(Exception):
 
 def _without_numbers(value: Any, path: Path, numbers: list[tuple[Path, int, int]]) -> Any:
     """A copy with None for each number; the numbers go to ``numbers``. Raises :class:`_NoRow` for one that does not fit."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(key): _without_numbers(item, (*path, key), numbers) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_numbers(item, (*path, index), numbers) for index, item in enumerate(value)]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    if not abs(value) < _LARGEST:
-        raise _NoRow
-    decimals = DECIMALS if isinstance(value, float) else 0
-    shifted = round(value * 10**decimals)
-    if abs(shifted) >= _LARGEST or (decimals and shifted / 10**decimals != value):
-        raise _NoRow
+    decimals, shifted = _shifted(value)
     numbers.append((path, decimals, shifted))
     return None
+
+
+def _shifted(value: float) -> tuple[int, int]:
+    """A number's decimals, and the number without its point. Raises :class:`_NoRow` for one that does not fit.
+
+    Integers have no −0, so that −0.0 does not fit either.
+    """
+    if not abs(value) < _LARGEST:
+        raise _NoRow
+    if isinstance(value, int):
+        return 0, value
+    shifted = round(value * _UNIT)
+    if abs(shifted) >= _LARGEST or shifted / _UNIT != value or (not shifted and math.copysign(1.0, value) < 0):
+        raise _NoRow
+    return DECIMALS, shifted
 
 
 def _put(event: Any, path: Path, value: float) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from probes.measurement import Measurement
@@ -196,6 +196,7 @@ SAMPLES = st.builds(
 )  # fmt: skip
 
 
+@example(events=[{"event": "memory", "t": -0.0}])
 @given(events=st.lists(SAMPLES, max_size=12))
 def test_every_event_is_read_as_it_was_written(events: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever numbers an event holds, as a row or not: what is read equals what was written, in type and order."""
