@@ -363,11 +363,13 @@ def _eager_wide_narrowed(g: Graph, ops: Operands) -> None:
 def eager_alibi(g: Graph, ops: Operands) -> None:
     """Bloom's own: position biases enter with the product; scores, masked scores and probabilities live to the end.
 
-    The product takes heads one after another: parts of one projection are copied, what comes out of a cache lies so already.
+    The product takes heads one after another: of several sequences parts of one projection are copied, what comes out of a
+    cache lies so already.
     """
     run = g.run
+    several = run.batch > 1
     scores, wide = run.scores(ops.heads, ops.keys), run.scores(ops.heads, ops.keys, FP32_BYTES)
-    names = {name: f"{name} by head" if name == "q" or not run.cached else getattr(ops, name) for name in "qkv"}
+    names = {name: f"{name} by head" if several and (name == "q" or not run.cached) else getattr(ops, name) for name in "qkv"}
     for part, name in names.items():
         if name != getattr(ops, part):
             g.make(name, run.heads(ops.heads, ops.head_dim), (getattr(ops, part),))
@@ -381,8 +383,7 @@ def eager_alibi(g: Graph, ops: Operands) -> None:
     g.free("scores fp32")
     _replace(g, "probabilities fp32", "probabilities", scores)
     _values(g, ops, names["v"])
-    if not run.cached:
-        g.free("k by head", "v by head")
+    g.free(*(name for part, name in names.items() if part != "q" and name != getattr(ops, part)))
 
 
 def _values(g: Graph, ops: Operands, values: str = "") -> None:

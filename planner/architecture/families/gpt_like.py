@@ -163,6 +163,7 @@ def bloom(config: Config) -> Architecture:
         rotary=False,
     )
     channel = mlp(config, 4 * hidden, gated=False, bias=True, names=("dense_h_to_4h", "dense_4h_to_h"))
+    channel = replace(channel, activation="bloom_gelu")
     first = layer_norm(f"{config.base}word_embeddings_layernorm", hidden).weights
     layer = block(config, mixer, channel, norm=layer_norm)
     return gpt2_decoder(config, layer, learned=False, embed="word_embeddings", weights=first)
