@@ -49,7 +49,7 @@ class Implementation:
     ``shared_first``: shared experts compute before the router and the others.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     ``rotates_always``: how the family computes without a rotary embedding (Falcon's ALiBi) was not read.
-    ``holds_triangle``: a boolean mask of all positions by all positions is a buffer of the model.
+    ``triangles``: a boolean mask of all positions by all positions is a buffer of the model, or of each layer.
     """
 
     norm: NormVariant = "cast"
@@ -86,7 +86,7 @@ class Implementation:
     scales_branches: bool = False
     norms_embeddings: bool = False
     shared_first: bool = False
-    holds_triangle: bool = False
+    triangles: Literal["none", "model", "layers"] = "none"
 
 
 LLAMA = Implementation()
@@ -131,7 +131,7 @@ WRITTEN: dict[str, Implementation] = {
     "exaone4": Implementation(placement="post"),
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     **dict.fromkeys(("gpt2", "gpt-sw3"), Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True)),
-    "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, holds_triangle=True),
+    "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, triangles="model"),
     "opt_normed_after": Implementation(placement="after", keeps_positions=True, positions_by_row=True),
     "phi3": Implementation(rotary="joined"),
     "apertus": LLAMA,
@@ -143,6 +143,9 @@ WRITTEN: dict[str, Implementation] = {
     "hunyuan_v1_moe": Implementation(normed_after_rotation=True),
     "youtu": Implementation(rotary="chunks"),
     "ernie4_5": Implementation(rotary="pairs_late"),
+    "gpt_neo": Implementation(
+        attention="eager_wide", keeps_attention=True, keeps_positions=True, keeps_probabilities=True, triangles="layers"
+    ),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
     "falcon": Implementation(

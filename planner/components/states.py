@@ -82,7 +82,7 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
 def _rotary_buffers(level: Level, architecture: Architecture) -> None:
     """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each; GPT-J's layers each have a table of positions.
 
-    GPTBigCode's model still holds the causal mask of all positions that no layer reads.
+    GPTBigCode's model still holds the causal mask of all positions that no layer reads, GPT-Neo's layers one each.
     """
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers if isinstance(mixer, Attention)), default=0)
@@ -90,9 +90,10 @@ def _rotary_buffers(level: Level, architecture: Architecture) -> None:
     if code is not None and code.rotary == "pairs_inline" and architecture.max_context_tokens:
         sinusoids = Size(positions=architecture.max_context_tokens, rotary_dim=rotary_dim, fp32_bytes=4)
         level.change("workspace", "sinusoids of each layer", sinusoids, len(architecture.decoder.layers))
-    elif code is not None and code.holds_triangle and architecture.max_context_tokens:
+    elif code is not None and code.triangles != "none" and architecture.max_context_tokens:
         triangle = Size(rows=architecture.max_context_tokens, columns=architecture.max_context_tokens, bool_bytes=1)
-        level.change("workspace", "causal mask of all positions", triangle, 1)
+        count = len(architecture.decoder.layers) if code.triangles == "layers" else 1
+        level.change("workspace", "causal mask of all positions", triangle, count)
     elif rotary_dim:
         level.change("workspace", "rotary frequencies", Size(half_rotary_dim=rotary_dim // 2, fp32_bytes=4), 2)
 
