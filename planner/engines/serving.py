@@ -68,6 +68,8 @@ class Server:
     """Host memory that each GPU's worker pins for preempted requests."""
     refused: tuple[str, ...] = ()
     """Why the server would not start whatever its pool."""
+    lowers_limit: bool = False
+    """Whether a pool too small for ``max_model_len`` lowers that limit, rather than keep the server from starting."""
     states_by_batch: bool = False
     """Whether it takes slots of recurrent states for as many sequences as the scenario asks."""
 
@@ -233,8 +235,8 @@ def longest_context(scenario: Scenario, server: Server) -> int:
 
 
 def _cannot_start(server: Server, pool: Pool) -> bool:
-    """Whether the pool can't hold one sequence of the greatest length."""
-    return bool(pool.groups) and pool.sequence_blocks(server.max_model_len, server.scheduled_tokens) > pool.blocks
+    """Whether the pool can't hold one sequence of the greatest length, which the server insists on."""
+    return bool(pool.groups) and not server.lowers_limit and pool.sequence_blocks(server.max_model_len, server.scheduled_tokens) > pool.blocks
 
 
 def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
@@ -250,6 +252,19 @@ def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
 
 
 def _waiting(scenario: Scenario, server: Server) -> list[str]:
+    return [*_lowered(server), *_queued(scenario, server)]
+
+
+def _lowered(server: Server) -> list[str]:
+    pool = server.pool
+    if not server.lowers_limit or not pool.groups or pool.tokens >= server.max_model_len:
+        return []
+    return [
+        f"the pool holds {pool.tokens} tokens: longer requests are refused, though {server.max_model_len} were accepted otherwise"
+    ]
+
+
+def _queued(scenario: Scenario, server: Server) -> list[str]:
     most = None if server.max_requests is None else server.max_requests * scenario.parallel.data
     if most is None or scenario.inference.batch <= most:
         return []

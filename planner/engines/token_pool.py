@@ -236,8 +236,13 @@ def flat_server(
     because: str,
     log: Callable[[RankMemory, Pool], tuple[str, ...]],
     states_by_batch: bool = False,
+    lowers_limit: bool = True,
 ) -> Server:
-    """The server when ``room`` bytes of a rank are left for pages of ``page_tokens`` tokens and ``states`` sequences' states."""
+    """The server when ``room`` bytes of a rank are left for pages of ``page_tokens`` tokens and ``states`` sequences' states.
+
+    ``lowers_limit``: it starts with a pool shorter than its longest request too (SGLang ``tp_worker.py`` ``max_req_len``,
+    TensorRT-LLM ``resource_manager.py``, TGI ``warmup`` where ``max_total_tokens`` is not given).
+    """
     pools: list[Pool] = []
     layouts: list[Layout] = []
     for rank, token, state in zip(setup.ranks, setup.token_bytes, setup.state_bytes, strict=True):
@@ -262,7 +267,7 @@ def flat_server(
         uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
         notes=(*setup.notes, _known_runs(setup.rules.engine)),
         version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
-        states_by_batch=states_by_batch and any(setup.state_bytes),
+        states_by_batch=states_by_batch and any(setup.state_bytes), lowers_limit=lowers_limit,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_cards_are_read_written_and_refused() -> None:
 
 @pytest.mark.parametrize("engine", ["transformers", "llama.cpp", "vllm", "sglang", "tensorrt-llm", "tgi"])
 def test_every_card_has_its_own_capacity(engine: str) -> None:
-    parallel = {} if engine in ("transformers", "llama.cpp") else {"pipeline": 2}
+    parallel = {} if engine in ("transformers", "llama.cpp") else {"tensor": 2} if engine == "tgi" else {"pipeline": 2}
     found = footprint(engine, parallel=parallel)
     assert [card.capacity_bytes for card in found.gpus] == [find_gpu(name).capacity_bytes for name in (SMALL, LARGE)]
     assert found.verdict in ("fits", "tight", "does_not_fit")

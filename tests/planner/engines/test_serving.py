@@ -114,7 +114,8 @@ def test_every_unmapped_row_says_why():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_components_add_up_in_every_phase(engine):
     """Σ components = device; without what is outside torch they are allocated."""
-    found = footprint(engine=engine, parallel={"tensor": 2, "pipeline": 2}, hardware={"gpus": 4})
+    parallel = {"tensor": 4} if engine == "tgi" else {"tensor": 2, "pipeline": 2}
+    found = footprint(engine=engine, parallel=parallel, hardware={"gpus": 4})
     assert [one.index for one in found.gpus] == [0, 1, 2, 3]
     for one in found.gpus:
         for phase in one.phases:
@@ -134,7 +135,7 @@ def test_every_figure_has_a_term_of_its_size(engine):
 @pytest.mark.parametrize("engine", [*ENGINES, "llama.cpp"])
 def test_terms_open_every_component_of_every_gpu_to_its_byte(engine):
     """Σ terms that tell of a phase on a GPU = the component there; those of the host are its own."""
-    parallel = {} if engine == "llama.cpp" else {"tensor": 2, "pipeline": 2, "data": 2}
+    parallel = {} if engine == "llama.cpp" else {"tensor": 2, "pipeline": 1 if engine == "tgi" else 2, "data": 2}
     offload = {} if engine in ("tgi", "tensorrt-llm") else {"weights": 0.25}
     found = footprint(engine=engine, parallel=parallel, hardware={"gpus": 8}, weights="bf16", offload=offload, adapters={
         "count": 0 if engine == "llama.cpp" else 2,
@@ -336,6 +337,8 @@ def test_a_prompt_in_one_step_takes_a_longer_step():
         ({"speculation": {"method": "mtp"}}, "no multi-token-prediction modules"),
         ({"engine": "tensorrt-llm", "weights": "nf4"}, "weights: TensorRT-LLM cannot run nf4"),
         ({"engine": "tgi", "weights": "nvfp4"}, "weights: TGI cannot run nvfp4"),
+        ({"engine": "tgi", "parallel": {"pipeline": 2}, "hardware": {"gpus": 2}}, "parallel.pipeline: TGI shards every layer"),
+        ({"engine": "tgi", "parallel": {"tensor": 16}, "hardware": {"gpus": 16}}, "num_shard to divide the 8 key-value heads"),
         ({"engine": "sglang", "kv_cache": "int8"}, "SGLang has no cache type int8"),
         ({"engine": "tgi", "offload": {"weights": 0.5}}, "offload.weights: TGI has no way to keep weights on the host"),
         ({"engine": "tensorrt-llm", "offload": {"weights": 0.5}}, "offload.weights: TensorRT-LLM has no way"),
@@ -350,6 +353,20 @@ def test_a_prompt_in_one_step_takes_a_longer_step():
 )
 def test_nonsense_is_refused_with_the_reason(asked, words):
     assert words in refused(**asked)
+
+
+def test_tgi_caches_latent_attention_with_its_heads_expanded():
+    """2 · 27 layers · 16 heads · 192 · 2 bytes a token, in blocks of 256: what its code pads keys and values to."""
+    found = footprint("deepseek-ai/DeepSeek-V2-Lite", engine="tgi")
+    figures = found.extra["engine"]
+    assert figures["block_tokens"] == 256
+    assert figures["kv_cache_bytes"] == figures["kv_tokens"] * 2 * 27 * 16 * 192 * 2
+
+
+def test_tgi_settles_its_prefill_by_the_card_and_the_model():
+    """900 TFLOP/s as its launcher has it for an H100, over 2 · 32 · (4096 · 128 · (3 · 32 + 2 · 8) + 3 · 4096 · 14336)."""
+    told = next(note for note in footprint(engine="tgi").notes if "max_batch_prefill_tokens" in note)
+    assert "max_batch_prefill_tokens: 59870," in told
 
 
 @pytest.mark.parametrize("engine", ["vllm", "tgi"])
@@ -438,9 +455,14 @@ def test_the_longest_sequence_fits_and_the_next_does_not(kinds, tokens, window, 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_limits_agree_with_the_verdict(engine):
-    """No batch fits a server that refuses to start; the longest context holds all requests, and one token more does not."""
+    """No batch fits a server that refuses to start; the longest context holds all requests, and one token more does not.
+
+    SGLang and TensorRT-LLM start with a pool shorter than their longest request, and refuse such requests instead.
+    """
     alone = footprint(engine=engine, hardware={"gpu": "L4"}, max_model_len=131072, prompt_tokens=1024)
-    assert (alone.verdict, alone.limits["max_batch"]) == ("does_not_fit", 0)
+    starts = engine in ("sglang", "tensorrt-llm")
+    assert (alone.verdict != "does_not_fit", alone.limits["max_batch"] > 0) == (starts, starts)
+    assert starts == any("longer requests are refused" in note for note in alone.notes)
     longest = footprint(engine=engine, batch=8, max_model_len=131072).limits["max_context"]
     at, over = (
         footprint(engine=engine, batch=8, max_model_len=131072, prompt_tokens=longest - 128 + step, new_tokens=128)

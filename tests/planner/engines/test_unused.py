@@ -156,7 +156,11 @@ def refused(engine: str, **changed: Any) -> str:
         ("tensorrt-llm", {"engine_options": {"version": "newest"}}, "'newest' is no TensorRT-LLM release"),
         ("sglang", {"engine_options": {"version": "main"}}, "'main' is no SGLang release"),
         ("tgi", {"engine_options": {"max_total_tokens": 1024}}, "2200 tokens a request exceed max_model_len 1024"),
-        ("tgi", {"chunked_prefill": False, "prompt_tokens": 6000}, "TGI takes a prompt in one step: 6000 tokens exceed"),
+        (
+            "tgi",
+            {"chunked_prefill": False, "prompt_tokens": 6000, "engine_options": {"max_batch_prefill_tokens": 4096}},
+            "TGI takes a prompt in one step: 6000 tokens exceed",
+        ),
         (
             "tensorrt-llm",
             {"chunked_prefill": False, "engine_options": {"max_num_tokens": 1024}},
