@@ -129,6 +129,7 @@ WRITTEN: dict[str, Implementation] = {
     "nemotron": Implementation(norm="added"),
     "hunyuan_v1_dense": Implementation(normed_after_rotation=True),
     "exaone4": Implementation(placement="post"),
+    "biogpt": Implementation(drops_norm=True, keeps_positions=True),
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     **dict.fromkeys(("gpt2", "gpt-sw3"), Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True)),
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, triangles="model"),
