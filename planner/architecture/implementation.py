@@ -13,7 +13,7 @@ from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "pairs_late", "wide", "pairs_wide", "chunks", "complex"]
-AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi"]
+AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased"]
 Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
 
 
@@ -148,6 +148,7 @@ WRITTEN: dict[str, Implementation] = {
         attention="eager_wide", keeps_attention=True, keeps_positions=True, keeps_probabilities=True, triangles="layers"
     ),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
+    "mpt": Implementation(attention="biased", keeps_attention=True, keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
     "falcon": Implementation(
         masked=True, repeats_keys=False, norms_first=True, sums_in_place=True, own_linears=True, rotates_always=True

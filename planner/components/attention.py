@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
+from planner.components.fused_lora import Projection, fuses, lay_fused
 from planner.components.graph import Graph
 from planner.components.kernels import (
     FLASH_MAX_HEAD_DIM,
@@ -12,6 +13,7 @@ from planner.components.kernels import (
     choose_kernel,
     eager,
     eager_alibi,
+    eager_biased,
     eager_wide,
     fused,
     math,
@@ -70,7 +72,10 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     if mixer.output_gate:
         _gate(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
-    linear(g, target, "attended", result, project.get("o_proj", ()))
+    if fuses(g, [project.get("o_proj", ())]):
+        lay_fused(g, "attended", [Projection(target, result, project["o_proj"])])
+    else:
+        linear(g, target, "attended", result, project.get("o_proj", ()))
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head")
     g.free("q", "k", "q new", "k new", "k anew", "v anew")
     if run.hands_out_keys and mixer.fused_qkv and not g.saving:
@@ -139,6 +144,9 @@ def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
     window = mixer.window_tokens or mixer.chunk_tokens
     keys = seen_keys(run, mixer)
     boolean = Size(queries=run.sequence, keys=keys, bool_bytes=1)
+    if run.code.attention == "biased":
+        cells = {"batch": run.batch, "queries": run.sequence, "keys": keys}
+        return [boolean, Size(**cells, bytes=run.dtype_bytes)], Size(**cells, bool_bytes=1)
     if run.eager or run.code.attention != "sdpa":
         return [boolean] * (1 if window is None else 2), Size(
             batch=run.batch, queries=run.sequence, keys=keys, bytes=run.dtype_bytes
@@ -148,6 +156,10 @@ def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
 
 def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
     """``q``, ``k`` and ``v``, normed where the family norms them (and rotated where it does so before the next is made)."""
+    if not mixer.fused_qkv and fuses(g, [project.get(f"{name}_proj", ()) for name in "qkv"]):
+        fused = [Projection(name, g.run.heads(heads, width), project[f"{name}_proj"]) for name, heads, width in _parts(mixer)]
+        lay_fused(g, source, fused, over_input=True)
+        return
     if mixer.fused_qkv:
         width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
         linear(g, "qkv", source, g.run.rows(width), project.get("qkv", ()))
@@ -184,7 +196,12 @@ def _project_one(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ..
         g.view("k", "v")
         return
     if name != "v" or "v_proj" in project:
-        linear(g, name, source, size, weights, copies=name != "v" and bool(mixer.rotary_dim) and mixer.qk_norm == "none")
+        linear(g, name, source, size, weights, copies=_arrives_by_head(run, mixer, name))
+
+
+def _arrives_by_head(run: Run, mixer: Attention, name: str) -> bool:
+    """Whether the gradient of what was projected comes from a rotation, which laid it out head by head."""
+    return name != "v" and bool(mixer.rotary_dim) and mixer.qk_norm == "none" and "rope" not in run.fused
 
 
 def _parts(mixer: Attention) -> list[tuple[str, int, int]]:
@@ -220,6 +237,8 @@ def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     by_head = joined or g.run.code.rotary == "chunks"
     if g.run.code.attention == "alibi":
         eager_alibi(g, ops)
+    elif g.run.code.attention == "biased":
+        eager_biased(g, ops)
     elif g.run.code.attention == "eager_wide":
         eager_wide(g, ops)
     elif g.run.code.attention == "eager" or g.run.eager:
@@ -236,7 +255,7 @@ def _fused_or_math(g: Graph, ops: Operands, *, by_head: bool, dropout: bool) -> 
     run = g.run
     natively = not ops.masked and ops.head_dim == ops.value_head_dim <= FLASH_MAX_HEAD_DIM
     read = ops
-    if not natively and run.code.repeats_keys:
+    if run.repeats_keys or (not natively and run.code.repeats_keys):
         read = packed(ops) if run.sequence == 1 else repeat_keys(g, ops)
     kernel = choose_kernel(run, read, grouped_natively=natively)
     if kernel == "math" and dropout and g.saving:

@@ -14,6 +14,7 @@ from planner.components.run import Run
 from planner.components.tape import Course, Size, Tape
 
 EMBEDDINGS, TABLES, MASK = "embeddings", "cosines and sines", "mask"
+BIASES = "biases of positions"
 
 
 def hold_inputs(
@@ -27,6 +28,7 @@ def hold_inputs(
     course.hold("workspace", "x", first.entering())
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     _hold_masks(course, run, mixers)
+    _hold_position_biases(course, architecture, run, mixers)
     own = own_inputs(architecture.decoder, run)
     if own is not None:
         course.run(own, 1, "inputs of each layer")
@@ -49,8 +51,16 @@ def hold_inputs(
             course.level.change("workspace", name, size, 1)
 
 
-SHARED = (EMBEDDINGS, "x", MASK, TABLES, "earlier probabilities", "position embeddings", *OWN_INPUTS)
+SHARED = (EMBEDDINGS, "x", MASK, TABLES, BIASES, "earlier probabilities", "position embeddings", *OWN_INPUTS)
 """What goes when the model returns its last hidden state."""
+
+
+def _hold_position_biases(course: Course, architecture: Architecture, run: Run, mixers: list[SequenceMixer]) -> None:
+    """Of every head for all positions that the model can take (``build_mpt_alibi_tensor``)."""
+    heads = max((mixer.num_heads for mixer in mixers if isinstance(mixer, Attention)), default=0)
+    if run.code.attention == "biased" and architecture.max_context_tokens:
+        size = Size(num_attention_heads=heads, positions=architecture.max_context_tokens, fp32_bytes=4)
+        course.hold("workspace", BIASES, size, 1, "biases of positions")
 
 
 def _rotary_tables(run: Run, mixers: list[SequenceMixer]) -> list[int]:

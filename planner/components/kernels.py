@@ -386,6 +386,32 @@ def eager_alibi(g: Graph, ops: Operands) -> None:
     g.free(*(name for part, name in names.items() if part != "q" and name != getattr(ops, part)))
 
 
+def eager_biased(g: Graph, ops: Operands) -> None:
+    """MPT's own: biases of positions in fp32 make the scores fp32; masked scores and probabilities live to the end.
+
+    Of several sequences each product copies what does not lie head by head.
+    """
+    run, names = g.run, {}
+    scores, wide = run.scores(ops.heads, ops.keys), run.scores(ops.heads, ops.keys, FP32_BYTES)
+    for part, head_dim in (("q", ops.head_dim), ("k", ops.head_dim), ("v", ops.value_head_dim)):
+        names[part] = getattr(ops, part)
+        if run.batch > 1 and (part == "q" or not run.cached):
+            names[part] = f"{part} by head"
+            if part != "v":
+                g.make(names[part], run.heads(ops.heads, head_dim), (getattr(ops, part),))
+    g.make("scores", scores, (names["q"], names["k"]), (names["q"], names["k"]))
+    g.free("q by head", "k by head")
+    _replace(g, "scores", "scores scaled", scores)
+    _replace(g, "scores scaled", "scores biased", wide, rule=passed_on)
+    _replace(g, "scores biased", "scores masked", wide)
+    g.make("probabilities fp32", wide, ("scores masked",), ("probabilities fp32",))
+    _replace(g, "probabilities fp32", "probabilities", scores)
+    if names["v"] != ops.v:
+        g.make(names["v"], run.heads(ops.heads, ops.value_head_dim), (ops.v,))
+    _values(g, ops, names["v"])
+    g.free("v by head")
+
+
 def _values(g: Graph, ops: Operands, values: str = "") -> None:
     values = values or ops.v
     size = g.run.heads(ops.heads, ops.value_head_dim)

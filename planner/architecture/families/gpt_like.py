@@ -209,8 +209,16 @@ def mpt(config: Config) -> Architecture:
     """MPT: ALiBi positions, no biases."""
     mixer = full_attention(config, path="attn", fused="Wqkv", names=("", "", "", "out_proj"), rotary=False)
     channel = mlp(config, 4 * config.size("hidden_size"), gated=False, path="ffn", names=("up_proj", "down_proj"))
+    channel = replace(channel, activation="gelu")
     layer = block(config, mixer, channel, norms=("norm_1", "norm_2"), norm=biasless_layer_norm)
-    return gpt2_decoder(config, layer, norm_name="norm_f", learned=False, norm=biasless_layer_norm, layers_name="blocks")
+    found = gpt2_decoder(config, layer, norm_name="norm_f", learned=False, norm=biasless_layer_norm, layers_name="blocks")
+    attending = config.mapping("attn_config")
+    plain = not attending.get("clip_qkv") and not attending.get("attn_pdrop")
+    return replace(
+        found,
+        max_context_tokens=config.optional("max_seq_len", maximum=MAX_TOKENS),
+        decoder_type="" if plain else "mpt_clipped_or_dropped",
+    )
 
 
 def bart_like_layer(config: Config, width: int, *, bias: bool = True, norm: Any = layer_norm) -> Layer:
