@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from gui.probe.controls import Controls
 from gui.probe.key import PlotKey
 from gui.probe.live import LiveProbe
 from gui.probe.plot import ProbePlot
-from gui.probe.rehearsed import Rehearsed, ask_rehearsal, rehearsed_of
+from gui.probe.rehearsed import Rehearsed, ask_rehearsal
 from gui.probe.run import Run
 from gui.probe.shown import Shown, title_of
 from gui.probe.status import StatusLine
 from gui.probe.table import ComparisonTable
 from gui.probe.watch_dialog import WatchDialog, one_line
 from gui.probe.watching import LiveWatch, keep_watch
+from gui.probe.work import Opened, keep_ended, open_recording, watched_plan, with_prediction
 from gui.state import Selection
 from gui.theme import set_role
 from gui.translate import tr
@@ -33,8 +34,7 @@ from planner.commands import commands_of
 from planner.words import PHASES
 from probes.history import keep
 from probes.measurement import Measurement
-from probes.recording import Event, Recorded, RecordingState, read_recording, recordings_folder
-from probes.rehearsal import Rehearsal
+from probes.recording import Event, recordings_folder
 from probes.request import Request, predict_run, request
 from probes.session import ProbeSession
 from probes.watch import Attach, Launch, Watch
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from gui.context import Context
     from resources.plan import Plan
 
-_LAST_WORDS_S = 5.0
 _RAN_ON_CPU = "Ran on CPU, no GPU was used."
 _REHEARSED = "Rehearsed on fake tensors, no GPU was used."
 
@@ -119,7 +118,7 @@ class ProbeTab(QWidget):
         if plan is not None:
             self.controls.set_running(True)
             self.status.say(tr("Beginning to watch …"))
-            work = partial(_watched_plan, plan, target)
+            work = partial(watched_plan, plan, target)
             self._operations.start(Operation("probe", work, self._begin_watch, self._fail))
 
     @Slot(object)
@@ -148,7 +147,7 @@ class ProbeTab(QWidget):
     def _start(self, work: partial[Request], words: str) -> None:
         self.controls.set_running(True)
         self.status.say(words)
-        self._operations.start(Operation("probe", partial(_asked, work), self._begin, self._fail))
+        self._operations.start(Operation("probe", partial(with_prediction, work), self._begin, self._fail))
 
     @Slot()
     def stop(self) -> None:
@@ -163,7 +162,7 @@ class ProbeTab(QWidget):
         if self.live.running or self.watch.running:
             self.status.complain(tr("A run is under way: stop it before opening a recording."))
             return
-        self._operations.start(Operation("probe", partial(_read, path), self._show_recorded, self._fail))
+        self._operations.start(Operation("probe", partial(open_recording, path), self._show_recorded, self._fail))
 
     def showEvent(self, event: QShowEvent) -> None:
         """Catch up with the plan."""
@@ -326,7 +325,7 @@ class ProbeTab(QWidget):
         self._show_outcome()
         ended = self.live.rehearsal or self._shown.measurement
         if ended is not None:
-            work = partial(_keep, partial(keep, ended), session)
+            work = partial(keep_ended, partial(keep, ended), session)
             self._operations.start(Operation("keep run", work, self._kept, self._fail, lasting=True))
 
     @Slot(object)
@@ -334,7 +333,7 @@ class ProbeTab(QWidget):
         self.controls.set_running(False)
         self._show_outcome()
         self.status.show_path(watch.recording.path)
-        work = partial(_keep, partial(keep_watch, self.watch.watched), watch)
+        work = partial(keep_ended, partial(keep_watch, self.watch.watched), watch)
         self._operations.start(Operation("keep run", work, self._kept, self._fail, lasting=True))
 
     @Slot(object)
@@ -374,20 +373,20 @@ class ProbeTab(QWidget):
             self.replay(Path(path))
 
     @Slot(object)
-    def _show_recorded(self, found: tuple[Path, Recorded, Run, Measurement, Rehearsed | None]) -> None:
-        path, recorded, run, folded, rehearsed = found
-        prediction = recorded.header.get("prediction")
-        self._rehearsing = rehearsed is not None
+    def _show_recorded(self, opened: Opened) -> None:
+        header, folded = opened.recorded.header, opened.folded
+        prediction = header.get("prediction")
+        self._rehearsing = opened.rehearsed is not None
         self._open(folded.scenario, prediction if isinstance(prediction, dict) else None, on_cpu=folded.on_cpu)
-        self._now = run
-        if rehearsed is not None:
-            self._shown.rehearsed = rehearsed
-            self._refresh(((recorded.header.get("order") or {}).get("card") or {}).get("capacity_bytes"))
+        self._now = opened.run
+        if opened.rehearsed is not None:
+            self._shown.rehearsed = opened.rehearsed
+            self._refresh(((header.get("order") or {}).get("card") or {}).get("capacity_bytes"))
         else:
             self._shown.measure(folded, self._now)
             self._refresh(self._now.total_bytes)
-        self.status.show_path(path)
-        torn = [tr("Its last line was torn and is left out.")] if recorded.skipped_lines else []
+        self.status.show_path(opened.path)
+        torn = [tr("Its last line was torn and is left out.")] if opened.recorded.skipped_lines else []
         self.status.show_notes([*self._now.notes, *torn])
         if self._now.outcome is None:
             where = tr(", in {}").format(word(PHASES, self._now.phase).label) if self._now.phase else ""
@@ -395,33 +394,5 @@ class ProbeTab(QWidget):
         self._show_outcome()
 
 
-def _asked(work: Callable[[], Request]) -> tuple[Request, Mapping[str, object]]:
-    """The request with its prediction as JSON: its limits take long to be worked out."""
-    asked = work()
-    return asked, asked.prediction.to_json()
-
-
 def _watch_title(target: Launch | Attach) -> str:
     return tr("Watching {}").format(target.command[0] if isinstance(target, Launch) else tr("process {}").format(target.pid))
-
-
-def _watched_plan(plan: Plan, target: Launch | Attach) -> tuple[Launch | Attach, str, Mapping[str, object]]:
-    """Whom to watch, the phase of the plan that takes most, and the prediction as JSON."""
-    peak = plan.footprint.gpus[0].peak
-    return target, peak.name if peak else "load", plan.footprint.to_json()
-
-
-def _read(path: Path) -> tuple[Path, Recorded, Run, Measurement, Rehearsed | None]:
-    recorded, run = read_recording(path), Run()
-    for event in recorded.shown_events():
-        run.take(event)
-    if (recorded.header.get("order") or {}).get("mode") == "rehearse":
-        rehearsal = Rehearsal.of_recording(recorded)
-        return path, recorded, run, rehearsal, rehearsed_of(rehearsal)
-    return path, recorded, run, Measurement.of_recording(recorded), None
-
-
-def _keep(into_history: Callable[[RecordingState], str], ended: ProbeSession | Watch) -> str:
-    """Keep what has ended once its recording has reached the disk, which may be slow."""
-    ended.wait(_LAST_WORDS_S)
-    return into_history(ended.recording)
