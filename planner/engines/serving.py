@@ -236,7 +236,11 @@ def longest_context(scenario: Scenario, server: Server) -> int:
 
 def _cannot_start(server: Server, pool: Pool) -> bool:
     """Whether the pool can't hold one sequence of the greatest length, which the server insists on."""
-    return bool(pool.groups) and not server.lowers_limit and pool.sequence_blocks(server.max_model_len, server.scheduled_tokens) > pool.blocks
+    return (
+        bool(pool.groups)
+        and not server.lowers_limit
+        and pool.sequence_blocks(server.max_model_len, server.scheduled_tokens) > pool.blocks
+    )
 
 
 def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:

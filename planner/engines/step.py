@@ -9,43 +9,46 @@ from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, ChannelMixer, LatentAttention, Layer, MixtureOfExperts, Recurrent
 from planner.memo import remember_by_identity
 from planner.sharding import rank_kv_heads
+from planner.symbolic.amount import largest
 
-LATENT_WORKSPACE_TOKENS = 65536
-"""Longest chunk whose latent entries are expanded at once (vLLM
-``MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size``)."""
 HELD_STREAMS = 4
 """Hidden states alive at the widest moment of a compiled layer: its input and residual, which the caller still holds,
 the new residual, and the norm's output."""
 
 
 def step_bytes(architecture: Architecture, layers: range, tokens: int, tensor: int, experts: int, dtype_bytes: int) -> int:
-    """Bytes of a forward of ``tokens`` tokens through ``layers`` at its widest moment."""
+    """Bytes of a forward of ``tokens`` tokens through ``layers`` at its widest moment, latent entries expanded to heads."""
     return HELD_STREAMS * tokens * architecture.hidden_size * dtype_bytes + widest_layer_bytes(
-        architecture, layers, tokens, tensor, experts, dtype_bytes
+        architecture, layers, tokens, tensor, experts, dtype_bytes, tokens
     )
 
 
 @remember_by_identity(512)
-def widest_layer_bytes(architecture: Architecture, layers: range, tokens: int, tensor: int, experts: int, dtype_bytes: int) -> int:
-    """Projections and MLP values of the widest layer among ``layers``."""
+def widest_layer_bytes(
+    architecture: Architecture, layers: range, tokens: int, tensor: int, experts: int, dtype_bytes: int, expanded_tokens: int
+) -> int:
+    """Projections and MLP values of the widest layer among ``layers``.
+
+    ``expanded_tokens``: tokens whose latent entries are expanded to heads at once.
+    """
     held = {id(architecture.decoder.layers[index]) for index in layers}
     hidden = architecture.hidden_size
-    return max(
-        (
-            _layer_bytes(layer, tokens, hidden, dtype_bytes, tensor, experts)
-            for layer, _ in layer_groups(architecture.decoder)
-            if id(layer) in held
-        ),
-        default=0,
-    )
+    sizes = [
+        dtype_bytes * _layer_values(layer, tokens, hidden, tensor, experts, expanded_tokens)
+        for layer, _ in layer_groups(architecture.decoder)
+        if id(layer) in held
+    ]
+    widest: int = largest(0, *sizes)
+    return widest
 
 
-def _layer_bytes(layer: Layer, tokens: int, hidden: int, dtype_bytes: int, tensor: int, experts: int) -> int:
+def _layer_values(layer: Layer, tokens: int, hidden: int, tensor: int, experts: int, expanded_tokens: int) -> int:
     """The widest moment of one layer: its channel mixer beside the attention projections its caller still holds."""
     mixers = sum(_mixer_values(mixer, tensor) for mixer in layer.sequence)
     channels = max((_channel_values(mixer, hidden, tensor, experts) for mixer in layer.channel), default=0)
     latent = max((_latent_values(mixer, tensor) for mixer in layer.sequence if isinstance(mixer, LatentAttention)), default=0)
-    return max(tokens * (mixers + channels), tokens * mixers + latent) * dtype_bytes
+    widest: int = largest(tokens * (mixers + channels), tokens * mixers + expanded_tokens * latent)
+    return widest
 
 
 def _mixer_values(mixer: object, tensor: int) -> int:
@@ -61,7 +64,8 @@ def _mixer_values(mixer: object, tensor: int) -> int:
 
 
 def _latent_values(mixer: LatentAttention, tensor: int) -> int:
-    return LATENT_WORKSPACE_TOKENS * (mixer.num_heads // tensor) * (mixer.qk_nope_head_dim + mixer.v_head_dim)
+    """Values of a token's keys and values of every head, expanded from its latent entry."""
+    return mixer.num_heads // tensor * (mixer.qk_nope_head_dim + mixer.v_head_dim)
 
 
 def _channel_values(mixer: ChannelMixer, hidden: int, tensor: int, experts: int) -> int:

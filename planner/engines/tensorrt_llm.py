@@ -35,7 +35,7 @@ RULES = Rules(
         "fp4": "it has no bitsandbytes kernels; use nvfp4",
         "hqq": "it has no HQQ loader", "int8": "it has no LLM.int8 kernels; use fp8",
     },
-    minimum_capability={"bf16": (8, 0), "fp16": (8, 0), "fp8": (8, 9), "nvfp4": (10, 0), "awq": (8, 0), "gptq": (8, 0)},
+    minimum_capability={"fp8": (8, 9), "nvfp4": (10, 0), "": (8, 0)},
 )  # fmt: skip
 FRACTION = 0.9
 STEP_TOKENS = 8192

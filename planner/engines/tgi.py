@@ -85,7 +85,8 @@ def tgi_answer(
     server = flat_server(
         scenario, setup, room=room, page_tokens=page, max_requests=_integer(options.get("max_batch_size"), 1 << 20),
         step_tokens=tokens, most_tokens=_integer(options.get("max_batch_total_tokens"), 0) or None, states=0,
-        because=f"TGI {VERSION} warmup: total · cuda_memory_fraction · {WIGGLE_ROOM} − what the largest prefill left", log=_log, lowers_limit=scenario.inference.max_model_len is None,
+        because=f"TGI {VERSION} warmup: total · cuda_memory_fraction · {WIGGLE_ROOM} − what the largest prefill left", log=_log,
+        lowers_limit=scenario.inference.max_model_len is None,
     )  # fmt: skip
     return serving_footprint(scenario, architecture, gpu, machine, capacity, server, notes)
 
@@ -102,7 +103,9 @@ def _layout_faults(scenario: Scenario, architecture: Architecture) -> list[Fault
     }
     wrong = [count for count in sorted(heads) if count > 1 and count % spread.tensor]
     if wrong:
-        faults.append(Fault("parallel.tensor", f"TGI needs num_shard to divide the {wrong[0]} key-value heads; got {spread.tensor}"))
+        faults.append(
+            Fault("parallel.tensor", f"TGI needs num_shard to divide the {wrong[0]} key-value heads; got {spread.tensor}")
+        )
     return faults
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 
 from planner.architecture.layers import Architecture, Recurrent, SequenceMixer
 from planner.calibration import PERMILLE
@@ -66,6 +66,8 @@ class Rules:
     speculations: tuple[str, ...] = ("draft", "ngram", "mtp", "eagle")
     vendors: tuple[str, ...] = ("NVIDIA", "AMD", "Intel")
     """Makers of the cards it has a backend for."""
+    underived_formats: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Formats it loads whose sizes are not derived: the reason by the beginning of a name."""
     other_releases: str = ""
     """What of other releases is told apart, in words."""
 
@@ -172,6 +174,9 @@ def _refuse(
         faults.append(Fault("inference.kv_cache", f"{rules.engine} has no cache type {scenario.inference.kv_cache}; use {names}"))
     if faults:
         raise Faults(faults)
+    reason = next((reason for start, reason in rules.underived_formats.items() if fmt.name.startswith(start)), None)
+    if reason is not None:
+        raise NotModelled(f"weights: {fmt.name} under {rules.engine} has no closed form yet: {reason}")
 
 
 def _cells(architecture: Architecture, kind: CacheKind, layers: range, beside: Sequence[SequenceMixer]) -> tuple[int, int]:
@@ -218,7 +223,9 @@ def _step_values(
 ) -> dict[str, int]:
     return {
         "hidden_size": architecture.hidden_size, "bytes": dtype_bytes,
-        "widest_layer": widest_layer_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes),
+        "widest_layer": widest_layer_bytes(
+            architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes, step_tokens
+        ),
         "workspace": machine.cublas_workspace_bytes,
     }  # fmt: skip
 

@@ -126,7 +126,10 @@ def plan_of(architecture: Architecture, scenario: Scenario, fmt: Format, where: 
         models.append(_draft(scenario, fmt, asked[1], models[0], count, kind))
     notes.extend(_placement_notes(placement, options))
     if architecture.max_context_tokens and context.cells > architecture.max_context_tokens:
-        notes.append(f"{context.cells} cells a sequence exceed the model's context limit of {architecture.max_context_tokens}")
+        limit = architecture.max_context_tokens
+        notes.append(
+            f"{context.cells} cells a sequence exceed the model's context limit of {limit}: llama-server caps its slots at it"
+        )
     return Plan(tuple(models), tuple(asked), tuple(notes))
 
 

@@ -24,6 +24,8 @@ MOST_SEQUENCES = 256
 MOST_DEVICES = 16
 """``GGML_CUDA_MAX_DEVICES``."""
 CACHE_NAMES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "auto": "f16"}
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""``kv_cache_types`` of ``common/arg.cpp``."""
 UNMODELLED_SPECULATIONS = {"mtp": "the graph of multi-token-prediction modules", "eagle": "the graph of an EAGLE head"}
 
 
@@ -149,11 +151,12 @@ def cache_type_faults(architecture: Architecture, options: Mapping[str, object])
     is_latent, *widths = _head_widths(architecture)
     faults: list[Fault] = []
     for name, found in zip(("type_k", "type_v"), widths, strict=True):
-        kind = GGML_TYPES.get(str(options[name]).upper())
-        if kind is None:
-            fault = Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use f16, q8_0 or q4_0")
+        asked = str(options[name]).lower()
+        if asked not in CACHE_TYPES:
+            fault = Fault("inference.kv_cache", f"llama.cpp has no cache type {options[name]}; use one of {', '.join(CACHE_TYPES)}")
             faults += [fault] if fault not in faults else []
             continue
+        kind = GGML_TYPES[asked.upper()]
         wrong = [width for width in sorted(found) if width % kind.block_values]
         if wrong and flash:
             message = f"blocks of {kind.block_values} values don't divide a head of {wrong[0]}; use f16"

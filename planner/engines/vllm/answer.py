@@ -34,6 +34,7 @@ from planner.formats import Format
 from planner.gpu import Gpu
 from planner.later import LaterSequence
 from planner.machine import Overheads
+from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Inference, Scenario
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
@@ -43,7 +44,15 @@ from planner.units import GIB
 
 MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 0), "mxfp4": (8, 0), "nvfp4": (8, 0), "nf4": (7, 0)}
 """``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""
-REFUSED_FORMATS = {"gguf": "GGUF files are loaded by their own kernels, tensor by tensor; use llama.cpp", "hqq": "no HQQ loader"}
+TURING_MARLIN_SINCE, TURING_MARLIN = (0, 14, 0), {"fp8": (7, 5), "nvfp4": (7, 5)}
+"""Marlin's weight-only kernels run on Turing too (``marlin_utils_fp8.py`` ``is_fp8_marlin_supported``, pull request 29901)."""
+FILES_UNTIL = (0, 26, 0)
+"""From here on neither is among ``QUANTIZATION_METHODS`` (``layers/quantization/__init__.py``)."""
+REFUSED_FORMATS = {"gguf": "it reads no GGUF files from 0.26 on; use llama.cpp", "hqq": "it has no HQQ loader from 0.26 on"}
+UNDERIVED_FORMATS = {
+    "gguf": "its GGUF loader merges projections of different types into padded tensors",
+    "hqq": "its HQQ loader repacks weights for Marlin",
+}
 MULTIPROCESSORS = (
     ("B200", 148), ("B300", 148), ("H100 PCIe", 114), ("H100", 132), ("H200", 132), ("GH200", 132), ("A100", 108), ("L40", 142),
     ("L4", 58), ("RTX 5090", 170), ("RTX 4090", 128), ("RTX 3090", 82), ("RTX 6000 Ada", 142), ("A10", 72), ("A40", 84),
@@ -138,8 +147,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         *refuse_chunks(ask, settings.batched_tokens, settings.max_model_len, "vLLM", "max_num_batched_tokens"),
         *refuse_expert(scenario, architecture),
         *split_faults(architecture, split),
-        *refuse_format(fmt, "vLLM", REFUSED_FORMATS),
-        *refuse_dtype(fmt, gpu, "vLLM", MINIMUM_CAPABILITY),
+        *_format_faults(fmt, gpu, settings.version),
         *refuse_context(ask, architecture.max_context_tokens, settings.max_model_len, "vLLM"),
         *cache_faults(architecture, ask.kv_cache),
         *_speculation_faults(ask, settings.version),
@@ -147,6 +155,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     ]
     if faults:
         raise Faults(faults)
+    _require_derived(fmt)
     dtype_bytes = value_bytes(architecture, fmt)
     kind = CacheKind(
         tensor=spread.tensor,
@@ -161,6 +170,19 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
     )
     draft = read_beside(ask.speculation.draft, DRAFT) if ask.speculation.draft is not None else None
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)
+
+
+def _format_faults(fmt: Format, gpu: Gpu, version: tuple[int, int, int]) -> list[Fault]:
+    """Formats that the release has no loader for, or whose kernels don't run on the card."""
+    minimum = MINIMUM_CAPABILITY | (TURING_MARLIN if version >= TURING_MARLIN_SINCE else {})
+    refused = REFUSED_FORMATS if version >= FILES_UNTIL else {}
+    return [*refuse_format(fmt, "vLLM", refused), *refuse_dtype(fmt, gpu, "vLLM", minimum)]
+
+
+def _require_derived(fmt: Format) -> None:
+    reason = next((reason for start, reason in UNDERIVED_FORMATS.items() if fmt.name.startswith(start)), None)
+    if reason is not None:
+        raise NotModelled(f"weights: {fmt.name} under vLLM has no closed form yet: {reason}")
 
 
 def _speculation_faults(ask: Inference, version: tuple[int, int, int]) -> list[Fault]:

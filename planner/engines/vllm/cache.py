@@ -17,8 +17,10 @@ from planner.modelled import NotModelled
 from planner.record import record
 from planner.sharding import rank_kv_heads
 
-CACHE_BYTES = {"auto": 0, "fp16": 2, "bf16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "fp32": 4}
+CACHE_BYTES = {"auto": 0, "fp16": 2, "bf16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2}
 """Bytes of a cached value; ``auto`` takes the model's."""
+UNDERIVED_CACHES = ("nvfp4", "int8_per_token_head", "int4_per_token_head", "fp8_per_token_head", "turboquant")
+"""Beginnings of newer ``--kv-cache-dtype`` names whose pages hold scales beside the values (0.26 ``config/cache.py``)."""
 LATENT_REFUSES = ("fp8_e5m2",)
 """No latent-attention backend reads it (``v1/attention/backends/mla``)."""
 SPARSE_LATENT_FP8_BYTES = 656
@@ -92,7 +94,12 @@ def _is_local(mixer: Attention) -> bool:
 
 
 def cache_kind_bytes(name: str, dtype_bytes: int) -> int:
-    """Bytes of a cached value. Raises :class:`planner.faults.Faults` for a type vLLM has no ``--kv-cache-dtype`` of."""
+    """Bytes of a cached value.
+
+    Raises :class:`planner.faults.Faults` for a type vLLM has no ``--kv-cache-dtype`` of, ``NotModelled`` for newer ones.
+    """
+    if name.startswith(UNDERIVED_CACHES):
+        raise NotModelled(f"inference.kv_cache: vLLM's pages of {name} have no closed form yet")
     found = CACHE_BYTES.get(name)
     if found is None:
         message = f"vLLM has no cache type {name}; use auto, bf16, fp16 or fp8"

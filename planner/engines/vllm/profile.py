@@ -47,7 +47,7 @@ def profile_run(
     """The peak of the profile run on a stage that holds ``layers``; the last stage samples too."""
     last = layers.stop == len(architecture.decoder.layers)
     tokens, hidden = settings.batched_tokens, architecture.hidden_size
-    widest = widest_layer_bytes(architecture, layers, tokens, tensor, experts, dtype_bytes)
+    widest = widest_layer_bytes(architecture, layers, tokens, tensor, experts, dtype_bytes, settings.expanded_tokens)
     encoder = _encoder_cache_bytes(architecture, tokens, dtype_bytes) if layers.start == 0 else 0
     forward = HELD_STREAMS * tokens * hidden * dtype_bytes + widest + workspace_bytes + encoder
     sampler = _sampler_bytes(architecture, settings, dtype_bytes) + workspace_bytes + encoder if last else 0

@@ -9,7 +9,7 @@ from planner.engines.served_weights import has_latent
 from planner.engines.vllm.versions import Release, release_of, version_of
 from planner.record import record
 from planner.scenario import Inference, Scenario
-from planner.symbolic.amount import largest
+from planner.symbolic.amount import largest, smallest
 from planner.units import GIB
 
 LARGE_GPU_BYTES = 70 * 2**30
@@ -21,6 +21,7 @@ UTILIZATION, UTILIZATION_BEFORE = 0.92, 0.9
 UTILIZATION_SINCE = (0, 20, 0)
 """The default share of the card rose when CUDA graphs came to be subtracted from the pool."""
 BLOCK_TOKENS = 16
+MOST_EXPANDED_TOKENS = 65536
 V1_SINCE, V0_TOKENS, V0_SEQUENCES = (0, 8, 0), 2048, 256
 """Before V1 (0.6.4 ``config.py`` ``SchedulerConfig``)."""
 V0_TOWER_TOKENS, V0_LONG_TOKENS = 5120, 32768
@@ -56,6 +57,16 @@ class Settings:
     multiprocessors: int
     kv_bytes: int | None
     swap_bytes: int = 0
+
+    @property
+    def expanded_tokens(self) -> int:
+        """Tokens whose latent entries are expanded at once: eight requests or four blocks of each, 65536 at most.
+
+        ``MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size``.
+        """
+        one_block = self.sequences * self.block_tokens
+        found: int = largest(smallest(largest(8 * self.max_model_len, 4 * one_block), MOST_EXPANDED_TOKENS), one_block)
+        return found
 
     @property
     def release(self) -> Release:

@@ -329,7 +329,14 @@ def test_a_prompt_in_one_step_takes_a_longer_step():
         ({"max_model_len": 200_000}, "inference.max_model_len: vLLM refuses 200000"),
         ({"prompt_tokens": 9000}, "inference.prompt_tokens: 9128 tokens a request exceed max_model_len 8192"),
         ({"kv_cache": "q8_0"}, "inference.kv_cache: vLLM has no cache type q8_0"),
-        ({"weights": "fp8", "hardware": {"gpu": "V100 SXM2 32GB"}}, "compute capability 8.0"),
+        ({"weights": "fp8", "hardware": {"gpu": "V100 SXM2 32GB"}}, "compute capability 7.5"),
+        (
+            {"weights": "fp8", "hardware": {"gpu": "T4"}, "engine_options": {"version": "0.11.0"}},
+            "vLLM runs fp8 from compute capability 8.0 on",
+        ),
+        ({"kv_cache": "fp32"}, "inference.kv_cache: vLLM has no cache type fp32"),
+        ({"engine": "llama.cpp", "weights": "bf16", "kv_cache": "nvfp4"}, "llama.cpp has no cache type nvfp4"),
+        ({"engine": "tensorrt-llm", "weights": "mxfp4", "hardware": {"gpu": "T4"}}, "from compute capability 8.0 on"),
         ({"weights": "gguf:Q4_K_M"}, "weights: vLLM cannot run gguf"),
         ({"parallel": {"expert": 2, "tensor": 2}, "hardware": {"gpus": 2}}, "parallel.expert: the model has no experts"),
         ({"parallel": {"context": 2}, "hardware": {"gpus": 2}}, "parallel.context"),
@@ -372,6 +379,30 @@ def test_tgi_settles_its_prefill_by_the_card_and_the_model():
 @pytest.mark.parametrize("engine", ["vllm", "tgi"])
 def test_latent_attention_refuses_cache_types_without_a_kernel(engine):
     assert "MLA" in refused("deepseek-ai/DeepSeek-V2-Lite", engine=engine, kv_cache="fp8_e5m2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"weights": "gguf:Q4_K_M", "engine_options": {"version": "0.11.0"}}, "gguf:Q4_K_M under vLLM has no closed form yet"),
+        ({"weights": "gguf:Q4_K_M", "engine": "sglang"}, "gguf:Q4_K_M under SGLang has no closed form yet"),
+        ({"kv_cache": "int8_per_token_head"}, "vLLM's pages of int8_per_token_head have no closed form yet"),
+        ({"name": "zai-org/GLM-4.7-Flash", "engine": "tgi"}, "TGI 3.3 has no code of its own for glm4_moe_lite"),
+    ],
+)
+def test_what_runs_but_is_not_derived_is_unknown(asked, words):
+    found = footprint(**asked)
+    assert found.verdict == "unknown"
+    assert any(words in note for note in found.notes)
+
+
+def test_latent_entries_are_expanded_for_as_many_tokens_as_the_server_may_meet():
+    """8 requests of 4096 tokens, or 65536 at most: 16 heads of 128 + 128 values each, beside the step's own 2048 tokens."""
+    options = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
+    for limit, expanded in ((4096, 32768), (65536, 65536)):
+        found = footprint("deepseek-ai/DeepSeek-V2-Lite", max_model_len=limit, engine_options=options)
+        values = next(term.values for term in found.terms if term.component == "activations")
+        assert values["widest_layer"] == 2 * (2048 * (16 * (128 + 64) + 512) + expanded * 16 * (128 + 128))
 
 
 def test_experts_span_all_ranks():
