@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyqtgraph as pg
 from PySide6.QtCore import QRectF
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
+from PySide6.QtGui import QPainter, QTransform
 
 from gui.painting import mixed, paint_hatch
+from gui.probe.pixels import InPixels
 from gui.text import CENTRE, width_of, write
 from gui.theme import SMALL, theme
 from gui.units import signed_percent
@@ -34,7 +33,7 @@ class Difference:
         return signed_percent(self.reached_bytes / self.predicted_bytes - 1)
 
 
-class Differences(pg.GraphicsObject):
+class Differences(InPixels):
     """One shaded box for each; what went beyond the prediction leans the other way than what stayed below."""
 
     def __init__(self) -> None:
@@ -54,23 +53,12 @@ class Differences(pg.GraphicsObject):
             self.prepareGeometryChange()
             self.update()
 
-    def viewRangeChanged(self) -> None:
-        """The boxes move with the view."""
-        self.prepareGeometryChange()
-
-    def boundingRect(self) -> QRectF:
-        """All that can be seen."""
-        return self.viewRect()
-
-    def paint(self, painter: QPainter, _option: QStyleOptionGraphicsItem, _widget: QWidget | None = None) -> None:
-        """In pixels, so that the hatch is the same at every scale."""
-        to_pixels = painter.worldTransform()
-        painter.resetTransform()
+    def paint_pixels(self, painter: QPainter, to_pixels: QTransform) -> None:
+        """The hatch is the same at every scale."""
         for one in self._shown:
             low, high = sorted((one.predicted_bytes, one.reached_bytes))
             room = to_pixels.mapRect(QRectF(one.begin_s, low, one.end_s - one.begin_s, high - low))
             self._paint_one(painter, room, one)
-        painter.setWorldTransform(to_pixels)
 
     def _paint_one(self, painter: QPainter, room: QRectF, one: Difference) -> None:
         beyond = one.reached_bytes > one.predicted_bytes

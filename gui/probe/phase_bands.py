@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyqtgraph as pg
 from PySide6.QtCore import QRectF
-from PySide6.QtGui import QPainter, QPen
-from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
+from PySide6.QtGui import QPainter, QPen, QTransform
 
 from gui.painting import mixed
+from gui.probe.pixels import InPixels
 from gui.probe.run import Band
 from gui.text import CENTRE, width_of, write
 from gui.theme import SMALL, theme
@@ -62,7 +61,7 @@ class LabelledBand:
     label: str
 
 
-class PhaseBands(pg.GraphicsObject):
+class PhaseBands(InPixels):
     """Bands over the whole height of the view."""
 
     def __init__(self) -> None:
@@ -76,22 +75,12 @@ class PhaseBands(pg.GraphicsObject):
             self._bands = bands
             self.update()
 
-    def viewRangeChanged(self) -> None:
-        """The bands are as high as the view."""
-        self.prepareGeometryChange()
-
-    def boundingRect(self) -> QRectF:
-        """All that can be seen."""
-        return self.viewRect()
-
-    def paint(self, painter: QPainter, _option: QStyleOptionGraphicsItem, _widget: QWidget | None = None) -> None:
-        """Grounds and edges first, then the names in pixels."""
-        view, to_pixels = self.viewRect(), painter.worldTransform()
-        painter.resetTransform()
+    def paint_pixels(self, painter: QPainter, to_pixels: QTransform) -> None:
+        """Grounds and edges, and the names of those that are wide enough."""
+        view = self.viewRect()
         for index, band in enumerate(self._bands):
             room = to_pixels.mapRect(QRectF(band.begin_s, view.top(), band.end_s - band.begin_s, view.height()))
             self._paint_band(painter, room, band.label, _SHADES[index % len(_SHADES)])
-        painter.setWorldTransform(to_pixels)
 
     def _paint_band(self, painter: QPainter, room: QRectF, label: str, share: float) -> None:
         painter.fillRect(room, mixed(theme().colour("surface"), theme().colour("accent"), share))

@@ -8,16 +8,17 @@ import numpy as np
 import pyqtgraph as pg
 from pyqtgraph.GraphicsScene.mouseEvents import MouseClickEvent
 from PySide6.QtCore import Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QFont, QHideEvent, QPen, QShowEvent
+from PySide6.QtGui import QBrush, QFont, QHideEvent, QPen, QShowEvent
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from gui.painting import mixed, rehearsed_fill
 from gui.probe.axes import BytesAxis, SecondsAxis
 from gui.probe.differences import Difference, Differences
 from gui.probe.phase_bands import LabelledBand, PhaseBands, joined
+from gui.probe.pixels import Area, Line, Marks
 from gui.probe.rehearsed import Rehearsed, Stretch
 from gui.probe.run import Band, Run
-from gui.probe.series import thinned
+from gui.probe.series import Ring, Thinner
 from gui.probe.zoom import Zoom
 from gui.scale import round_up, round_up_span
 from gui.theme import SMALL, font, theme
@@ -81,7 +82,10 @@ class ProbePlot(QWidget):
     def show_run(self, run: Run | None) -> None:
         """Show another run from its beginning, or none."""
         run = run or self._no_run
-        self._moved |= {"samples"} if run is not self._run else set()
+        if run is not self._run:
+            self._moved.add("samples")
+            for thinner in self._thinners.values():
+                thinner.forget()
         self._run = run
         self.mark_dirty()
 
@@ -162,19 +166,22 @@ class ProbePlot(QWidget):
         plot.addItem(self._capacity)
         plot.addItem(self._capacity_text)
         self._differences = Differences()
-        self._area = pg.PlotCurveItem(connect="finite", fillLevel=0)
+        self._area = Area()
         self._area.setZValue(-10)
-        self._course = {meter: pg.PlotCurveItem(connect="finite") for meter in ("reserved", "allocated")}
-        self._curves = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
-        self._ranks = [pg.PlotCurveItem(connect="finite") for _ in range(_RANKS_DRAWN)]
-        self._predicted = {meter: pg.PlotCurveItem(connect="finite") for meter in reversed(METERS)}
-        self._peaks = {meter: pg.ScatterPlotItem(size=7, symbol="d") for meter in METERS}
+        self._course = {meter: Line() for meter in ("reserved", "allocated")}
+        self._curves = {meter: Line() for meter in reversed(METERS)}
+        self._ranks = [Line() for _ in range(_RANKS_DRAWN)]
+        self._predicted = {meter: Line() for meter in reversed(METERS)}
+        self._peaks = {meter: Marks() for meter in METERS}
         groups = (self._course, self._curves, self._predicted, self._peaks)
         for item in (self._bands, self._differences, self._area, *(one for group in groups for one in group.values())):
             plot.addItem(item)
         for item in self._ranks:
             item.setZValue(-1)
             plot.addItem(item)
+        for item in self._course.values():
+            item.setZValue(-9)
+        self._thinners = {item: Thinner() for item in (*self._curves.values(), *self._ranks)}
 
     @Slot()
     def restyle(self) -> None:
@@ -190,18 +197,15 @@ class ProbePlot(QWidget):
         self.widget.showGrid(x=False, y=True)
         for meter in METERS:
             colour = theme().colour(meter)
-            self._curves[meter].setPen(pg.mkPen(colour, width=1))
-            self._predicted[meter].setPen(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
-            self._peaks[meter].setBrush(pg.mkBrush(colour))
-            self._peaks[meter].setPen(pg.mkPen(theme().colour("surface"), width=1))
+            self._curves[meter].set_ink(pg.mkPen(colour, width=1))
+            self._predicted[meter].set_ink(pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine))
+            self._peaks[meter].set_ink(QPen(theme().colour("surface"), 1), QBrush(colour))
         for number, item in enumerate(self._ranks):
             ink = mixed(theme().colour("surface"), theme().colour("allocated"), 0.65)
-            item.setPen(pg.mkPen(ink, width=1, style=_RANK_STYLES[number % len(_RANK_STYLES)]))
-        self._area.setBrush(rehearsed_fill())
-        self._area.setPen(None)
+            item.set_ink(pg.mkPen(ink, width=1, style=_RANK_STYLES[number % len(_RANK_STYLES)]))
+        self._area.set_ink(None, QBrush(rehearsed_fill()))
         for meter, item in self._course.items():
-            item.setPen(pg.mkPen(mixed(theme().colour("surface"), theme().colour(meter), 0.6), width=1))
-            item.setZValue(-9)
+            item.set_ink(pg.mkPen(mixed(theme().colour("surface"), theme().colour(meter), 0.6), width=1))
         self._capacity.setPen(QPen(theme().colour("capacity"), 1))
         self._capacity_text.setColor(theme().colour("capacity"))
         self._capacity_text.setFont(font(SMALL, bold=True))
@@ -242,25 +246,32 @@ class ProbePlot(QWidget):
         """Each stretch over the band of the same pass through its phase; where the two are equal the line is one."""
         pairs = matched(self._shown_bands, self._rehearsed.course if self._rehearsed else ())
         for meter, item in self._course.items():
-            _draw(item, *_steps([(stretch, meter, *self._extent(band)) for band, stretch in pairs]))
-        _draw(self._area, *_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
+            item.show_points(*_steps([(stretch, meter, *self._extent(band)) for band, stretch in pairs]))
+        self._area.show_points(*_steps([(stretch, "allocated", *self._extent(band)) for band, stretch in pairs]))
 
     def _draw_samples(self) -> None:
         times = self._run.samples.time_s
-        seen = slice(0, None) if self._timed else slice(0)
+        seen = slice(0, None) if self._timed else slice(0, 0)
         if self._timed and self.zoom.zoomed:
             begin, end = np.searchsorted(times, self.zoom.x_range)
             seen = slice(max(int(begin) - 1, 0), int(end) + 1)
-        most = 2 * max(_LEAST_POINTS, round(self.widget.width() * self.devicePixelRatioF()))
         for column, meter in enumerate(METERS):
-            _draw(self._curves[meter], *thinned(times[seen], self._run.samples.column(column)[seen], most))
+            self._draw_series(self._curves[meter], self._run.samples, column, seen)
         for number, item in enumerate(self._ranks):
-            ring = self._run.ranks.get(number + 1)
-            _draw(item, *(thinned(ring.time_s, ring.column(0), most) if ring else (_NOTHING, _NOTHING)))
+            self._draw_series(item, self._run.ranks.get(number + 1), 0, slice(0, None))
         for meter in METERS:
             ended = [band for band in self._drawn if band.peaks and meter in band.peaks]
             heights = [float((band.peaks or {})[meter]) for band in ended]
-            _draw(self._peaks[meter], np.array([_middle(band) for band in ended]), np.array(heights))
+            self._peaks[meter].show_points(np.array([_middle(band) for band in ended]), np.array(heights))
+
+    def _draw_series(self, item: Line, ring: Ring | None, column: int, seen: slice) -> None:
+        """As many of its points as there are pixels."""
+        if ring is None:
+            item.show_points(_NOTHING, _NOTHING)
+            return
+        most = 2 * max(_LEAST_POINTS, round(self.widget.width() * self.devicePixelRatioF()))
+        values, first = ring.column(column)[seen], ring.first + seen.start
+        item.show_points(*self._thinners[item].thinned(ring.time_s[seen], values, most, first))
 
     def _draw_bands(self) -> None:
         self._bands.show_bands(tuple(LabelledBand(*self._extent(band), _band_label(band)) for band in self._drawn))
@@ -268,7 +279,7 @@ class ProbePlot(QWidget):
     def _draw_levels(self) -> None:
         for meter in METERS:
             x, y = self._steps(meter)
-            _draw(self._predicted[meter], np.array(x), np.array(y))
+            self._predicted[meter].show_points(np.array(x), np.array(y))
         self._differences.show_differences(tuple(self._gaps()))
 
     def _gaps(self) -> Iterator[Difference]:
@@ -364,13 +375,6 @@ def _steps(parts: list[tuple[Stretch, str, float, float]]) -> tuple[np.ndarray, 
         x += [np.repeat(edges, 2)[1:-1], np.array([end])]
         y += [np.repeat(values, 2), np.array([np.nan])]
     return (np.concatenate(x), np.concatenate(y)) if x else (np.array([]), np.array([]))
-
-
-def _draw(item: pg.PlotCurveItem | pg.ScatterPlotItem, x: np.ndarray, y: np.ndarray) -> None:
-    """Give an item its points; one without any is not painted at all."""
-    item.setVisible(len(x) > 0)
-    if len(x):
-        item.setData(x, y)
 
 
 def _say(item: pg.TextItem, text: str) -> None:

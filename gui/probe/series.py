@@ -18,23 +18,29 @@ class Ring:
     def __init__(self, columns: int, capacity: int) -> None:
         self._capacity = capacity
         self._rows = np.full((1 + columns, 2 * capacity), np.nan)
-        self._end = 0
+        self._end = self._moved = 0
 
     def add(self, time_s: float, values: tuple[float, ...]) -> None:
         """One row; NaN for a missing reading."""
         if self._end == self._rows.shape[1]:
             self._rows[:, : self._capacity] = self._rows[:, self._capacity :]
             self._end = self._capacity
+            self._moved += self._capacity
         self._rows[0, self._end] = time_s
         self._rows[1:, self._end] = values
         self._end += 1
 
     def clear(self) -> None:
         """Forget everything."""
-        self._end = 0
+        self._end = self._moved = 0
 
     def __len__(self) -> int:
         return min(self._end, self._capacity)
+
+    @property
+    def first(self) -> int:
+        """How many rows came before the oldest that is kept."""
+        return self._moved + self._begin
 
     @property
     def time_s(self) -> Floats:
@@ -50,20 +56,45 @@ class Ring:
         return max(0, self._end - self._capacity)
 
 
-def thinned(time_s: Floats, values: Floats, most: int) -> tuple[Floats, Floats]:
-    """Of a long series the lowest and the highest value of each of equal stretches, in order, and the rest at the end.
+class Thinner:
+    """Of a long series the lowest and the highest value of each of equal stretches, in order, and the rest at both ends.
 
-    At most about ``most`` points: two for each pixel draw the same as all. A stretch without any reading stays a gap (NaN).
+    A series that grows at its end and is forgotten at its beginning is thinned frame after frame: what was found of stretches
+    that are complete is kept.
     """
-    size = -(-2 * len(values) // most)
-    if size <= 2:
-        return time_s, values
-    count = len(values) // size
-    whole = count * size
-    rows = values[:whole].reshape(count, size)
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Another series comes."""
+        self._size = self._next = 0
+        self._places = np.array([], dtype=np.intp)
+
+    def thinned(self, time_s: Floats, values: Floats, most: int, first: int = 0) -> tuple[Floats, Floats]:
+        """At most about ``most`` points: two for each pixel draw the same as all. ``first``: the number of the first value.
+
+        A stretch without any reading stays a gap (NaN).
+        """
+        size = -(-2 * len(values) // most)
+        if size <= 2:
+            return time_s, values
+        begin, end = -(-first // size) * size, (first + len(values)) // size * size
+        if size != self._size or not begin <= self._next <= end:
+            self._size, self._next, self._places = size, begin, np.array([], dtype=np.intp)
+        if end > self._next:
+            found = _extremes(values[self._next - first : end - first], size) + self._next
+            self._places, self._next = np.concatenate((self._places, found)), end
+        self._places = self._places[np.searchsorted(self._places, begin) :]
+        kept = np.concatenate((np.arange(begin - first), self._places - first, np.arange(end - first, len(values))))
+        return time_s[kept], values[kept]
+
+
+def _extremes(values: Floats, size: int) -> NDArray[np.intp]:
+    """Where each stretch of ``size`` has its lowest and its highest value, in order."""
+    rows = values.reshape(-1, size)
     missing = np.isnan(rows)
     low = np.where(missing, np.inf, rows).argmin(axis=1)
     high = np.where(missing, -np.inf, rows).argmax(axis=1)
-    places = np.sort(np.stack([low, high], axis=1), axis=1) + size * np.arange(count)[:, None]
-    kept = np.concatenate([places.ravel(), np.arange(whole, len(values))])
-    return time_s[kept], values[kept]
+    places = np.sort(np.stack([low, high], axis=1), axis=1) + size * np.arange(len(rows))[:, None]
+    return places.ravel()

@@ -2,8 +2,7 @@
 
 Run as a script: it makes every kind of edit in a window of 1400 x 900 with every tab in front, and prints the 95th percentile of
 each in a table. ``--quick`` makes fewer edits, of some kinds and tabs. CPU time is counted, so that waiting for a busy machine does
-not count; two threads on one core still halve its speed, so a loop of fixed length is timed before and after each edit, and the
-edit is told in the time it takes where that loop is as fast as at the beginning. Of three rounds the best counts.
+not count, and it is told at a stated speed of the machine (see ``speed.py``). Of three rounds the best counts.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -35,6 +33,7 @@ from gui.state import Selection  # noqa: E402
 from gui.tabs import TABS  # noqa: E402
 from gui.theme import theme  # noqa: E402
 from gui.window import MainWindow  # noqa: E402
+from tests.benchmarks.speed import STATED_MS, stated_ms  # noqa: E402
 
 BAR_MS = 16.0
 MAP_BAR_MS = 100.0
@@ -42,7 +41,6 @@ MAP_BAR_MS = 100.0
 EDITS, QUICK_EDITS, ROUNDS = 60, 20, 3
 WARM_UP = 8
 SHARDED = next(example.scenario for example in EXAMPLES if example.name == "sharded")
-LOOP = 10_000
 QUICK = (("footprint", "batch"), ("footprint", "weights"), ("fits", "batch"), ("probe", "batch"))
 Edit = Callable[[], object]
 
@@ -143,38 +141,29 @@ def _plot_of(window: MainWindow) -> ProbePlot | None:
     return getattr(page.widget(), "plot", None) if page else None
 
 
-def fixed_loop() -> float:
-    """CPU milliseconds of a loop that is always the same."""
-    begun, total = time.thread_time(), 0
-    for number in range(LOOP):
-        total += number
-    return 1000 * (time.thread_time() - begun)
-
-
-def measured(application: QApplication, window: MainWindow, edit: Edit, count: int, fastest: float) -> list[float]:
-    """CPU milliseconds of each of ``count`` edits, at the speed at which the loop takes ``fastest``."""
+def measured(application: QApplication, window: MainWindow, edit: Edit, count: int) -> list[float]:
+    """Milliseconds of each of ``count`` edits."""
     taken = []
-    for _ in range(count + WARM_UP):
-        application.processEvents()
-        before, begun = fixed_loop(), time.thread_time()
+
+    def answer() -> None:
         edit()
         until_painted(application, window)
-        spent = 1000 * (time.thread_time() - begun)
-        taken.append(spent * 2 * fastest / (before + fixed_loop()))
+
+    for _ in range(count + WARM_UP):
+        application.processEvents()
+        taken.append(stated_ms(answer))
     window.form.fields["model"].editor._completer.popup().hide()
     return taken[WARM_UP:]
 
 
-def best_p95(
-    application: QApplication, window: MainWindow, tab: str, make: Callable[[], Edit], count: int, fastest: float
-) -> float:
+def best_p95(application: QApplication, window: MainWindow, tab: str, make: Callable[[], Edit], count: int) -> float:
     """The best of three rounds of one kind with one tab in front."""
     begin, state, found = window.context.state.scenario, window.context.state, []
     for _ in range(ROUNDS):
         state.open(begin, "begin anew")
         window.show_tab(tab)
         until_painted(application, window)
-        found.append(statistics.quantiles(measured(application, window, make(), count, fastest), n=20)[-1])
+        found.append(statistics.quantiles(measured(application, window, make(), count), n=20)[-1])
         if found[-1] <= BAR_MS / 2:
             break
     state.open(begin, "begin anew")
@@ -208,15 +197,14 @@ def main() -> int:
         window.show()
         application.processEvents()
         gc.freeze()  # as the program does
-        fastest = statistics.quantiles((fixed_loop() for _ in range(200)), n=20)[0]
         makers = kinds(window)
         for tab, kind in wanted(window, chosen):
-            p95 = best_p95(application, window, tab, makers[kind], count=count, fastest=fastest)
+            p95 = best_p95(application, window, tab, makers[kind], count)
             worst = max(worst, p95 / (MAP_BAR_MS if tab == "fits" else BAR_MS))
             print(("" if kind == row else f"\n{kind:16}") + f"{tab} {p95:.1f}  ", end="", flush=True)
             row = kind
         window.close()
-    print(f"\np95 in ms of CPU; a loop of {10 * LOOP:,} additions takes {10 * fastest:.1f} ms")
+    print(f"\np95 in ms of CPU, where the loop of speed.py takes {STATED_MS:g} ms")
     print(f"worst p95 {worst:.0%} of its bar ({BAR_MS:g} ms, with the map {MAP_BAR_MS:g} ms)")
     return 0 if worst <= 1 else 1
 

@@ -1,6 +1,7 @@
 """How long the window computes for one frame of the live plot with 72,000 samples, in CPU time; whether memory stays flat.
 
-Run as a script: it feeds a run of three meters over the course of a rehearsal, a frame after every few samples.
+Run as a script: it feeds a run of three meters over the course of a rehearsal, a frame after every few samples. The time is told
+at a stated speed of the machine (see ``speed.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,7 @@ from gui.probe.rehearsed import Rehearsed, Stretch  # noqa: E402
 from gui.probe.run import Run  # noqa: E402
 from gui.settings import Settings  # noqa: E402
 from gui.theme import theme  # noqa: E402
+from tests.benchmarks.speed import stated_ms  # noqa: E402
 
 BAR_MS, SAMPLES, FRAMES, PER_FRAME = 16.0, 72_000, 3_000, 4
 GROWTH_BAR = 32 * 2**20
@@ -58,16 +59,18 @@ def frames(application: object, tab: object) -> tuple[list[float], int]:
     plot.show_run(run)
     plot.set_rehearsed(rehearsed(rng))
     taken, process, before = [], psutil.Process(), 0
+
+    def draw() -> None:
+        plot.mark_dirty()
+        plot._frame()
+        application.processEvents()
+
     count = int(sys.argv[1]) if len(sys.argv) > 1 else FRAMES
     for frame in range(count):
         for _ in range(PER_FRAME):
             now += 1
             feed(run, now, rng)
-        begun = time.process_time()
-        plot.mark_dirty()
-        plot._frame()
-        application.processEvents()
-        taken.append(1000 * (time.process_time() - begun))
+        taken.append(stated_ms(draw))
         if frame == count // 3:
             before = process.memory_info().rss
     return taken[10:], process.memory_info().rss - before

@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QWidget
 
 from gui.files import RecordingFile, Unreadable, read_any, save_scenario
 from gui.operations import Operation, Operations
-from gui.probe.series import Ring, thinned
+from gui.probe.series import Ring, Thinner
 from gui.settings import ADVANCED, GEOMETRY, RECENT_FILES, THEME, Settings
 from gui.theme import _PAIRS, ink_on, theme
 from gui.units import signed_percent
@@ -33,16 +33,35 @@ def test_a_ring_holds_the_last_rows_in_order(values, capacity):
     assert ring.column(0).flags.contiguous
 
 
+READINGS = st.lists(st.floats(0, 1e12) | st.just(float("nan")), min_size=1, max_size=400)
+
+
 @settings(max_examples=60)
-@given(st.lists(st.floats(0, 1e12) | st.just(float("nan")), min_size=1, max_size=400), st.integers(4, 60))
+@given(READINGS, st.integers(4, 60))
 def test_a_thinned_series_keeps_its_highest_and_its_lowest(values, most):
     """max(thinned) == max(series), min likewise, in the order of time, and with about as many points as were asked for."""
-    times, column = np.arange(len(values), dtype=float), np.array(values)
-    kept_times, kept = thinned(times, column, most)
+    assert_thinned(np.arange(len(values), dtype=float), np.array(values), Thinner(), most)
+
+
+@settings(max_examples=60)
+@given(READINGS, st.integers(4, 60), st.integers(1, 200), st.integers(1, 50))
+def test_a_series_that_goes_on_is_thinned_as_one_that_is_new(values, most, capacity, frame):
+    """The same holds in every frame of a series that grows at its end and is forgotten at its beginning."""
+    ring, thinner = Ring(1, capacity), Thinner()
+    for number, value in enumerate(values):
+        ring.add(float(number), (value,))
+        if number % frame == 0:
+            assert ring.time_s[0] == ring.first
+            assert_thinned(ring.time_s, ring.column(0), thinner, most, ring.first)
+
+
+def assert_thinned(times, column, thinner, most, first=0):
+    kept_times, kept = thinner.thinned(times, column, most, first)
     assert list(kept_times) == sorted(kept_times)
+    np.testing.assert_array_equal(column[(kept_times - first).astype(int)], kept)
     if not np.isnan(column).all():
         assert (np.nanmax(kept), np.nanmin(kept)) == (np.nanmax(column), np.nanmin(column))
-    assert len(kept) <= max(len(column) if len(column) <= most else 0, most + 2 * len(values) / most + 2)
+    assert len(kept) <= max(len(column) if len(column) <= most else 0, most + 4 * len(column) / most + 4)
 
 
 class Receiver(QObject):

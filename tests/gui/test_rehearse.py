@@ -101,7 +101,7 @@ def test_a_recorded_rehearsal_opens_with_its_peaks(tab, qtbot, recording):
     why = tab.window().why.text()
     assert why.startswith("Prefill, rehearsed peak\n28.0 MiB\nat prefill of model.layers.1.mlp: mm\n")
     tab.plot._frame()
-    assert np.nanmax(tab.plot._course["allocated"].yData) == 28 * MIB
+    assert np.nanmax(tab.plot._course["allocated"].y) == 28 * MIB
 
 
 def test_a_row_of_the_table_opens_the_peak_of_its_phase(tab, qtbot, recording):
