@@ -13,27 +13,39 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
-MARK = "HIGHWATER_PROBE"
-"""Environment variable that every descendant of a probe inherits: those that left its group are found by it."""
+from probes.worker import guardian
+from probes.worker.guardian import MARK
 
 _POSIX = os.name == "posix"
 
 
 class ProcessGroup:
-    """A child process that leads its own group, with pipes on its three streams."""
+    """A child process that leads its own group, with pipes on its three streams.
+
+    A guardian beside it (:mod:`probes.worker.guardian`) ends it, and all that it started, when this process is killed.
+    """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start it. Raises OSError when there is no such program."""
         self.mark = uuid.uuid4().hex
-        self.process = subprocess.Popen(  # noqa: S603  a list of arguments of our own making, no shell
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**environment, MARK: self.mark},
-            start_new_session=_POSIX,
-            creationflags=0 if _POSIX else getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
+        self._guardian = guardian.start(self.mark, subprocess.PIPE)  # first, so that there is no moment without it
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  a list of arguments of our own making, no shell
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**environment, MARK: self.mark},
+                start_new_session=_POSIX,
+                creationflags=0 if _POSIX else getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        except BaseException:
+            self._dismiss()
+            raise
+        if self._guardian is not None and self._guardian.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._guardian.stdin.write(b"%d\n" % self.pid)
+                self._guardian.stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -75,11 +87,21 @@ class ProcessGroup:
         return killed
 
     def close(self) -> None:
-        """Let go of the pipes."""
+        """Let go of the pipes and of the guardian: after :meth:`sweep`."""
+        self._dismiss()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+    def _dismiss(self) -> None:
+        """End the guardian by what it can't answer; were it told by the end of its pipe, it would do its duty."""
+        if self._guardian is not None:
+            self._guardian.kill()
+            self._guardian.wait()
+            if self._guardian.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._guardian.stdin.close()
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -176,6 +176,7 @@ class ProbeSession:
             outcome = Outcome("failed", self._now(), self._phase, f"Highwater failed at running the probe: {error!r}")
             if self._group is not None:
                 self._group.sweep()
+                self._group.close()
         self._finish(outcome)
 
     def _conduct(self, kills_before: int | None) -> Outcome:

@@ -164,6 +164,7 @@ class Watch:
             ending = Ending("failed", f"Highwater failed at watching: {error!r}", self._now())
             if self._group is not None:
                 self._group.sweep()
+                self._group.close()
         self.ending = ending
         self._events.emit({"event": "outcome", "t": self._now(), **ending.to_json()})
         self._events.close()

@@ -12,10 +12,12 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import EXIT_INTERRUPTED, EXIT_RESULT, WorkerError, missing_package
+from .guardian import MARK, start
 from .wire import Wire, claim_stdout
 
 if TYPE_CHECKING:
@@ -147,7 +149,15 @@ def answer_signals(wire: Wire) -> None:
 
 
 def watch_input() -> None:
-    """End with standard input, or when nobody has written to it for long."""
+    """End with standard input, or when nobody has written to it for long.
+
+    A process of its own sees to that (:mod:`probes.worker.guardian`), which ends a run that hangs or is stopped too. A rank
+    leaves it to the process that started it, and holds its link alone.
+    """
+    if "HIGHWATER_RANKS" not in os.environ:
+        mark = os.environ[MARK] = uuid.uuid4().hex
+        if start(mark, 0, os.getpid(), _INPUT_SILENCE_S) is not None:
+            return
 
     def watch() -> None:
         while _has_input() and os.read(0, 2**16):

@@ -16,7 +16,7 @@ from .landing import PACKAGE
 @cache
 def parcel_line() -> bytes:
     """A line that :data:`probes.worker.landing.START` reads and runs. After it on the same stream comes the order."""
-    landing = base64.b64encode(_source_of(f"{__package__}.landing").encode()).decode()
+    landing = base64.b64encode(source_of(f"{__package__}.landing").encode()).decode()
     parcel = base64.b64encode(_zipped()).decode()
     code = (
         "import base64;space={'__name__':'landing'};"
@@ -30,9 +30,9 @@ def _zipped() -> bytes:
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__)) or _landed_names()
     with io.BytesIO() as held:
         with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{PACKAGE}/__init__.py", _source_of(package.__name__))
+            archive.writestr(f"{PACKAGE}/__init__.py", source_of(package.__name__))
             for name in names:
-                archive.writestr(f"{PACKAGE}/{name}.py", _source_of(f"{package.__name__}.{name}"))
+                archive.writestr(f"{PACKAGE}/{name}.py", source_of(f"{package.__name__}.{name}"))
         return held.getvalue()
 
 
@@ -43,7 +43,8 @@ def _landed_names() -> list[str]:
     return sorted(name.rpartition(".")[2] for name in sources if name.startswith(f"{__package__}."))
 
 
-def _source_of(name: str) -> str:
+def source_of(name: str) -> str:
+    """The text of a module of the package, also where it was imported from memory. Raises ImportError."""
     spec = find_spec(name)
     text = spec.loader.get_source(name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
     if text is None:
