@@ -18,6 +18,8 @@ from cli.system_packages import TESTS
 
 HOST = "highwater-test-host"
 """What the client's configuration calls the server; no other program knows the name."""
+BEHIND = "highwater-test-host-behind"
+"""The same one, reached by a jump over it."""
 
 
 class Sshd:
@@ -60,7 +62,9 @@ PermitRootLogin prohibit-password
             f"""
 Host stranger
   UserKnownHostsFile {self.folder}/nobody_known
-Host {HOST} stranger
+Host {BEHIND}
+  ProxyJump {HOST}
+Host {HOST} {BEHIND} stranger
   HostName 127.0.0.1
   Port {self.port}
   User {getpass.getuser()}

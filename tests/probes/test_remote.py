@@ -22,7 +22,7 @@ from probes.outcome import Outcome
 from probes.recording import read_recording
 from probes.remote import CONFIG_VARIABLE, Remote, place_of
 from probes.session import Limits, ProbeSession
-from tests.probes.sshd import HOST, Sshd
+from tests.probes.sshd import BEHIND, HOST, Sshd
 from tests.probes.test_worker_session import CONFIG, PARAMETERS, scenario
 
 needs_libraries = pytest.mark.skipif(
@@ -128,6 +128,42 @@ def test_a_dropped_connection_keeps_what_had_arrived_and_the_next_probe_works(tm
     following = Run(tmp_path / "next", load_order("ramp", "cpu", 4 * 2**20), Remote(HOST, sys.executable))
     with following.session:
         assert following.finish().kind == "completed"
+
+
+@needs_libraries
+@pytest.mark.skipif(sys.platform != "linux", reason="what it started is found by what it carries, which Linux tells")
+def test_a_probe_that_is_stopped_there_ends_with_its_connection_too(tmp_path: Path, sshd: Sshd) -> None:
+    """With all that it started: nothing that the probe itself could do is done."""
+    script = tmp_path / "load.py"
+    sleep = "import time; time.sleep(100)"
+    script.write_text(
+        "import os, signal, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-S', '-c', {sleep!r}], start_new_session=True)\n"
+        f"open({str(tmp_path / 'child')!r} + '.new', 'w').write(str(child.pid))\n"
+        f"os.rename({str(tmp_path / 'child')!r} + '.new', {str(tmp_path / 'child')!r})\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    run = Run(tmp_path, load_order("script", "cpu", script=str(script)), Remote(HOST, sys.executable))
+    with run.session:
+        pid = run.until(lambda event: event["event"] == "hello")["pid"]
+        deadline = time.monotonic() + 60
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+            time.sleep(0.02)
+        sshd.drop()
+        assert run.finish().kind == "disconnected"
+    assert is_gone(pid)
+    assert is_gone(int((tmp_path / "child").read_text()))
+
+
+def test_a_host_behind_another_is_reached_by_the_users_own_jump(tmp_path: Path, sshd: Sshd) -> None:
+    """What is said comes from the Python there."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    wrapper.chmod(0o755)
+    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(BEHIND, str(wrapper)))
+    with run.session:
+        outcome = run.finish()
+    assert (outcome.kind, outcome.error_kind) == ("failed", "missing_package"), outcome
 
 
 @needs_libraries
