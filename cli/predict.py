@@ -31,7 +31,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def title_of(plan: Plan) -> str:
-    """``meta-llama/Llama-3.1-8B · inference · 2 × H100 SXM5 80GB``."""
-    count = plan.footprint.cards
-    cards = " + ".join(plan.scenario.hardware.cards) or (f"{count} × {plan.gpu.name}" if count > 1 else plan.gpu.name)
-    return f"{plan.source.label} · {plan.scenario.task} · {cards}"
+    """As the window's reports are called."""
+    return plan.title

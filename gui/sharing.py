@@ -151,7 +151,7 @@ class Sharing(QObject):
             self._window.say(otherwise)
 
     def _title(self, plan: Plan) -> str:
-        return f"{plan.source.label} · {plan.scenario.task} · {plan.gpu.name}"
+        return plan.title
 
     def _put(self, text: str, words: str) -> None:
         QGuiApplication.clipboard().setText(text)

@@ -37,13 +37,13 @@ _SECTIONS = tuple(item.name for item in dataclasses.fields(Scenario))
 class Selection:
     """What the why panel explains: a component (None: the whole) in a phase (None: the peak) of one GPU.
 
-    ``gpu``: its index, or :data:`planner.footprint.HOST`. ``peak``: the rehearsed peak of the phase instead, opened. ``pace``: a
-    point of the speed against concurrency instead.
+    ``gpu``: its index, or :data:`planner.footprint.HOST`; None: the fullest. ``peak``: the rehearsed peak of the phase instead,
+    opened. ``pace``: a point of the speed against concurrency instead.
     """
 
     component: str | None = None
     phase: str | None = None
-    gpu: int = 0
+    gpu: int | None = None
     peak: OpenedPeak | None = None
     pace: OpenedPace | None = None
 
@@ -188,7 +188,9 @@ class State(QObject):
             return None
         if self._selection.gpu == HOST and footprint.host.phase:
             return GpuFootprint(HOST, None, (footprint.host.phase,)), footprint.host.phase
-        gpu = footprint.gpus[min(max(self._selection.gpu, 0), len(footprint.gpus) - 1)]
+        asked = self._selection.gpu
+        fullest = footprint.fullest or footprint.gpus[0]
+        gpu = fullest if asked is None else footprint.gpus[min(max(asked, 0), len(footprint.gpus) - 1)]
         named = next((phase for phase in gpu.phases if phase.name == self._selection.phase), gpu.peak)
         return (gpu, named) if named else None
 

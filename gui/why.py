@@ -128,16 +128,18 @@ class WhyPanel(QWidget):
         if (terms := self._state.terms) is not None:
             self._behind = (what, _reasons(footprint, phase, component, terms, gpu.index))
         drives = driven(footprint, phase, self._drivers[1]) if self._drivers[0] is self._state.plan else []
-        return [*headline(phase, component), *drives, *(self._behind[1] if self._behind[0] == what else [])]
+        whose = gpu.index if len(footprint.gpus) > 1 and gpu.index != HOST else None
+        return [*headline(phase, component, whose), *drives, *(self._behind[1] if self._behind[0] == what else [])]
 
 
-def headline(phase: Phase, component: str) -> list[Paragraph]:
-    """What a component takes."""
+def headline(phase: Phase, component: str, gpu: int | None = None) -> list[Paragraph]:
+    """What a component takes; of which of several GPUs."""
     named, size = word(COMPONENTS, component), phase.components.get(component, 0)
+    where = [] if gpu is None else [tr("GPU {}").format(gpu)]
     return [
         Paragraph(TITLE, named.label),
         Paragraph(SIZE, format_bytes(size)),
-        Paragraph(MUTED, tr("{} bytes · {}").format(f"{size:,}", word(PHASES, phase.name).label.lower())),
+        Paragraph(MUTED, " · ".join([tr("{} bytes").format(f"{size:,}"), word(PHASES, phase.name).label.lower(), *where])),
         Paragraph(MUTED, named.meaning),
     ]
 

@@ -167,9 +167,9 @@ class Footprint:
 
     @property
     def fullest(self) -> GpuFootprint | None:
-        """The GPU that holds most at its peak; None where none could be sized."""
+        """The GPU that holds most of its capacity at its peak (of bytes, where none is known); None where none could be sized."""
         sized = [gpu for gpu in self.gpus if gpu.peak is not None]
-        return max(sized, key=lambda gpu: gpu.peak.device if gpu.peak else 0, default=None)
+        return max(sized, key=lambda gpu: gpu.peak.device / (gpu.capacity_bytes or 1) if gpu.peak else 0, default=None)
 
     @property
     def cards(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -47,6 +48,17 @@ class Plan:
     def source(self) -> ModelSource:
         """Where the model came from."""
         return self.model.source
+
+    @property
+    def cards(self) -> str:
+        """The cards in words: ``H100 SXM5 80GB``, ``2 × GeForce RTX 4090 + GeForce RTX 3090``."""
+        counts = Counter(self.scenario.hardware.cards) or Counter({self.gpu.name: self.footprint.cards})
+        return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
+
+    @property
+    def title(self) -> str:
+        """``meta-llama/Llama-3.1-8B · inference · 2 × H100 SXM5 80GB``."""
+        return f"{self.source.label} · {self.scenario.task} · {self.cards}"
 
 
 def find_model(model: ModelRef, *, network: bool = True) -> Model:

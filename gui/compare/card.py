@@ -56,8 +56,7 @@ class PlanCard(QFrame):
         self._verdict = footprint.verdict
         size = format_bytes(peak.device) if peak else tr("not sized")
         self._words.setText(f"{word(VERDICTS, footprint.verdict).label} · {size}", size, size.split()[0])
-        gpus = f"{len(footprint.gpus)} × " if len(footprint.gpus) > 1 else ""
-        card = f"{gpus}{plan.gpu.name}"
+        card = plan.cards
         self._model.setText(f"{plan.source.label.rsplit('/', 1)[-1]} · {card}", card)
         self.name.setAccessibleName(tr("Name of the plan {}").format(name))
         self.open.setAccessibleName(tr("Open {}").format(name))

@@ -53,8 +53,7 @@ def figures(footprints: Sequence[Footprint]) -> tuple[Figure, ...]:
 
 def peak_of(footprint: Footprint) -> Phase | None:
     """The highest phase of the fullest GPU."""
-    peaks = [gpu.peak for gpu in footprint.gpus if gpu.peak]
-    return max(peaks, key=lambda phase: phase.device, default=None)
+    return footprint.fullest.peak if footprint.fullest else None
 
 
 def _flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:

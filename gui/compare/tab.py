@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from gui.footprint.bars import Bars
 from gui.footprint.legend import Legend
 from gui.footprint.rows import Row
 from gui.pins import MOST, Pin
+from gui.state import Selection
 from gui.theme import set_role
 from gui.translate import tr
 from gui.units import units
@@ -110,14 +112,15 @@ class CompareTab(QWidget):
     def _pick(self, selection: object) -> None:
         """Only the plan in the form has a why; the other bars are marked all the same."""
         self.bars.set_chosen(selection)
-        if getattr(selection, "gpu", None) == 0:
-            self._state.select(selection)
+        if isinstance(selection, Selection) and selection.gpu == 0:
+            self._state.select(replace(selection, gpu=None))
 
 
 def _row(index: int, name: str, footprint: Footprint) -> Row:
     """One plan as a bar: the fullest GPU at its peak, or the weights alone where nothing could be sized."""
     peak = peak_of(footprint)
-    capacity = footprint.gpus[0].capacity_bytes if footprint.gpus else None
+    fullest = footprint.fullest or next(iter(footprint.gpus), None)
+    capacity = fullest.capacity_bytes if fullest else None
     if peak is None:
         weights = footprint.weight_bytes or 0
         return Row(index, "", name, (("weights", weights),) if weights else (), weights, capacity, peak=False)

@@ -24,7 +24,8 @@ from planner.palette import DIAGONAL, SOLID
 from planner.words import COMPONENTS
 
 _LABEL_WIDTH, _RIGHT, _TOP, _BOTTOM = 78, 92, 24, 24
-_ROW, _GAP = 34, 10
+PITCH, _LEAST_PITCH, _GAP_SHARE = 44, 20, 0.23
+"""Pixels from bar to bar: as a rule, and at least where there are many; and which part of them is the gap."""
 _LEAST_LABEL, _LEAST_WHISKER, _WHISKER = 30, 5, 4
 _LABEL_HEIGHT, _CLEAR = 16, 6
 _ROOM_FOR_ROWS = 4
@@ -52,6 +53,7 @@ class Bars(QWidget):
     def __init__(self, label_width: int = _LABEL_WIDTH, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._plain_label_width = label_width
+        self._room: tuple[float, float] | None = None
         self._rows: tuple[Row, ...] = ()
         self._by_row: list[list[_Segment]] = []
         self._pixels_per_byte = 0.0
@@ -82,6 +84,12 @@ class Bars(QWidget):
         if self._height() != before:
             self.updateGeometry()
         self.update()
+
+    def set_room(self, height: float, most_pitch: float) -> None:
+        """Share ``height`` among the bars, unless they then are further apart than ``most_pitch`` or nearer than they may be."""
+        if (height, most_pitch) != self._room:
+            self._room = (height, most_pitch)
+            self._relabel()
 
     def set_chosen(self, selection: Selection) -> None:
         """Outline what the why panel explains."""
@@ -114,6 +122,11 @@ class Bars(QWidget):
                 return segment.rectangle
         return QRectF()
 
+    def row_rectangle(self, gpu: int | None, phase: str | None) -> QRectF:
+        """Where a bar is drawn, with its gaps; empty when it is not."""
+        found = next((index for index, row in enumerate(self._rows) if (row.gpu, row.phase) == (gpu, phase)), None)
+        return QRectF() if found is None else QRectF(0, self._row_top(found) - self._gap / 2, self.width(), self._pitch)
+
     def sizeHint(self) -> QSize:
         """As high as the rows need."""
         return QSize(420, self._height())
@@ -127,7 +140,22 @@ class Bars(QWidget):
         return px(self._plain_label_width)
 
     def _height(self) -> int:
-        return px(_TOP) + px(_BOTTOM) + max(_ROOM_FOR_ROWS, len(self._rows)) * (px(_ROW) + px(_GAP))
+        return px(_TOP) + px(_BOTTOM) + max(_ROOM_FOR_ROWS, len(self._rows)) * self._pitch
+
+    @property
+    def _pitch(self) -> int:
+        if self._room is None:
+            return px(PITCH)
+        shared = (self._room[0] - px(_TOP) - px(_BOTTOM)) / max(_ROOM_FOR_ROWS, len(self._rows))
+        return round(max(px(_LEAST_PITCH), min(shared, self._room[1])))
+
+    @property
+    def _gap(self) -> int:
+        return round(self._pitch * _GAP_SHARE)
+
+    @property
+    def _bar(self) -> int:
+        return self._pitch - self._gap
 
     def _limit(self) -> float:
         """The right end of the axis: a little beyond the capacity and the largest bar."""
@@ -140,7 +168,7 @@ class Bars(QWidget):
 
     def _row_top(self, index: int) -> float:
         pitch = (self._height() - px(_TOP) - px(_BOTTOM)) / len(self._rows)
-        return px(_TOP) + index * pitch + (pitch - px(_ROW)) / 2
+        return px(_TOP) + index * pitch + (pitch - self._bar) / 2
 
     @property
     def _segments(self) -> list[_Segment]:
@@ -153,7 +181,7 @@ class Bars(QWidget):
             begin, top, lines = 0, self._row_top(index), self._lines_of(row)
             for component, size_bytes in row.parts:
                 left, right = self._x(begin), self._x(begin + size_bytes)
-                rectangle = QRectF(left, top, right - left, px(_ROW))
+                rectangle = QRectF(left, top, right - left, self._bar)
                 label, middle = _labelled(component, size_bytes, left, right, lines)
                 self._by_row[index].append(_Segment(index, component, size_bytes, rectangle, label, middle))
                 begin += size_bytes
@@ -219,9 +247,9 @@ class Bars(QWidget):
         named = word(COMPONENTS, selection.component or "")
         size = next(
             segment.size_bytes for segment in self._segments
-            if segment.component == selection.component and self._rows[segment.row].phase == selection.phase
+            if segment.component == selection.component and _is_of(self._rows[segment.row], selection)
         )  # fmt: skip
-        row = next(row for row in self._rows if (row.phase, row.gpu) == (selection.phase, selection.gpu))
+        row = next(row for row in self._rows if _is_of(row, selection))
         error = f" ± {format_bytes(row.error_bytes)}" if row.error_bytes else ""
         whole = tr("of {} in all").format(f"{format_bytes(row.total_bytes)}{error}")
         return f"<b>{named.label}</b> {format_bytes(size)} {whole}<br>{named.meaning}"
@@ -250,21 +278,22 @@ class Bars(QWidget):
 
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
         top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")
-        write(painter, QRectF(0, top, self._label_width - 12, px(_ROW)), row.label, ink, bold=row.peak, align=RIGHT)
+        name = theme().colour("accent") if self._is_explained(row) else ink
+        write(painter, QRectF(0, top, self._label_width - 12, self._bar), row.label, name, bold=row.peak, align=RIGHT)
         for segment in self._by_row[index]:
             self._paint_segment(painter, segment, row)
         self._paint_error(painter, row, top)
         end, text = self._x(row.total_bytes + row.error_bytes) + 8, format_bytes(row.total_bytes)
         if row.capacity_bytes and self._crosses(end, width_of(text, bold=row.peak, tabular=True), row.capacity_bytes):
             end = self._x(row.capacity_bytes) + 8
-        write(painter, QRectF(end, top, 140, px(_ROW)), text, ink, bold=row.peak, tabular=True)
+        write(painter, QRectF(end, top, 140, self._bar), text, ink, bold=row.peak, tabular=True)
 
     def _paint_error(self, painter: QPainter, row: Row, top: float) -> None:
         """The error band as a whisker at the end of the bar, below the words."""
         left, right = (round(self._x(row.total_bytes + sign * row.error_bytes)) + 0.5 for sign in (-1, 1))
         if right - left < _LEAST_WHISKER:
             return
-        middle = round(top + px(_ROW) - _WHISKER - 1) + 0.5
+        middle = round(top + self._bar - _WHISKER - 1) + 0.5
         for colour, width in (("surface", 4), ("text", 1.5)):
             painter.setPen(QPen(theme().colour(colour), width))
             painter.drawLine(QPointF(left, middle), QPointF(right, middle))
@@ -299,6 +328,11 @@ class Bars(QWidget):
     def _lines_of(self, row: Row) -> list[float]:
         return [self._x(size) for size in (row.capacity_bytes, row.free_bytes) if size]
 
+    def _is_explained(self, row: Row) -> bool:
+        """Whether the table and the why panel tell of this one of several GPUs."""
+        several = len({one.gpu for one in self._rows}) > 1 and len({one.phase for one in self._rows if one.gpu != HOST}) == 1
+        return several and row.gpu == self._chosen.gpu
+
     def _is_chosen(self, segment: _Segment, row: Row) -> bool:
         phase = self._chosen.phase or next((one.phase for one in self._rows if one.peak), None)
         return segment.component == self._chosen.component and row.phase == phase and row.gpu == self._chosen.gpu
@@ -325,7 +359,7 @@ class Bars(QWidget):
     def _cards_bottom(self) -> float:
         """Where the bars of the cards end: the host's memory below them has another capacity."""
         below = next((index for index, row in enumerate(self._rows) if row.gpu == HOST), None)
-        return self._row_top(below) - px(_GAP) / 2 if below is not None else float(self.height() - px(_BOTTOM))
+        return self._row_top(below) - self._gap / 2 if below is not None else float(self.height() - px(_BOTTOM))
 
     def _paint_free(self, painter: QPainter) -> None:
         """What other processes leave of each card: a dashed mark over its bars, told once."""
@@ -336,14 +370,14 @@ class Bars(QWidget):
             painter.setPen(QPen(theme().colour(colour), width, style))
             for index, free in known:
                 x, top = round(self._x(free)) + 0.5, self._row_top(index)
-                painter.drawLine(QPointF(x, top - px(_GAP) / 2), QPointF(x, top + px(_ROW) + px(_GAP) / 2))
+                painter.drawLine(QPointF(x, top - self._gap / 2), QPointF(x, top + self._bar + self._gap / 2))
         text = (
             tr("Free now {}").format(format_bytes(known[0][1])) if len({free for _, free in known}) == 1 else tr("Dashed: free now")
         )
         width = width_of(text, SMALL, bold=True, tabular=True) + 4
         beside = self._x(known[0][1]) + width / 2
         limit = self._capacity_text_left()
-        left = min(beside, limit - px(_GAP)) - width
+        left = min(beside, limit - self._gap) - width
         write(painter, QRectF(max(left, 0), 0, width, px(_TOP) - 5), text, theme().colour("accent"), SMALL, bold=True, tabular=True)
 
     def _capacity_text_left(self) -> float:
@@ -361,9 +395,13 @@ class Bars(QWidget):
             if row.capacity_bytes:
                 x, top = round(self._x(row.capacity_bytes)) + 0.5, self._row_top(index)
                 painter.setPen(QPen(theme().colour("capacity"), 1.5))
-                painter.drawLine(QPointF(x, top - 4), QPointF(x, top + px(_ROW) + 4))
+                painter.drawLine(QPointF(x, top - 4), QPointF(x, top + self._bar + 4))
         write(painter, QRectF(self._label_width, 0, 400, px(_TOP) - 5), tr("The line is each card's capacity"),
               theme().colour("capacity"), SMALL, bold=True)  # fmt: skip
+
+
+def _is_of(row: Row, selection: Selection) -> bool:
+    return (row.phase, row.gpu) == (selection.phase, selection.gpu)
 
 
 def _capacity_words(capacity_bytes: int) -> str:

@@ -19,14 +19,15 @@ class Figures(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._parts: tuple[str, ...] = ()
+        self._whose = ""
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme().changed.connect(self.update)
 
-    def show_parts(self, parts: tuple[str, ...]) -> None:
-        """Show these."""
-        if parts != self._parts:
-            self._parts = parts
-            self.setAccessibleName(", ".join(parts))
+    def show_parts(self, parts: tuple[str, ...], whose: str = "") -> None:
+        """Show these; before them ``whose`` they are, where there is room for it."""
+        if (parts, whose) != (self._parts, self._whose):
+            self._parts, self._whose = parts, whose
+            self.setAccessibleName(", ".join(filter(None, (whose, *parts))))
             self.update()
 
     def sizeHint(self) -> QSize:
@@ -50,7 +51,8 @@ class Figures(QWidget):
 
     def _lines(self) -> list[str]:
         """All in one line, the last in a second, or each in its own."""
-        for lines in ([_GAP.join(self._parts)], [_GAP.join(self._parts[:-1]), *self._parts[-1:]]):
+        whole = _GAP.join(filter(None, (self._whose, *self._parts)))
+        for lines in ([whole], [_GAP.join(self._parts)], [_GAP.join(self._parts[:-1]), *self._parts[-1:]]):
             if all(width_of(line, tabular=True) <= self.width() for line in lines):
                 return lines
         return list(self._parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
@@ -9,6 +10,7 @@ from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
 from gui.export import ChartMenu, TableMenu
+from gui.footprint.all_bars import AllBars
 from gui.footprint.bars import Bars
 from gui.footprint.figures import Figures
 from gui.footprint.legend import ERROR_BAND, OVER, Legend
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from planner.footprint import Host, Phase
 
 _PHASE_WIDTH, _LEAST_PHASE_WIDTH, _USUAL_PHASES, _FIGURES_WIDTH = 84, 62, 4, 150
-
-
 _NO_PLAN = "As soon as the scenario can be planned, what it takes is listed here."
 
 
@@ -49,6 +49,7 @@ class FootprintTab(QWidget):
         self.table = ComponentTable()
         self.phases = Segments(width=_PHASE_WIDTH)
         self._legend = Legend()
+        self._all_bars = AllBars(self.bars)
         self._meters = Figures()
         ChartMenu(self.bars)
         TableMenu(self.table, self.table.components)
@@ -62,7 +63,7 @@ class FootprintTab(QWidget):
         chart = QVBoxLayout(card)
         chart.setContentsMargins(8, 10, 12, 8)
         chart.setSpacing(6)
-        chart.addWidget(self.bars)
+        chart.addWidget(self._all_bars)
         chart.addWidget(self._legend)
         row = QHBoxLayout()
         self._room = _Room(self.phases)
@@ -100,6 +101,7 @@ class FootprintTab(QWidget):
         """Phases and figures share a row."""
         super().resizeEvent(event)
         self._room.restyle()
+        self._all_bars.share(self.height())
 
     @Slot()
     def _show_plan(self) -> None:
@@ -109,7 +111,7 @@ class FootprintTab(QWidget):
         if plan is None or not self.isVisible():
             return
         name, machine = plan.gpu.name, self._machine
-        self.verdict.show_footprint(plan.footprint, name, simulated=not machine.has(name), now=machine.now_of(name))
+        self.verdict.show_footprint(plan.footprint, plan.cards, simulated=not machine.has(name), now=machine.now_of(name))
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
         self._room.keep(len(names))
         self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])
@@ -132,10 +134,11 @@ class FootprintTab(QWidget):
         rows = rows_of(footprint, self._state.selection.phase, self._free())
         present = {name for row in rows for name, _ in row.parts}
         self.bars.show_rows(rows)
-        self.bars.set_chosen(self._state.selection)
+        self._all_bars.fit()
+        self.bars.set_chosen(replace(self._state.selection, gpu=shown[0].index) if shown else self._state.selection)
         signs = (
             *([ERROR_BAND] if footprint.uncertainty_bytes else []),
-            *([OVER] if any(row.capacity_bytes for row in rows) else []),
+            *([OVER] if len({row.capacity_bytes for row in rows if row.capacity_bytes}) == 1 else []),
         )
         self._legend.show_components((*(name for name in COMPONENT_ORDER if name in present), *signs))
         if shown is None:
@@ -146,7 +149,11 @@ class FootprintTab(QWidget):
         self.phases.set_value(phase.name)
         self.table.components.show_lines(self._lines(phase, gpu.index))
         self.table.choose(self._state.selection.component)
-        self._meters.show_parts(_host_words(footprint.host) if gpu.index == HOST else _meter_words(phase))
+        if gpu.index == HOST:
+            self._meters.show_parts(_host_words(footprint.host))
+        else:
+            whose = tr("GPU {}").format(gpu.index) if len(footprint.gpus) > 1 else ""
+            self._meters.show_parts(_meter_words(phase), whose)
 
     def _free(self) -> tuple[int | None, ...]:
         plan = self._state.plan
@@ -167,7 +174,7 @@ class FootprintTab(QWidget):
     @Slot(object)
     def _pick_phase(self, phase: object) -> None:
         now = self._state.selection
-        self._state.select(Selection(now.component, str(phase), max(now.gpu, 0)))
+        self._state.select(Selection(now.component, str(phase), None if now.gpu == HOST else now.gpu))
 
 
 def _meter_words(phase: Phase) -> tuple[str, ...]:

@@ -14,11 +14,13 @@ from gui.theme import DISPLAY, NORMAL, SMALL, px, set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
+from planner.report.room import room_of
 from planner.words import PHASES, VERDICTS
 
 if TYPE_CHECKING:
     from gui.machine import Now
     from planner.footprint import Footprint, GpuFootprint, Host, Phase
+    from planner.report.room import Room
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
 _MARGIN, _EDGE, _ICON, _SPACE = 16, 12, 24, 10
@@ -49,12 +51,12 @@ class VerdictCard(QFrame):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme().changed.connect(self._restyle)
 
-    def show_footprint(self, footprint: Footprint, where: str, *, simulated: bool, now: Now | None = None) -> None:
-        """Show ``footprint`` on the GPU called ``where``; ``simulated`` when that GPU is not in this machine.
+    def show_footprint(self, footprint: Footprint, cards: str, *, simulated: bool, now: Now | None = None) -> None:
+        """Show ``footprint`` on ``cards``; ``simulated`` when they are not in this machine.
 
         ``now``: what is free of it at the moment.
         """
-        shown = (footprint.verdict, _figures(footprint), _detail(footprint, where, now), _aside(footprint), simulated)
+        shown = (footprint.verdict, _figures(footprint), _detail(footprint, cards, now), _aside(footprint), simulated)
         if shown != (self._verdict, self._figures, self._detail, self._aside, self._simulated) or not self._planned:
             self._planned = True
             self._verdict, self._figures, self._detail, self._aside, self._simulated = shown
@@ -158,16 +160,28 @@ class VerdictCard(QFrame):
         """Break the detail into lines; the card grows only when their number changes."""
         room = self.width() - 2 * px(_MARGIN)
         told = self._trouble or (self._whole if width_of(self._whole, NORMAL) <= room else self._detail)
-        lines = wrapped(told, room, NORMAL)[:_MOST_LINES]
+        lines = (wrapped(told, room, NORMAL) if self._trouble else _flowed(told, room))[:_MOST_LINES]
         grown = len(lines) != len(self._lines)
         self._lines = lines
         if grown:
             self.updateGeometry()
 
 
+def _flowed(text: str, room: int) -> tuple[str, ...]:
+    """Parts of a detail in lines; none is broken that has room in a line of its own, and no line begins or ends with a dot."""
+    lines: list[str] = []
+    for part in text.split(_SEPARATOR):
+        longer = _SEPARATOR.join([*lines[-1:], part])
+        if width_of(longer, NORMAL) <= room:
+            lines[-1:] = [longer]
+        else:
+            lines += wrapped(part, room, NORMAL)
+    return tuple(lines)
+
+
 def _worst(footprint: Footprint) -> tuple[GpuFootprint, Phase] | None:
-    sized = [(gpu, gpu.peak) for gpu in footprint.gpus if gpu.peak]
-    return max(sized, key=lambda pair: pair[1].device, default=None)
+    gpu = footprint.fullest
+    return (gpu, gpu.peak) if gpu and gpu.peak else None
 
 
 def _figures(footprint: Footprint) -> str:
@@ -183,14 +197,15 @@ def _figures(footprint: Footprint) -> str:
     return tr("{} of {}").format(number if capacity.endswith(unit) else peak, capacity)
 
 
-def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
-    parts = [f"{footprint.cards} × {where}" if footprint.cards > 1 else where]
+def _detail(footprint: Footprint, cards: str, now: Now | None) -> str:
+    parts = [cards]
     worst = _worst(footprint)
     if worst is None:
         return _SEPARATOR.join([*parts, *(note for note in footprint.notes if note.startswith("unknown"))])
     parts.append(tr("peak in {}").format(word(PHASES, worst[1].name).label.lower()))
-    if footprint.headroom_bytes is not None:
-        parts.append(_headroom_words(footprint.headroom_bytes, *worst))
+    room = room_of(footprint)
+    if room is not None:
+        parts.append(_room_words(room))
     if footprint.uncertainty_bytes:
         parts.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
     parts += _host_words(footprint.host)
@@ -199,14 +214,14 @@ def _detail(footprint: Footprint, where: str, now: Now | None) -> str:
     return _SEPARATOR.join(parts)
 
 
-def _headroom_words(headroom_bytes: int, gpu: GpuFootprint, phase: Phase) -> str:
+def _room_words(room: Room) -> str:
     """What is left, or what is missing; an engine that takes a share of the card for its cache can lack room in that alone."""
-    if headroom_bytes > 0:
-        return tr("headroom {}").format(format_bytes(headroom_bytes))
-    if headroom_bytes == 0:
-        return tr("no headroom")
-    inside = gpu.capacity_bytes is not None and phase.device <= gpu.capacity_bytes
-    return (tr("its cache is short by {}") if inside else tr("short by {}")).format(format_bytes(-headroom_bytes))
+    size = format_bytes(abs(room.bytes))
+    if room.bytes == 0:
+        return tr("its cache is full") if room.of_cache else tr("no headroom")
+    if room.of_cache:
+        return (tr("its cache is short by {}") if room.bytes < 0 else tr("{} of its cache to spare")).format(size)
+    return (tr("short by {}") if room.bytes < 0 else tr("headroom {}")).format(size)
 
 
 def _host_words(host: Host) -> list[str]:

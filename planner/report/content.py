@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.footprint import COMPONENTS, METERS, Footprint, Host, Phase, Term
 from planner.report.chart import footprint_chart
+from planner.report.room import Room, room_of
 from planner.scenario import Scenario, to_json
 from planner.units import format_bytes
 from planner.words import CERTAINTIES, VERDICTS, word
@@ -94,21 +95,27 @@ def report_of(footprint: Footprint, title: str, measured: Levels | None = None, 
 
 
 def _headline(footprint: Footprint) -> str:
-    sized = [(gpu, gpu.peak) for gpu in footprint.gpus if gpu.peak]
-    if not sized:
+    gpu, room = footprint.fullest, room_of(footprint)
+    peak = gpu.peak if gpu else None
+    if gpu is None or peak is None:
         weights = footprint.weight_bytes
         return f"No phase could be sized{f'; the weights take {format_bytes(weights)}' if weights else ''}."
-    gpu, peak = max(sized, key=lambda pair: pair[1].device)
     said = [f"{format_bytes(peak.device)} at the peak, in {word(PHASE_WORDS, peak.name).label.lower()}"]
     if gpu.capacity_bytes:
         said[0] += f", against {format_bytes(gpu.capacity_bytes)}"
-    if footprint.headroom_bytes is not None:
-        short = footprint.headroom_bytes < 0
-        said.append(f"({'short by' if short else 'headroom'} {format_bytes(abs(footprint.headroom_bytes))})")
+    if room is not None:
+        said.append(f"({_room_words(room)})")
     if footprint.uncertainty_bytes:
         said.append(f"± {format_bytes(footprint.uncertainty_bytes)}")
     where = f", on each of {footprint.cards} GPUs at most" if footprint.cards > 1 else ""
     return " ".join(said) + where + "."
+
+
+def _room_words(room: Room) -> str:
+    size = format_bytes(abs(room.bytes))
+    if room.of_cache:
+        return f"its cache is short by {size}" if room.bytes < 0 else f"{size} of its cache to spare"
+    return f"short by {size}" if room.bytes < 0 else f"headroom {size}"
 
 
 def _phases(footprint: Footprint) -> list[Part]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtTest import QTest
@@ -11,7 +14,7 @@ from gui.state import Selection
 from gui.text import width_of
 from gui.theme import SMALL, theme
 from planner.footprint import Phase
-from planner.scenario import Hardware, Inference, Scenario, Training
+from planner.scenario import Hardware, Inference, Parallel, Scenario, Training
 from planner.units import GIB, format_bytes
 from probes.nvml import GpuProcess, GpuReading, MemoryReading, NvmlState
 
@@ -248,7 +251,7 @@ def test_what_lies_on_the_host_has_a_bar_of_its_own_and_a_why(open_window, qtbot
     assert sum(tab.table.components.line(row).size_bytes for row in range(tab.table.components.rowCount())) == host.bytes
     assert all(tab.table.components.line(row).formula for row in range(tab.table.components.rowCount()))
     QTest.mouseClick(tab.phases._group.button(0), Qt.MouseButton.LeftButton)
-    assert window.context.state.selection.gpu == 0
+    assert window.context.state.shown_phase()[0].index == 0
 
 
 def test_a_plan_without_anything_on_the_host_has_no_such_bar(tab):
@@ -264,3 +267,84 @@ def test_the_legend_tells_what_bracket_and_hatch_are_where_that_takes_no_line(ta
     assert "Over 97 %" not in [label for _, label, _ in legend._flow(120)]
     components = [name for name, _, _ in legend._flow(2000)][:-2]
     assert [name for name, _, _ in legend._flow(120)][: len(components)] == components
+
+
+UNEVEN = Scenario(
+    "Qwen/Qwen3-8B",
+    "inference",
+    inference=Inference("vllm", batch=8, prompt_tokens=8192, new_tokens=1024),
+    hardware=Hardware("GeForce RTX 4090", 8),
+    parallel=Parallel(pipeline=8),
+)
+
+
+def test_of_gpus_that_differ_the_fullest_is_explained_and_named(open_window):
+    window = open_window(UNEVEN)
+    tab, footprint = window.show_tab("footprint"), window.context.state.footprint
+    fullest = footprint.fullest
+    assert fullest.index > 0
+    assert f"GPU {fullest.index}" in window.why.text()
+    assert tab._meters.accessibleName().startswith(f"GPU {fullest.index}, Allocated {format_bytes(fullest.peak.allocated)}")
+    assert sum(tab.table.components.line(row).size_bytes for row in range(tab.table.components.rowCount())) == fullest.peak.device
+
+
+def test_a_tool_tip_tells_of_the_gpu_under_the_mouse(open_window):
+    tab = open_window(UNEVEN).show_tab("footprint")
+    sizes = {row.gpu: dict(row.parts)["kv_cache"] for row in tab.bars.rows}
+    assert len(set(sizes.values())) > 1
+    for row in tab.bars.rows:
+        assert f"</b> {format_bytes(sizes[row.gpu])} " in tab.bars._tip(Selection("kv_cache", row.phase, row.gpu))
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_however_many_bars_none_is_drawn_over_another_and_the_table_keeps_room(open_window, nodes):
+    many = replace(UNEVEN, hardware=Hardware("GeForce RTX 4090", 8, nodes), parallel=Parallel(pipeline=8, tensor=nodes))
+    tab = open_window(many, size=(1000, 700)).show_tab("footprint")
+    places = [tab.bars.row_rectangle(row.gpu, row.phase) for row in tab.bars.rows]
+    assert len(places) == 8 * nodes
+    assert all(below.top() >= above.bottom() - 0.5 for above, below in pairwise(places))
+    assert places[-1].bottom() <= tab.bars.height()
+    assert tab.table.viewport().height() > 60
+    assert tab._all_bars.geometry().bottom() < tab._legend.geometry().top()
+    tab.bars.setFocus()
+    for _ in places:
+        QTest.keyClick(tab.bars, Qt.Key.Key_Down)
+    last = tab.bars.mapTo(tab._all_bars, places[-1].center().toPoint()).y()
+    assert 0 < last < tab._all_bars.height()
+
+
+def test_bars_are_thicker_in_a_high_window(open_window):
+    heights = [
+        open_window(size=size).show_tab("footprint").bars.segment_rectangle("weights", "prefill").height()
+        for size in ((1000, 700), (1400, 900), (2560, 1440))
+    ]
+    assert heights[0] <= heights[1] < heights[2]
+
+
+def test_cards_that_differ_are_each_named(open_window):
+    cards = ("GeForce RTX 4090", "GeForce RTX 4090", "GeForce RTX 3090")
+    tab = open_window(replace(UNEVEN, hardware=Hardware(cards[0], 3, cards=cards), parallel=Parallel(pipeline=3))).show_tab(
+        "footprint"
+    )
+    assert "2 × GeForce RTX 4090 + GeForce RTX 3090" in tab.verdict.accessibleName()
+    assert "Over 97 %" not in tab._legend.accessibleDescription()
+
+
+def test_what_a_server_leaves_of_its_cache_is_not_called_room_of_the_card(open_window):
+    fits = open_window(UNEVEN).show_tab("footprint").verdict.accessibleName()
+    assert "of its cache to spare" in fits
+    assert "headroom" not in fits
+    window = open_window(replace(UNEVEN, model="meta-llama/Llama-3.1-405B"))
+    card = window.context.state.footprint.fullest
+    short = window.show_tab("footprint").verdict.accessibleName()
+    assert f"short by {format_bytes(card.peak.device - card.capacity_bytes)}" in short
+
+
+def test_the_detail_breaks_between_figures_not_inside(open_window):
+    verdict = (
+        open_window(replace(UNEVEN, hardware=Hardware("RTX PRO 6000 Blackwell Workstation", 8)), size=(1000, 700))
+        .show_tab("footprint")
+        .verdict
+    )
+    assert len(verdict._lines) > 1
+    assert not any(line.startswith("·") or line.rstrip().endswith(("·", "±")) for line in verdict._lines)

@@ -122,3 +122,12 @@ def test_the_scenario_lists_what_was_chosen() -> None:
         assert line in text
     for name in ("version", "rollout", "virtual_tokens", "reference"):
         assert f"{name}:" not in text
+
+
+def test_what_a_server_leaves_is_told_of_its_cache_and_what_a_card_lacks_of_the_card() -> None:
+    asked = {"model": "a/b", "task": "inference", "inference": {"engine": "vllm"}}
+    plan = replace(footprint(), scenario=asked, headroom_bytes=7 * GIB)
+    assert "(7.00 GiB of its cache to spare)" in markdown(report_of(plan, "t"))
+    assert "(its cache is short by 7.00 GiB)" in markdown(report_of(replace(plan, headroom_bytes=-7 * GIB), "t"))
+    small = replace(plan, headroom_bytes=-7 * GIB, gpus=(GpuFootprint(0, 10 * GIB, (PHASE,)),))
+    assert "(short by 3.00 GiB)" in markdown(report_of(small, "t"))
