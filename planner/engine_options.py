@@ -44,6 +44,9 @@ TRANSFORMERS_TRAINING = {
     "max_grad_norm": Option("float", "norm that gradients are clipped to", 0, 1e9),
     "ema": Option("bool", "a moving average of the parameters is kept beside them"),
     "chunk_tokens": Option("int", "tokens of one chunk of the chunked loss", 1, _TOKENS),
+    "fused_kernels": Option(
+        "str", "kernels in place of transformers' code: rms_norm, rope, swiglu, lora (over 4-bit weights), cross_entropy"
+    ),
     "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),
     "prepare_for_kbit_training": Option("bool", "PEFT casts what is not quantised to fp32"),
     "quant_skip_modules": Option("str", "modules left in 16 bit, by name, separated by commas"),

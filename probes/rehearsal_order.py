@@ -79,6 +79,8 @@ def _not_covered(scenario: Scenario, gpu: Gpu) -> list[str]:
         notes.append(f"Rehearsed as transformers runs the model; {scenario.engine} arranges its memory otherwise.")
     if (scenario.parallel, scenario.hardware.gpus, scenario.hardware.nodes) != (Parallel(), 1, 1):
         notes.append("Rehearsed on one GPU: neither sharding nor communication is in the figures.")
+    if scenario.task == "training" and scenario.training.engine_options.get("fused_kernels"):
+        notes.append("Rehearsed with transformers' own code in place of fused kernels, which run on a GPU alone.")
     if scenario.offload != Offload():
         notes.append("Rehearsed without offloading.")
     if gpu.compute_capability is None:

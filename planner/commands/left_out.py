@@ -31,6 +31,11 @@ def by_trainer(scenario: Scenario, sharding: str) -> tuple[str, ...]:
         notes.append(
             "training.engine_options.ema: the Trainer keeps no average; update torch.optim.swa_utils.AveragedModel in a callback"
         )
+    if options.get("fused_kernels"):
+        notes.append(
+            "training.engine_options.fused_kernels: the script keeps transformers' code; TrainingArguments.liger_kernel_config "
+            "names Liger's rms_norm, rope and swiglu, other kernels come with Unsloth or fms-acceleration"
+        )
     if options.get("gradient_as_bucket_view") and ranks > 1 and sharding == "none":
         notes.append(
             "training.engine_options.gradient_as_bucket_view: the Trainer hands no such argument to DDP; "

@@ -72,10 +72,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     if mixer.output_gate:
         _gate(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
-    if fuses(g, [project.get("o_proj", ())]):
-        lay_fused(g, "attended", [Projection(target, result, project["o_proj"])])
-    else:
-        linear(g, target, "attended", result, project.get("o_proj", ()))
+    _project_output(g, project.get("o_proj", ()), target, result)
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head")
     g.free("q", "k", "q new", "k new", "k anew", "v anew")
     if run.hands_out_keys and mixer.fused_qkv and not g.saving:
@@ -155,11 +152,16 @@ def mask_sizes(run: Run, mixer: Attention) -> tuple[list[Size], Size] | None:
 
 
 def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
-    """``q``, ``k`` and ``v``, normed where the family norms them (and rotated where it does so before the next is made)."""
-    if not mixer.fused_qkv and fuses(g, [project.get(f"{name}_proj", ()) for name in "qkv"]):
-        fused = [Projection(name, g.run.heads(heads, width), project[f"{name}_proj"]) for name, heads, width in _parts(mixer)]
-        lay_fused(g, source, fused, over_input=True)
+    """``q``, ``k`` and ``v``: by one function with their adapters where the run has it, else one linear after another."""
+    if mixer.fused_qkv or not fuses(g, [project.get(f"{name}_proj", ()) for name in "qkv"]):
+        _project_apart(g, mixer, project, source)
         return
+    sizes = [Projection(name, g.run.heads(heads, width), project[f"{name}_proj"]) for name, heads, width in _parts(mixer)]
+    lay_fused(g, source, sizes, over_input=True)
+
+
+def _project_apart(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
+    """``q``, ``k`` and ``v``, normed where the family norms them (and rotated where it does so before the next is made)."""
     if mixer.fused_qkv:
         width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
         linear(g, "qkv", source, g.run.rows(width), project.get("qkv", ()))
@@ -178,6 +180,13 @@ def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]],
             _replace_by_norm(g, norm, name, 1 if full else heads, g.run.code.qk_norm)
         if name != "v" and mixer.rotary_dim and g.run.code.rotates_each:
             rotate(g, g.run.code.rotary, [Rotated(name, heads, head_dim, mixer.rotary_dim)])
+
+
+def _project_output(g: Graph, weights: tuple[Weight, ...], target: str, size: Size) -> None:
+    if fuses(g, [weights]):
+        lay_fused(g, "attended", [Projection(target, size, weights)])
+    else:
+        linear(g, target, "attended", size, weights)
 
 
 def _project_one(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str, name: str) -> None:

@@ -192,6 +192,14 @@ class Graph(Tape):
         self._last.unpacks = bool(saves)
         self.record.nodes.append(self._last)
 
+    def record_function(self, name: str, source: str, saves: Sequence[str], rule: Rule) -> None:
+        """The node of an autograd function with parameters of its own, whose result is held already."""
+        self.record.sizes[name] = self.size_of(name)
+        self.constants.discard(name)
+        constant = (source,) if source in self.constants else ()
+        self._last = Node(name, (source,), [self.save(saved) for saved in saves], rule, constants=constant, unpacks=True)
+        self.record.nodes.append(self._last)
+
     def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
         """Whether a gradient is computed from a saved tensor: an only input's own, or another input's than its own."""
         if saved not in inputs or not self.constants or len(inputs) == 1:
@@ -269,6 +277,8 @@ class Graph(Tape):
 
     def rename(self, old: str, new: str) -> None:
         """The tensor goes on under another name; one that is kept under that name gives it up."""
+        if old == new:
+            return
         self._give_up(new)
         storage = self._storages.pop(old, None)
         if storage is None or storage.name == old:

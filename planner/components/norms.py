@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Norm
 from planner.components.autocast import as_wide_as, is_wide, widened
+from planner.components.fused_kernels import fused_rms_norm
 from planner.components.graph import Graph, Node
 from planner.components.rules import Gradients, broadcast, power, weighted
 from planner.components.run import FP32_BYTES
@@ -21,6 +22,8 @@ def norm_forward(g: Graph, norm: Norm, name: str, source: str, rows: int = 1, va
             _wide_layer_norm(g, norm, name, source, rows)
         elif norm.kind == "layer":
             _layer_norm(g, norm, name, source, rows)
+        elif "rms_norm" in g.run.fused:
+            fused_rms_norm(g, norm, name, source, rows)
         else:
             _rms_norm(g, norm, name, source, rows, variant)
 

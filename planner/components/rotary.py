@@ -37,6 +37,9 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
     Written inline in the attention (GPT-J, Phi), they and the rotated parts stay until its end.
     """
     inline = style == "pairs_inline" or g.run.code.keeps_unrotated
+    if "rope" in g.run.fused:
+        _rotate_in_place(g, tensors)
+        return
     if g.run.autocast and g.run.parameter_bytes and style != "pairs_inline":
         _rotate_promoted(g, style, tensors)
     elif style in ("wide", "pairs_wide"):
@@ -46,16 +49,26 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
     elif style == "pairs_late":
         _rotate_late(g, tensors)
     else:
-        for tensor in tensors:
-            _rotate_one(g, style, tensor)
-            if style == "joined":
-                _join(g, tensor)
-        for tensor in tensors:
-            whole = tensor.rotary_dim == tensor.head_dim and not g.run.code.keeps_unrotated
-            if style != "joined" and (style == "pairs" or not whole):
-                _join(g, tensor, kept=inline)
+        _rotate_plainly(g, style, tensors, inline=inline)
     if not inline:
         g.free(*(tensor.name for tensor in tensors))
+
+
+def _rotate_in_place(g: Graph, tensors: Sequence[Rotated]) -> None:
+    """A fused kernel turns what it reads, and the gradient back, where they lie."""
+    for tensor in tensors:
+        g.rename(tensor.name, f"{tensor.name} rotated")
+
+
+def _rotate_plainly(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated], *, inline: bool) -> None:
+    for tensor in tensors:
+        _rotate_one(g, style, tensor)
+        if style == "joined":
+            _join(g, tensor)
+    for tensor in tensors:
+        whole = tensor.rotary_dim == tensor.head_dim and not g.run.code.keeps_unrotated
+        if style != "joined" and (style == "pairs" or not whole):
+            _join(g, tensor, kept=inline)
 
 
 def _rotate_one(g: Graph, style: RotaryStyle, tensor: Rotated) -> None:

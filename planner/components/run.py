@@ -69,6 +69,10 @@ class Run:
     keeps: tuple[str, ...] = ()
     recomputes: str = ""
     hands_out_keys: bool = False
+    repeats_keys: bool = False
+    """FlashAttention is given keys and values copied for every query head."""
+    fused: tuple[str, ...] = ()
+    """Kernels in place of the class's own code (:mod:`planner.components.fused_kernels`)."""
 
     def trains(self, weights: Sequence[Weight] = ()) -> bool:
         """Whether weights get gradients (without any: those that are not told)."""

@@ -24,12 +24,14 @@ class Release:
     logits but the last in their own dtype, in which the loss is computed.
     ``hands_out_keys``: checkpointed layers hand out keys and values all the same; these are views of the fused projection's
     output, which stays with them until the model's outputs go.
+    ``repeats_keys``: by FlashAttention keys and values are copied for every query head all the same.
     """
 
     since: tuple[int, int]
     copies: LossCopies
     source: str
     hands_out_keys: bool = False
+    repeats_keys: bool = False
 
 
 RELEASES = (
@@ -38,7 +40,15 @@ RELEASES = (
     Release((4, 50), "labels", "transformers 4.50 loss/loss_utils.py, ForCausalLMLoss"),
 )
 _PRESENTS = "transformers modeling_gpt_bigcode.py until 4.52, GPTBigCodeModel.forward (presents)"
+_REPEATS = "transformers modeling_mistral.py until 4.47 and what was copied from it, MistralFlashAttention2.forward (repeat_kv)"
+_REPEATING = (
+    Release((0, 0), "widened_logits", f"transformers 4.45 MistralForCausalLM.forward; {_REPEATS}", repeats_keys=True),
+    Release((4, 46), "logits", f"transformers 4.46 loss/loss_utils.py; {_REPEATS}", repeats_keys=True),
+    Release((4, 48), "logits", "transformers 4.48 integrations/flash_attention.py, flash_attention_forward"),
+    RELEASES[-1],
+)
 OF_FAMILIES = {
+    **dict.fromkeys(("mistral", "mixtral", "qwen2", "qwen2_moe", "phi3"), _REPEATING),
     "gpt_bigcode": (
         Release((0, 0), "narrow_logits", f"GPTBigCodeForCausalLM.forward until 4.48; {_PRESENTS}", hands_out_keys=True),
         Release((4, 49), "logits", f"transformers 4.49 loss/loss_utils.py; {_PRESENTS}", hands_out_keys=True),

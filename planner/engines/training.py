@@ -9,6 +9,7 @@ from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
 from planner.components.autocast import HALF_BYTES, has_wide_norms, require_autocast
 from planner.components.checkpointing import Checkpointing, checkpointing_of
+from planner.components.fused_kernels import fused_kernels_of, require_fusable
 from planner.components.optimizers import (
     DEFAULT_RANK,
     FP32_BYTES,
@@ -60,7 +61,9 @@ def training_steps(
         autocast=autocast, compute_bytes=HALF_BYTES if widens or prepared else 0,
         narrow_ends=widens or (quantised is not None and quantised.has_narrow_ends),
         hands_out_keys=_release(scenario, architecture).hands_out_keys and ask.objective == "sft",
+        repeats_keys=_release(scenario, architecture).repeats_keys and ask.attention == "flash",
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
+        fused=_fused(scenario, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
@@ -169,7 +172,17 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     options, ask = scenario.training.engine_options, scenario.training
     if ask.objective != "sft":
         return Loss("scores", prompt_tokens=ask.prompt_tokens or 1, extras=EXTRAS.get(ask.objective, 0))
-    return Loss(ask.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), _release(scenario, architecture).copies)
+    in_place = "cross_entropy" in fused_kernels_of(options)
+    return Loss(ask.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), _release(scenario, architecture).copies, in_place=in_place)
+
+
+def _fused(scenario: Scenario, architecture: Architecture) -> tuple[str, ...]:
+    """Kernels in place of transformers' own code, of which the loss knows its own."""
+    ask = scenario.training
+    names = fused_kernels_of(ask.engine_options)
+    trains_norms = ask.method == "full" or (ask.method == "freeze" and bool(ask.trainable))
+    require_fusable(architecture, names, trains_norms=trains_norms, loss=ask.loss if ask.objective == "sft" else ask.objective)
+    return names
 
 
 def _release(scenario: Scenario, architecture: Architecture) -> Release:

@@ -25,6 +25,9 @@ HEAD_INPUT, HEAD_WEIGHT = "head input in 16 bit", "head weight in 16 bit"
 INDEX_BYTES = 8
 """Token ids and positions are int64."""
 ROWS, CHUNK_ROWS = "d predicted states", "d states of a chunk"
+LOG_SUMS = "logarithms of sums"
+KERNEL_COLUMNS = 65536
+"""Columns of logits that one block of the in-place kernel reads (Unsloth's ``MAX_FUSED_SIZE``)."""
 CHUNK_TOKENS = 1024
 """Tokens of one chunk of the chunked loss where the scenario does not say."""
 
@@ -40,6 +43,8 @@ class Loss:
     """Of loss ``scores``: tokens of a row that are not scored."""
     extras: int = 0
     """Of loss ``scores``: fp32 numbers of each token that metrics take beside the log-probabilities."""
+    in_place: bool = False
+    """The default loss by one kernel, which keeps the logits it reads and writes their gradient over them."""
 
     @property
     def upcasts(self) -> bool:
@@ -155,13 +160,39 @@ def _default_forward(course: Course, architecture: Architecture, run: Run, loss:
     if loss.copies != "labels":
         wide = _shifted(architecture, run, loss)
         tape.hold("shifted logits", wide, "logits")
-    if run.autocast and not loss.upcasts:
+    if run.autocast and not loss.upcasts and not loss.in_place:
         wide = _logits(architecture, _predicted(run), FP32_BYTES)
         tape.hold("logits fp32", wide, "logits")
     tape.hold("shifted labels", _labels(run))
-    tape.hold("log probabilities", wide, "logits")
-    tape.free("logits fp32", "logits", "shifted logits")
+    if loss.in_place:
+        _in_place_forward(tape, architecture, run, loss)
+    else:
+        tape.hold("log probabilities", wide, "logits")
+    tape.free("logits fp32", "shifted logits")
+    if loss.in_place and run.autocast and loss.copies != "widened_logits":
+        # accelerate hands out all in fp32 (convert_outputs_to_fp32); beside log-probabilities that is never the highest moment
+        tape.hold("logits handed out", _logits_by_row(architecture, run, FP32_BYTES), "logits")
+    tape.free("logits", "logits handed out")
     course.run(tape.span(), 1, "loss")
+
+
+def _in_place_forward(tape: Tape, architecture: Architecture, run: Run, loss: Loss) -> None:
+    """A loss and a logarithm of sums for each row, the latter by blocks of the vocabulary first; the logits stay as they are."""
+    rows = _predicted(run) if loss.copies != "labels" else run.batch * run.sequence
+    blocks = -(-architecture.vocab_size // KERNEL_COLUMNS)
+    tape.hold("losses", Size(tokens=rows, fp32_bytes=FP32_BYTES))
+    if blocks > 1:
+        tape.hold("log sums of blocks", Size(tokens=rows, blocks=blocks, fp32_bytes=FP32_BYTES))
+    tape.hold(LOG_SUMS, Size(tokens=rows, fp32_bytes=FP32_BYTES), "activations")
+    tape.free("log sums of blocks", "losses")
+    tape.rename(_read_in_place(run, loss), "log probabilities")
+
+
+def _read_in_place(run: Run, loss: Loss) -> str:
+    """The tensor that the kernel reads: the shifted copy, or the logits in the dtype of the loss."""
+    if loss.copies != "labels":
+        return "shifted logits"
+    return "logits fp32" if run.dtype_bytes != FP32_BYTES and loss.upcasts else "logits"
 
 
 def _shifted(architecture: Architecture, run: Run, loss: Loss) -> Size:
@@ -173,12 +204,13 @@ def _log_probabilities(architecture: Architecture, run: Run, loss: Loss) -> Size
     """What the log-softmax makes; it is on autocast's fp32 list."""
     if loss.copies == "labels":
         return _logits_by_row(architecture, run, FP32_BYTES)
-    return _logits(architecture, _predicted(run), FP32_BYTES) if run.autocast else _shifted(architecture, run, loss)
+    widens = run.autocast and not loss.in_place
+    return _logits(architecture, _predicted(run), FP32_BYTES) if widens else _shifted(architecture, run, loss)
 
 
 def _shifted_backward(tape: Tape, architecture: Architecture, run: Run, loss: Loss) -> None:
     """The gradient of the copy (cast, where autocast made it fp32), then zeros of all logits into which it is copied."""
-    if run.autocast and not loss.upcasts:
+    if run.autocast and not loss.upcasts and not loss.in_place:
         tape.hold("d shifted logits cast", _shifted(architecture, run, loss), "logits")
         tape.consume("d shifted logits")
         tape.rename("d shifted logits cast", "d shifted logits")
@@ -194,8 +226,13 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
     tape = Tape(start={"log probabilities": Held(last, "logits"), "shifted labels": Held(_labels(run), "workspace")})
     if architecture.logit_softcap:
         tape = Tape(start={**tape.span().live, "tanh": Held(logits, "logits")})
-    tape.hold("d log probabilities", last, "logits")
-    tape.hold("d shifted logits" if loss.copies != "labels" else "d logits fp32", last, "logits")
+    first = "d shifted logits" if loss.copies != "labels" else "d logits fp32"
+    if loss.in_place:
+        tape.rename("log probabilities", first)
+        _forget(course, LOG_SUMS)
+    else:
+        tape.hold("d log probabilities", last, "logits")
+        tape.hold(first, last, "logits")
     tape.consume("d log probabilities", "log probabilities", "shifted labels")
     if loss.copies != "labels":
         _shifted_backward(tape, architecture, run, loss)
@@ -203,11 +240,7 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
         tape.hold("d logits", logits, "logits")
         tape.consume("d logits fp32")
     if architecture.logit_softcap:
-        before = "d logits" if run.dtype_bytes != FP32_BYTES else "d logits fp32"
-        for name in ("d tanh", "d divided", "d capped"):
-            tape.hold(name, logits, "logits")
-            tape.consume(before, "tanh" if name == "d divided" else "")
-            before = name
+        _uncapped(tape, logits, "d logits" if run.dtype_bytes != FP32_BYTES else "d logits fp32")
     course.run(tape.span(), 1, "backward of the loss")
     around.at("head backward", course)
     tape = Tape(start=tape.span().live)
@@ -222,6 +255,14 @@ def _default_backward(course: Course, architecture: Architecture, run: Run, reac
         tape.hold("d", narrow)
     tape.consume("d logits", "d logits fp32", "d capped")
     course.run(tape.span(), 1, "backward of the head")
+
+
+def _uncapped(tape: Tape, logits: Size, before: str) -> None:
+    """Gradients of the product, the tangent and the quotient of capped logits."""
+    for name in ("d tanh", "d divided", "d capped"):
+        tape.hold(name, logits, "logits")
+        tape.consume(before, "tanh" if name == "d divided" else "")
+        before = name
 
 
 def _cast_head_backward(course: Course, tape: Tape, architecture: Architecture, run: Run, reached: Reached) -> None:

@@ -77,7 +77,11 @@ class TrainingStep:
     prefix: Prefix | None = None
     """Trained keys and values before every layer's own; then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
+    repeats_keys: bool = False
+    """FlashAttention gets a copy of keys and values for every query head."""
     loss: Loss = Loss()
+    fused: tuple[str, ...] = ()
+    """Kernels in place of transformers' own code."""
     objective: Objective | None = None
     """What trains with other models or its own answers adds to the step."""
 
@@ -122,7 +126,7 @@ def training_phases(
         names=work.names,
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
-        hands_out_keys=work.hands_out_keys,
+        hands_out_keys=work.hands_out_keys, fused=work.fused, repeats_keys=work.repeats_keys,
     )  # fmt: skip
     requires = bool(work.checkpointing) or work.virtual_tokens > 0
     reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)

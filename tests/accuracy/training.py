@@ -56,11 +56,6 @@ def trainer_cases() -> list[Case]:
     return [_trainer_case(row) for row in published.rows()]
 
 
-PEAKS = ("peak_allocated", "nvidia_smi_total")
-OWN_KERNELS = (
-    "fms-acceleration's own Triton kernels replace norms, rotations and adapters beside Liger's loss; no scenario names them"
-)
-
 TRL = "0.15"
 """fms-acceleration's benchmarks ran TRL's trainer of before 0.27, which casts embeddings and head back to 16 bit."""
 
@@ -72,8 +67,10 @@ def _trainer_case(row: published.Row) -> Case:
     if reason is not None:
         return Case(row.id, group=group, scenario=None, reason=reason, **known)
     scenario = published.scenario_of(row)
-    if (row.gpus or 1) > 1 and _has_own_kernels(row) and row.what in PEAKS:
-        return Case(row.id, group=group, scenario=None, reason=OWN_KERNELS, **known)
+    if _has_own_kernels(row):
+        group += " kernels"
+        options = scenario["training"].get("engine_options", {})
+        scenario["training"]["engine_options"] = options | {"fused_kernels": ", ".join(_kernels(row))}
     if (row.gpus or 1) > 1:
         scenario["training"].get("engine_options", {}).pop("prepare_for_kbit_training", None)
     prepared = scenario["training"].get("engine_options", {}).get("prepare_for_kbit_training")
@@ -101,11 +98,22 @@ def _reason(row: published.Row) -> str | None:
     """Why a row is not predicted; shards are, where one rank of many can't be rehearsed."""
     if row.what == "reserved_p99_of_train_steps" and _ia3(row):
         return None
-    return published.reason(replace(row, gpus=1))
+    framework = str(row.setup.get("framework", ""))
+    for name in ("-fast-kernels", "-foak"):
+        framework = framework.replace(name, "")
+    return published.reason(replace(row, gpus=1, setup=row.setup | {"framework": framework}))
 
 
 def _has_own_kernels(row: published.Row) -> bool:
     return any(name in str(row.setup.get("framework", "")) for name in ("foak", "fast-kernels"))
+
+
+def _kernels(row: published.Row) -> list[str]:
+    """fms-acceleration, plugins/fused-ops-and-kernels: its rules of the family, and its own loss where Liger's is not named."""
+    found = [] if "gpt_bigcode" in row.model else ["rms_norm", "rope"]
+    if row.method == "qlora" and found:
+        found.append("lora")
+    return found if str(row.setup.get("framework", "")).endswith("-liger") else [*found, "cross_entropy"]
 
 
 def _ia3(row: published.Row) -> bool:
@@ -415,8 +423,8 @@ def left_out(answers: list[tuple[Case, Comparison | str]]) -> str:
 
 KNOWN = """\
 What is known of the largest misses
-x0340-x0348, x0523-x0555: fms-acceleration runs norms and rotations by Triton kernels of its own. What is predicted too much grows
-    by 4 to 8 bytes times the hidden size a token, as fp32 copies do that transformers' norms make in a layer that is recomputed.
+trainer qlora FSDP kernels: adapters that the fused products read are no part of FSDP's units (lora_adapters_switch_ddp_from_fsdp);
+    what is predicted has them in shards, and is as much too low as the ranks share of them.
 x0082, x0085: transformers 4.48 runs one expert of a layer after another; what is predicted is of the grouped products of 5.
 nvidia_smi_total: the card's highest reading of 100 steps above its first, loading, warm-up, logging and saving included
     (``benchmark.py`` there). What is predicted is one steady step in an allocator that was empty before.
