@@ -12,7 +12,10 @@ from planner.architecture.layers import Architecture
 from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
-RotaryStyle = Literal["halves", "joined", "pairs", "pairs_inline", "pairs_late", "wide", "pairs_wide", "chunks", "complex"]
+RotaryStyle = Literal[
+    "halves", "joined", "pairs", "pairs_inline", "pairs_in_fp32",
+    "pairs_late", "wide", "pairs_wide", "chunks", "complex",
+]  # fmt: skip
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased"]
 Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
 
@@ -36,6 +39,8 @@ class Implementation:
 
     ``router``: how experts are chosen; ``routing``: dtype of their weights; ``experts``: how they are computed; ``combines``:
     dtype in which shared experts are added to them.
+
+    ``copies_parts``: queries, keys and values are copied out of one projection, which stays.
 
     ``sums_in_place``: a parallel layer adds one mixer's output into the other's. What a variable keeps alive longer than
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_norm``, the norm it read;
@@ -65,6 +70,7 @@ class Implementation:
     repeats_keys: bool = True
     norms_first: bool = False
     sums_in_place: bool = False
+    copies_parts: bool = False
     router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk", "softplus"] = "softmax"
     routing: Literal["fp32", "model"] = "model"
     experts: Literal["grouped", "dense"] = "grouped"
@@ -148,6 +154,7 @@ WRITTEN: dict[str, Implementation] = {
         attention="eager_wide", keeps_attention=True, keeps_positions=True, keeps_probabilities=True, triangles="layers"
     ),
     "gptj": Implementation(rotary="pairs_inline", attention="eager_wide", keeps_probabilities=True),
+    "codegen": Implementation(rotary="pairs_in_fp32", attention="eager_wide", keeps_probabilities=True, copies_parts=True),
     "mpt": Implementation(attention="biased", keeps_attention=True, keeps_probabilities=True),
     "bloom": Implementation(attention="alibi", keeps_probabilities=True),
     "falcon": Implementation(

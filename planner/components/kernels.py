@@ -248,7 +248,7 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
         _replace(g, last, name, scores, saves=(name,) if name == "tanh" else ())
         last = name
     _replace(g, last, "scores masked", _masked_scores(run, ops), rule=passed_on)
-    if run.autocast:
+    if run.autocast and not sinks:
         _softmax_of_masked(g, ops, keeps=is_wide(g.size_of(ops.q)))
     else:
         (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
@@ -327,15 +327,18 @@ def eager_wide(g: Graph, ops: Operands) -> None:
     scores = run.scores(ops.heads, ops.keys, FP32_BYTES)
     wide = run.heads(ops.heads, ops.head_dim, FP32_BYTES)
     keys = Size(batch=run.batch, keys=ops.keys, heads=ops.heads, head_dim=ops.head_dim, fp32_bytes=4)
-    g.make("q fp32", wide, (ops.q,))
-    g.make("k fp32", keys, (ops.k,))
+    for name, source, size in (("q fp32", ops.q, wide), ("k fp32", ops.k, keys)):
+        if is_wide(g.size_of(source)):
+            g.view(name, source)
+        else:
+            g.make(name, size, (source,))
     g.make("q by head", wide, ("q fp32",))
     g.make("scores", scores, ("q by head", "k fp32"), ("q by head", "k fp32"))
     g.free("q by head")
     _replace(g, "scores", "scores scaled", scores)
     _replace(g, "scores scaled", "scores masked", scores, rule=passed_on)
     _replace(g, "scores masked", "probabilities fp32", scores, saves=("probabilities fp32",))
-    _replace(g, "probabilities fp32", "probabilities", run.scores(ops.heads, ops.keys))
+    _cast_probabilities(g, run.scores(ops.heads, ops.keys))
     _values(g, ops)
     g.free("q fp32", "k fp32")
 
@@ -376,12 +379,12 @@ def eager_alibi(g: Graph, ops: Operands) -> None:
     g.make("scores", scores, (names["q"], names["k"]), (names["q"], names["k"]))
     g.make("scores masked", _masked_scores(run, ops), ("scores",), (), passed_on)
     last = "scores masked"
-    if not run.autocast or not is_wide(g.size_of(last)):
+    if not is_wide(g.size_of(last)):
         last = "scores fp32"
         g.make(last, wide, ("scores masked",))
     g.make("probabilities fp32", wide, (last,), ("probabilities fp32",))
     g.free("scores fp32")
-    _replace(g, "probabilities fp32", "probabilities", scores)
+    _cast_probabilities(g, scores)
     _values(g, ops, names["v"])
     g.free(*(name for part, name in names.items() if part != "q" and name != getattr(ops, part)))
 
@@ -405,11 +408,19 @@ def eager_biased(g: Graph, ops: Operands) -> None:
     _replace(g, "scores scaled", "scores biased", wide, rule=passed_on)
     _replace(g, "scores biased", "scores masked", wide)
     g.make("probabilities fp32", wide, ("scores masked",), ("probabilities fp32",))
-    _replace(g, "probabilities fp32", "probabilities", scores)
+    _cast_probabilities(g, scores)
     if names["v"] != ops.v:
         g.make(names["v"], run.heads(ops.heads, ops.value_head_dim), (ops.v,))
     _values(g, ops, names["v"])
     g.free("v by head")
+
+
+def _cast_probabilities(g: Graph, scores: Size) -> None:
+    """In the dtype of the values; in an fp32 model the tensor itself."""
+    if is_wide(scores):
+        g.rename("probabilities fp32", "probabilities")
+    else:
+        _replace(g, "probabilities fp32", "probabilities", scores)
 
 
 def _values(g: Graph, ops: Operands, values: str = "") -> None:
@@ -427,12 +438,13 @@ def _softmax(g: Graph, ops: Operands, scores: Size) -> None:
     else:
         g.make("scores fp32", wide, ("scores masked",))
         _replace(g, "scores fp32", "probabilities fp32", wide, saves=("probabilities fp32",))
-        _replace(g, "probabilities fp32", "probabilities", scores)
+        _cast_probabilities(g, scores)
     g.free("scores masked")
 
 
 def _softmax_with_sinks(g: Graph, ops: Operands, scores: Size) -> None:  # noqa: ARG001
-    more = g.run.scores(ops.heads, ops.keys + 1)
+    """In the dtype of the masked scores, which the code names (so that autocast leaves it)."""
+    more = g.run.scores(ops.heads, ops.keys + 1, FP32_BYTES if is_wide(g.size_of("scores masked")) else 0)
     g.make("scores and sinks", more, ("scores masked",), (), passed_on)
     g.hold("largest", g.run.scores(ops.heads, 5))
     g.make("scores without largest", more, ("scores and sinks",), (), passed_on)

@@ -80,14 +80,15 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
 
 
 def _rotary_buffers(level: Level, architecture: Architecture) -> None:
-    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each; GPT-J's layers each have a table of positions.
+    """``inv_freq`` and ``original_inv_freq``: fp32, half the rotated width each.
 
-    GPTBigCode's model still holds the causal mask of all positions that no layer reads, GPT-Neo's layers one each.
+    Layers of GPT-J and CodeGen have a table of positions each. GPTBigCode's model still holds the causal mask of all positions
+    that no layer reads; GPT-Neo's layers have one each.
     """
     mixers = [mixer for layer, _ in layer_groups(architecture.decoder) for mixer in layer.sequence]
     rotary_dim = max((mixer.rotary_dim for mixer in mixers if isinstance(mixer, Attention)), default=0)
     code = implementation_of(architecture)
-    if code is not None and code.rotary == "pairs_inline" and architecture.max_context_tokens:
+    if code is not None and code.rotary in ("pairs_inline", "pairs_in_fp32") and architecture.max_context_tokens:
         sinusoids = Size(positions=architecture.max_context_tokens, rotary_dim=rotary_dim, fp32_bytes=4)
         level.change("workspace", "sinusoids of each layer", sinusoids, len(architecture.decoder.layers))
     elif code is not None and code.triangles != "none" and architecture.max_context_tokens:
