@@ -9,7 +9,7 @@ from pathlib import Path
 from cli import exits
 from cli.arguments import whole
 from cli.streams import console, print_json
-from cli.tables import table
+from cli.tables import signed_percent, table
 from planner.units import format_bytes
 from resources.history import History, HistoryError, Run
 
@@ -60,9 +60,9 @@ def _list(history: History, options: argparse.Namespace) -> int:
 def _cells(found: Run) -> list[str]:
     on = found.gpu if found.level == "rehearse" else found.device
     sizes = ["N/A" if size is None else format_bytes(size) for size in (found.allocated_bytes, found.device_bytes)]
-    error = "N/A" if found.error is None else f"{100 * found.error:+.2f} %"
     when = found.created[:16].replace("T", " ")
-    return [str(found.id), when, found.level, found.model, found.task, on, found.outcome, found.phase, sizes[0], error, sizes[1]]
+    about = [str(found.id), when, found.level, found.model, found.task, on, found.outcome, found.phase]
+    return [*about, sizes[0], signed_percent(found.error), sizes[1]]
 
 
 def _show(history: History, options: argparse.Namespace) -> int:

@@ -8,11 +8,10 @@ from typing import Any
 
 from cli import exits
 from cli.ending import end_of
-from cli.measure import default_device
+from cli.measure import default_device, say_unkept
 from cli.results import print_measurement
 from cli.streams import console, print_json
 from planner.units import MIB, format_bytes
-from probes.history import keep
 from probes.measurement import Measurement
 from probes.orders import load_order
 from probes.outcome import Outcome
@@ -47,13 +46,11 @@ def run(options: argparse.Namespace) -> int:
         order = load_order("ramp" if options.load else "script", device, budget, **_more(options))
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
-    measurement, outcome = Measurement({"model": _title(options), "task": order["mode"]}), None
-    session = ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record, remote=remote)
-    with session:
+    measurement = Measurement({"model": _title(options), "task": order["mode"]})
+    with ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record, remote=remote) as session:
         outcome = end_of(session)
-    trouble = keep(measurement, session.recording)
     _show(measurement, outcome, options, str(session.recording.path or ""))
-    exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
+    say_unkept(measurement, outcome, session.recording)
     if outcome.exit_code and outcome.stderr_tail and own:
         sys.stderr.write(outcome.stderr_tail.rstrip() + "\n")
     return exits.fail(outcome.exit_code, outcome.text) if outcome.exit_code else exits.DONE

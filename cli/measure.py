@@ -21,9 +21,11 @@ from planner.units import MIB
 from probes.history import keep
 from probes.measurement import Measurement
 from probes.monitor import who_holds
+from probes.outcome import Outcome
 from probes.preflight import why_not
-from probes.remote import place_of
-from probes.request import request
+from probes.recording import RecordingState
+from probes.remote import Remote, place_of
+from probes.request import Request, request
 from probes.session import Limits, ProbeSession
 
 TAKES_COMMAND = True
@@ -32,7 +34,7 @@ TAKES_COMMAND = True
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Scenario, device, limits, recording; or whom to watch."""
     alone = "--load ramp | --script FILE | --module NAME"
-    parser.usage = f"main.py measure [options] SCENARIO | {alone} | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
+    parser.usage = f"%(prog)s [options] SCENARIO | {alone} | [SCENARIO] --attach PID | [SCENARIO] -- CMD"
     parser.add_argument("scenario", nargs="?", help="scenario file (JSON), or - for standard input")
     parser.add_argument(
         "--device", metavar="WHERE",
@@ -100,28 +102,38 @@ def _measure(options: argparse.Namespace) -> int:
         return refuse(error)
     except ValueError as error:
         return exits.fail(exits.BAD_INPUT, str(error))
-    prediction = asked.prediction.to_json()
-    measurement = Measurement(asked.order["scenario"], prediction)
-    limits = Limits(time_s=options.time_limit)
-    session = ProbeSession(
-        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=options.record, remote=remote
-    )
-    with session:
-        outcome = end_of(session)
-        recording = session.recording
-    trouble = keep(measurement, recording)
+    measurement, outcome, recording = measured(asked, options, options.record, remote)
     if options.json:
-        shown = measurement.footprint().to_json() | {"recording": recording.path and str(recording.path)}
+        shown = measurement.footprint().to_json() | {"recording": recording and str(recording)}
         print_json(shown)
     else:
         print_measurement(measurement, title_of(plan))
-        if recording.path:
-            console().print(f"recording: {recording.path}", soft_wrap=True)
-    exits.fail(outcome.exit_code, *filter(None, (recording.trouble, trouble)))
+        if recording:
+            console().print(f"recording: {recording}", soft_wrap=True)
     if outcome.exit_code:
         held = who_holds() if outcome.kind == "out_of_memory" and remote is None and device != "cpu" else []
         exits.fail(outcome.exit_code, outcome.text, *held)
     return outcome.exit_code
+
+
+def measured(
+    asked: Request, options: argparse.Namespace, record: Path | None, remote: Remote | None
+) -> tuple[Measurement, Outcome, Path | None]:
+    """Run the probe to its end and keep it: what it came to, how it ended, and its recording. What is not kept is said."""
+    prediction = asked.prediction.to_json()
+    measurement = Measurement(asked.order["scenario"], prediction)
+    limits = Limits(time_s=options.time_limit)
+    with ProbeSession(
+        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=record, remote=remote
+    ) as session:
+        outcome = end_of(session)
+    say_unkept(measurement, outcome, session.recording)
+    return measurement, outcome, session.recording.path
+
+
+def say_unkept(measurement: Measurement, outcome: Outcome, recording: RecordingState) -> None:
+    """Put a run into the history, and say where it or its recording could not be kept."""
+    exits.fail(outcome.exit_code, *filter(None, (recording.trouble, keep(measurement, recording))))
 
 
 def default_device() -> str:

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Read until the end; 3 with the reason and the remedy where no NVIDIA driver answers."""
+    """Read until the end; 3 with the reason and the remedy where no driver answers."""
     problem = _bad(options)
     if problem:
         return exits.fail(exits.BAD_INPUT, problem)

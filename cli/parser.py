@@ -66,7 +66,7 @@ def _run_verb(arguments: Sequence[str]) -> int:
     import importlib  # noqa: PLC0415  a verb loads only what it needs
 
     verb = importlib.import_module(f"cli.{arguments[0]}")
-    parser = argparse.ArgumentParser(prog=f"main.py {arguments[0]}", description=verb.__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog=f"{_program()} {arguments[0]}", description=verb.__doc__, epilog=EPILOG)
     verb.add_options(parser)
     words, command = list(arguments[1:]), None
     if getattr(verb, "TAKES_COMMAND", False) and "--" in words:
@@ -76,9 +76,14 @@ def _run_verb(arguments: Sequence[str]) -> int:
     return int(verb.run(options))
 
 
+def _program() -> str:
+    """What was started: ``main.py``, or ``highwater`` where it is installed."""
+    return Path(sys.argv[0]).name or "main.py"
+
+
 def _window_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
+        prog=_program(),
         description="Open the window; or, without a screen, one of the verbs: " + ", ".join(VERBS) + ".",
         epilog=EPILOG,
     )

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import pickle  # noqa: TID251  written for PyTorch's memory viewer, which reads nothing else; never loaded
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse, require_layers
 from cli.predict import title_of
 from cli.streams import console, print_json
-from cli.tables import table
+from cli.tables import signed_percent, table
 from planner.footprint import METERS
 from planner.units import GIB, format_bytes
 from probes.history import keep
@@ -52,9 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Rehearse to the end and print phases, error of the prediction, and what the peaks are made of."""
-    problem = why_not() or _bad_file(options)
-    if problem:
-        return exits.fail(exits.NOT_DONE_HERE if why_not() else exits.BAD_INPUT, problem)
+    missing, bad = why_not(), _bad_file(options)
+    if missing or bad:
+        return exits.fail(exits.NOT_DONE_HERE if missing else exits.BAD_INPUT, missing or bad)
     try:
         plan = _plan(options)
         require_layers(plan, options.layers)
@@ -155,16 +154,10 @@ def _phases(rehearsal: Rehearsal) -> Any:
     headings = [heading for meter in METERS for heading in (meter, "vs predicted")]
     made = table(["phase", *headings], numeric=range(1, 1 + len(headings)))
     for step in rehearsal.phases:
-        cells = [
-            cell for meter in METERS for cell in (format_bytes(step.meters[meter]), _percent(errors.get(step.name, {}), meter))
-        ]
+        error = errors.get(step.name, {})
+        cells = [cell for meter in METERS for cell in (format_bytes(step.meters[meter]), signed_percent(error.get(meter)))]
         made.add_row(step.name, *cells)
     return made
-
-
-def _percent(errors: Mapping[str, float | None], meter: str) -> str:
-    error = errors.get(meter)
-    return "N/A" if error is None else f"{100 * error:+.2f} %"
 
 
 def _print_peak(peak: OpenedPeak) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cli.streams import console
-from cli.tables import table
+from cli.tables import signed_percent, table
 from planner.units import format_bytes
 from probes.measurement import Measurement
 
@@ -42,7 +42,7 @@ def _rows(measurement: Measurement) -> Iterator[tuple[str, ...]]:
             phase.name,
             format_bytes(known["allocated"]) if known else "unknown",
             format_bytes(phase.allocated),
-            "N/A" if error is None else f"{100 * error:+.2f} %",
+            signed_percent(error),
             format_bytes(phase.reserved),
             format_bytes(phase.device),
         )

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cli import exits
-from cli.ending import end_of
+from cli.measure import measured
 from cli.predict import title_of
 from cli.streams import console, print_json
-from cli.tables import table
+from cli.tables import signed_percent, table
 from planner.footprint import Footprint
 from planner.units import format_bytes
-from probes.history import keep
 from probes.measurement import Measurement
 from probes.remote import Remote
 from probes.request import predict_run, request
 from probes.scaled import NotLinear, Scale, extrapolate, find_scale, scale_of
-from probes.session import Limits, ProbeSession
 from resources.plan import Plan
 
 
@@ -41,23 +39,15 @@ def scale_asked(plan: Plan, layers: str, device: str) -> Scale:
 def run(options: argparse.Namespace, plan: Plan, device: str, budget_bytes: int | None, remote: Remote | None = None) -> int:
     """Measure both sizes and print the whole."""
     scale = scale_asked(plan, options.layers, device)
-    measured: list[Measurement] = []
+    pair: list[Measurement] = []
     for size in (scale.small, scale.large):
         asked = request(plan, device, size, None, budget_bytes, elsewhere=remote is not None)
-        prediction = asked.prediction.to_json()
-        measurement = Measurement(asked.order["scenario"], prediction)
-        limits, path = Limits(time_s=options.time_limit), _path(options.record, size)
-        session = ProbeSession(
-            asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=path, remote=remote
-        )
-        with session:
-            outcome = end_of(session)
-        trouble = keep(measurement, session.recording)
-        exits.fail(outcome.exit_code, *filter(None, (session.recording.trouble, trouble)))
+        measurement, outcome, _ = measured(asked, options, _path(options.record, size), remote)
         if outcome.kind != "completed":
             return exits.fail(outcome.exit_code, f"with {size} layers: {outcome.text}")
-        measured.append(measurement)
-    whole = extrapolate(scale, measured[0], measured[1], predict_run(plan, device))
+        pair.append(measurement)
+    small, large = pair
+    whole = extrapolate(scale, small, large, predict_run(plan, device))
     if options.json:
         print_json(whole.to_json())
     else:
@@ -80,7 +70,7 @@ def _print(whole: Footprint, scale: Scale, title: str) -> None:
         cells = [cell for meter in ("reserved", "device") for cell in (phase[meter], phase["bands"][meter])]
         made.add_row(
             phase["name"], format_bytes(phase["allocated"]), format_bytes(phase["bands"]["allocated"]),
-            format_bytes(phase["per_layer"]["allocated"]), "N/A" if error is None else f"{100 * error:+.2f} %",
+            format_bytes(phase["per_layer"]["allocated"]), signed_percent(error),
             *map(format_bytes, cells),
         )  # fmt: skip
     out.print(made)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from cli.streams import console
-from planner.footprint import COMPONENTS, Footprint, Phase
+from planner.footprint import COMPONENTS, METERS, Footprint, Phase
 from planner.units import format_bytes
 
 VERDICT_WORDS = {"fits": "✔ fits", "tight": "▲ tight", "does_not_fit": "✘ does not fit", "unknown": "? unknown"}
@@ -22,6 +22,11 @@ def table(headings: Sequence[str], numeric: Sequence[int] = ()) -> Table:
         else:
             made.add_column(heading, overflow="fold")
     return made
+
+
+def signed_percent(error: float | None) -> str:
+    """``+0.42 %``; ``N/A`` where there is nothing to compare."""
+    return "N/A" if error is None else f"{100 * error:+.2f} %"
 
 
 def print_footprint(footprint: Footprint, title: str) -> None:
@@ -113,6 +118,6 @@ def phase_table(phases: Sequence[Phase]) -> Table:
         if any(sizes):
             made.add_row(component, *(format_bytes(size) if size else "–" for size in sizes))
     made.add_section()
-    for meter in ("allocated", "reserved", "device"):
+    for meter in METERS:
         made.add_row(f"[bold]{meter}[/bold]", *(f"[bold]{format_bytes(phase.meter(meter))}[/bold]" for phase in phases))
     return made

@@ -11,7 +11,7 @@ from cli import exits
 from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse
 from cli.streams import console, print_json
-from cli.tables import table
+from cli.tables import signed_percent, table
 from planner.footprint import COMPONENTS
 from planner.units import format_bytes
 from probes.log_lines import on_host
@@ -101,7 +101,7 @@ def _peaks(watched: Watched) -> Any:
         words = {"rss": "host memory (RSS, with children)", "pss": "host memory (PSS, shared pages divided)"}
         made.add_row(words.get(name, name), format_bytes(size), "")
     if watched.device_bytes is not None:
-        made.add_row("device", format_bytes(watched.device_bytes), _percent(watched.error().get("device")))
+        made.add_row("device", format_bytes(watched.device_bytes), signed_percent(watched.error().get("device")))
     return made
 
 
@@ -115,10 +115,6 @@ def _components(watched: Watched) -> Any:
                 size = sizes[component]
                 beside = not on_host(device) and compared.get(component) == size
                 band = format_bytes(watched.log.resolution_bytes(device, component))
-                error = _percent(errors.get(component)) if beside else ""
+                error = signed_percent(errors.get(component)) if beside else ""
                 made.add_row(component, device or "each GPU", format_bytes(size), band, error)
     return made
-
-
-def _percent(error: float | None) -> str:
-    return "N/A" if error is None else f"{100 * error:+.2f} %"

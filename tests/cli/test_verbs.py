@@ -87,6 +87,23 @@ def test_measuring_without_torch_says_what_to_install(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_python_without_the_packages_says_how_to_install_them() -> None:
+    done = subprocess.run([sys.executable, "-S", "main.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "lacks rich" in done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_the_program_goes_by_the_name_it_was_started_with(tmp_path: Path) -> None:
+    """Installed it is `highwater`; from any folder."""
+    started = tmp_path / "highwater"
+    started.symlink_to(ROOT / "main.py")
+    for arguments in (("--help",), ("measure", "--help")):
+        done = subprocess.run([sys.executable, started, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("usage: highwater ")
+
+
 def test_models_are_listed_found_and_shown() -> None:
     assert highwater("models", "--ids").stdout.count("\n") == 126
     rows = json.loads(highwater("models", "smollm2-135m", "--json").stdout)
