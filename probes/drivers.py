@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from probes.amd import LIBRARY_NOT_FOUND, AmdSmi
-from probes.nvml import GpuReading, Nvml, NvmlState
+from probes.nvml import BINDING_MISSING, GpuReading, Nvml, NvmlState
+from probes.nvml import LIBRARY_NOT_FOUND as NO_NVML
+from probes.smi import NvidiaSmi
 
 
 class Driver(Protocol):
@@ -43,10 +45,15 @@ class Driver(Protocol):
 
 
 class Drivers:
-    """Every driver here. AMD's GPUs are numbered after NVIDIA's."""
+    """Every driver here. AMD's GPUs are numbered after NVIDIA's.
+
+    NVIDIA's is asked through its library; where that or its package is missing, through ``nvidia-smi``.
+    """
 
     def __init__(self, nvml: Nvml | None = None, amd: AmdSmi | None = None) -> None:
-        self._nvml, self._amd = nvml or Nvml(), amd or AmdSmi()
+        self._nvml: Driver = nvml or Nvml()
+        self._amd = amd or AmdSmi()
+        self._has_looked = False
 
     @property
     def state(self) -> NvmlState:
@@ -66,7 +73,7 @@ class Drivers:
 
     def open(self) -> NvmlState:
         """Load both."""
-        self._nvml.open()
+        self._open_nvidia()
         self._amd.open()
         return self.state
 
@@ -77,11 +84,22 @@ class Drivers:
 
     def readings(self) -> tuple[GpuReading, ...]:
         """Everything about every GPU."""
+        self._open_nvidia()
         return _joined(self._nvml.readings(), self._amd.readings())
 
     def memory(self) -> tuple[GpuReading, ...]:
         """Memory of every GPU."""
+        self._open_nvidia()
         return _joined(self._nvml.memory(), self._amd.memory())
+
+    def _open_nvidia(self) -> None:
+        if self._nvml.open().code in (BINDING_MISSING, NO_NVML):
+            self._nvml = self._smi() or self._nvml
+
+    def _smi(self) -> NvidiaSmi | None:
+        """Looked for once."""
+        looked, self._has_looked = self._has_looked, True
+        return None if looked else NvidiaSmi.find()
 
 
 def visible(readings: Sequence[GpuReading], chosen: str | None = None) -> tuple[GpuReading, ...]:

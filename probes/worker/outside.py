@@ -1,7 +1,7 @@
 """What a parent on the same machine reads from outside, sent by the worker itself where the parent is on another one.
 
 ``environment`` says what machine this is; ``sample`` has the process's resident memory and what the driver says of each
-GPU. The driver is asked through its own library: no package, and no ``nvidia-smi``, has to be installed.
+GPU. The driver is asked through its own library, which needs no package; where that can't be loaded, through ``nvidia-smi``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .smi import Row, Smi, program
 from .wire import Wire
 
 INTERVAL_S = 0.05
@@ -58,7 +59,7 @@ class Card:
 
     index: int
     mig_index: int | None
-    handle: ctypes.c_void_p
+    handle: Any
 
 
 class _Process(ctypes.Structure):
@@ -72,6 +73,8 @@ class _Process(ctypes.Structure):
 
 class Driver:
     """The few questions to libnvidia-ml that a sample needs. Without a driver it has no GPUs."""
+
+    source = "library"
 
     def __init__(self) -> None:
         self._library = _load()
@@ -96,6 +99,11 @@ class Driver:
             if self._asks("nvmlDeviceGetMigDeviceHandleByIndex", whole, slot, ctypes.byref(handle)):
                 found.append(Card(index, slot, handle))
         return found
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is such a library."""
+        return self._library is not None
 
     def version(self) -> str | None:
         """The driver's."""
@@ -130,16 +138,7 @@ class Driver:
             return NOT_TOLD
         if self._asks("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(older)) and older.total:
             return _checked(older.total, older.used, older.free)
-        return self._system_memory(handle)
-
-    def _system_memory(self, handle: ctypes.c_void_p) -> Sizes:
-        name = self._text("nvmlDeviceGetName", handle) or ""
-        if not any(part in name for part in INTEGRATED_NAMES):
-            return NOT_TOLD
-        from .device import machine_memory
-
-        available, total = machine_memory()
-        return total, total - available, available
+        return _system_memory(self._text("nvmlDeviceGetName", handle) or "")
 
     def process_bytes(self, handle: ctypes.c_void_p, pid: int) -> int | None:
         """What the driver lists for a process; None where it lists none."""
@@ -158,6 +157,64 @@ class Driver:
         return function is not None and function(*arguments) == 0
 
 
+class SmiDriver:
+    """The same questions to ``nvidia-smi``, whose answers are some moments old and of whole MiB."""
+
+    source = "nvidia-smi"
+
+    def __init__(self, smi: Smi) -> None:
+        self._smi = smi
+        self.cards = [Card(row.index, row.mig_index, (row.index, row.mig_index)) for row in smi.answer.rows]
+
+    def version(self) -> str | None:
+        """The driver's."""
+        return self._smi.answer.driver_version or None
+
+    def cuda_version(self) -> str | None:
+        """It is not in the tables."""
+        return None
+
+    def identity(self, handle: Any) -> dict[str, str | None]:
+        """UUID, place on the PCI bus, and name."""
+        row = self._row(handle)
+        return {"uuid": None, "pci_bus_id": None, "name": None} if row is None else {
+            "uuid": row.uuid or None, "pci_bus_id": row.pci_bus_id or None, "name": row.name
+        }  # fmt: skip
+
+    def memory(self, handle: Any) -> Sizes:
+        """Bytes (total, used, free), as :meth:`Driver.memory`."""
+        row = self._row(handle)
+        if row is None or row.total_bytes:
+            return NOT_TOLD if row is None else (row.total_bytes, row.used_bytes, row.free_bytes)
+        return _system_memory(row.name)
+
+    def process_bytes(self, handle: Any, pid: int) -> int | None:
+        """What is listed for a process; None where there is none."""
+        row = self._row(handle)
+        return None if row is None else sum(size for owner, size in row.processes if owner == pid and size) or None
+
+    def _row(self, handle: Any) -> Row | None:
+        return next((row for row in self._smi.read().rows if (row.index, row.mig_index) == handle), None)
+
+
+def find_driver() -> Driver | SmiDriver:
+    """The library if it loads, else the program if that knows a GPU."""
+    driver, path = Driver(), program()
+    if driver.is_loaded or path is None:
+        return driver
+    return SmiDriver(Smi(path))
+
+
+def _system_memory(name: str) -> Sizes:
+    """Of a card of this name that works on the system's memory, the system's."""
+    if not any(part in name for part in INTEGRATED_NAMES):
+        return NOT_TOLD
+    from .device import machine_memory
+
+    available, total = machine_memory()
+    return total, total - available, available
+
+
 def _checked(total: int, used: int, free: int) -> Sizes:
     """Without values above the total: some drivers answer a sentinel."""
     return total, used if used <= total else None, free if free <= total else None
@@ -169,7 +226,7 @@ class Outside(threading.Thread):
     def __init__(self, wire: Wire) -> None:
         super().__init__(name="outside", daemon=True)
         self._wire = wire
-        self._driver = Driver()
+        self._driver = find_driver()
         self._before: dict[tuple[int, int | None], int] = {}
         wire.send("environment", **self.environment())
 
@@ -189,7 +246,8 @@ class Outside(threading.Thread):
         return {
             "remote": True, "system": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
             "cpus": os.cpu_count(), "memory_bytes": machine_memory()[1], "driver": self._driver.version(),
-            "cuda_driver": self._driver.cuda_version(), "gpus": [self._gpu(card) for card in self._driver.cards],
+            "cuda_driver": self._driver.cuda_version(), "read_by": self._driver.source,
+            "gpus": [self._gpu(card) for card in self._driver.cards],
         }  # fmt: skip
 
     def sample(self, *, with_processes: bool) -> dict[str, Any]:
