@@ -15,6 +15,8 @@ from resources.plan import make_plan
 torch = pytest.importorskip("torch", reason="running FSDP1 needs torch")
 pytest.importorskip("transformers", reason="running FSDP1 needs transformers")
 
+from tests.probes.fake_ranks import Unlabelled, ranks, two_steps  # noqa: E402
+
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 320,
     "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 200,
@@ -23,13 +25,6 @@ CONFIG: dict[str, Any] = {
 WORLD, BATCH, SEQUENCE = 4, 2, 256
 PHASES = ("load", "forward", "backward", "optimizer")
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-
-
-class Unlabelled:
-    """Every storage is a workspace: totals alone are compared."""
-
-    def component_of(self, func: object, tensor: object, ident: int) -> int:
-        return 7
 
 
 @contextlib.contextmanager
@@ -48,17 +43,6 @@ def following_flat_parameters(tracker: Any) -> Iterator[None]:
         for name in ("_alloc_storage", "_free_storage"):
             patch.setattr(_flat_param, name, watched(getattr(_flat_param, name)))
         yield
-
-
-@contextlib.contextmanager
-def ranks(world: int) -> Iterator[None]:
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 class Recomputed(torch.nn.Module):
@@ -107,19 +91,7 @@ def measured(*, adapted: bool = False, **dtypes: Any) -> dict[str, int]:
         model = wrapped(model, lora, dtypes)
         found["load"] = tracker.allocated
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        for _ in range(2):
-            ids = torch.randint(0, asked.vocab_size, (BATCH, SEQUENCE))
-            tracker.begin_phase()
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            found["forward"] = tracker.peak
-            tracker.begin_phase()
-            loss.backward()
-            del loss
-            found["backward"] = tracker.peak
-            tracker.begin_phase()
-            optimizer.step()
-            found["optimizer"] = tracker.peak
-            optimizer.zero_grad()
+        found |= two_steps(tracker, model, optimizer, (BATCH, SEQUENCE))
     return found
 
 

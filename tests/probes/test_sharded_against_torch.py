@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +11,8 @@ from resources.plan import make_plan
 
 torch = pytest.importorskip("torch", reason="running FSDP2 needs torch")
 pytest.importorskip("transformers", reason="running FSDP2 needs transformers")
+
+from tests.probes.fake_ranks import Unlabelled, ranks, two_steps  # noqa: E402
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128, "intermediate_size": 320,
@@ -26,30 +26,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 PHASES = ("load", "forward", "backward", "optimizer")
 
 
-class Unlabelled:
-    """Every storage is a workspace: totals alone are compared."""
-
-    def component_of(self, func: object, tensor: object, ident: int) -> int:
-        return 7
-
-
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched; what follows shards looks for several ranks."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("WORLD_SIZE", str(WORLD))
-
-
-@contextlib.contextmanager
-def ranks(world: int, rank: int) -> Iterator[None]:
-    """A process group without processes: collectives return at once."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def with_adapters(model: Any) -> Any:
@@ -96,20 +77,7 @@ def measured(
             wrap(base, WORLD, dtypes)
         found["load"] = tracker.allocated
         optimizer = torch.optim.AdamW(model.parameters(), fused=not tensor, foreach=False)
-        for _ in range(2):
-            for _ in range(micro):
-                ids = torch.randint(0, asked.vocab_size, (BATCH, SEQUENCE))
-                tracker.begin_phase()
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-                found["forward"] = tracker.peak
-                tracker.begin_phase()
-                loss.backward()
-                del loss
-                found["backward"] = tracker.peak
-            tracker.begin_phase()
-            optimizer.step()
-            found["optimizer"] = tracker.peak
-            optimizer.zero_grad()
+        found |= two_steps(tracker, model, optimizer, (BATCH, SEQUENCE), micro)
     return found
 
 
