@@ -16,7 +16,7 @@ from typing import Any
 
 from cli import exits
 from cli.inputs import ERRORS, refuse
-from cli.measure import default_device
+from cli.measuring import default_device
 from cli.streams import console
 from cli.tables import table
 from planner.units import format_bytes

@@ -8,7 +8,7 @@ from typing import Any
 
 from cli import exits
 from cli.ending import end_of
-from cli.measure import default_device, say_unkept
+from cli.measuring import default_device, keep_run
 from cli.results import print_measurement
 from cli.streams import console, print_json
 from planner.units import MIB, format_bytes
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     with ProbeSession(order, measurement.add, limits=_limits(options), recording_path=options.record, remote=remote) as session:
         outcome = end_of(session)
     _show(measurement, outcome, options, str(session.recording.path or ""))
-    say_unkept(measurement, outcome, session.recording)
+    keep_run(measurement, outcome, session.recording)
     if outcome.exit_code and outcome.stderr_tail and own:
         sys.stderr.write(outcome.stderr_tail.rstrip() + "\n")
     return exits.fail(outcome.exit_code, outcome.text) if outcome.exit_code else exits.DONE

@@ -12,21 +12,17 @@ from pathlib import Path
 
 from cli import exits
 from cli.arguments import positive, whole
-from cli.ending import end_of
 from cli.inputs import ERRORS, plan_of, read_scenario, refuse, require_layers
+from cli.measuring import default_device, measured
 from cli.predict import title_of
 from cli.results import print_measurement
 from cli.streams import console, print_json
 from planner.units import MIB
-from probes.history import keep
-from probes.measurement import Measurement
 from probes.monitor import who_holds
-from probes.outcome import Outcome
 from probes.preflight import why_not
-from probes.recording import RecordingState
-from probes.remote import Remote, place_of
-from probes.request import Request, request
-from probes.session import Limits, ProbeSession
+from probes.remote import place_of
+from probes.request import request
+from probes.session import Limits
 
 TAKES_COMMAND = True
 
@@ -114,34 +110,3 @@ def _measure(options: argparse.Namespace) -> int:
         held = who_holds() if outcome.kind == "out_of_memory" and remote is None and device != "cpu" else []
         exits.fail(outcome.exit_code, outcome.text, *held)
     return outcome.exit_code
-
-
-def measured(
-    asked: Request, options: argparse.Namespace, record: Path | None, remote: Remote | None
-) -> tuple[Measurement, Outcome, Path | None]:
-    """Run the probe to its end and keep it: what it came to, how it ended, and its recording. What is not kept is said."""
-    prediction = asked.prediction.to_json()
-    measurement = Measurement(asked.order["scenario"], prediction)
-    limits = Limits(time_s=options.time_limit)
-    with ProbeSession(
-        asked.order, measurement.add, prediction=prediction, limits=limits, recording_path=record, remote=remote
-    ) as session:
-        outcome = end_of(session)
-    say_unkept(measurement, outcome, session.recording)
-    return measurement, outcome, session.recording.path
-
-
-def say_unkept(measurement: Measurement, outcome: Outcome, recording: RecordingState) -> None:
-    """Put a run into the history, and say where it or its recording could not be kept."""
-    exits.fail(outcome.exit_code, *filter(None, (recording.trouble, keep(measurement, recording))))
-
-
-def default_device() -> str:
-    """``cuda:0`` where CUDA shows a GPU, else ``cpu``."""
-    from probes.drivers import Drivers, visible  # noqa: PLC0415
-
-    nvml = Drivers()
-    try:
-        return "cuda:0" if nvml.open().available and visible(nvml.readings()) else "cpu"
-    finally:
-        nvml.close()

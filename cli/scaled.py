@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import exits
-from cli.measure import measured
+from cli.measuring import measured
 from cli.predict import title_of
 from cli.streams import console, print_json
 from cli.tables import signed_percent, table
