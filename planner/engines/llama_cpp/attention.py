@@ -43,12 +43,30 @@ def attention(sketch: Sketch, mixer: Attention, x: Tensor) -> Tensor:
     if sketch.norms_rotated and sketch.rotates(mixer):
         q, k = like("rms_norm", q), like("rms_norm", k)
     attended = _over_cache(sketch, mixer, q, k, v)
+    if sketch.family.gates_attention != "none":
+        attended = _opened(sketch, mixer, x, attended)
     return _output(sketch, mixer, attended, x.ne[0])
+
+
+def _opened(sketch: Sketch, mixer: Attention, x: Tensor, attended: Tensor) -> Tensor:
+    """What was attended to, times a gate for each value or for each head."""
+    width, tokens = mixer.value_head_dim * mixer.num_heads, x.ne[1]
+    rows = next(found.shape[0] for found in mixer.weights if found.name.endswith(GATES))
+    gate = like("unary", sketch.linear("attn_gate", rows, x))
+    if rows == width:
+        return like("mul", attended, gate)
+    heads = reshape(attended, mixer.value_head_dim, mixer.num_heads, tokens)
+    return reshape(like("mul", heads, reshape(gate, 1, mixer.num_heads, tokens)), width, tokens)
+
+
+GATES = ("gate_proj.weight", "g_proj.weight")
 
 
 def _output(sketch: Sketch, mixer: Attention, attended: Tensor, hidden_size: int) -> Tensor:
     projected = sketch.linear("attn_output", hidden_size, attended)
-    return like("add", projected, sketch.parameter()) if _has(mixer, OUTPUT, "bias") else projected
+    if _has(mixer, OUTPUT, "bias"):
+        projected = like("add", projected, sketch.parameter())
+    return like("scale", projected) if sketch.family.scales_attended else projected
 
 
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
@@ -265,12 +283,15 @@ def latent_attention(sketch: Sketch, mixer: LatentAttention, x: Tensor) -> Tenso
     q = reshape(sketch.linear("q_b_proj" if mixer.q_lora_rank else "attn_q", heads * (nope + rope), q), nope + rope, heads, tokens)
     both = sketch.linear("kv_a_proj_with_mqa", rank + rope, x)
     latent = view(both, (rank, tokens), (both.nb[1],))
-    k_rope = like("rope", view(both, (rope, 1, tokens), (both.nb[1], both.nb[1])), sketch.positions)
+    k_rope = view(both, (rope, 1, tokens), (both.nb[1], both.nb[1]))
+    q_nope, q_rope = view(q, (nope, heads, tokens), q.nb[1:3]), view(q, (rope, heads, tokens), q.nb[1:3])
+    if sketch.family.rotates_latent:
+        k_rope, q_rope = like("rope", k_rope, sketch.positions), like("rope", q_rope, sketch.positions)
     latent = sketch.rms_norm(latent)
-    q_nope = view(q, (nope, heads, tokens), q.nb[1:3])
-    q_rope = like("rope", view(q, (rope, heads, tokens), q.nb[1:3]), sketch.positions)
     absorbed = permute(product(sketch.parameter(rank, "attn_k_b"), permute(q_nope, 0, 2, 1, 3)), 0, 2, 1, 3)
     queries = joined(absorbed, q_rope)
+    if sketch.family.scales_by_position:
+        queries = like("mul", queries, sketch.position_scale)
     latent = reshape(latent, rank, 1, tokens)
     keys = joined(latent, k_rope)
     cache = sketch.cache_of(mixer)

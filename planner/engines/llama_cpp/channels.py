@@ -45,7 +45,8 @@ def experts(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor) -> Tensor:
         gate = sketch.linear("ffn_gate_inp_shexp", 1, x)
         opened = like("unary", gate)
         shared = like("mul", shared, like("div", opened, gate) if sketch.family.shared_gate == "silu ratio" else opened)
-    return like("add", out, shared)
+    total = like("add", out, shared)
+    return like("scale", total) if sketch.family.halves_experts else total
 
 
 def routed(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor, logits: Tensor | None = None) -> Tensor:
@@ -90,18 +91,23 @@ def _is_expert_bias(weight: Weight) -> bool:
     return weight.role == "bias" and weight.count > 1
 
 
+def _is_correction(weight: Weight) -> bool:
+    """Whether it is added to the probabilities that rank the experts, not to the router's logits."""
+    return "correction" in weight.name or weight.name.endswith("expert_bias")
+
+
 def _route(sketch: Sketch, mixer: MixtureOfExperts, x: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights (1, used, tokens) and the numbers of the chosen experts (used, tokens)."""
     family, used, tokens = sketch.family, mixer.experts_per_token, x.ne[1]
     logits = sketch.linear("ffn_gate_inp", mixer.num_experts, x) if logits is None else logits
     single_biases = [weight for weight in mixer.weights if weight.role == "bias" and weight.count == 1]
-    if any("correction" not in weight.name for weight in single_biases):
+    if not all(_is_correction(weight) for weight in single_biases):
         logits = like("add", logits, sketch.parameter())
     probabilities = logits
     if family.gating != "softmax of the chosen":
         probabilities = like("soft_max" if family.gating == "softmax" else "unary", logits)
     ranked = logits if family.weighs_first else probabilities
-    if any("correction" in weight.name for weight in mixer.weights):
+    if any(_is_correction(weight) for weight in mixer.weights):
         ranked = like("add", probabilities, sketch.parameter())
     if family.expert_groups > 1:
         ranked = _best_groups(mixer.num_experts, family.expert_groups, ranked)

@@ -143,8 +143,12 @@ def _inputs_of(layer: Layer, family: Family, *, has_windows: bool) -> tuple[obje
                 found.append("positions")
             elif family.scales_unrotated:
                 found.append("position scale")
+            if family.scales_by_position:
+                found.append("position scale")
         elif isinstance(mixer, LatentAttention):
-            found.extend((0, "positions"))
+            found.extend((0, "positions") if family.rotates_latent else (0,))
+            if family.scales_by_position:
+                found.append("position scale")
         else:
             found.append("states")
     if takes_per_layer(layer):

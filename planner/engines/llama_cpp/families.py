@@ -65,6 +65,16 @@ class Family:
     """Whether embeddings are as wide as the vision tower's layers beside them, which the first layers add."""
     rotary_factors: bool = False
     """Whether files hold a factor for every frequency of full attention's rotary embedding."""
+    norms_mixed: bool = False
+    """Whether the norm after a sequence mixer sees every token of the last layer, before rows without an output are dropped."""
+    gates_attention: Literal["none", "sigmoid", "softplus"] = "none"
+    """How a projection of its own gates what was attended to, before the output projection."""
+    rotates_latent: bool = True
+    """Whether latent attention rotates the part of its keys that is shared by all heads."""
+    scales_attended: bool = False
+    """Whether the output of attention is scaled."""
+    halves_experts: bool = False
+    """Whether the sum of routed and shared experts is halved."""
     norms_states: bool = False
     """Whether Mamba's B, C and dt are normed without a weight."""
 
@@ -96,14 +106,51 @@ _GEMMA4 = Family(
 _GEMMA3N = Family("gemma3n.cpp", windows=True, scales_embedding=True, norms_values=True, outputs_after="layers")
 _LFM2 = Family("lfm2.cpp", residual_first=(True, True), gating="sigmoid")
 
+_LAGUNA = Family("laguna.cpp", windows=True, gating="sigmoid", scales_weights=True, gates_attention="softplus")
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        **dict.fromkeys(("llama", "mistral", "mixtral", "llava", "llava_next", "vipllava", "internlm3"), _LLAMA),
+        **dict.fromkeys(
+            (
+                "llama",
+                "mistral",
+                "mixtral",
+                "llava",
+                "llava_next",
+                "vipllava",
+                "internlm3",
+                "iquestcoder",
+                "idefics3",
+                "smolvlm",
+                "voxtral",
+            ),
+            _LLAMA,
+        ),
+        "afmoe": Family(
+            "afmoe.cpp",
+            windows=True,
+            rotates_windows_only=True,
+            scales_embedding=True,
+            gating="sigmoid",
+            scales_weights=True,
+            norms_mixed=True,
+            gates_attention="sigmoid",
+        ),
         "apertus": Family("apertus.cpp"),
         "arcee": Family("arcee.cpp"),
         "bloom": Family("bloom.cpp", norms_embeddings=True),
         "cohere": _COHERE,
         "cohere2": replace(_COHERE, file="cohere2.cpp", windows=True, rotates_windows_only=True),
+        "cohere2_moe": replace(
+            _COHERE,
+            file="cohere2moe.cpp",
+            windows=True,
+            rotates_windows_only=True,
+            gating="sigmoid",
+            halves_experts=True,
+            outputs_after="final norm",
+            keeps_hidden=True,
+        ),
         "dbrx": Family("dbrx.cpp"),
         "deepseek_v2": replace(_DEEPSEEK, normalises_weights=False),
         "deepseek_v3": replace(_SIGMOID_EXPERTS, expert_groups=8),
@@ -146,18 +193,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             normalises_weights=False,
         ),
         **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), _GRANITE),
-        "granitemoehybrid": replace(_GRANITE, file="granite-hybrid.cpp"),
+        **dict.fromkeys(("granite_swa", "granitemoe_swa"), replace(_GRANITE, file="granite-swa.cpp", windows=True)),
+        **dict.fromkeys(("granitemoehybrid", "bamba"), replace(_GRANITE, file="granite-hybrid.cpp")),
+        "hy_v3": Family("hy-v3.cpp", outputs_after="final norm", keeps_hidden=True, gating="sigmoid", scales_weights=True),
         "hunyuan_v1_dense": Family("hunyuan-dense.cpp", rotates_before_norm=True),
         "hunyuan_v1_moe": Family("hunyuan-moe.cpp", rotates_before_norm=True),
+        "jais2": Family("jais2.cpp"),
         "jamba": Family("jamba.cpp", residual_first=(True, True), normalises_weights=False),
         "kimi_k2": _SIGMOID_EXPERTS,
-        **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
+        "kimi_linear": Family("kimi-linear.cpp", expands_norm=True, gating="sigmoid", scales_weights=True, rotates_latent=False),
+        "laguna": _LAGUNA,
+        **dict.fromkeys(("lfm2", "lfm2_moe", "lfm2_vl"), _LFM2),
         **dict.fromkeys(("llama4", "llama4_text"), _LLAMA4),
         "mamba": Family("mamba.cpp"),
         "mamba2": Family("mamba.cpp"),
+        "mellum": Family("mellum.cpp", windows=True),
+        "mimo_v2_flash": Family("mimo2.cpp", windows=True, gating="sigmoid", scales_attended=True),
         "minimax_m2": Family("minimax-m2.cpp", gating="sigmoid"),
         "mistral3": _MISTRAL3,
         "ministral3": replace(_MISTRAL3, scales_by_position=True),
+        "mistral4": replace(_DEEPSEEK, file="mistral4.cpp", scales_by_position=True, merges_gate_up=True),
         "mpt": Family("mpt.cpp"),
         "nemotron": Family("nemotron.cpp"),
         "nemotron_h": Family(
@@ -171,7 +226,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "phi": Family("phi2.cpp", scales_queries=True, parallel_sum=("attention", "channel", "residual")),
         "phi3": _PHI3,
         "phimoe": replace(_PHI3, only_rms_norms=True),
-        "qwen2": _QWEN2,
+        **dict.fromkeys(("qwen2", "qwen2_audio"), _QWEN2),
         "qwen2_moe": Family("qwen2moe.cpp", normalises_weights=False, shared_gate="silu ratio"),
         **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), _QWEN2_VL),
         "qwen3": Family("qwen3.cpp"),
@@ -182,9 +237,24 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **dict.fromkeys(("qwen3_vl", "qwen3_vl_text"), _QWEN3_VL),
         **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text"), replace(_QWEN3_VL, file="qwen3vlmoe.cpp")),
         "seed_oss": Family("seed-oss.cpp"),
+        "youtu": _DEEPSEEK,
         "smollm3": Family("smollm3.cpp"),
         "stablelm": Family("stablelm.cpp"),
         "starcoder2": Family("starcoder2.cpp"),
     }
 )
 """Every family whose graph is derived, by ``model_type``; each was compared with what the program reserves."""
+
+WRAPPERS = ("mistral3", "llava", "llava_next", "vipllava", "idefics3", "smolvlm")
+"""Types whose decoder may be of several families; the converter goes by the decoder's."""
+UNCONVERTED = frozenset(
+    (
+        "aria_text", "axk1", "axk2", "aya_vision", "bailing_hybrid", "bart", "beam", "biogpt", "blenderbot",
+        "blenderbot-small", "codegen", "cohere2_vision", "ctrl", "cwm", "diffllama", "ernie", "flex_olmo", "flint", "fuyu",
+        "gpt_neo", "gpt_neox_japanese", "gptj", "helium", "hyperclovax", "kolibri1", "lfm3", "longcat_flash", "m2m_100",
+        "marian", "mbart", "minimax_m3_vl_text", "ministral", "mllama", "mllama_text_model", "nanochat", "olmo_hybrid",
+        "openai-gpt", "opt", "paligemma", "pegasus", "persimmon", "plbart", "recurrent_gemma", "rwkv", "vaultgemma",
+        "whisper", "xglm", "xlstm", "zamba", "zamba2",
+    )
+)  # fmt: skip
+"""Types of whose classes none is registered in ``conversion/``: no GGUF file of them can be made."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from planner.architecture.layers import Architecture, Attention
 from planner.engines.beside import DRAFT, read_beside
 from planner.engines.llama_cpp.context import Context, context_of
-from planner.engines.llama_cpp.families import FAMILIES, Family
+from planner.engines.llama_cpp.families import FAMILIES, UNCONVERTED, WRAPPERS, Family
 from planner.engines.llama_cpp.laid import COMPONENTS, PHASES, VERSION, Buffers, Laid
 from planner.engines.llama_cpp.options import (
     cache_type_faults,
@@ -184,7 +184,12 @@ def _placement_notes(placement: Placement, options: Mapping[str, object]) -> lis
 
 
 def _family(architecture: Architecture) -> Family:
-    found = FAMILIES.get(architecture.model_type)
+    wraps = architecture.model_type in WRAPPERS and architecture.decoder_type
+    found = FAMILIES.get(architecture.decoder_type if wraps else architecture.model_type)
+    if found is None and architecture.model_type in UNCONVERTED:
+        raise NotModelled(
+            f"llama.cpp runs no {architecture.model_type}: its converter makes no GGUF file of it; use another engine"
+        )
     if found is None:
         raise NotModelled(f"llama.cpp's graph of {architecture.model_type} is not derived")
     return found

@@ -104,9 +104,11 @@ def _after_sequence(sketch: Sketch, layer: Layer, x: Tensor, norms: tuple[list[N
     if family.expands_norm:
         sketch.graph.expand(y)
     y = _mixed(sketch, layer.sequence[0], y)
+    for norm in after if family.norms_mixed else ():
+        y = _normed(sketch, norm, y)
     if last and family.outputs_after == "mixer":
         y, residual = rows_of(y, sketch.output_ids), rows_of(residual, sketch.output_ids)
-    for norm in after:
+    for norm in () if family.norms_mixed else after:
         y = _normed(sketch, norm, y)
     return _summed(sketch, y, residual, residual_first=family.residual_first[0])
 
@@ -126,7 +128,7 @@ def _parallel_layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> T
     early = None if channel_norm is not None and not sketch.family.norms_before_rows else first
     if channel_norm is not None and early is not None:
         early = _normed(sketch, channel_norm, x)
-    if last:
+    if last and sketch.family.outputs_after == "mixer":
         attended, residual = rows_of(attended, sketch.output_ids), rows_of(residual, sketch.output_ids)
         early = rows_of(early, sketch.output_ids) if early is not None else None
     if early is None and channel_norm is not None:
@@ -153,7 +155,8 @@ def _norms(layer: Layer) -> tuple[list[Norm], list[Norm]]:
     """Norms before the mixers and norms after them."""
     norms = list(layer.norms)
     if len(norms) == 4:
-        after = [norm for norm in norms if norm.name in AFTER_MIXERS] or norms[1::2]
+        after = [norm for norm in norms if norm.name in AFTER_MIXERS]
+        after = after if len(after) == 2 else norms[1::2]
         return [norm for norm in norms if norm not in after], after
     if norms and "post_feedforward" in norms[-1].name:
         return [], norms

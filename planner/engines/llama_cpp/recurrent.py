@@ -1,7 +1,7 @@
-"""The recurrent mixers of llama.cpp's graphs, tensor by tensor: Mamba, Mamba-2, gated delta net, short convolution.
+"""The recurrent mixers of llama.cpp's graphs, tensor by tensor: Mamba, Mamba-2, delta nets, short convolution.
 
 Source: llama.cpp ``src/llama-graph.cpp`` (``build_rs``), ``src/models/mamba-base.cpp``, ``qwen3next.cpp``, ``qwen35.cpp``,
-``delta-net-base.cpp`` and ``lfm2.cpp`` (0.5.0-dev, ggml 0.25.3). The order of statements is the order of nodes.
+``delta-net-base.cpp``, ``kimi-linear.cpp`` and ``lfm2.cpp`` (0.5.0-dev, ggml 0.25.3). Statements follow the order of nodes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
             return _mamba2(sketch, mixer, x)
         case "gated_delta_net":
             return _gated_delta_net(sketch, mixer, x)
+        case "kimi_delta":
+            return _kimi_delta(sketch, mixer, x)
         case "short_conv":
             return _short_convolution(sketch, mixer, x)
         case _:
@@ -205,6 +207,39 @@ def _gated_delta_net(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     normed = sketch.rms_norm(y)
     y = like("mul", normed, like("unary", reshape(z, v_dim, v_heads, tokens, sequences)))
     return reshape(sketch.linear("ssm_out", x.ne[0], reshape(y, values, tokens, sequences)), x.ne[0], tokens * sequences)
+
+
+def _kimi_delta(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
+    """Kimi delta attention (Kimi Linear 2025): the fused delta rule with a decay for each channel."""
+    sequences, heads, width = sketch.context.sequences, mixer.num_heads, mixer.head_dim
+    tokens, inner, taps = sketch.context.tokens // sequences, mixer.inner_dim, mixer.conv_kernel - 1
+    loaded, held = _loaded_state(sketch, taps * mixer.conv_channels)
+    strides = (F32 * taps, F32 * taps * mixer.conv_channels)
+
+    def convolved(leaf: str) -> Tensor:
+        projected = reshape(sketch.linear(leaf, inner, x), inner, tokens, sequences)
+        columns = joined(view(loaded, (taps, inner, sequences), strides), transpose(projected))
+        last = view(columns, (taps, inner, sequences), columns.nb[1:3])
+        sketch.graph.expand(written(view(held, (taps, inner, sequences), strides), last))
+        out = made("ssm_conv", (inner, tokens, sequences), columns, reshape(sketch.parameter(), 1, 1))
+        return reshape(like("unary", reshape(out, inner, tokens * sequences)), width, heads, tokens, sequences)
+
+    q, k, v = convolved("attn_q"), convolved("attn_k"), convolved("attn_v")
+    decay = like("add", sketch.linear("ssm_f_b", inner, sketch.linear("ssm_f_a", width, x)), sketch.parameter())
+    decay = like("mul", reshape(like("unary", decay), width, heads, tokens * sequences), reshape(sketch.parameter(), 1, 1))
+    decay = reshape(decay, width, heads, tokens, sequences)
+    beta = like("unary", reshape(sketch.linear("ssm_beta", heads, x), 1, heads, tokens, sequences))
+    state, held_state = _loaded_state(sketch, mixer.state_numel)
+    state = reshape(state, width, width, heads, sequences)
+    q, k = like("scale", like("rms_norm", q)), like("scale", like("rms_norm", k))
+    out = made("gated_delta_net", (inner, tokens * sequences + width * sequences), q, k, v, decay, beta, state)
+    y = packed(view(out, (width, heads, tokens, sequences)))
+    final = view(out, (width, width, heads, sequences))
+    sketch.graph.expand(written(view(held_state, (mixer.state_numel * sequences,)), final))
+    gate = sketch.linear("ssm_g_b", inner, sketch.linear("ssm_g_a", width, x))
+    normed = sketch.rms_norm(reshape(y, width, heads, tokens * sequences))
+    opened = like("mul", normed, like("unary", reshape(gate, width, heads, tokens * sequences)))
+    return sketch.linear("attn_output", x.ne[0], packed(opened, inner, tokens * sequences))
 
 
 def _short_convolution(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
