@@ -13,6 +13,7 @@ from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
 from planner.defaults import settle
 from planner.engines.mixed import cards_of, mixed_notes, over_cards, require_derived, settled_over, slowest_card, smallest_card
+from planner.engines.releases import format_of_release
 from planner.engines.served import SERVED, serving_answer
 from planner.engines.unified import in_one_memory
 from planner.engines.unused import unused
@@ -85,13 +86,15 @@ def _stored(scenario: Scenario, architecture: Architecture, native: Format | Non
 def settled_of(scenario: Scenario, architecture: Architecture, native: Format | None) -> tuple[Scenario, Format]:
     """The scenario with every default filled in, and the format its weights are stored in."""
     settled, _ = settle(scenario, architecture, _stored(scenario, architecture, native))
-    return settled, native if native is not None and settled.weights == "native" else _format(settled.weights)
+    fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
+    return settled, format_of_release(settled, architecture, fmt)
 
 
 def answer_alone(scenario: Scenario, architecture: Architecture, gpu: Gpu, native: Format | None, device: Device) -> Footprint:
     """The footprint worked out from the scenario alone, whatever was asked before."""
     settled, notes = settle(scenario, architecture, _stored(scenario, architecture, native))
     fmt = native if native is not None and settled.weights == "native" else _format(settled.weights)
+    fmt = format_of_release(settled, architecture, fmt)
     notes = (*notes, *architecture.notes, *unused(scenario, architecture))
     cards = cards_of(settled, gpu)
     if cards and settled.task == "inference" and settled.engine in SERVED:

@@ -200,6 +200,19 @@ class Graph(Tape):
         self._last = Node(name, (source,), [self.save(saved) for saved in saves], rule, constants=constant, unpacks=True)
         self.record.nodes.append(self._last)
 
+    def take_over(self, old: str, other: str, name: str, rule: Rule) -> None:
+        """An operator writes what it makes of ``old`` and ``other`` over ``old``, which goes on as ``name``."""
+        super().rename(old, name)
+        if not self.saving:
+            return
+        self.record.sizes[name] = self.record.sizes[old]
+        constant = [source for source in (old, other) if source in self.constants]
+        self._last = Node(name, (old, other), (), rule, constants=constant)
+        if len(constant) > 1:
+            self.constants.add(name)
+        else:
+            self.record.nodes.append(self._last)
+
     def _is_needed(self, saved: str, inputs: Sequence[str]) -> bool:
         """Whether a gradient is computed from a saved tensor: an only input's own, or another input's than its own."""
         if saved not in inputs or not self.constants or len(inputs) == 1:

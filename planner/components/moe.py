@@ -6,6 +6,7 @@ from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Norm, Weight
 from planner.components.activations import activate
 from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
+from planner.components.experts_in_turn import experts_in_turn
 from planner.components.graph import Graph, Node
 from planner.components.mlp import mlp_forward
 from planner.components.norms import norm_forward
@@ -26,7 +27,9 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
         mlp_forward(g, shared, source, "shared output" if opening else "shared")
     _router(g, mixer, router_source or source)
     g.free(router_source)
-    if g.run.code.experts == "dense":
+    if g.run.experts_in_turn:
+        experts_in_turn(g, mixer, source, "routed")
+    elif g.run.code.experts == "dense":
         _dense_experts(g, mixer, source, "routed")
     else:
         _grouped_experts(g, mixer, source, "routed")

@@ -71,6 +71,8 @@ class Run:
     hands_out_keys: bool = False
     repeats_keys: bool = False
     """FlashAttention is given keys and values copied for every query head."""
+    experts_in_turn: bool = False
+    """Experts are linears of their own, one after another."""
     fused: tuple[str, ...] = ()
     """Kernels in place of the class's own code (:mod:`planner.components.fused_kernels`)."""
 

@@ -6,10 +6,15 @@ A release takes the newest entry that is not newer than itself.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal
 
+from planner.architecture.layers import Architecture
+from planner.components.experts_in_turn import FAMILIES
 from planner.faults import Fault, Faults
+from planner.formats.format import LINEARS, LINEARS_AND_EXPERTS, Format
 from planner.record import record
+from planner.scenario import Scenario
 
 LossCopies = Literal["labels", "logits", "widened_logits", "narrow_logits"]
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
@@ -68,6 +73,23 @@ CALLED_BY_CHECKPOINTS = (4, 52)
 
 INPUTS_SAVED_BEFORE = (0, 43, 2)
 """bitsandbytes autograd/_functions.py, MatMul4Bit.forward: ctx.tensors = (A, B) until pull request 1270."""
+
+
+SINGLE_EXPERTS_BEFORE = (5, 0)
+"""Until then experts are a list of modules, each with linears of its own, which quantisers replace one by one."""
+
+
+def has_single_experts(scenario: Scenario, architecture: Architecture) -> bool:
+    """Whether the release that a training names keeps a model's experts apart and runs them one after another."""
+    version = scenario.training.engine_options.get("version") if scenario.task == "training" else None
+    return bool(version) and architecture.model_type in FAMILIES and _number(version) < SINGLE_EXPERTS_BEFORE
+
+
+def format_of_release(scenario: Scenario, architecture: Architecture, fmt: Format) -> Format:
+    """How weights are stored by the release that a scenario names: a scheme of linears takes experts that are linears."""
+    if fmt.quantizes != LINEARS or not has_single_experts(scenario, architecture):
+        return fmt
+    return replace(fmt, quantizes=LINEARS_AND_EXPERTS, notes=())
 
 
 def saves_inputs(version: object) -> bool:

@@ -26,7 +26,7 @@ from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import EXTRAS, hold_others, objective_of
 from planner.engines.prefix import prefix_of
-from planner.engines.releases import Release, is_reentrant, release_of
+from planner.engines.releases import Release, has_single_experts, is_reentrant, release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep, training_phases
@@ -61,6 +61,7 @@ def training_steps(
         autocast=autocast, compute_bytes=HALF_BYTES if widens or prepared else 0,
         narrow_ends=widens or (quantised is not None and quantised.has_narrow_ends),
         hands_out_keys=_release(scenario, architecture).hands_out_keys and ask.objective == "sft",
+        experts_in_turn=has_single_experts(scenario, architecture),
         repeats_keys=_release(scenario, architecture).repeats_keys and ask.attention == "flash",
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         fused=_fused(scenario, architecture),

@@ -17,7 +17,7 @@ from planner.components.states import plain_weights
 from planner.components.tape import Level
 from planner.components.trainable import trainable_parameters
 from planner.engines.host_loading import loading_host
-from planner.engines.releases import saves_inputs
+from planner.engines.releases import has_single_experts, saves_inputs
 from planner.engines.training import (
     has_narrow_ends,
     prepares,
@@ -174,7 +174,8 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     if code is not None and code.own_linears:
         raise NotModelled(f"weights: {architecture.model_class} has linears of its own, which quantisers of transformers pass over")
     resolved = resolve_format(fmt, architecture)
-    require_modelled_experts(resolved, architecture)
+    if not has_single_experts(scenario, architecture):
+        require_modelled_experts(resolved, architecture)
     options = scenario.training.engine_options if training else {}
     saves = isinstance(resolved.scheme, BitsAndBytes4Bit) and saves_inputs(options.get("bitsandbytes_version"))
     if training:

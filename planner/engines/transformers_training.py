@@ -77,6 +77,8 @@ class TrainingStep:
     prefix: Prefix | None = None
     """Trained keys and values before every layer's own; then nothing of the model trains."""
     quantised: QuantisedWeights | None = None
+    experts_in_turn: bool = False
+    """Experts are linears of their own, and compute one after another."""
     repeats_keys: bool = False
     """FlashAttention gets a copy of keys and values for every query head."""
     loss: Loss = Loss()
@@ -127,6 +129,7 @@ def training_phases(
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
         hands_out_keys=work.hands_out_keys, fused=work.fused, repeats_keys=work.repeats_keys,
+        experts_in_turn=work.experts_in_turn,
     )  # fmt: skip
     requires = bool(work.checkpointing) or work.virtual_tokens > 0
     reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)

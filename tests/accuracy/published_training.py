@@ -172,6 +172,9 @@ def _plain_lora(row: Row) -> bool:
     return any(row.run.endswith(end) for end in ("-rank32", "-rank64", "-rank10-target-mlp", "-rank32-dora"))
 
 
+STACKED_EXPERTS = (
+    "transformers 5 stacks the experts, which bitsandbytes leaves in 16 bit; the release measured had them as linear layers"
+)
 REASONS: tuple[tuple[Callable[[Row], bool], str], ...] = (
     (
         lambda row: row.setup["engine"] == "qwen script",
@@ -186,7 +189,7 @@ REASONS: tuple[tuple[Callable[[Row], bool], str], ...] = (
     ),
     (
         lambda row: row.quantisation == "bnb nf4" and "Mixtral" in row.model,
-        "transformers 5 stacks the experts, which bitsandbytes leaves in 16 bit; the release measured had them as linear layers",
+        STACKED_EXPERTS,
     ),
     (
         lambda row: row.setup["engine"] == "peft loop" and (row.method != "lora" or not _plain_lora(row)),

@@ -101,7 +101,8 @@ def _reason(row: published.Row) -> str | None:
     framework = str(row.setup.get("framework", ""))
     for name in ("-fast-kernels", "-foak"):
         framework = framework.replace(name, "")
-    return published.reason(replace(row, gpus=1, setup=row.setup | {"framework": framework}))
+    found = published.reason(replace(row, gpus=1, setup=row.setup | {"framework": framework}))
+    return None if found == published.STACKED_EXPERTS else found
 
 
 def _has_own_kernels(row: published.Row) -> bool:
@@ -425,7 +426,6 @@ KNOWN = """\
 What is known of the largest misses
 trainer qlora FSDP kernels: adapters that the fused products read are no part of FSDP's units (lora_adapters_switch_ddp_from_fsdp);
     what is predicted has them in shards, and is as much too low as the ranks share of them.
-x0082, x0085: transformers 4.48 runs one expert of a layer after another; what is predicted is of the grouped products of 5.
 nvidia_smi_total: the card's highest reading of 100 steps above its first, loading, warm-up, logging and saving included
     (``benchmark.py`` there). What is predicted is one steady step in an allocator that was empty before.
 litgpt qlora: bitsandbytes 0.41.1 keeps inputs of 4-bit products; what is still missing is of litgpt's own code, which lays q, k
