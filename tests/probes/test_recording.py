@@ -5,7 +5,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from probes.recording import (
     read_recording,
     recordings_folder,
 )
+from tests.benchmarks.speed import stated_ms
 from tests.probes.fake_nvml import PROJECT
 
 HEADER = {"scenario": {"model": "org/Some-Model", "task": "inference"}, "prediction": None}
@@ -232,14 +232,10 @@ def test_a_million_samples_open_in_a_second(tmp_path: Path) -> None:
             f"[0,{n * 50_000},{10**9 + n * 512},{2 * 10**9 + n * 512},{3 * 10**9},{80 * 10**9 - n},{85 * 10**9}]\n"
             for n in range(1, count)
         )
-    measurement, taken = None, []
-    for _ in range(3):
-        begun = time.process_time()
-        recorded = read_recording(path)
-        measurement = Measurement.of_recording(recorded)
-        taken.append(time.process_time() - begun)
-    assert min(taken) < 1.0
-    assert measurement is not None
+    opened: list[Measurement] = []
+    taken_ms = [stated_ms(lambda: opened.append(Measurement.of_recording(read_recording(path)))) for _ in range(3)]
+    assert min(taken_ms) < 1000
+    measurement = opened[-1]
     (step,) = measurement.steps.values()
     assert step.meters == {"allocated": 10**9 + (count - 1) * 512, "reserved": 2 * 10**9 + (count - 1) * 512, "device": 3 * 10**9}
     assert measurement.timeline.peak("allocated", "decode") == step.meters["allocated"]

@@ -143,8 +143,21 @@ def test_killed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_process_is_a_hang_and_is_ended(tmp_path: Path) -> None:
-    _, outcome = run(tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)", Limits(silence_s=0.6, grace_s=0.2))
-    assert (outcome.kind, outcome.limit_s, outcome.signal) == ("hung", 0.6, signal.SIGKILL)
+    _, outcome = run(tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)", Limits(silence_s=1.0, grace_s=0.2))
+    assert (outcome.kind, outcome.limit_s, outcome.signal, outcome.error_kind) == ("hung", 1.0, signal.SIGKILL, "suspended")
+    assert "stopped by a signal or a debugger and said nothing for 1 s, in load" in outcome.text
+
+
+def test_a_probe_that_answers_and_gets_nowhere_is_ended_on_a_gpu(tmp_path: Path) -> None:
+    """Its sampler goes on while a kernel hangs. On a CPU a step may take its time."""
+    pulse = "while True:\n    say('memory', allocated=1)\n    time.sleep(0.02)\n"
+    for device, time_s, kind, words in (("cuda:0", 60.0, "hung", "or finished for 0.5 s"), ("cpu", 2.0, "timed_out", "time limit")):
+        (tmp_path / device).mkdir()
+        probe = Run(tmp_path / device, pulse, Limits(time_s=time_s, silence_s=20, stall_s=0.5, grace_s=0.2))
+        probe.session.order["device"] = device
+        with probe.session:
+            outcome = probe.finish()
+        assert (outcome.kind, words in outcome.text) == (kind, True), outcome
 
 
 def test_crash_keeps_the_last_words_on_stderr(tmp_path: Path) -> None:
@@ -389,8 +402,8 @@ def test_another_machines_clock_is_shifted_to_ours(tmp_path: Path) -> None:
     probe, _ = run(tmp_path, speak + textwrap.dedent(script), speak=False)
     first, second, third = (event["t"] for event in probe.named("tick"))
     assert first < 20
-    assert second - first == pytest.approx(0.5, abs=0.1)
-    assert third - first == pytest.approx(1.0, abs=0.1)
+    assert second - first == pytest.approx(0.5, abs=0.3)
+    assert third - first == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_receiver_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
@@ -416,7 +429,7 @@ def test_starting_returns_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
     started = time.monotonic()
     probe.session.start()
     probe.session.stop()
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
     probe.finish()
     assert threading.active_count() == before
 
