@@ -330,7 +330,7 @@ def _model_object(reader: Reader) -> ModelRef:
     path = reader.string("path")
     reader.refuse_unknown()
     if reader.has("path") == reader.has("config"):
-        reader.fault("path", "give either path or config")
+        reader.fault("path", "give either path or config, or the id of a model as a string in place of the object")
     if isinstance(config, Mapping):
         return InlineConfig(config)
     if config is not None:
