@@ -55,7 +55,10 @@ def test_all_faults_are_told_at_once_with_their_paths() -> None:
         ({"task": "inference"}, 'model: is required: a model id, {"path": …} or {"config": {…}}'),
         (MINIMAL | {"version": 2}, "version: this program reads version 1, got 2"),
         ({"model": "a/b"}, "task: is required: one of inference, training"),
-        (MINIMAL | {"model": {"path": "a", "config": {}}}, "model.path: give either path or config, or the id of a model as a string in place of the object"),
+        (
+            MINIMAL | {"model": {"path": "a", "config": {}}},
+            "model.path: give either path or config, or the id of a model as a string in place of the object",
+        ),
         (MINIMAL | {"model": {"config": 3}}, "model.config: must be an object: the contents of a config.json"),
         (MINIMAL | {"inference": []}, "inference: must be an object, got a list of 0"),
         (
