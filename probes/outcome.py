@@ -22,6 +22,9 @@ Kind = Literal[
     "disconnected",
 ]
 
+Hung = Literal["silent", "suspended", "stalled"]
+"""How a probe hangs: without a word; stopped by a signal; answering, but with nothing done any more."""
+
 _TITLES: dict[Kind, str] = {
     "completed": "Completed",
     "out_of_memory": "Out of memory",
@@ -38,6 +41,20 @@ _OWN_DOING = frozenset({4, 6, 7, 8, 11})
 """SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV: signals that a program brings upon itself."""
 _ASK_FOR_LESS = "Free memory, raise the budget, or ask for less: a smaller batch, fewer tokens, fewer layers."
 _ASK_FOR_LESS_OF_A_CARD = "Choose a larger card, or ask for less of this one: a smaller batch, fewer tokens, smaller weights."
+_HUNG: dict[str, tuple[str, str]] = {
+    "silent": (
+        "the probe said nothing for {limit} s",
+        "If the machine is only slow, raise the silence limit; else look at the system's log.",
+    ),
+    "suspended": (
+        "the probe was stopped by a signal or a debugger and said nothing for {limit} s",
+        "Let it run: SIGSTOP and Ctrl-Z stop a process until SIGCONT comes.",
+    ),
+    "stalled": (
+        "nothing was begun or finished for {limit} s though the probe answered",
+        "The device hangs, or one step takes that long: look at the system's log, or measure fewer layers or tokens.",
+    ),
+}
 _BAD_INPUT = ("bad_order", "bad_config")
 
 
@@ -48,7 +65,7 @@ class Outcome:
     ``after_s`` counts from the start of the run, ``limit_s`` is the limit that was met (time or silence), ``signal`` and
     ``exit_status`` are those of the process, ``oom_kills`` how many processes the kernel's out-of-memory killer ended
     meanwhile, ``message`` and ``error_kind`` the worker's own. ``rehearsed``: on a simulated card. ``rank``: of several, the one
-    whose end it was; None for the worker itself.
+    whose end it was; None for the worker itself. Of one that hung ``error_kind`` is how (:data:`Hung`).
     """
 
     kind: Kind
@@ -91,7 +108,7 @@ class Outcome:
             case "timed_out":
                 return f"Ended at its time limit of {self.limit_s:g} s, {self._where()}."
             case "hung":
-                return f"Ended because the probe said nothing for {self.limit_s:g} s, {self._where()}."
+                return f"Ended because {self._hung()[0].format(limit=f'{self.limit_s:g}')}, {self._where()}."
             case "killed":
                 return self._killed()
             case "crashed":
@@ -108,7 +125,7 @@ class Outcome:
         return {
             "out_of_memory": _ASK_FOR_LESS_OF_A_CARD if self.rehearsed else _ASK_FOR_LESS,
             "timed_out": f"Raise the time limit, or {verb} fewer layers or tokens.",
-            "hung": "If the machine is only slow, raise the silence limit; else look at the system's log.",
+            "hung": self._hung()[1],
             "killed": f"Leave more memory free, or {verb} fewer layers." if self._maybe_oom_killer() else "",
             "disconnected": "The probe there ended with its connection; once the host answers again, repeat the run.",
             "crashed": "The last lines of its error output say more; report them if they name no cause.",
@@ -122,6 +139,9 @@ class Outcome:
     def to_json(self) -> dict[str, object]:
         """JSON-ready data, with the words."""
         return {**asdict(self), "title": self.title, "text": self.text}
+
+    def _hung(self) -> tuple[str, str]:
+        return _HUNG.get(self.error_kind, _HUNG["silent"])
 
     def _where(self) -> str:
         phase = f"in {self.phase}, " if self.phase else ""
@@ -165,6 +185,7 @@ class Facts:
     oom_kills: int
     stderr_tail: str
     rehearsed: bool = False
+    hung: Hung | None = None
 
 
 def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, limit_s: float | None = None) -> Outcome:
@@ -179,6 +200,7 @@ def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, 
         forced or ("killed" if died_of is not None and died_of not in _OWN_DOING else "crashed"),
         facts.after_s, facts.phase, limit_s=limit_s, signal=died_of, exit_status=status,
         oom_kills=facts.oom_kills, stderr_tail=facts.stderr_tail, rehearsed=facts.rehearsed,
+        error_kind=facts.hung or "",
     )  # fmt: skip
     if told is not None and told.get("event") == "result":
         return _with_result(base, told)
@@ -189,9 +211,10 @@ def judge(told: Mapping[str, object] | None, forced: Kind | None, facts: Facts, 
 
 def _with_result(base: Outcome, told: Mapping[str, object]) -> Outcome:
     if told.get("outcome") != "out_of_memory":
-        return replace(base, kind="completed")
+        return replace(base, kind="completed", error_kind="")
     return replace(
-        base, kind="out_of_memory", phase=str(told.get("phase") or base.phase), message=str(told.get("message") or ""),
+        base, kind="out_of_memory", error_kind="",
+        phase=str(told.get("phase") or base.phase), message=str(told.get("message") or ""),
         requested_bytes=_size(told.get("requested_bytes")), free_bytes=_size(told.get("free_bytes")), rank=_size(told.get("rank")),
     )  # fmt: skip
 

@@ -34,9 +34,10 @@ from typing import IO, Self
 from probes.drivers import Driver, Drivers
 from probes.environment import environment
 from probes.events import Events
+from probes.liveness import Liveness
 from probes.meters import ProbeMeters, kernel_oom_kills
 from probes.nvml import GpuReading
-from probes.outcome import Facts, Kind, Outcome, judge
+from probes.outcome import Facts, Hung, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
 from probes.recording import Event, RecordingState
@@ -60,12 +61,14 @@ _DRAIN_S = 30.0
 class Limits:
     """When a probe is ended: ``time_s`` after its start, ``silence_s`` without a line; None is never.
 
-    ``grace_s`` passes between the steps of ending it: interrupt, terminate, kill. ``line_bytes`` bounds one line. A lost
+    A measurement on a GPU is ended too after ``stall_s`` in which it answers, and nothing is begun or finished. ``grace_s``
+    passes between the steps of ending it: interrupt, terminate, kill. ``line_bytes`` bounds one line. A lost
     connection is made anew ``reconnects`` times at most.
     """
 
     time_s: float | None = None
     silence_s: float | None = 120.0
+    stall_s: float | None = 600.0
     grace_s: float = 2.0
     line_bytes: int = LINE_LIMIT_BYTES
     reconnects: int = 2
@@ -118,7 +121,8 @@ class ProbeSession:
         self._thread = threading.Thread(target=self._run, name="probe-session", daemon=True)
         self._origin = time.monotonic()
         self._child_offset_s: float | None = None
-        self._heard_at = self._origin
+        self._liveness = self._new_liveness()
+        self._hung: Hung | None = None
         self._phase = ""
         self._verdict: Event | None = None
         self._verdict_at = math.inf
@@ -127,7 +131,8 @@ class ProbeSession:
 
     def start(self) -> None:
         """Begin, on threads of its own."""
-        self._origin = self._heard_at = time.monotonic()
+        self._origin = time.monotonic()
+        self._liveness = self._new_liveness()
         _LIVE.add(self)
         self._thread.start()
 
@@ -205,7 +210,7 @@ class ProbeSession:
         self._events.emit({"event": "reconnect", "t": self._now(), "attempt": number})
         self._heard, self._verdict, self._verdict_at = False, None, math.inf
         self._child_offset_s, self._phase, self._stderr = None, "", b""
-        self._heard_at = time.monotonic()
+        self._liveness = self._new_liveness()
         self._over = threading.Event()
         return True
 
@@ -225,7 +230,8 @@ class ProbeSession:
         for reader in readers:
             reader.join(_DRAIN_S)
         group.close()
-        limit_s = {"timed_out": self._limits.time_s, "hung": self._limits.silence_s}.get(forced or "")
+        hung_s = self._limits.stall_s if self._hung == "stalled" else self._limits.silence_s
+        limit_s = {"timed_out": self._limits.time_s, "hung": hung_s}.get(forced or "")
         outcome = judge(self._verdict, forced, self._facts(group.status(), kills_before), limit_s)
         return self._remote.judge(outcome, heard=self._heard) if self._remote else outcome
 
@@ -265,7 +271,7 @@ class ProbeSession:
         while group.status() is None:
             self._woken.wait(_POLL_S)
             self._woken.clear()
-            forced = forced or self._reason_to_end()
+            forced = forced or self._reason_to_end(group.pid)
             finishing = time.monotonic() - self._verdict_at > self._grace_s
             if (forced or finishing) and steps and time.monotonic() >= next_step_at:
                 steps.pop(0)()
@@ -276,15 +282,20 @@ class ProbeSession:
     def _grace_s(self) -> float:
         return min(_HURRIED_GRACE_S, self._limits.grace_s) if self._hurry.is_set() else self._limits.grace_s
 
-    def _reason_to_end(self) -> Kind | None:
+    def _new_liveness(self) -> Liveness:
+        steps = self.order.get("mode") in ("measure", "calibrate") and self.order.get("device", "cpu") != "cpu"
+        return Liveness(self._limits.silence_s, self._limits.stall_s if steps else None, local=self._remote is None)
+
+    def _reason_to_end(self, pid: int) -> Kind | None:
         now, limits = time.monotonic(), self._limits
         if self._stop_asked.is_set():
             return "stopped"
         if limits.time_s is not None and now - self._origin > limits.time_s:
             return "timed_out"
-        if limits.silence_s is not None and now - self._heard_at > limits.silence_s:
-            return "hung"
-        return None
+        self._hung = self._liveness.given_up(pid)
+        if self._hung is None and (news := self._liveness.news(pid, self._phase)):
+            self._events.note(news)
+        return "hung" if self._hung else None
 
     def _facts(self, status: int | None, kills_before: int | None) -> Facts:
         return Facts(
@@ -294,6 +305,7 @@ class ProbeSession:
             oom_kills=0 if self._remote else (kernel_oom_kills() or 0) - (kills_before or 0),
             stderr_tail=self._stderr.decode("utf-8", "replace"),
             rehearsed=self.order.get("mode") == "rehearse",
+            hung=self._hung,
         )
 
     def _finish(self, outcome: Outcome) -> None:
@@ -333,12 +345,13 @@ class ProbeSession:
 
     def _hear(self, stream: IO[bytes], size: int) -> bytes:
         chunk = _read_some(stream, size)
-        self._heard_at = time.monotonic()
+        self._liveness.hear()
         return chunk
 
     def _take(self, event: Event) -> None:
         event["t"] = self._on_our_clock(event.get("t"))
         self._heard = True
+        self._liveness.take(event)
         if event["event"] == "phase" and event.get("state") == "begin":
             self._phase = str(event.get("name", ""))
         if event["event"] in ("result", "error"):
