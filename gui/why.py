@@ -10,7 +10,6 @@ from PySide6.QtCore import Slot
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from gui.driver import Driver, drivers_of
 from gui.form.fields import FIELDS
 from gui.operations import Operation
 from gui.page import BODY, FORMULA, HEAD, MUTED, PART, ROW, SIZE, SMALL_PRINT, TITLE, Page, Paragraph
@@ -19,6 +18,8 @@ from gui.translate import tr
 from gui.units import format_bytes, units
 from gui.words import word
 from planner.footprint import HOST
+from planner.sensitivity import Driver, drivers_of
+from planner.solve import Asked
 from planner.words import CERTAINTIES, COMPONENTS, PHASES
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _driver_words(driver: Driver, *, fits: bool) -> str:
 
 
 def _drivers(plan: Plan, settled: Scenario) -> tuple[object, tuple[Driver, ...]]:
-    return plan, drivers_of(plan, settled)
+    return plan, drivers_of(Asked(settled, plan.architecture, plan.gpu, plan.model.native), plan.footprint)
 
 
 def behind(footprint: Footprint, phase: Phase, component: str, terms: Sequence[Term]) -> list[Paragraph]:

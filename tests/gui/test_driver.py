@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from gui.driver import drivers_of
-from planner.predict import predict
 from planner.scenario import Hardware, Inference, Parallel, Scenario
-from planner.solve import with_context, with_values
-from resources.plan import make_plan
+from planner.sensitivity import drivers_of
+from planner.solve import Asked, with_context
 
 CARD = Hardware("GeForce RTX 4090")
 TOO_LONG = Scenario(
     "meta-llama/Llama-3.1-8B", "inference", hardware=CARD, inference=Inference(batch=8, prompt_tokens=6000, new_tokens=64)
 )
-
-
-def test_a_driver_fits_up_to_where_it_says_and_no_further():
-    plan = make_plan(TOO_LONG)
-    drivers = {one.control: one for one in drivers_of(plan, TOO_LONG)}
-    assert set(drivers) == {"context", "batch"}
-
-    def verdict(scenario):
-        return predict(scenario, plan.architecture, plan.gpu, plan.model.native).verdict
-
-    context, batch = drivers["context"].most, drivers["batch"].most
-    assert verdict(with_context(TOO_LONG, context)) == "tight"
-    assert verdict(with_context(TOO_LONG, context + 1)) == "does_not_fit"
-    assert verdict(with_values(TOO_LONG, batch=batch)) in ("fits", "tight")
-    assert verdict(with_values(TOO_LONG, batch=batch + 1)) == "does_not_fit"
-
-
-def test_what_adds_nothing_drives_nothing():
-    alone = replace(TOO_LONG, inference=replace(TOO_LONG.inference, batch=1))
-    assert "batch" not in {one.control for one in drivers_of(make_plan(alone), alone)}
 
 
 @pytest.mark.parametrize("before", [TOO_LONG, None])
@@ -46,7 +22,8 @@ def test_the_panel_names_the_driver(open_window, qtbot, before):
         assert "DRIVES" not in window.why.text(), "a plan with room has nothing to explain"
         state.open(TOO_LONG, "too long")
     qtbot.waitUntil(lambda: "WHAT DRIVES IT\nContext adds " in window.why.text(), timeout=10_000)
-    most = drivers_of(state.plan, state.settled)[0].most
+    plan = state.plan
+    most = drivers_of(Asked(state.settled, plan.architecture, plan.gpu, plan.model.native), plan.footprint)[0].most
     assert f"at {most:,} tokens it fits." in window.why.text()
     state.open(with_context(TOO_LONG, most), "shorter")
     qtbot.waitUntil(lambda: f"up to {most:,} tokens fit." in window.why.text(), timeout=10_000)

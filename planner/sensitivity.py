@@ -1,26 +1,22 @@
-"""Which control drives a plan that does not fit, or hardly: worked out away from the window. Nothing here knows of widgets."""
+"""Which control drives a plan that does not fit, or hardly: what context and batch add, and up to where they fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from planner.faults import Faults
+from planner.footprint import Footprint
 from planner.predict import predict
+from planner.record import record
 from planner.scenario import Scenario
 from planner.solve import Asked, context_of, largest_batch, longest_context, with_context, with_values
-
-if TYPE_CHECKING:
-    from planner.footprint import Footprint
-    from resources.plan import Plan
 
 _LEAST_CONTEXT = 2
 _LEAST_SHARE = 0.02
 """Of the peak: what adds less drives nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Driver:
     """What one control (``context``, ``batch``) adds to the peak over its least value, and up to where it fits.
 
@@ -33,10 +29,12 @@ class Driver:
     most: int
 
 
-def drivers_of(plan: Plan, settled: Scenario) -> tuple[Driver, ...]:
-    """The controls that add to the peak, that which adds most first; none where nothing is sized or nothing helps."""
-    asked = Asked(settled, plan.architecture, plan.gpu, plan.model.native)
-    now = _peak_bytes(plan.footprint)
+def drivers_of(asked: Asked, footprint: Footprint) -> tuple[Driver, ...]:
+    """The controls that add to the peak of ``footprint``, which is the answer to ``asked``, that which adds most first.
+
+    None where nothing is sized or nothing helps.
+    """
+    settled, now = asked.scenario, _peak_bytes(footprint)
     if now is None:
         return ()
     batch = settled.training.batch if settled.task == "training" else settled.inference.batch
