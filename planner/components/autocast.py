@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.architecture.implementation import Implementation, implementation_of
-from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
+from planner.architecture.layers import Architecture, Attention, DenseMLP, LatentAttention, Layer, MixtureOfExperts, Weight
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
@@ -41,20 +41,22 @@ def require_autocast(
     prepared: bool = False,
     checkpointed: bool = False,
     narrow_ends: bool = False,
+    masters: bool = False,
 ) -> None:
     """Raise :class:`NotModelled` for families whose tensors under autocast nobody has read.
 
     ``eager``: that was asked for; ``quantised``: over quantised weights, ``prepared``: with all others in fp32;
-    ``checkpointed``: recomputed; ``narrow_ends``: with embeddings and head in 16 bit.
+    ``checkpointed``: recomputed; ``narrow_ends``: with embeddings and head in 16 bit; ``masters``: over fp32 weights.
     """
     code, layers = implementation_of(architecture), architecture.decoder.layers
-    if code is None or not all(map(_is_dense, layers)):
-        raise NotModelled(f"{architecture.model_class}: mixed precision is modelled for dense blocks")
+    if code is None or not all(_is_read(layer, masters=masters) for layer in layers):
+        raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks has no closed form yet")
     mixers = [mixer for layer in layers for mixer in layer.sequence if isinstance(mixer, Attention)]
     if (
         code.attention not in READ
+        or code.copies_parts
         or (eager and code.attention != "eager")
-        or any(mixer.output_gate or mixer.kv != "own" or mixer.has_sinks for mixer in mixers)
+        or any(mixer.output_gate or mixer.kv != "own" for mixer in mixers)
     ):
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
     if code.norm == "added" and has_wide_norms(architecture):
@@ -62,6 +64,8 @@ def require_autocast(
     if narrow_ends and (code.norm != "cast" or code.placement != "pre"):
         raise NotModelled(f"{architecture.model_class}: embeddings in 16 bit beside these norms have no closed form yet")
     widened_by_norms = quantised and has_wide_norms(architecture)
+    if widened_by_norms and any(isinstance(channel, MixtureOfExperts) for layer in layers for channel in layer.channel):
+        raise NotModelled(f"{architecture.model_class}: mixed precision of experts behind layer norms has no closed form yet")
     if prepared and widened_by_norms:
         raise NotModelled(f"{architecture.model_class}: mixed precision over layer norms cast to fp32 has no closed form yet")
     if (prepared or widened_by_norms) and not _is_read_prepared(layers, code, checkpointed=checkpointed):
@@ -79,10 +83,12 @@ def has_wide_norms(architecture: Architecture) -> bool:
     return plain and any(norm.kind != "rms" for layer in architecture.decoder.layers for norm in layer.norms)
 
 
-def _is_dense(layer: Layer) -> bool:
-    """Attention and a dense feed-forward block, nothing beside them."""
-    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention)]
-    channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP)]
+def _is_read(layer: Layer, *, masters: bool) -> bool:
+    """Attention and a feed-forward block or experts, nothing beside them; over fp32 weights no sparse attention's indexer."""
+    if masters and any(isinstance(mixer, LatentAttention) and mixer.indexer is not None for mixer in layer.sequence):
+        return False
+    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention | LatentAttention)]
+    channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP | MixtureOfExperts)]
     return len(mixers) == len(layer.sequence) and len(channels) == len(layer.channel) and not layer.weights
 
 
@@ -162,7 +168,9 @@ def cast_product(g: Graph, name: str, source: str, size: Size, weights: Sequence
         read = f"{name} input {CACHED}"
         g.make(read, narrowed(g.size_of(source)), (source,))
     outputs, inputs = weights[0].shape
-    whole, moment = Size(out_features=outputs, in_features=inputs, bytes=HALF_BYTES), size if copies else None
+    rows = {"num_experts": weights[0].count} if weights[0].count > 1 else {}
+    outputs = sum(weight.shape[0] for weight in weights if weight.role != "bias") if rows else outputs
+    whole, moment = Size(**rows, out_features=outputs, in_features=inputs, bytes=HALF_BYTES), size if copies else None
     if trains and g.saving:
         g.make(cast, whole, (), (), _widened_gradient, weights=weights)
         with g.operator("mm"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from planner.architecture.layers import LatentAttention, Norm, Weight
+from planner.components.autocast import in_16_bit, is_wide, widened
 from planner.components.graph import Graph, Node
 from planner.components.indexer import index_forward
 from planner.components.kernels import Operands, choose_kernel, fused, math
@@ -18,6 +19,11 @@ from planner.components.tape import Size
 
 def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -> None:
     """Reads ``source``; leaves ``target``, the block's output."""
+    with in_16_bit(g):
+        _latent_forward(g, mixer, source, target)
+
+
+def _latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -> None:
     run, heads, width = g.run, mixer.num_heads, mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
     keys, rope = run.past_tokens + run.sequence, mixer.qk_rope_head_dim
     _queries(g, mixer, source, run.heads(heads, width))
@@ -27,12 +33,12 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
     _norm(g, mixer, "kv_a_layernorm", "kv", "kv", mixer.kv_lora_rank)
     rotate(g, run.code.rotary, [Rotated("q rope", heads, rope, rope), Rotated("k", 1, rope, rope)])
     _cache(g, mixer, keys)
-    g.make("q joined", run.heads(heads, width), ("q nope", "q rope rotated"), (), passed_on)
+    query = _join_queries(g, run.heads(heads, width))
     _expand(g, mixer, keys)
     sparse = mixer.indexer is not None
     if sparse:
         index_forward(g, mixer, keys)
-    ops = Operands("q joined", "k joined", "v", heads, heads, width, mixer.v_head_dim, keys, masked=sparse)
+    ops = Operands(query, "k joined", "v", heads, heads, width, mixer.v_head_dim, keys, masked=sparse)
     kernel = choose_kernel(run, ops, grouped_natively=True)
     if kernel == "math":
         math(g, ops)
@@ -44,8 +50,23 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
         g.rename("attended by token", "attended")
     linear(g, target, "attended", run.hidden(), _of(mixer, "o_proj"))
     g.free("attended", "q nope", "q", "q rope rotated", "kv", "kv compressed", "k rotated", "kv norm")
-    g.free("q joined", "k joined", "k nope", "v", "kv expanded", *(() if run.cached else ("kv cached", "k cached")))
+    g.free(
+        "q joined", "q joined cast", "k joined", "k nope", "v", "kv expanded", *(() if run.cached else ("kv cached", "k cached"))
+    )
     g.free("q compressed norm", "mask scattered", "mask chosen", "index chosen")
+
+
+def _join_queries(g: Graph, size: Size) -> str:
+    """Both parts in one tensor. What autocast's fp32 cosines have turned is fp32: so is the whole, which attention casts."""
+    parts = ("q nope", "q rope rotated")
+    if not is_wide(g.size_of("q rope rotated")) or is_wide(size):
+        g.make("q joined", size, parts, (), passed_on)
+        return "q joined"
+    g.make("q nope fp32", widened(g.size_of("q nope")), ("q nope",))
+    g.make("q joined", widened(size), ("q nope fp32", "q rope rotated"), (), passed_on)
+    g.free("q nope fp32")
+    g.make("q joined cast", size, ("q joined",))
+    return "q joined cast"
 
 
 def _expand(g: Graph, mixer: LatentAttention, keys: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Norm, Weight
 from planner.components.activations import activate
+from planner.components.autocast import in_16_bit, narrowed
 from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
 from planner.components.experts_in_turn import experts_in_turn
 from planner.components.graph import Graph, Node
@@ -37,7 +38,8 @@ def moe_forward(g: Graph, mixer: MixtureOfExperts, source: str, target: str, rou
         g.rename("routed", target)
     else:
         if opening:
-            _opened(g, source, opening)
+            with in_16_bit(g):
+                _opened(g, source, opening)
         elif not g.run.code.shared_first:
             mlp_forward(g, shared, source, "shared")
         (_combined_wide if g.run.code.combines == "fp32" else _combined)(g, target)
@@ -96,32 +98,41 @@ def _opened_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG
 
 
 def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
-    """Scores of all experts. DeepSeek's kind multiplies in fp32: a copy of what it reads, and of its weight."""
+    """Scores of all experts. DeepSeek's kind multiplies in fp32: copies of what it reads and of its weight."""
     run, code = g.run, g.run.code
     wide = Size(batch=run.batch, sequence=run.sequence, num_experts=mixer.num_experts, fp32_bytes=4)
     weights = tuple(weight for weight in mixer.weights if weight.role == "router" and "shared" not in weight.name)
     summed = summed_router(g, mixer)
-    if code.router in ("sigmoid_fp32", "softmax_fp32"):
-        g.make("router input fp32", run.upcast(run.hidden_size), (source,))
-        weight = Size(num_experts=mixer.num_experts, hidden_size=run.hidden_size, fp32_bytes=4)
-        if summed:
-            g.make("router weight fp32", weight, (summed,))
-            times(g, "router logits", wide, "router input fp32", "router weight fp32")
-        else:
-            g.hold("router weight fp32", weight)
-            linear(g, "router logits", "router input fp32", wide, weights)
-            g.save_for_last("router weight fp32")
-        g.free("router input fp32", "router weight fp32")
-        g.make("router scores", wide, ("router logits",), ("router scores",))
-        g.free("router change", summed)
-        return
-    if summed:
-        times(g, "router logits", run.rows(mixer.num_experts), source, summed)
+    upcasts = code.router in ("sigmoid_fp32", "softmax_fp32")
+    if upcasts and run.dtype_bytes != FP32_BYTES:
+        _wide_router(g, mixer, source, weights, wide, summed)
     else:
-        linear(g, "router logits", source, run.rows(mixer.num_experts), weights)
-    g.make("router scores fp32", wide, ("router logits",))
-    g.make("router scores", wide, ("router scores fp32",), ("router scores",))
+        with in_16_bit(g):
+            if summed:
+                times(g, "router logits", g.run.rows(mixer.num_experts), source, summed)
+            else:
+                linear(g, "router logits", source, g.run.rows(mixer.num_experts), weights)
+    if upcasts and (code.router == "sigmoid_fp32" or not run.autocast):
+        g.make("router scores", g.size_of("router logits"), ("router logits",), ("router scores",))
+    else:
+        g.make("router scores fp32", wide, ("router logits",))
+        g.make("router scores", wide, ("router scores fp32",), ("router scores",))
     g.free("router scores fp32", "router change", summed)
+
+
+def _wide_router(g: Graph, mixer: MixtureOfExperts, source: str, weights: tuple[Weight, ...], wide: Size, summed: str) -> None:
+    """``F.linear(x.float(), weight.float())`` of 16-bit tensors; autocast casts both back."""
+    run = g.run
+    g.make("router input fp32", run.upcast(run.hidden_size), (source,))
+    weight = Size(num_experts=mixer.num_experts, hidden_size=run.hidden_size, fp32_bytes=4)
+    if summed:
+        g.make("router weight fp32", weight, (summed,))
+        times(g, "router logits", wide, "router input fp32", "router weight fp32")
+    else:
+        g.hold("router weight fp32", weight)
+        linear(g, "router logits", "router input fp32", narrowed(wide) if run.autocast else wide, weights)
+        g.save_for_last("router weight fp32")
+    g.free("router input fp32", "router weight fp32")
 
 
 def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str) -> None:
@@ -131,7 +142,9 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     if scheme is not None and scheme.dtype == "mxfp4":
         _fused_experts(g, mixer, target)
         return
-    routing = FP32_BYTES if run.code.routing == "fp32" and scheme is None else run.dtype_bytes
+    # Autocast multiplies in 16 bit what sigmoids read.
+    turned = run.code.routing == "fp32" and scheme is None and not (run.autocast and run.code.router == "sigmoid_fp32")
+    routing = FP32_BYTES if turned else run.dtype_bytes
     narrow, weighed = _routed(g, mixer, run.hidden_size), _routed(g, mixer, run.hidden_size, routing)
     fetched = (*hold_from_host(g, (*ups, *downs)), *begin_experts(g, mixer))
     g.make("selected", narrow, (source,), (), gathered)
@@ -141,7 +154,7 @@ def _grouped_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str
     g.make("weighed", weighed, ("expert output", "router scores"), ("expert output",), _weighed_rule, moment=weighed)
     g.make("weighed in order", weighed, ("weighed",), (), gathered)
     g.free("weighed")
-    if routing == run.dtype_bytes:
+    if routing == run.dtype_bytes and (not run.autocast or run.dtype_bytes == FP32_BYTES):  # autocast sums in fp32
         g.make(target, run.hidden(), ("weighed in order",))
     else:
         g.make("summed", run.upcast(run.hidden_size), ("weighed in order",))
@@ -235,15 +248,20 @@ def _dense_experts(g: Graph, mixer: MixtureOfExperts, source: str, target: str) 
     inputs = ("repeated", "router scores")
     g.make("selected", narrow, inputs, inputs, broadcast)
     g.free("repeated")
+    with in_16_bit(g):
+        _dense_products(g, mixer, ups, downs)
+    g.rename("expert output", target)
+
+
+def _dense_products(g: Graph, mixer: MixtureOfExperts, ups: tuple[Weight, ...], downs: tuple[Weight, ...]) -> None:
     size = _every(g, mixer, mixer.intermediate_size)
     linear(g, "expert gate and up", "selected", _every(g, mixer, 2 * mixer.intermediate_size), ups)
     g.parts("expert gate and up", {"expert gate": size, "expert up": size})
     activate(g, mixer.activation, "expert gate", "expert activated", size)
     multiply(g, "expert product", size, "expert up", "expert activated")
     g.free("expert activated")
-    linear(g, "expert output", "expert product", narrow, downs, copies=True)
+    linear(g, "expert output", "expert product", _every(g, mixer, g.run.hidden_size), downs, copies=True)
     g.free("expert product", "expert gate", "expert up", "expert gate and up")
-    g.rename("expert output", target)
 
 
 def _routed(g: Graph, mixer: MixtureOfExperts, width: int, bytes_: int = 0) -> Size:

@@ -33,7 +33,10 @@ def product(
     graph: Graph, name: str, source: str, size: Size, weights: Sequence[Weight] = (), *, component: str = "workspace",
     copies: bool = False,
 ) -> None:  # fmt: skip
-    """A linear without an adapter, its weight plain or quantised."""
+    """A linear without an adapter, its weight plain or quantised.
+
+    ``torch._grouped_mm`` is on no list of autocast's: what it reads is cast to its weights' dtype.
+    """
     scheme = graph.run.quantised.scheme(weights) if graph.run.quantised is not None else None
     if scheme is not None:
         if graph.run.compute_bytes and graph.run.quantised is not None and graph.run.quantised.is_four_bit(weights):
@@ -43,11 +46,12 @@ def product(
         if graph.saving:
             record_product(graph, scheme, weights, name, source, size)
         return
-    if graph.run.autocast and graph.run.parameter_bytes:
+    grouped = any(map(is_routed, weights)) and graph.run.code.experts == "grouped"
+    if graph.run.autocast and graph.run.parameter_bytes and not grouped:
         cast_product(graph, name, source, size, weights, component, copies=copies)
         return
     moment, read = size if copies else None, source
-    if graph.run.autocast and is_wide(graph.size_of(source)):
+    if graph.run.autocast and is_wide(graph.size_of(source)) and not (grouped and graph.run.parameter_bytes):
         read = f"{name} input {CACHED}"
         graph.make(read, narrowed(graph.size_of(source)), (source,))
     with graph.operator("grouped mm" if any(map(is_routed, weights)) else "mm"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.implementation import RotaryStyle
-from planner.components.autocast import is_wide
+from planner.components.autocast import is_wide, widened
 from planner.components.graph import Graph
 from planner.components.operators import add, multiply
 from planner.components.rules import passed_on, sliced
@@ -36,11 +36,13 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
 
     Written inline in the attention (GPT-J, Phi), they and the rotated parts stay until its end.
     """
-    inline = style == "pairs_inline" or g.run.code.keeps_unrotated
+    inline = style in ("pairs_inline", "pairs_in_fp32") or g.run.code.keeps_unrotated
     if "rope" in g.run.fused:
         _rotate_in_place(g, tensors)
         return
-    if g.run.autocast and g.run.parameter_bytes and style != "pairs_inline":
+    if style == "pairs_in_fp32" and g.run.dtype_bytes != FP32_BYTES:
+        _rotate_by_fp32(g, tensors)
+    elif g.run.autocast and g.run.parameter_bytes and style not in ("pairs_inline", "chunks", "complex"):
         _rotate_promoted(g, style, tensors)
     elif style in ("wide", "pairs_wide"):
         _rotate_wide(g, style, tensors)
@@ -96,9 +98,14 @@ def _rotate_halves(g: Graph, name: str, source: str, size: Size, half: Size, tur
 
 
 def _rotate_chunks(g: Graph, name: str, size: Size, half: Size) -> None:
-    """(first · cos − second · sin, second · cos + first · sin) joined (gpt-oss, DeepSeek-V3)."""
+    """(first · cos − second · sin, second · cos + first · sin) joined (gpt-oss, DeepSeek-V3).
+
+    By cosines and sines in fp32, where autocast has left them so.
+    """
     for part in ("low", "high"):
-        g.view(f"{name} {part}", name, sliced, half)
+        g.view(f"{name} {part}", name, sliced, widened(half) if g.run.autocast and is_wide(g.size_of(name)) else half)
+    if g.run.autocast and g.run.parameter_bytes:
+        size, half = widened(size), widened(half)
     for made, other in (("low", "high"), ("high", "low")):
         multiply(g, f"{name} {made} cos", half, f"{name} {made}")
         multiply(g, f"{name} {made} sin", half, f"{name} {other}")
@@ -158,6 +165,23 @@ def _rotate_late(g: Graph, tensors: Sequence[Rotated]) -> None:
     g.free("tables in pairs", *(f"{tensor.name} wide" for tensor in tensors))
 
 
+def _rotate_by_fp32(g: Graph, tensors: Sequence[Rotated]) -> None:
+    """By sines and cosines that stay in fp32, and so does what is laid together with the rest (CodeGen), keys first."""
+    for tensor in reversed(tensors):
+        run, name, heads, width = g.run, tensor.name, tensor.heads, tensor.rotary_dim
+        wide, turned, half = run.heads(heads, width, FP32_BYTES), run.heads(heads, width), run.heads(heads, max(width // 2, 1))
+        _rotate_halves(g, name, _part(g, tensor, turned), wide, half, turned, f"{name} rotated")
+        g.free(f"{name} part")
+    for tensor in reversed(tensors):
+        if tensor.rotary_dim != tensor.head_dim:
+            name, rest = tensor.name, g.run.heads(tensor.heads, tensor.head_dim - tensor.rotary_dim)
+            g.rename(f"{name} rotated", f"{name} new")
+            g.view(f"{name} rest", name, sliced, rest)
+            both = (f"{name} new", f"{name} rest")
+            g.make(f"{name} rotated", g.run.heads(tensor.heads, tensor.head_dim, FP32_BYTES), both, (), passed_on)
+            g.free(f"{name} rest")
+
+
 def _rotate_promoted(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
     """Under autocast over an fp32 model cosines and sines are fp32, and so is what is multiplied with them.
 
@@ -194,6 +218,10 @@ def _rotate_complex(g: Graph, tensors: Sequence[Rotated]) -> None:
     """As complex numbers in fp32 (Llama 4, DeepSeek-V2)."""
     run = g.run
     wide = [run.heads(tensor.heads, tensor.rotary_dim, FP32_BYTES) for tensor in tensors]
+    if run.dtype_bytes == FP32_BYTES:
+        for tensor, size in zip(tensors, wide, strict=True):
+            g.make(f"{tensor.name} rotated", size, (tensor.name,))
+        return
     for part, source in (("fp32", ""), ("complex", " fp32")):
         for tensor, size in zip(tensors, wide, strict=True):
             g.make(f"{tensor.name} {part}", size, (tensor.name + source,))

@@ -50,6 +50,8 @@ class CudaPersonality:
         gemms = (aten.mm.default, aten.mm.out, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
         replace: dict[Any, Callable[[Any, Any, Any], Any]] = dict.fromkeys(gemms, self._gemm)
         replace[aten.native_layer_norm.default] = _layer_norm
+        if hasattr(aten, "_grouped_mm"):
+            replace[aten._grouped_mm.default] = _grouped_mm
         return Differences(
             replace=replace,
             scratch_bytes={
@@ -263,6 +265,14 @@ def _layer_norm(func: Any, args: Any, kwargs: Any) -> Any:
     return out, mean, rstd
 
 
+def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Any:
+    """fp32 and fp16 are multiplied group by group into one result, which fake tensors refuse (native/GroupedMMUtils.h)."""
+    if args[0].dtype == torch.bfloat16:
+        return func(*args, **kwargs)
+    shape_only = func(*(part.to(torch.bfloat16) for part in args[:2]), *args[2:], **kwargs)
+    return torch.empty_strided(shape_only.size(), shape_only.stride(), dtype=args[0].dtype, device=args[0].device)
+
+
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: A002
     """One kernel that keeps a mask of one byte an element (native/Dropout.cpp, is_fused_kernel_acceptable)."""
     if not training or p == 0.0:
@@ -281,10 +291,12 @@ def _autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
 
 _AUTOCAST_FP32 = (
     (torch.nn.functional, ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "softplus")),
-    (torch, ("layer_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "sum", "prod", "cumsum", "norm")),
-    (torch.Tensor, ("softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "sum", "prod", "cumsum", "norm")),
+    (torch, ("layer_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "cumsum", "norm")),
+    (torch.Tensor, ("softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "cumsum", "norm")),
 )
 """CUDA autocast's fp32 list (aten/src/ATen/autocast_mode.h, AT_FORALL_FP32), which the CPU's lacks."""
+_AUTOCAST_FP32_RESULTS = ((torch, ("sum", "prod")), (torch.Tensor, ("sum", "prod")))
+"""Of the same list, those whose kernel reads 16 bit and answers in fp32 (native/ReduceOpsUtils.h, gpu_lowp_to_f32)."""
 _AUTOCAST_KEY = torch._C.DispatchKey.AutocastCPU
 
 
@@ -298,17 +310,38 @@ def _cuda_autocast() -> Iterator[None]:
         for owner, names in _AUTOCAST_FP32:
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, _in_fp32(getattr(owner, name))))
+        for owner, names in _AUTOCAST_FP32_RESULTS:
+            for name in names:
+                stack.enter_context(mock.patch.object(owner, name, _to_fp32(getattr(owner, name))))
         yield
 
 
 def _in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
     def cast(*args: Any, **kwargs: Any) -> Any:
-        # Below autocast, in an operator's own implementation, its key is excluded.
-        if torch.is_autocast_enabled("cpu") and not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST_KEY):
+        # A dtype that the caller names stays.
+        if (
+            kwargs.get("dtype") is None
+            and torch.is_autocast_enabled("cpu")
+            and not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST_KEY)
+        ):
             args = tuple(a.float() if isinstance(a, torch.Tensor) and a.dtype in HALF else a for a in args)
         return function(*args, **kwargs)
 
     return cast
+
+
+def _autocasts() -> bool:
+    """Below autocast, in an operator's own implementation, its key is excluded."""
+    return torch.is_autocast_enabled("cpu") and not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST_KEY)
+
+
+def _to_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+    def summed(*args: Any, **kwargs: Any) -> Any:
+        if _autocasts():
+            kwargs = {"dtype": torch.float32 if args[0].dtype in HALF else None} | kwargs
+        return function(*args, **kwargs)
+
+    return summed
 
 
 def _up(value: int, multiple: int) -> int:

@@ -164,10 +164,10 @@ def test_mixed_precision_of_every_method_equals_the_trace(trace, model: str, mor
 
 
 def test_mixed_precision_of_what_nobody_read_is_unknown() -> None:
-    """Experts under autocast."""
-    config = SMALL | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    """Linear attention in blocks under autocast."""
+    config = SMALL | {"model_type": "minimax", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32}
     document = {"version": 1, "model": {"config": config}, "task": "training"}
-    training = {"method": "lora", "lora": {"targets": ["q_proj"]}, "precision": "amp-bf16"}
+    training = {"method": "lora", "lora": {"targets": ["out_proj"]}, "precision": "amp-bf16"}
     plan = make_plan(parse_scenario(document | {"training": training}), network=False)
     assert plan.footprint.verdict == "unknown"
     assert any("mixed precision" in note for note in plan.footprint.notes)
