@@ -181,7 +181,7 @@ def attention(
 
 
 PARTLY_ROTATED = {
-    **dict.fromkeys(("glm", "glm4", "glm4_moe", "nemotron", "persimmon", "phi"), 0.5),
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "glm4v_moe", "nemotron", "persimmon", "phi"), 0.5),
     **dict.fromkeys(("gpt_neox", "stablelm", "qwen3_5", "qwen3_5_moe", "qwen3_next"), 0.25),
 }
 """Shares that a configuration class sets where config.json names none (transformers 5.23 ``configuration_*.py``)."""

@@ -146,7 +146,7 @@ WRITTEN: dict[str, Implementation] = {
     "hy_v3": Implementation(router="sigmoid_fp32", routing="fp32", combines="fp32"),
     "hy_v3_narrow": Implementation(router="sigmoid_fp32", routing="fp32"),
     "glm": Implementation(rotary="pairs"),
-    **dict.fromkeys(("glm4", "glm4v_text"), Implementation(rotary="pairs", placement="sandwich")),
+    **dict.fromkeys(("glm4", "glm4v_text", "glm_ocr_text"), Implementation(rotary="pairs", placement="sandwich")),
     "hunyuan_v1_moe": Implementation(normed_after_rotation=True),
     "youtu": Implementation(rotary="chunks"),
     "ernie4_5": Implementation(rotary="pairs_late"),
