@@ -44,6 +44,32 @@ def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range
     return total * asked.count
 
 
+@remember_by_identity(64)
+def absorbed_bytes(architecture: Architecture, fmt: Format, layers: range, tensor: int, *, contiguous: bool) -> int:
+    """Copies of latent attention's up projection on one rank, which decoding multiplies into queries and outputs.
+
+    vLLM takes views of a 16-bit projection and turns a quantised one back into 16 bit (``MLAAttention``
+    ``process_weights_after_loading``). ``contiguous``: SGLang copies it in any case, as stored where that is fp8
+    (``deepseek_weight_loader.py`` ``post_load_weights``).
+    """
+    resolved = resolve_format(fmt, architecture)
+    total = 0
+    for index in layers:
+        for mixer in architecture.decoder.layers[index].sequence:
+            if not isinstance(mixer, LatentAttention):
+                continue
+            weight = next((found for found in mixer.weights if found.name.endswith("kv_b_proj.weight")), None)
+            if weight is None:
+                continue
+            values = weight.shape[0] * weight.shape[1]
+            stored = weight_bytes(resolved, weight, f"{architecture.decoder.name}.{index}.").total_bytes
+            if contiguous:
+                total += values // tensor * (1 if resolved.scheme.dtype.startswith("fp8") and stored < 2 * values else 2)
+            elif stored < 2 * values:
+                total += values // tensor * 2
+    return total
+
+
 def draft_bytes(
     architecture: Architecture, scenario: Scenario, draft: Architecture | None, fmt: Format, dtype_bytes: int, tensor: int
 ) -> tuple[int, str]:

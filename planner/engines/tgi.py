@@ -31,6 +31,7 @@ RULES = Rules(
     version=VERSION,
     source=f"TGI {VERSION} models/flash_causal_lm.py",
     speculations=("ngram",),
+    absorbs=False,
     cache_bytes={"auto": 0, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1},
     refused_formats={
         "gguf": "its flash models read safetensors; use llama.cpp", "mxfp4": "it has no MXFP4 kernels",

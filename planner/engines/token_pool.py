@@ -22,7 +22,7 @@ from planner.engines.refusals import (
     refuse_speculation,
     require_decoder,
 )
-from planner.engines.served_weights import adapters_bytes, draft_bytes, proposing_mixers, value_bytes
+from planner.engines.served_weights import absorbed_bytes, adapters_bytes, draft_bytes, proposing_mixers, value_bytes
 from planner.engines.serving import RankMemory, Server
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -68,6 +68,8 @@ class Rules:
     """Makers of the cards it has a backend for."""
     underived_formats: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Formats it loads whose sizes are not derived: the reason by the beginning of a name."""
+    absorbs: bool = True
+    """Whether it keeps a copy of latent attention's up projection to decode with."""
     other_releases: str = ""
     """What of other releases is told apart, in words."""
 
@@ -119,11 +121,14 @@ def set_up(
     beside = proposing_mixers(architecture, scenario, draft)
     cells = [_cells(architecture, kind, stage.layers, beside if stage is stages[-1] else ()) for stage in stages]
     draft_size, proposed = draft_bytes(architecture, scenario, draft, fmt, dtype_bytes, split.tensor)
-    ranks = tuple(
-        _rank(
-            scenario, architecture, stage, split, dtype_bytes, machine, step_tokens, graph_sizes, draft_size * (stage is stages[-1])
-        )
+    beside_model = [
+        absorbed_bytes(architecture, fmt, stage.layers, split.tensor, contiguous=True) * rules.absorbs
+        + draft_size * (stage is stages[-1])
         for stage in stages
+    ]
+    ranks = tuple(
+        _rank(scenario, architecture, stage, split, dtype_bytes, machine, step_tokens, graph_sizes, more)
+        for stage, more in zip(stages, beside_model, strict=True)
     )
     if scenario.inference.speculation.method not in ("none", "ngram"):
         notes.append(f"speculation: {proposed}")
@@ -202,9 +207,9 @@ def _rank(
     machine: Overheads,
     step_tokens: int,
     graph_sizes: int,
-    draft_size: int,
+    beside_model: int,
 ) -> RankMemory:
-    loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes) + draft_size
+    loaded = loaded_bytes(stage) + rotary_bytes(architecture, dtype_bytes) + beside_model
     host = share_of(loaded, scenario.offload.weights)
     step = step_bytes(architecture, stage.layers, step_tokens, split.tensor, split.experts, dtype_bytes)
     return RankMemory(

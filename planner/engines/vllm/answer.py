@@ -20,7 +20,7 @@ from planner.engines.refusals import (
     refuse_offload,
     require_decoder,
 )
-from planner.engines.served_weights import adapters_bytes, draft_bytes, proposing_mixers, running, value_bytes
+from planner.engines.served_weights import absorbed_bytes, adapters_bytes, draft_bytes, proposing_mixers, running, value_bytes
 from planner.engines.serving import RankMemory, Server, serving_footprint
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -229,6 +229,7 @@ def _rank(
         loaded_bytes(stage)
         + rotary_bytes(architecture, plan.dtype_bytes)
         + mxfp4_padding_bytes(architecture, fmt, stage, tensor, plan.experts, gpu.arch)
+        + absorbed_bytes(architecture, fmt, stage.layers, tensor, contiguous=False)
     )
     if stage.stage == len(plan.stages) - 1:
         loaded += draft_bytes(architecture, scenario, plan.draft, plan.fmt, plan.dtype_bytes, tensor)[0]

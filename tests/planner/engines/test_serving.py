@@ -362,6 +362,25 @@ def test_nonsense_is_refused_with_the_reason(asked, words):
     assert words in refused(**asked)
 
 
+def test_latent_attention_keeps_copies_of_its_up_projection_to_decode_with():
+    """vLLM turns an fp8 projection back into 16 bit: 61 layers · 16 heads · 256 · 512 values on each of eight ranks; views of
+    a 16-bit one take nothing. SGLang copies it in any case, TGI never."""
+    values = 16 * 256 * 512
+    whole, half = ({"gpu": "H200 SXM 141GB", "gpus": gpus} for gpus in (1, 8))
+    v3 = {
+        engine: footprint("deepseek-ai/DeepSeek-V3", engine=engine, hardware=half, parallel={"tensor": 8}).extra["engine"]
+        for engine in ("vllm", "sglang", "tgi")
+    }
+    assert v3["vllm"]["weights_bytes"] - v3["tgi"]["weights_bytes"] == 61 * values * 2
+    assert v3["sglang"]["weights_bytes"] - v3["tgi"]["weights_bytes"] == 61 * values
+    lite = {
+        engine: footprint("deepseek-ai/DeepSeek-V2-Lite", engine=engine, hardware=whole).extra["engine"]["weights_bytes"]
+        for engine in ("vllm", "sglang", "tgi")
+    }
+    assert lite["vllm"] == lite["tgi"]
+    assert lite["sglang"] - lite["tgi"] == 27 * values * 2
+
+
 def test_tgi_caches_latent_attention_with_its_heads_expanded():
     """2 · 27 layers · 16 heads · 192 · 2 bytes a token, in blocks of 256: what its code pads keys and values to."""
     found = footprint("deepseek-ai/DeepSeek-V2-Lite", engine="tgi")
