@@ -10,7 +10,7 @@ from PySide6.QtCore import QObject, Qt, Signal, Slot
 from gui.units import format_bytes
 from planner.units import MIB
 from probes.drivers import Drivers
-from probes.nvml import GpuReading, NvmlState
+from probes.readings import DriverState, GpuReading
 from probes.sampler import IDLE_INTERVAL_S, Sampler
 from resources.gpus import UnknownGpu, gpu
 
@@ -39,7 +39,7 @@ class Machine(QObject):
         super().__init__(parent)
         self._nvml = Drivers()
         self._sampler = Sampler(self._sample, IDLE_INTERVAL_S, "gpu-strip")
-        self._state: NvmlState | None = None
+        self._state: DriverState | None = None
         self._names: tuple[str, ...] = ()
         self._readings: tuple[GpuReading, ...] = ()
         self._free: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class Machine(QObject):
         self._sampled.connect(self._take, Qt.ConnectionType.QueuedConnection)
 
     @property
-    def state(self) -> NvmlState | None:
+    def state(self) -> DriverState | None:
         """What the driver says; None before it was asked."""
         return self._state
 
@@ -99,7 +99,7 @@ class Machine(QObject):
         self._sampled.emit(self._nvml.state, readings, {pid: _name_of(pid) for pid in pids})
 
     @Slot(object, object, object)
-    def _take(self, state: NvmlState, readings: tuple[GpuReading, ...], holders: dict[int, str]) -> None:
+    def _take(self, state: DriverState, readings: tuple[GpuReading, ...], holders: dict[int, str]) -> None:
         self._readings, self._holders = readings, holders
         names = tuple(_catalog_name(reading) for reading in readings)
         if state != self._state or names != self._names:

@@ -12,7 +12,7 @@ from gui.machine import Machine
 from gui.theme import font, set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
-from probes.nvml import GpuReading
+from probes.readings import GpuReading
 
 _STEPS = 1000
 

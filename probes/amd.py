@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from probes.nvml import GpuProcess, GpuReading, MemoryReading, NaN, NvmlState
+from probes.readings import DriverState, GpuProcess, GpuReading, MemoryReading, NaN
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ class _Device:
 class AmdSmi:
     """AMD's GPUs of this machine. Loads the library at the first question; safe to share between threads."""
 
-    state: NvmlState = field(default_factory=NvmlState)
+    state: DriverState = field(default_factory=DriverState)
     driver_version: str = ""
     _devices: list[_Device] | None = None
     _library: Any = None
     _layout: _Layout = _LONG
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def open(self) -> NvmlState:
+    def open(self) -> DriverState:
         """Load the library and list the GPUs, unless that is done; the state says how it went."""
         with self._lock:
             if self._devices is None:
@@ -113,7 +113,7 @@ class AmdSmi:
         with self._lock:
             if self._devices is not None and self.state.available:
                 self._ask("amdsmi_shut_down")
-            self._devices, self.state = None, NvmlState()
+            self._devices, self.state = None, DriverState()
 
     def readings(self) -> tuple[GpuReading, ...]:
         """Everything about every GPU; the processes as they were at most a second ago."""
@@ -246,12 +246,12 @@ class AmdSmi:
                 yield GpuProcess(pid, vram or memory or None)
 
 
-def state_of(code: int) -> NvmlState:
+def state_of(code: int) -> DriverState:
     """The state for an AMD SMI status."""
     if code == SUCCESS:
-        return NvmlState()
+        return DriverState()
     words, remedy = _WORDS.get(code, (f"AMD's driver library failed with status {code}.", "Run `amd-smi list` to see more."))
-    return NvmlState(code, words, remedy)
+    return DriverState(code, words, remedy)
 
 
 def _identity(device: _Device, memory: MemoryReading) -> GpuReading:

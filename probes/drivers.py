@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from probes.amd import LIBRARY_NOT_FOUND, AmdSmi
-from probes.nvml import BINDING_MISSING, GpuReading, Nvml, NvmlState
+from probes.nvml import BINDING_MISSING, Nvml
 from probes.nvml import LIBRARY_NOT_FOUND as NO_NVML
+from probes.readings import DriverState, GpuReading
 from probes.smi import NvidiaSmi
 
 
@@ -20,7 +21,7 @@ class Driver(Protocol):
     """What is asked of a driver. States with words take the place of exceptions."""
 
     @property
-    def state(self) -> NvmlState:
+    def state(self) -> DriverState:
         """Whether it answers."""
 
     @property
@@ -31,7 +32,7 @@ class Driver(Protocol):
     def cuda_version(self) -> str:
         """Empty when unknown."""
 
-    def open(self) -> NvmlState:
+    def open(self) -> DriverState:
         """Load it, unless that is done."""
 
     def close(self) -> None:
@@ -56,7 +57,7 @@ class Drivers:
         self._has_looked = False
 
     @property
-    def state(self) -> NvmlState:
+    def state(self) -> DriverState:
         """One that answers is enough; where none does, the words are those of the driver that is here, else NVIDIA's."""
         nvidia, amd = self._nvml.state, self._amd.state
         return nvidia if nvidia.available or amd.code == LIBRARY_NOT_FOUND else amd
@@ -71,7 +72,7 @@ class Drivers:
         """NVIDIA's."""
         return self._nvml.cuda_version
 
-    def open(self) -> NvmlState:
+    def open(self) -> DriverState:
         """Load both."""
         self._open_nvidia()
         self._amd.open()

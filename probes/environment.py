@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import psutil
 
 from probes.drivers import Driver
-from probes.nvml import GpuReading
+from probes.readings import GpuReading
 
 
 def environment(nvml: Driver, readings: Sequence[GpuReading]) -> dict[str, object]:

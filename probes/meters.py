@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from probes.drivers import Driver
-from probes.nvml import GpuReading, number_or_none
+from probes.readings import GpuReading, number_or_none
 from probes.sampler import IDLE_INTERVAL_S
 
 WALK_INTERVAL_S = 1.0

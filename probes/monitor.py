@@ -13,7 +13,7 @@ import psutil
 from planner.units import format_bytes
 from probes.drivers import Driver, Drivers
 from probes.environment import environment
-from probes.nvml import GpuReading, NvmlState, number_or_none
+from probes.readings import DriverState, GpuReading, number_or_none
 from probes.recording import Event, Recording, RecordingState
 
 Sort = Literal["memory", "pid", "name", "gpu"]
@@ -46,7 +46,7 @@ class Snapshot:
     """All GPUs at one moment; ``t`` in seconds since the monitor began. Without a driver ``state`` says why there are none."""
 
     t: float
-    state: NvmlState
+    state: DriverState
     gpus: tuple[GpuReading, ...] = ()
     holders: tuple[Holder, ...] = ()
     over: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class Monitor:
             self._recording.close()
         self._nvml.close()
 
-    def _state(self) -> NvmlState:
+    def _state(self) -> DriverState:
         """The driver's state; one that went away is asked anew now and then."""
         state = self._nvml.open()
         if not state.available and time.monotonic() - self._opened_at >= _REOPEN_S:

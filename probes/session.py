@@ -36,10 +36,10 @@ from probes.environment import environment
 from probes.events import Events
 from probes.liveness import Liveness
 from probes.meters import ProbeMeters, kernel_oom_kills
-from probes.nvml import GpuReading
 from probes.outcome import Facts, Hung, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
+from probes.readings import GpuReading
 from probes.recording import Event, RecordingState
 from probes.remote import HEARTBEAT_S, Remote
 from probes.sampler import PROBE_INTERVAL_S, Sampler

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from probes.nvml import UNKNOWN, GpuProcess, GpuReading, MemoryReading, NaN, NvmlState, is_integrated, system_memory
+from probes.nvml import UNKNOWN
+from probes.readings import DriverState, GpuProcess, GpuReading, MemoryReading, NaN, is_integrated, system_memory
 from probes.worker.smi import Row, Smi, program
 
 
@@ -20,17 +21,19 @@ class NvidiaSmi:
         return None if path is None else cls(path)
 
     @property
-    def state(self) -> NvmlState:
+    def state(self) -> DriverState:
         """Whether it knows a GPU; else what it said."""
         answer = self._smi.answer
-        return NvmlState() if answer.rows else NvmlState(UNKNOWN, f"nvidia-smi: {answer.failed}", "Run `nvidia-smi` to see more.")
+        return (
+            DriverState() if answer.rows else DriverState(UNKNOWN, f"nvidia-smi: {answer.failed}", "Run `nvidia-smi` to see more.")
+        )
 
     @property
     def driver_version(self) -> str:
         """Empty when unknown."""
         return self._smi.answer.driver_version
 
-    def open(self) -> NvmlState:
+    def open(self) -> DriverState:
         """It has been asked by now."""
         return self.state
 

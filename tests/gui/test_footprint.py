@@ -16,7 +16,7 @@ from gui.theme import SMALL, theme
 from planner.footprint import Phase
 from planner.scenario import Hardware, Inference, Parallel, Scenario, Training
 from planner.units import GIB, format_bytes
-from probes.nvml import GpuProcess, GpuReading, MemoryReading, NvmlState
+from probes.readings import DriverState, GpuProcess, GpuReading, MemoryReading
 
 TRAINING = Scenario(
     "mistralai/Mistral-7B-v0.1",
@@ -161,19 +161,19 @@ def reading(free_gib, pid=4321):
 def test_what_others_hold_of_the_card_is_drawn_and_told(tab, window):
     """Fit is judged against the card; what is free of it now is a line of its own, with the name of who holds the rest."""
     machine, plain = window.context.machine, tab.bars.grab().toImage()
-    machine._take(NvmlState(), (reading(57.5),), {4321: "python (4321)"})
+    machine._take(DriverState(), (reading(57.5),), {4321: "python (4321)"})
     told = tab.verdict.accessibleName()
     assert "free now 57.50 GiB" in told
     assert "python (4321) holds 21.00 GiB" in told
     assert "too little" not in told
     assert tab.bars.grab().toImage() != plain
     assert {row.free_bytes for row in tab.bars.rows} == {int(57.5 * GIB)}
-    machine._take(NvmlState(), (reading(2),), {})
+    machine._take(DriverState(), (reading(2),), {})
     assert "too little at the moment" in tab.verdict.accessibleName()
 
 
 def test_a_card_that_is_not_here_has_no_line_of_what_is_free(tab, window):
-    window.context.machine._take(NvmlState(), (reading(57.5),), {})
+    window.context.machine._take(DriverState(), (reading(57.5),), {})
     window.context.state.edit("hardware.gpu", "GeForce RTX 4090")
     assert {row.free_bytes for row in tab.bars.rows} == {None}
     assert "free now" not in tab.verdict.accessibleName()

@@ -7,7 +7,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
 
 from probes.monitor import Holder, Snapshot
-from probes.nvml import GpuReading, MemoryReading, NvmlState
+from probes.readings import DriverState, GpuReading, MemoryReading
 
 GIB = 2**30
 
@@ -42,7 +42,7 @@ def test_it_reads_only_while_it_can_be_seen(window, qtbot):
 def test_every_gpu_has_a_card_with_its_latest_values(tab):
     gpus = (reading(0, utilization_percent=50.0, power_watts=300.0, temperature_celsius=61.0), reading(1, None))
     for second in range(3):
-        tab.show_snapshot(Snapshot(float(second), NvmlState(), gpus))
+        tab.show_snapshot(Snapshot(float(second), DriverState(), gpus))
     charts = tab.cards["0"].charts
     assert [charts[name].text for name in ("memory", "load", "power", "heat")] == [
         "40.00 GiB / 80.00 GiB",
@@ -52,13 +52,13 @@ def test_every_gpu_has_a_card_with_its_latest_values(tab):
     ]
     assert tab.cards["1"].charts["memory"].text == "N/A / 80.00 GiB"
     assert tab.cards["1"].charts["power"].text == "N/A"
-    tab.show_snapshot(Snapshot(4.0, NvmlState(), gpus[:1]))
+    tab.show_snapshot(Snapshot(4.0, DriverState(), gpus[:1]))
     assert list(tab.cards) == ["0"]
 
 
 def test_a_missing_reading_is_a_gap(tab):
     for second, load in enumerate((10.0, nan, 20.0, 30.0)):
-        tab.show_snapshot(Snapshot(float(second), NvmlState(), (reading(0, utilization_percent=load),)))
+        tab.show_snapshot(Snapshot(float(second), DriverState(), (reading(0, utilization_percent=load),)))
     chart = tab.cards["0"].charts["load"]
     tab.cards["0"].grab()
     assert [len(run) for run in chart._runs(chart.rect().toRectF())] == [1, 2]
@@ -66,14 +66,14 @@ def test_a_missing_reading_is_a_gap(tab):
 
 def test_who_holds_memory_is_listed(tab):
     holders = (Holder("0", 4711, 5 * GIB, "python", "ada", GIB), Holder("0", 12, None))
-    tab.show_snapshot(Snapshot(0.0, NvmlState(), (reading(0),), holders))
+    tab.show_snapshot(Snapshot(0.0, DriverState(), (reading(0),), holders))
     assert tab.holders.index(0, 4).data() == "5.00 GiB"
     assert tab.holders.index(1, 2).data() == "N/A"
     assert not tab.words.text()
 
 
 def test_a_card_that_fell_off_the_bus_is_said(tab):
-    tab.show_snapshot(Snapshot(0.0, NvmlState(), (reading(0, trouble="GPU is lost"),)))
+    tab.show_snapshot(Snapshot(0.0, DriverState(), (reading(0, trouble="GPU is lost"),)))
     assert "GPU is lost" in tab.cards["0"].title.text()
 
 
@@ -94,9 +94,9 @@ def test_it_can_stand_in_a_window_of_its_own(window, tab, qtbot):
 
 def test_the_host_is_there_without_any_gpu(tab):
     for second in range(3):
-        tab.show_snapshot(Snapshot(float(second), NvmlState(), ()))
+        tab.show_snapshot(Snapshot(float(second), DriverState(), ()))
     assert tab.host.isVisible()
     assert tab.host.memory.text.endswith("GiB")
     assert tab.host.load.text.endswith("%")
-    tab.show_snapshot(Snapshot(4.0, NvmlState(), (reading(0),)))
+    tab.show_snapshot(Snapshot(4.0, DriverState(), (reading(0),)))
     assert tab._column.indexOf(tab.cards["0"]) < tab._column.indexOf(tab.host)

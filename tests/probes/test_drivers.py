@@ -8,7 +8,7 @@ import pytest
 
 from probes.amd import LIBRARY_NOT_FOUND
 from probes.drivers import Drivers, visible
-from probes.nvml import GpuReading, NvmlState
+from probes.readings import DriverState, GpuReading
 
 
 class Stub:
@@ -16,10 +16,10 @@ class Stub:
 
     driver_version, cuda_version = "1", ""
 
-    def __init__(self, count: int, state: NvmlState | None = None) -> None:
-        self.state, self._count = state or NvmlState(), count
+    def __init__(self, count: int, state: DriverState | None = None) -> None:
+        self.state, self._count = state or DriverState(), count
 
-    def open(self) -> NvmlState:
+    def open(self) -> DriverState:
         return self.state
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ def test_cards_of_both_makers_are_numbered_on() -> None:
     ("nvidia", "amd", "told"), [(0, LIBRARY_NOT_FOUND, 0), (12, 0, 0), (12, LIBRARY_NOT_FOUND, 12), (12, 34, 34), (0, 34, 0)]
 )
 def test_the_state_is_that_of_the_driver_that_is_here(nvidia: int, amd: int, told: int) -> None:
-    assert Drivers(Stub(0, NvmlState(nvidia)), Stub(0, NvmlState(amd))).state.code == told  # type: ignore[arg-type]
+    assert Drivers(Stub(0, DriverState(nvidia)), Stub(0, DriverState(amd))).state.code == told  # type: ignore[arg-type]
 
 
 CARDS = (

@@ -7,7 +7,8 @@ import time
 import psutil
 
 from probes.meters import ProbeMeters, ProcessTree, descendants, kernel_oom_kills
-from probes.nvml import GpuReading, MemoryReading, Nvml
+from probes.nvml import Nvml
+from probes.readings import GpuReading, MemoryReading
 
 HOLD = "import sys; held = bytearray(b'x' * {size}); print('ready', flush=True); sys.stdin.read()"
 MIB = 2**20

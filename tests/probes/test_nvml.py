@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from probes.nvml import MemoryReading, Nvml, NvmlState, _checked, cuda_version, state_of
+from probes.nvml import Nvml, _checked, cuda_version, state_of
+from probes.readings import DriverState, MemoryReading
 from tests.probes.fake_nvml import H200, PROJECT, FakeNvml
 
 READ = """
@@ -250,7 +251,7 @@ def test_this_machine_gets_a_state_whatever_it_has() -> None:
     assert nvml.state.available or nvml.state.words
     assert nvml.state.available or readings == ()
     nvml.close()
-    assert nvml.state == NvmlState()
+    assert nvml.state == DriverState()
 
 
 def test_cuda_version_numbers() -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from probes.amd import LIBRARY_NOT_FOUND
 from probes.drivers import Drivers
-from probes.nvml import BINDING_MISSING, UNKNOWN, NvmlState
+from probes.nvml import BINDING_MISSING, UNKNOWN
+from probes.readings import DriverState
 from probes.smi import NvidiaSmi
 from probes.worker.smi import MIB
 from tests.probes.fake_smi import FakeSmi
@@ -34,7 +35,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSmi:
 
 
 def drivers(code: int) -> Iterator[Any]:
-    found: Any = Drivers(Stub(0, NvmlState(code)), Stub(0, NvmlState(LIBRARY_NOT_FOUND)))  # type: ignore[arg-type]
+    found: Any = Drivers(Stub(0, DriverState(code)), Stub(0, DriverState(LIBRARY_NOT_FOUND)))  # type: ignore[arg-type]
     yield found
     found.close()
 
