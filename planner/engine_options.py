@@ -47,6 +47,8 @@ TRANSFORMERS_TRAINING = {
     "fused_kernels": Option(
         "str", "kernels in place of transformers' code: rms_norm, rope, swiglu, lora (over 4-bit weights), cross_entropy"
     ),
+    "compile": Option("bool", "each layer is compiled (torch.compile)"),
+    "repeat_keys": Option("bool", "attention gets keys and values copied for every query head (torchtune, torchtitan, litgpt)"),
     "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),
     "prepare_for_kbit_training": Option("bool", "PEFT casts what is not quantised to fp32"),
     "quant_skip_modules": Option("str", "modules left in 16 bit, by name, separated by commas"),

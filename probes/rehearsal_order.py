@@ -81,6 +81,10 @@ def _not_covered(scenario: Scenario, gpu: Gpu) -> list[str]:
         notes.append("Rehearsed on one GPU: neither sharding nor communication is in the figures.")
     if scenario.task == "training" and scenario.training.engine_options.get("fused_kernels"):
         notes.append("Rehearsed with transformers' own code in place of fused kernels, which run on a GPU alone.")
+    if scenario.task == "training" and scenario.training.engine_options.get("compile"):
+        notes.append("Rehearsed without torch.compile.")
+    if scenario.task == "training" and "repeat_keys" in scenario.training.engine_options:
+        notes.append("Rehearsed with the keys and values that transformers gives attention.")
     if scenario.offload != Offload():
         notes.append("Rehearsed without offloading.")
     if gpu.compute_capability is None:

@@ -31,6 +31,12 @@ def by_trainer(scenario: Scenario, sharding: str) -> tuple[str, ...]:
         notes.append(
             "training.engine_options.ema: the Trainer keeps no average; update torch.optim.swa_utils.AveragedModel in a callback"
         )
+    if options.get("compile"):
+        notes.append(
+            "training.engine_options.compile: call torch.compile on each layer; torch_compile=True compiles the model whole"
+        )
+    if "repeat_keys" in options:
+        notes.append("training.engine_options.repeat_keys: the script gives attention what transformers' own code gives it")
     if options.get("fused_kernels"):
         notes.append(
             "training.engine_options.fused_kernels: the script keeps transformers' code; TrainingArguments.liger_kernel_config "

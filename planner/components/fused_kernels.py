@@ -3,6 +3,10 @@
 Sources: linkedin/Liger-Kernel ``ops/rms_norm.py``, ``ops/rope.py``, ``ops/swiglu.py``; unslothai/unsloth ``kernels/`` and, taken
 from it, foundation-model-stack/fms-acceleration ``fms_acceleration_foak/kernels/unsloth`` and ``fused_ops/unsloth_lora/bnb``.
 Each is one autograd function, whose backward writes over what it has read.
+
+Compiled layers (``torch.compile``) keep the same of norms, rotations and SwiGLU: torch 2.13 ``_functorch/partitioners.py`` computes
+pointwise operators again unless a product reads what they make, so that a norm's input with one number a row stays, gate and up do,
+and what products read; their gradients lie in memory of their own.
 """
 
 from __future__ import annotations
@@ -13,38 +17,50 @@ from functools import partial
 from planner.architecture.implementation import LLAMA, Implementation, implementation_of
 from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Norm
 from planner.components.graph import Graph, Node
-from planner.components.rules import Gradients, passed_on
+from planner.components.rules import Gradients, elementwise, passed_on
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
 OPTION = "training.engine_options.fused_kernels"
 KERNELS = ("rms_norm", "rope", "swiglu", "lora", "cross_entropy")
+COMPILE = "compile"
+COMPILED = ("rms_norm", "rope", "swiglu", COMPILE)
+"""What compiled layers of Llama's kind amount to."""
 
 
 def fused_kernels_of(options: Mapping[str, object]) -> tuple[str, ...]:
     """The kernels that a training names, separated by commas. Raises :class:`NotModelled` for one that nobody has read."""
+    if options.get(COMPILE):
+        if options.get("fused_kernels"):
+            raise NotModelled(f"{OPTION}: kernels inside compiled layers have no closed form; choose one of both")
+        return COMPILED
     names = tuple(name.strip() for name in str(options.get("fused_kernels", "")).split(",") if name.strip())
     if set(names) - set(KERNELS):
         raise NotModelled(f"{OPTION}: choose of {', '.join(KERNELS)}")
     return names
 
 
-def require_fusable(architecture: Architecture, names: tuple[str, ...], *, trains_norms: bool, loss: str) -> None:
+def require_fusable(
+    architecture: Architecture, names: tuple[str, ...], *, trains_norms: bool, loss: str, masters: bool = False
+) -> None:  # fmt: skip
     """Raise :class:`NotModelled` where a kernel stands for other code than that of the model's class.
 
-    ``trains_norms``: weights of norms get gradients.
+    ``trains_norms``: weights of norms get gradients; ``masters``: weights are in fp32, which autocast casts.
     """
+    option = f"training.engine_options.{COMPILE}" if COMPILE in names else OPTION
+    if COMPILE in names and masters:
+        raise NotModelled(f"{option}: compiled layers over fp32 weights have no closed form; choose precision bf16")
     code, layers = implementation_of(architecture), architecture.decoder.layers
     reasons = {
         "rms_norm": "norms of another kind than Llama's, or whose weights train" if not _norms_fit(architecture, code) else
-        "norms whose weights train" if trains_norms else "",
+        "norms whose weights train" if trains_norms and COMPILE not in names else "",
         "rope": "another rotation than Llama's" if not all(_rotates_plainly(layer, code) for layer in layers) else "",
         "swiglu": "feed-forward blocks that are no SwiGLU" if not all(map(_is_swiglu, layers)) else "",
         "cross_entropy": "a loss that is not the model's own" if loss != "default" else "",
     }  # fmt: skip
     for name in names:
         if reasons.get(name):
-            raise NotModelled(f"{OPTION}: {name} is derived for Llama's code, and {architecture.model_class} has {reasons[name]}")
+            raise NotModelled(f"{option}: {name} is derived for Llama's code, and {architecture.model_class} has {reasons[name]}")
 
 
 def _norms_fit(architecture: Architecture, code: Implementation | None) -> bool:
@@ -69,13 +85,21 @@ def _is_swiglu(layer: Layer) -> bool:
 def fused_rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
     """One kernel that keeps its input and a reciprocal root for each row; the gradient is written over the one that came."""
     g.hold(f"{name} root", g.run.row(rows))
-    g.make(name, g.run.rows(norm.width, rows), (source,), (source, f"{name} root"), passed_on, weights=norm.weights)
+    g.make(name, g.run.rows(norm.width, rows), (source,), (source, f"{name} root"), _over_gradient, weights=norm.weights)
     g.free(f"{name} root")
 
 
+def _over_gradient(g: Graph, node: Node, gradient: str) -> Gradients:
+    """The input's gradient over that of the result, with the weight's where it trains."""
+    g.weight_gradients(node)
+    g.settle_weight_gradients(node)
+    return passed_on(g, node, gradient)
+
+
 def fused_swiglu(g: Graph, name: str, size: Size) -> None:
-    """silu(``gate``) · ``up`` in one kernel that keeps both, and writes their gradients over them."""
-    g.make(name, size, ("gate", "up"), ("gate", "up"), partial(_over_inputs, size=size))
+    """silu(``gate``) · ``up`` in one kernel that keeps both, and writes their gradients over them (compiled: beside them)."""
+    rule = elementwise if COMPILE in g.run.fused else partial(_over_inputs, size=size)
+    g.make(name, size, ("gate", "up"), ("gate", "up"), rule)
 
 
 def _over_inputs(g: Graph, node: Node, gradient: str, size: Size) -> Gradients:  # noqa: ARG001

@@ -62,7 +62,7 @@ def training_steps(
         narrow_ends=widens or (quantised is not None and quantised.has_narrow_ends),
         hands_out_keys=_release(scenario, architecture).hands_out_keys and ask.objective == "sft",
         experts_in_turn=has_single_experts(scenario, architecture),
-        repeats_keys=_release(scenario, architecture).repeats_keys and ask.attention == "flash",
+        repeats_keys=_repeats_keys(scenario, architecture),
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
         fused=_fused(scenario, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
@@ -177,12 +177,22 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     return Loss(ask.loss, whole(options, "chunk_tokens", CHUNK_TOKENS), _release(scenario, architecture).copies, in_place=in_place)
 
 
+def _repeats_keys(scenario: Scenario, architecture: Architecture) -> bool:
+    """Whether keys and values are copied for every query head where the kernel could take them grouped."""
+    ask = scenario.training
+    by_release = ask.attention == "flash" and _release(scenario, architecture).repeats_keys
+    return bool(ask.engine_options.get("repeat_keys", by_release))
+
+
 def _fused(scenario: Scenario, architecture: Architecture) -> tuple[str, ...]:
     """Kernels in place of transformers' own code, of which the loss knows its own."""
     ask = scenario.training
     names = fused_kernels_of(ask.engine_options)
     trains_norms = ask.method == "full" or (ask.method == "freeze" and bool(ask.trainable))
-    require_fusable(architecture, names, trains_norms=trains_norms, loss=ask.loss if ask.objective == "sft" else ask.objective)
+    require_fusable(
+        architecture, names, trains_norms=trains_norms, loss=ask.loss if ask.objective == "sft" else ask.objective,
+        masters=ask.precision.startswith("amp") and ask.method != "qlora",
+    )  # fmt: skip
     return names
 
 

@@ -162,9 +162,9 @@ def _plain(row: dict[str, Any], **training: Any) -> dict[str, Any]:
 TORCHTUNE_STEPS = (
     ("baseline: unpacked", None),
     ("packed dataset", {}),
-    ("compile", None),
-    ("chunked cross entropy", {"loss": "chunked"}),
-    ("+ activation checkpointing", {"loss": "chunked", "checkpointing": "full"}),
+    ("+ compile", {"compile": True}),
+    ("chunked cross entropy", {"loss": "chunked", "compile": True}),
+    ("+ activation checkpointing", {"loss": "chunked", "checkpointing": "full", "compile": True}),
     ("optimizer in backward", None),
     ("activation offloading", None),
     ("8-bit AdamW", None),
@@ -179,19 +179,26 @@ def _torchtune(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         return None, "the optimizer and checkpointing of the recipe at that commit are not stated beside the figure"
     step = next((choices for name, choices in TORCHTUNE_STEPS if name in row["notes"]), None)
     if step is None:
-        return None, "torch.compile, unpacked lengths, an optimizer in the backward or offloaded activations: no scenario says it"
-    return _plain(row, optimizer="adamw_fused", **step), ""
+        return None, "unpacked lengths, an optimizer in the backward or offloaded activations: no scenario says it"
+    step = dict(step)
+    # modules/attention.py expands keys and values before attention
+    options = {"repeat_keys": True} | ({"compile": True} if step.pop("compile", False) else {})
+    return _plain(row, optimizer="adamw_fused", engine_options=options, **step), ""
 
 
 def _torchtitan(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    if "compile" in row["notes"]:
-        return None, "compiled (and float8): what the compiler keeps for the backward has no closed form"
+    if "float8" in row["notes"]:
+        return None, "float8: what its linears keep for the backward has no closed form"
     if row["sequence"] is None:
         return None, "the sequence length is not published"
     ways = int(row["parallel"].rpartition("x")[2])
-    scenario = _plain(row, engine="fsdp", optimizer="adamw_fused", checkpointing="selective", precision="amp-bf16")
+    scenario = _plain(row, engine="fsdp", optimizer="adamw_foreach", checkpointing="selective", precision="amp-bf16")
     # parallelize_llama.py of that commit wraps the layers and the whole, no unit of its own for embedding and head
-    scenario["training"]["engine_options"] = {"checkpoint_saves": "mm/2, attention", "separate_ends": False}
+    # models/llama/model.py repeats keys and values; config_manager.py: neither optimizer.fused nor max_norm is changed
+    options = {"checkpoint_saves": "mm/2, attention", "separate_ends": False, "repeat_keys": True, "max_grad_norm": 1.0}
+    if "compile" in row["notes"]:
+        options["compile"] = True
+    scenario["training"]["engine_options"] = options
     scenario["hardware"] = {"gpu": "H100 SXM5 80GB", "gpus": 8, "nodes": ways // 8, "capacity_bytes": 96 * GIB}
     scenario["parallel"] = {"data": ways, "sharding": "fsdp"}
     return scenario, ""
@@ -428,6 +435,7 @@ trainer qlora FSDP kernels: adapters that the fused products read are no part of
     what is predicted has them in shards, and is as much too low as the ranks share of them.
 nvidia_smi_total: the card's highest reading of 100 steps above its first, loading, warm-up, logging and saving included
     (``benchmark.py`` there). What is predicted is one steady step in an allocator that was empty before.
+m0268: torchtune's chunks all keep their logits until the backward; what is predicted makes those of one chunk again.
 litgpt qlora: bitsandbytes 0.41.1 keeps inputs of 4-bit products; what is still missing is of litgpt's own code, which lays q, k
     and v together and computes with adapters in 16 bit."""
 

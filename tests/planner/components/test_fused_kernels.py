@@ -98,3 +98,39 @@ def test_other_code_is_unknown(model: str, training: dict[str, Any]) -> None:
     found = footprint(scenario(model, **training))
     assert not found.gpus or not found.gpus[0].phases
     assert any("fused_kernels" in note for note in found.notes)
+
+
+def test_repeated_keys_are_kept_for_every_query_head() -> None:
+    """2 · layers · tokens · (32 − 8 heads) · 128 · 2 B more are kept of Llama-3.1-8B, whose keys serve four queries."""
+    plain = scenario(batch=1, checkpointing="none", attention="sdpa")
+    repeated = scenario(batch=1, checkpointing="none", attention="sdpa", engine_options={"repeat_keys": True})
+    kept = [footprint(each).gpus[0].phases[1].components["activations"] for each in (plain, repeated)]
+    assert kept[1] - kept[0] == 2 * 32 * 4096 * 24 * 128 * 2
+
+
+def compiled(**options: Any) -> dict[str, Any]:
+    return {
+        "model": "meta-llama/Llama-3.2-3B", "task": "training", "weights": "bf16", "hardware": {"gpu": "A100 SXM4 80GB"},
+        "training": {
+            "batch": 2, "sequence": 4096, "method": "full", "optimizer": "adamw_fused",
+            "engine_options": {"repeat_keys": True} | options,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "measured_gib"), [({}, 60.0), ({"compile": True}, 51.0)])
+def test_torchtunes_table_is_met(options: dict[str, Any], measured_gib: float) -> None:
+    """torchtune README, "Optimization flags": Llama-3.2-3B, packed, batch 2 of 4096, without and with torch.compile."""
+    assert abs(peak(compiled(**options)) / (measured_gib * 2**30) - 1) < 0.01
+
+
+def test_compiled_layers_keep_what_products_read() -> None:
+    """By layer and token: two norms' inputs and results, queries, attention's result; keys and values; three of the MLP's.
+
+    As ``torch.compile(layer, backend="aot_eager_decomp_partition")`` keeps of a ``LlamaDecoderLayer`` in torch 2.13.
+    """
+    found = footprint(compiled(compile=True) | {"training": compiled(compile=True)["training"] | {
+        "engine_options": {"compile": True}, "loss": "chunked"}})  # fmt: skip
+    kept, tokens = found.gpus[0].phases[1].components["activations"], 2 * 4096
+    layer = 6 * 3072 * 2 + 2 * 1024 * 2 + 3 * 8192 * 2 + 24 * 4 + 2 * 4
+    assert kept == pytest.approx(28 * tokens * layer, rel=0.01)
