@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from planner.architecture.layers import Weight
 from planner.components.autocast import is_wide, widened
@@ -94,7 +95,7 @@ def _xielu(g: Graph, source: str, target: str, size: Size, learned: Sequence[Wei
     if g.run.autocast:
         raise NotModelled("training.precision: xIELU under autocast has no closed form yet")
     above, below = ([weight for weight in learned if weight.name.endswith(name)] for name in ("alpha_p", "alpha_n"))
-    g.hold("x above zero", Size(**{**size.values, "bytes": 1}))
+    g.hold("x above zero", _mask_of(size))
     g.make("x weighed", size, (source,), (), weighted, weights=above, for_weights=(source,))
     multiply(g, "x squared", size, "x weighed", source)
     g.free("x weighed")
@@ -115,11 +116,17 @@ def _xielu(g: Graph, source: str, target: str, size: Size, learned: Sequence[Wei
     g.free("upper", "lower", "x above zero")
 
 
+def _mask_of(size: Size) -> Size:
+    """A boolean for every value of a tensor."""
+    values: dict[str, Any] = {**size.values, "bytes": 1}
+    return Size(**values)
+
+
 def _smaller(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """``where(x == bound, grad / 2, grad)``, then zero where x was the larger (derivatives.yaml, ``minimum``)."""
     (tensor,) = node.inputs
     size = g.record.sizes[tensor]
-    moments = [g.held("d equal", node, Size(**{**size.values, "bytes": 1})), g.held("d half", node, size)]
+    moments = [g.held("d equal", node, _mask_of(size)), g.held("d half", node, size)]
     made = g.gradient(tensor, node)
     g.consume(*moments)
     return [(tensor, made)]

@@ -78,9 +78,9 @@ def _widths(architecture: Architecture) -> tuple[int, int, int, int, int] | None
     if mixer is None or head is None or not channel:
         return None
     kv_heads = mixer.num_kv_heads if isinstance(mixer, Attention) else mixer.num_heads
-    counted = isinstance(channel[0], MixtureOfExperts) and architecture.model_type in COUNTED_EXPERTS
-    experts = channel[0].num_experts if counted else 1
-    return mixer.num_heads, kv_heads, head, channel[0].intermediate_size, experts
+    first, counted = channel[0], architecture.model_type in COUNTED_EXPERTS
+    experts = first.num_experts if counted and isinstance(first, MixtureOfExperts) else 1
+    return mixer.num_heads, kv_heads, head, first.intermediate_size, experts
 
 
 def _optimal_tokens(architecture: Architecture, gpu: Gpu, ranks: int) -> int | None:

@@ -82,9 +82,9 @@ def ask(path: str, run: Callable[[Sequence[str]], tuple[int, str]] | None = None
     if any(told.get("mig.mode.current") == "Enabled" for told, _ in rows):
         instances = _instances(run([path, "-q", "-x"])[1])
     found: list[Row] = []
-    for _, row in rows:
-        parts = [replace(part, index=row.index) for part in instances.get(row.uuid, ())]
-        found += parts or [replace(row, processes=tuple(held.get(row.uuid, ())))]
+    for _, whole in rows:
+        parts = [replace(part, index=whole.index) for part in instances.get(whole.uuid, ())]
+        found += parts or [replace(whole, processes=tuple(held.get(whole.uuid, ())))]
     return Answer(tuple(found), driver)
 
 

@@ -156,7 +156,7 @@ def deberta(config: Config) -> Architecture:
     wanted, hidden = refuse(config, "ForMultipleChoice"), config.size("hidden_size")
     width = config.optional("embedding_size") or hidden
     at, second = f"{config.base}embeddings", config.text("model_type") == "deberta-v2"
-    tables = (embedding(f"{at}.word_embeddings", config.size("vocab_size", maximum=MAX_VOCABULARY), width),)
+    tables: tuple[Weight, ...] = (embedding(f"{at}.word_embeddings", config.size("vocab_size", maximum=MAX_VOCABULARY), width),)
     if config.flag("position_biased_input", default=True):
         rows = config.size("max_position_embeddings", maximum=MAX_TOKENS)
         tables += (embedding(f"{at}.position_embeddings", rows, width),)
@@ -217,7 +217,8 @@ def positions_read(config: Config, path: str, inner: int, *, second: bool) -> tu
 
 def deberta_positions(config: Config, *, second: bool) -> tuple[Weight, ...]:
     """The embedded distances, their norm, and the convolution beside the first layer."""
-    hidden, at, weights = config.size("hidden_size"), f"{config.base}encoder", ()
+    hidden, at = config.size("hidden_size"), f"{config.base}encoder"
+    weights: tuple[Weight, ...] = ()
     if config.flag("relative_attention"):
         farthest = config.get("max_relative_positions")
         if not isinstance(farthest, int) or farthest < 1:
