@@ -1,7 +1,8 @@
 """Adapters beside frozen linears as PEFT 0.21 computes them, each tensor in the order of its code.
 
-Sources: PEFT ``tuners/lora/layer.py`` (``Linear.forward``), ``tuners/lora/bnb.py`` (over bitsandbytes), ``tuners/lora/dora.py``,
-``tuners/ia3/layer.py``. A frozen weight saves no input; the adapter's own product does, in the adapter's dtype.
+Sources: PEFT ``tuners/lora/layer.py`` (``Linear.forward``), ``tuners/lora/bnb.py`` (over bitsandbytes), ``gptq.py`` and ``awq.py``
+beside it, ``tuners/lora/dora.py``, ``tuners/ia3/layer.py``.
+A frozen weight saves no input; the adapter's own product does, in the adapter's dtype.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from planner.components.trainable import (
     tower_adapters,
     trainable_tensors,
 )
+from planner.formats.storage import Awq, Gptq
 from planner.record import record
 from planner.scenario import Lora, Training
 
@@ -65,10 +67,10 @@ class Adapters:
             _scaled(g, self, name, source, size, weights, component)
         elif self.method == "dora":
             _decomposed(g, self, name, source, size, weights, component)
-        elif g.run.quantised is not None and g.run.quantised.scheme(weights) is not None:
-            _over_quantised(g, self, name, source, size, weights, component)
         else:
-            _beside_plain(g, self, name, source, size, weights, component)
+            scheme = g.run.quantised.scheme(weights) if g.run.quantised is not None else None
+            lay = _beside_plain if scheme is None or isinstance(scheme, Gptq) else _over_quantised
+            lay(g, self, name, source, size, weights, component)
 
 
 def adapters_for(architecture: Architecture, training: Training, dtype_bytes: int) -> Adapters | None:
@@ -124,7 +126,7 @@ def _add_to_base(g: Graph, name: str, size: Size, component: str, added: str) ->
 def _over_quantised(
     g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
 ) -> None:
-    """Over bitsandbytes the adapter's result is cast before it is added; a 4-bit product is copied first."""
+    """Over bitsandbytes and AWQ the adapter's result is cast before it is added; a 4-bit product of the former is copied first."""
     base, wide = f"{name} base", _in_bytes(size, adapters.dtype_bytes)
     product(g, base, source, size, weights, component=component)
     if g.run.quantised is not None and g.run.quantised.is_four_bit(weights):
@@ -133,13 +135,15 @@ def _over_quantised(
         base = f"{name} copied"
     x = source if g.run.autocast else _cast_input(g, adapters, name, source, weights)
     wide = narrowed(size) if g.run.autocast else wide
-    _low_rank(g, adapters, name, x, wide, weights)
+    comes_back = wide.bytes != size.bytes
+    narrow = size if comes_back and isinstance(g.run.quantised and g.run.quantised.scheme(weights), Awq) else None
+    _low_rank(g, adapters, name, x, wide, weights, cast_first=narrow)
     output = f"{name} scaled"
     if g.run.autocast:
         g.make(name, size, (base, output), (), passed_on, component=component)
         g.free(base, output)
         return
-    if wide.bytes != size.bytes:
+    if comes_back and narrow is None:
         g.make(f"{name} output", size, (output,))
         g.free(output)
         output = f"{name} output"
@@ -148,12 +152,19 @@ def _over_quantised(
     _free_input(g, source, x)
 
 
-def _low_rank(g: Graph, adapters: Adapters, name: str, x: str, wide: Size, weights: Sequence[Weight]) -> None:
-    """``{name} scaled`` = B(A(dropout(x))) · scaling; ``x`` stays."""
+def _low_rank(
+    g: Graph, adapters: Adapters, name: str, x: str, wide: Size, weights: Sequence[Weight], *, cast_first: Size | None = None
+) -> None:
+    """``{name} scaled`` = B(A(dropout(x))) · scaling; ``x`` stays. ``cast_first``: the size it is cast to before it is scaled."""
     dropped = _dropped(g, adapters, name, x, weights)
     _low_rank_of(g, adapters, name, dropped, wide, weights, last=dropped != x)
-    g.make(f"{name} scaled", wide, (f"{name} B",))
-    g.free(f"{name} B")
+    made = f"{name} B"
+    if cast_first is not None:
+        g.make(f"{name} output", cast_first, (made,))
+        g.free(made)
+        made = f"{name} output"
+    g.make(f"{name} scaled", cast_first or wide, (made,))
+    g.free(made)
 
 
 def _low_rank_of(

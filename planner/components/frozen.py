@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from planner.components.graph import Graph, Node
     from planner.components.rules import Gradients
 
-TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")
-"""Formats over which adapters are derived."""
+TRAINED_OVER = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "gptq", "awq")
+"""Formats over which adapters are derived, by name or by what stands before its first number."""
 
 
 def wide_product(g: Graph, scheme: Scheme, weights: Sequence[Weight], name: str, source: str, size: Size, component: str) -> None:

@@ -1,7 +1,8 @@
 """Products with quantised weights: what exists for a moment beside the input and the result, by scheme.
 
 Sources: bitsandbytes 0.50 (``autograd/_functions.py``, ``nn/modules.py``, ``backends/cuda/ops.py``); GPTQModel's Marlin
-kernels, which need no whole weight; transformers 5.23 ``integrations/finegrained_fp8.py``. Frozen weights, no autograd.
+kernels, which need no whole weight, and those that train (``nn_modules/qlinear/tritonv2.py``, ``torch.py``), which do;
+transformers 5.23 ``integrations/finegrained_fp8.py``. Frozen weights, no autograd.
 """
 
 from __future__ import annotations
@@ -143,9 +144,20 @@ def _product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, co
     elif isinstance(scheme, Scaled):
         _fp8(g, weight, name, size, component)
     elif isinstance(scheme, Gptq | Awq):
-        g.hold(name, size, component)
+        _packed(g, weight, name, size, component)
     else:
         raise NotImplementedError(f"products of {scheme.dtype} weights")
+
+
+def _packed(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
+    """Marlin needs no whole weight but does not train (``SUPPORTS_TRAINING``); what trains makes it whole for each product."""
+    outputs, inputs = weight.shape
+    whole = f"{name} whole weight"
+    if g.run.adapters is not None:
+        g.hold(whole, Size(out_features=outputs, in_features=inputs, bytes=g.run.dtype_bytes))
+    with g.operator("mm"):
+        g.hold(name, size, component)
+    g.free(whole)
 
 
 def _four_bit(g: Graph, scheme: BitsAndBytes4Bit, weight: Weight, name: str, size: Size, component: str) -> None:

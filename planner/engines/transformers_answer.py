@@ -167,7 +167,9 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     training = scenario.task == "training"
     if fmt.name.startswith("hqq"):
         raise NotModelled("weights: transformers 5.23 loads no HQQ (quantizers/base.py, get_quantize_ops: not available yet)")
-    if architecture.kind != "decoder" or not is_known(fmt) or (training and fmt.name not in TRAINED_OVER):
+    packed = fmt.name.startswith(("gptq-", "awq-"))
+    trains = (fmt.name.partition("-")[0] if packed else fmt.name) in TRAINED_OVER
+    if architecture.kind != "decoder" or not is_known(fmt) or (training and not trains):
         what = "training over" if training else "products with"
         raise NotModelled(f"weights: {what} {scenario.weights} weights has no closed form yet")
     code = implementation_of(architecture)
@@ -176,6 +178,11 @@ def quantised_weights(scenario: Scenario, architecture: Architecture, fmt: Forma
     resolved = resolve_format(fmt, architecture)
     if not has_single_experts(scenario, architecture):
         require_modelled_experts(resolved, architecture)
+    if training and packed and prepares(scenario.training):
+        raise NotModelled(
+            "training.engine_options.prepare_for_kbit_training: PEFT casts nothing around GPTQ weights, and around AWQ ones it is "
+            "not derived: leave it out"
+        )
     options = scenario.training.engine_options if training else {}
     saves = isinstance(resolved.scheme, BitsAndBytes4Bit) and saves_inputs(options.get("bitsandbytes_version"))
     if training:

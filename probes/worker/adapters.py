@@ -13,6 +13,7 @@ from torch import nn
 from .bitsandbytes_layout import Linear4bit, Linear8bit
 from .errors import WorkerError
 from .order import Order, Training
+from .packed_layout import AwqLinear
 from .product import QuantisedLinear
 from .quantised import is_quantised, quantise
 
@@ -103,7 +104,7 @@ def _with_peft(model: Any, training: Training) -> Any:
         raise WorkerError("unsupported", f"{_TARGETS_FIELD}: PEFT refuses: {error}", _TARGETS_FIELD) from error
     if _casts_back(training) and any(isinstance(module, Linear4bit) for module in adapted.modules()):
         _narrow_ends(adapted)
-    _run_as_over_bitsandbytes(adapted)
+    _run_as_over_quantised(adapted)
     return adapted
 
 
@@ -185,18 +186,18 @@ def _turned_names(model: nn.Module) -> Collection[str]:
     return names.get(kinds.get(getattr(model.config, "model_type", ""), ""), {})
 
 
-def _run_as_over_bitsandbytes(model: nn.Module) -> None:
-    """PEFT has a class of its own for layers of bitsandbytes, which does not know these stand-ins."""
+def _run_as_over_quantised(model: nn.Module) -> None:
+    """PEFT has classes of its own for layers of bitsandbytes and AWQ, which do not know these stand-ins."""
     for module in model.modules():
         base = getattr(module, "base_layer", None)
-        if isinstance(base, (Linear4bit, Linear8bit)):
-            module.forward = MethodType(_forward_over_bitsandbytes, module)
+        if isinstance(base, (Linear4bit, Linear8bit, AwqLinear)):
+            module.forward = MethodType(_forward_over_quantised, module)
 
 
-def _forward_over_bitsandbytes(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _forward_over_quantised(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """4-bit results are copied; autocast is left to cast, else inputs go to the adapter's dtype and results come back.
 
-    peft, tuners/lora/bnb.py.
+    peft, tuners/lora/bnb.py; over AWQ results come back before they are scaled (awq.py).
     """
     base: QuantisedLinear = layer.base_layer
     result = base(x)
@@ -212,7 +213,11 @@ def _forward_over_bitsandbytes(layer: Any, x: torch.Tensor) -> torch.Tensor:
             result = layer.lora_variant[name].forward(layer, active_adapter=name, x=x, result=result)
             result = result.to(expected) if converts else result
             continue
-        output = second(first(layer.lora_dropout[name](x))) * layer.scaling[name]
-        output = output.to(expected) if converts else output
+        output = second(first(layer.lora_dropout[name](x)))
+        if isinstance(base, AwqLinear):
+            output = (output.to(expected) if converts else output) * layer.scaling[name]
+        else:
+            output = output * layer.scaling[name]
+            output = output.to(expected) if converts else output
         result = result + output
     return result

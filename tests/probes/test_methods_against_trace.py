@@ -91,6 +91,21 @@ def test_adapters_over_quantised_weights_equal_the_trace(trace, weights: str) ->
 
 
 @pytest.mark.parametrize(
+    ("weights", "more"),
+    [
+        ("gptq-int4-g32", {}),
+        ("awq-int4-g64", {"lora": SOME, "checkpointing": "full"}),
+        ("gptq-int8-g-1", {"precision": "amp-fp16", "checkpointing": "full"}),
+        ("awq-int4-g64", {"precision": "amp-fp16"}),
+    ],
+    ids=str,
+)
+def test_adapters_over_packed_weights_equal_the_trace(trace, weights: str, more: dict) -> None:
+    """What trains over GPTQ and AWQ makes each weight whole, in the forward and in the backward."""
+    assert_equal(trace, MODELS["llama"], {"method": "qlora", "lora": EVERY} | more, weights)
+
+
+@pytest.mark.parametrize(
     ("model", "checkpointing"),
     [("gpt2", "none"), ("gpt_neox, parallel", "none"), ("olmo2", "full")],
 )
