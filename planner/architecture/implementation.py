@@ -31,7 +31,7 @@ class Implementation:
 
     ``rotary``: see :mod:`planner.components.rotary` (``indexer_rotary``: in the indexer of sparse attention);
     ``table_for_windows``: windowed layers have cosines and sines of their own; ``rotates_each``: queries are rotated before
-    keys are projected.
+    keys are projected; ``joins``: what is rotated is laid with the rest of a head also where there is no rest.
 
     ``attention``: what the class runs when nothing else is asked; ``eager_upcasts``: its eager softmax is in fp32; ``masked``:
     it passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask;
@@ -71,6 +71,7 @@ class Implementation:
     norms_first: bool = False
     sums_in_place: bool = False
     copies_parts: bool = False
+    joins: bool = False
     router: Literal["softmax", "softmax_fp32", "sigmoid_fp32", "sigmoid", "topk", "softplus"] = "softmax"
     routing: Literal["fp32", "model"] = "model"
     experts: Literal["grouped", "dense"] = "grouped"
@@ -108,14 +109,14 @@ DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32"
 
 LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
-    "starcoder2 nemotron-nas gpt_neox qwen3_moe olmoe aria_text phimoe mllama_text_model "
-    "jamba bamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 "
+    "starcoder2 nemotron-nas qwen3_moe olmoe aria_text phimoe mllama_text_model "
+    "jamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 "
     "minicpm3 mellum lfm2_moe"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
 """As Llama, with the embeddings multiplied first, and each mixer's output."""
 
-SCORED_BY_SIGMOID = "glm4_moe glm4v_moe_text dots1 solar_open exaone_moe"
+SCORED_BY_SIGMOID = "dots1 solar_open exaone_moe"
 
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
@@ -132,7 +133,8 @@ WRITTEN: dict[str, Implementation] = {
     "vaultgemma": Implementation(norm="added", attention="eager"),
     "mistral4": Implementation(rotary="chunks"),
     "ernie4_5_moe": Implementation(rotary="pairs_late", router="softmax_fp32", shared_first=True),
-    "nemotron": Implementation(norm="added"),
+    **dict.fromkeys(("gpt_neox", "bamba"), Implementation(joins=True)),
+    "nemotron": Implementation(norm="added", joins=True),
     "hunyuan_v1_dense": Implementation(normed_after_rotation=True),
     "exaone4": Implementation(placement="post"),
     "biogpt": Implementation(drops_norm=True, keeps_positions=True),
@@ -170,13 +172,14 @@ WRITTEN: dict[str, Implementation] = {
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
     "mixtral": Implementation(routing="fp32"),
     **dict.fromkeys(SCORED_BY_SIGMOID.split(), Implementation(router="sigmoid_fp32", routing="fp32")),
-    "minimax_m2": Implementation(router="sigmoid", routing="fp32"),
+    **dict.fromkeys(("glm4_moe", "glm4v_moe_text"), Implementation(router="sigmoid_fp32", routing="fp32", joins=True)),
+    "minimax_m2": Implementation(router="sigmoid", routing="fp32", joins=True),
     "gpt_oss": Implementation(norm="wide", rotary="chunks", attention="eager", router="topk"),
     "deepseek_v2": Implementation(rotary="complex", router="softmax_fp32", routing="fp32"),
     "deepseek_v3": DEEPSEEK,
     "deepseek_v4": Implementation(norm="wide", attention="eager", router="softplus"),
     "kimi_k2": DEEPSEEK,
-    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added")),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added", joins=True)),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),
     **dict.fromkeys(("glm4_moe_lite", "axk1"), DEEPSEEK),
     "deepseek_v32": DEEPSEEK,

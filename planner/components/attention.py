@@ -169,6 +169,8 @@ def _project_apart(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, 
             g.view(name, "qkv", sliced, g.run.heads(heads, head_dim))
         if mixer.cached_kv_heads:
             _expand(g, mixer)
+        elif g.run.code.copies_parts:
+            _copy_parts(g, mixer)
     for name, heads, head_dim in _parts(mixer):
         if not mixer.fused_qkv:
             _project_one(g, mixer, project, source, name)
@@ -239,9 +241,17 @@ def _expand(g: Graph, mixer: Attention) -> None:
         g.rename(f"{name} for all", name)
 
 
+def _copy_parts(g: Graph, mixer: Attention) -> None:
+    """Queries, keys and values laid head by head in tensors of their own (CodeGen's ``_split_heads``)."""
+    for name, heads, head_dim in _parts(mixer):
+        g.make(f"{name} by heads", g.run.heads(heads, head_dim), (name,))
+        g.free(name)
+        g.rename(f"{name} by heads", name)
+
+
 def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     """By the kernel that the class and the scenario ask for; its output is laid out token by token."""
-    whole = mixer.rotary_dim == mixer.head_dim and not g.run.code.keeps_unrotated
+    whole = mixer.rotary_dim == mixer.head_dim and not (g.run.code.keeps_unrotated or g.run.code.joins)
     joined = g.run.code.rotary in ("joined", "pairs") or (mixer.rotary_dim > 0 and not whole)
     by_head = joined or g.run.code.rotary == "chunks"
     if g.run.code.attention == "alibi":
@@ -298,13 +308,22 @@ def _cache_forward(g: Graph, mixer: Attention) -> None:
     """
     run, names = g.run, ("k", "v")
     windowed = (mixer.window_tokens or mixer.chunk_tokens) is not None
+    narrow = _narrow_keys(g)
     for name in names:
         g.relabel(f"{name} past", "workspace")
         g.hold(f"{name} cached", run.cache(mixer, name, run.past_cells(mixer) + run.sequence), "kv_cache")
         if not windowed:
             g.consume(f"{name} past")
     g.consume(*(f"{name} past" for name in names))
-    g.free("k rotated", "v")
+    g.free("k rotated", "v", narrow)
+
+
+def _narrow_keys(g: Graph) -> str:
+    """Keys that cosines have made fp32 are cast for the cache (CodeGen)."""
+    if g.run.code.rotary == "pairs_in_fp32" and is_wide(g.size_of("k rotated")):
+        g.make("k narrow", narrowed(g.size_of("k rotated")), ("k rotated",))
+        return "k narrow"
+    return ""
 
 
 def _behind_prefix(g: Graph, mixer: Attention) -> None:

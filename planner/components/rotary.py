@@ -197,7 +197,7 @@ def _rotate_promoted(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -
         if style == "joined":
             _join_promoted(g, tensor, bytes_)
     for tensor in tensors:
-        if style != "joined" and (style == "pairs" or tensor.rotary_dim != tensor.head_dim):
+        if style != "joined" and (style == "pairs" or g.run.code.joins or tensor.rotary_dim != tensor.head_dim):
             _join_promoted(g, tensor, bytes_)
 
 
