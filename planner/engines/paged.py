@@ -16,6 +16,8 @@ from planner.modelled import NotModelled
 from planner.record import record
 from planner.symbolic.amount import largest
 
+GROWING = ("full", "states")
+"""Kinds that take a page for every block of a sequence."""
 PAD_ABOVE = 1.5
 """Kinds whose layer counts differ by less are padded to the larger count rather than cut to the smaller."""
 
@@ -27,13 +29,17 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 @record
 class PageSpec:
-    """How one layer caches: ``page_bytes`` for ``block_tokens`` tokens, or for one state of a recurrent layer."""
+    """How one layer caches: ``page_bytes`` for ``block_tokens`` tokens, or for one state of a recurrent layer.
 
-    kind: Literal["full", "window", "chunk", "state"]
+    ``states``: a recurrent layer that keeps the state behind every block.
+    """
+
+    kind: Literal["full", "window", "chunk", "state", "states"]
     block_tokens: int
     page_bytes: int
     window_tokens: int = 0
     state_pages: int = 1
+    """States of a sequence, and of each of its blocks' the last more often where tokens are proposed."""
 
     def pages(self, tokens: int, scheduled_tokens: int) -> int:
         """Pages one sequence of ``tokens`` tokens holds at most, ``scheduled_tokens`` of them in one step.
@@ -43,6 +49,8 @@ class PageSpec:
         """
         if self.kind == "state":
             return self.state_pages
+        if self.kind == "states":
+            return ceil_div(tokens, self.block_tokens) + self.state_pages - 1
         if self.kind == "window":
             return ceil_div(min(self.window_tokens - 1 + scheduled_tokens, tokens), self.block_tokens) + 1
         if self.kind == "chunk":
@@ -92,11 +100,11 @@ class Pool:
             return 0
         if self.sequence_blocks(limit_tokens, scheduled_tokens) <= self.blocks:
             return limit_tokens
-        growing = [group for group in self.groups if group.kind == "full"]
+        growing = [group for group in self.groups if group.kind in GROWING]
         widths = {group.block_tokens for group in growing}
         if len(widths) == 1:
             # Windows and states take what they take of a sequence that long; the rest of the pool is the growing groups'.
-            settled = sum(group.pages(limit_tokens, scheduled_tokens) for group in self.groups if group.kind != "full")
+            settled = sum(group.pages(limit_tokens, scheduled_tokens) for group in self.groups if group.kind not in GROWING)
             tokens = (self.blocks - settled) // len(growing) * growing[0].block_tokens
             if tokens > 0 and self._is_longest(tokens, limit_tokens, scheduled_tokens):
                 return tokens
@@ -118,7 +126,7 @@ class Pool:
 
 
 def _shared_pages(group: PageSpec, shared_tokens: int) -> int:
-    return shared_tokens // group.block_tokens if group.kind == "full" else 0
+    return shared_tokens // group.block_tokens if group.kind in GROWING else 0
 
 
 @record

@@ -24,7 +24,15 @@ from planner.engines.served_weights import absorbed_bytes, adapters_bytes, draft
 from planner.engines.serving import RankMemory, Server, serving_footprint
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
-from planner.engines.vllm.cache import CacheKind, cache_faults, cache_kind_bytes, cache_layout, context_faults
+from planner.engines.vllm.cache import (
+    FP32_STATES_SINCE,
+    STATES_BY_BLOCK,
+    CacheKind,
+    cache_faults,
+    cache_kind_bytes,
+    cache_layout,
+    context_faults,
+)
 from planner.engines.vllm.profile import ProfileRun, profile_run
 from planner.engines.vllm.settings import Settings, settings_of
 from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
@@ -166,10 +174,18 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         cache_dtype=ask.kv_cache,
         speculative_tokens=ask.speculation.proposed,
         state_pages=2 if settings.prefix_caching else 1,
+        state_bytes=_state_bytes(architecture, settings.version),
+        by_block=settings.prefix_caching and architecture.model_type in STATES_BY_BLOCK,
         context=spread.context,
     )
     draft = read_beside(ask.speculation.draft, DRAFT) if ask.speculation.draft is not None else None
     return Plan(settings, split, stage_weights(architecture, fmt, split), kind, dtype_bytes, draft, spread.expert, fmt)
+
+
+def _state_bytes(architecture: Architecture, version: tuple[int, int, int]) -> int:
+    """Bytes of a value of recurrent states where a release's rule for the type fixes them; 0: the rule of all releases."""
+    since = FP32_STATES_SINCE.get(architecture.model_type)
+    return 4 if since is not None and version >= since else 0
 
 
 def _format_faults(fmt: Format, gpu: Gpu, version: tuple[int, int, int]) -> list[Fault]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import lcm
 
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent, SequenceMixer
 from planner.engines.paged import Layout, PageSpec, ceil_div, page_layout
@@ -30,6 +31,11 @@ INDEXER_SCALE_BYTES = 4
 STATE_BYTES = {"qwen3_5": 4, "qwen3_5_moe": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4}
 """Recurrent states are kept in the model's dtype except where its own rule says fp32
 (``Qwen3_5ForConditionalGenerationConfig``)."""
+FP32_STATES_SINCE = {"nemotron_h": (0, 20, 0)}
+"""Types whose rule came with a release (``NemotronHForCausalLMConfig``, pull request 39032); 16 bit before."""
+STATES_BY_BLOCK = ("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2")
+"""Types that keep a state for every block where prefixes are cached (``SupportsMambaPrefixCaching``: ``mamba_cache_mode``
+all, pull request 25752); others keep the last two (align)."""
 FP32_STATE_KINDS = ("kimi_delta",)
 CONTEXT_SINCE, CONTEXT_SINCE_HEADS = (0, 10, 2), (0, 11, 1)
 """Decode context parallelism for latent attention, and for heads of keys and values (releases' notes)."""
@@ -53,7 +59,10 @@ class CacheKind:
     state_bytes: int = 0
     """Bytes of a value of recurrent states where the engine fixes them."""
     state_pages: int = 1
-    """States a sequence keeps: one, or two where prefixes are cached (``mamba_cache_mode`` align)."""
+    """States a sequence keeps: one, or two where prefixes are cached (``mamba_cache_mode`` align); one more for each token
+    that is proposed (``MambaSpec.num_speculative_blocks``)."""
+    by_block: bool = False
+    """Whether every block of a sequence keeps a state."""
     context: int = 1
     """Ranks that share a sequence's tokens: a block of the pool holds so many times its tokens over them."""
 
@@ -134,18 +143,26 @@ def page_specs(mixers: Sequence[SequenceMixer], kind: CacheKind, model_type: str
         attention = [replace(spec, kind="full", window_tokens=0) for spec in attention]
     if not states:
         return attention
+    pages = kind.state_pages + kind.speculative_tokens
     if not attention:
-        return [PageSpec("state", 1, size, state_pages=kind.state_pages) for size in states]
-    return _equal_pages(attention, states, kind)
+        return [PageSpec("state", 1, size, state_pages=pages) for size in states]
+    chunks = [mixer.chunk_tokens for mixer in mixers if isinstance(mixer, Recurrent)] if kind.by_block else []
+    return _equal_pages(attention, states, kind, max(chunks, default=0))
 
 
-def _equal_pages(attention: list[PageSpec], states: list[int], kind: CacheKind) -> list[PageSpec]:
+def _equal_pages(attention: list[PageSpec], states: list[int], kind: CacheKind, chunk_tokens: int) -> list[PageSpec]:
+    """``Platform.update_block_size_for_backend``. ``chunk_tokens``: what a kernel that keeps every block's state steps by."""
     token_bytes = attention[0].page_bytes // attention[0].block_tokens
     latent = attention[0].block_tokens == LATENT_BLOCK_TOKENS
     alignment = LATENT_ALIGNMENT_TOKENS if latent else KERNEL_ALIGNMENT_TOKENS
-    tokens = max(kind.block_tokens, alignment * ceil_div(max(states), alignment * token_bytes))
+    if chunk_tokens:
+        alignment = lcm(chunk_tokens, max(alignment, kind.block_tokens))
+    tokens = max(kind.block_tokens, alignment * ceil_div(ceil_div(max(states), token_bytes), alignment))
     grown = [replace(spec, block_tokens=tokens, page_bytes=spec.page_bytes // spec.block_tokens * tokens) for spec in attention]
-    return [*grown, *(PageSpec("state", 1, grown[0].page_bytes, state_pages=kind.state_pages) for _ in states)]
+    page, more = grown[0].page_bytes, kind.speculative_tokens
+    if chunk_tokens:
+        return [*grown, *(PageSpec("states", tokens, page, state_pages=1 + more) for _ in states)]
+    return [*grown, *(PageSpec("state", 1, page, state_pages=kind.state_pages + more) for _ in states)]
 
 
 def _attention_specs(mixer: SequenceMixer, kind: CacheKind) -> list[PageSpec]:

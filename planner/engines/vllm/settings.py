@@ -20,6 +20,7 @@ WIDE_SINCE = (0, 33, 0)
 UTILIZATION, UTILIZATION_BEFORE = 0.92, 0.9
 UTILIZATION_SINCE = (0, 20, 0)
 """The default share of the card rose when CUDA graphs came to be subtracted from the pool."""
+MOST_CAPTURED, CAPTURED = 512, {"gpt_oss": 1024}
 BLOCK_TOKENS = 16
 MOST_EXPANDED_TOKENS = 65536
 V1_SINCE, V0_TOKENS, V0_SEQUENCES = (0, 8, 0), 2048, 256
@@ -104,7 +105,7 @@ def settings_of(
         max_model_len=limit,
         prefix_caching=_prefix_caching(options, architecture, version),
         hybrid=options.get("disable_hybrid_kv_cache_manager") is not True and _groups(architecture, version),
-        capture_size=0 if eager else min(chosen_sequences * 2, 512, chosen_batched),
+        capture_size=0 if eager else _captured(architecture, chosen_sequences, chosen_batched),
         multiprocessors=sms,
         kv_bytes=_optional(options, "kv_cache_memory_bytes"),
         swap_bytes=int(_fraction(options, "swap_space", SWAP_GIB) * GIB) if version < V1_SINCE else 0,
@@ -115,6 +116,14 @@ def settings_of(
     if "gpu_memory_utilization" not in options:
         notes.append(f"inference.engine_options.gpu_memory_utilization: {settings.utilization} by default")
     return settings, notes
+
+
+def _captured(architecture: Architecture, sequences: int, batched_tokens: int) -> int:
+    """The largest batch that is captured; gpt-oss asks for twice as many as others (``GptOssForCausalLMConfig``)."""
+    most: int = smallest(2 * sequences, MOST_CAPTURED)
+    asked = CAPTURED.get(architecture.model_type, most)
+    captured: int = smallest(asked, batched_tokens)
+    return captured
 
 
 def _prefix_caching(options: Mapping[str, object], architecture: Architecture, version: tuple[int, int, int]) -> bool:

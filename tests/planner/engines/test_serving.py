@@ -103,6 +103,37 @@ def test_a_hybrid_model_with_cached_states_is_met_to_the_token():
     assert next(error for row, error in published() if row["id"] == "m0112") == 0
 
 
+def test_states_follow_the_release_and_the_cached_prefixes():
+    """Nemotron-H's states are fp32 from 0.20 on, so that attention's blocks double; with cached prefixes every block, a multiple
+    of the kernel's chunk of 128 tokens, keeps one."""
+    name = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+    blocks = {
+        version: footprint(name, engine_options={"version": version, "enable_prefix_caching": prefixes}).extra["engine"][
+            "block_tokens"
+        ]
+        for version, prefixes in (("0.19.0", False), ("0.20.0", False), ("0.33.0", True))
+    }
+    assert blocks == {"0.19.0": 672, "0.20.0": 1312, "0.33.0": 1408}
+    held = [
+        footprint(name, max_model_len=limit, engine_options={"enable_prefix_caching": True}).extra["engine"]["max_concurrency"]
+        for limit in (14080, 28160)
+    ]
+    assert held[0] == pytest.approx(2 * held[1], rel=1e-3)
+
+
+def test_proposed_tokens_keep_states_of_their_own():
+    asked = {"method": "mtp", "tokens": 3}
+    found = [
+        footprint(
+            "Qwen/Qwen3.6-35B-A3B", weights="fp8", hardware={"gpu": "H200 SXM 141GB"}, speculation=speculation,
+            engine_options={"enable_prefix_caching": False, "kv_cache_memory_bytes": 2**33},
+        )
+        for speculation in ({"method": "none"}, asked)
+    ]  # fmt: skip
+    plain, proposing = (one.extra["engine"]["max_concurrency"] for one in found)
+    assert proposing < plain / 2
+
+
 def test_the_sampler_before_v1_sorts_all_logits_too():
     assert max(abs(error) for row, error in published() if row["id"] in ("m0084", "m0085")) < 0.001
 
