@@ -15,7 +15,6 @@ session's threads and one at a time. They are the worker's (:mod:`probes.worker`
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import logging
@@ -24,23 +23,21 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
+from probes.background import Background
 from probes.drivers import Driver, Drivers
 from probes.environment import environment
-from probes.events import Events
 from probes.liveness import Liveness
 from probes.meters import ProbeMeters, kernel_oom_kills
 from probes.outcome import Facts, Hung, Kind, Outcome, judge
 from probes.preflight import why_not
 from probes.processes import ProcessGroup, project_environment
 from probes.readings import GpuReading
-from probes.recording import Event, RecordingState
+from probes.recording import Event
 from probes.remote import HEARTBEAT_S, Remote
 from probes.sampler import PROBE_INTERVAL_S, Sampler
 from probes.wire import LINE_LIMIT_BYTES, Line, bounded_lines, decode_event, shown
@@ -79,11 +76,8 @@ def worker_command() -> list[str]:
     return [sys.executable, "-P", "-m", "probes.worker"]
 
 
-class ProbeSession:
-    """One run of a worker. ``start`` returns at once; ``wait`` or the event ``outcome`` tell the end.
-
-    Used as a context manager, or when the program exits, it ends the worker and every process that it started.
-    """
+class ProbeSession(Background[Outcome]):
+    """One run of a worker. Closed, it ends the worker and every process that it started."""
 
     def __init__(
         self,
@@ -101,10 +95,10 @@ class ProbeSession:
 
         ``remote`` runs the worker on another machine, whose meters it reads itself.
         """
+        super().__init__("probe-session", on_event)
         self.order = {**order, "meters": True} if remote else dict(order)
         self.outcome: Outcome | None = None
         self._prediction = prediction
-        self._events = Events(on_event, self._now)
         self._limits = limits or Limits()
         self._recording_path = recording_path
         self._command = command or (remote.command() if remote else None)
@@ -114,12 +108,8 @@ class ProbeSession:
         self._nvml = nvml or Drivers()
         self._group: ProcessGroup | None = None
         self._meters: ProbeMeters | None = None
-        self._stop_asked = threading.Event()
         self._hurry = threading.Event()
         self._woken = threading.Event()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="probe-session", daemon=True)
-        self._origin = time.monotonic()
         self._child_offset_s: float | None = None
         self._liveness = self._new_liveness()
         self._hung: Hung | None = None
@@ -131,44 +121,23 @@ class ProbeSession:
 
     def start(self) -> None:
         """Begin, on threads of its own."""
-        self._origin = time.monotonic()
         self._liveness = self._new_liveness()
-        _LIVE.add(self)
-        self._thread.start()
+        super().start()
 
     def stop(self) -> None:
         """Ask it to end; returns at once. After its end this does nothing."""
-        self._stop_asked.set()
+        super().stop()
         self._woken.set()
-
-    def wait(self, timeout_s: float | None = None) -> Outcome | None:
-        """The outcome, or None if the run has not ended after ``timeout_s``."""
-        self._ended.wait(timeout_s)
-        return self.outcome if self._ended.is_set() else None
 
     def close(self) -> None:
         """End it quickly and wait until nothing of it is left. Not to be called from ``on_event``; ``stop`` may be."""
         self._hurry.set()
-        self.stop()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        super().close()
 
     @property
     def pid(self) -> int | None:
         """The worker's process id, once it has started."""
         return self._group.pid if self._group else None
-
-    @property
-    def recording(self) -> RecordingState:
-        """Where the run is recorded and whether that works."""
-        return self._events.recording
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     # The session's thread: from the start to the outcome.
 
@@ -312,10 +281,7 @@ class ProbeSession:
         self.outcome = outcome
         if self._bad_lines > _BAD_LINES_SHOWN:
             self._events.note(f"The probe sent {self._bad_lines} lines in all that are not events.")
-        self._events.emit({"event": "outcome", "t": self._now(), **outcome.to_json()})
-        self._events.close()
-        _LIVE.discard(self)
-        self._ended.set()
+        super()._finish(outcome)
 
     # The three streams, each on a thread.
 
@@ -390,19 +356,6 @@ class ProbeSession:
         self._events.emit({"event": "sample", "t": self._now(), **meters.read()})
         for trouble in meters.new_troubles():
             self._events.note(trouble)
-
-    def _now(self) -> float:
-        return round(time.monotonic() - self._origin, 6)
-
-
-_LIVE: weakref.WeakSet[ProbeSession] = weakref.WeakSet()
-
-
-@atexit.register
-def close_all() -> None:
-    """End every session that is still running."""
-    for session in tuple(_LIVE):
-        session.close()
 
 
 def _read_some(stream: IO[bytes], size: int) -> bytes:

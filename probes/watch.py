@@ -15,28 +15,25 @@ Only what was launched is ever ended; a process that was attached to is left as 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Literal
 
 import psutil
 
+from probes.background import Background
 from probes.drivers import Driver, Drivers
 from probes.environment import environment
-from probes.events import Events
 from probes.log_lines import LogReader, plain
 from probes.meters import ProbeMeters
 from probes.outcome import signal_name
 from probes.processes import ProcessGroup
-from probes.recording import Event, RecordingState
+from probes.recording import Event
 from probes.sampler import PROBE_INTERVAL_S, Sampler
 from probes.wire import bounded_lines
 
@@ -89,8 +86,8 @@ class Attach:
     log: Path | None = None
 
 
-class Watch:
-    """One watch, on threads of its own from ``start`` on. As a context manager it is closed at the end."""
+class Watch(Background[Ending]):
+    """One watch. Closed, it ends what it launched."""
 
     def __init__(
         self,
@@ -105,10 +102,10 @@ class Watch:
         on_output: Callable[[bytes], object] | None = None,
     ) -> None:
         """``scenario`` and ``prediction`` go into the recording. ``on_output`` gets what a launched command prints, as it is."""
+        super().__init__("watch", on_event)
         self.ending: Ending | None = None
         self.log = LogReader()
         self._target = target
-        self._events = Events(on_event, self._now)
         self._on_output = on_output
         self._header = {"scenario": scenario, "prediction": prediction}
         self._time_s = time_s
@@ -116,44 +113,8 @@ class Watch:
         self._nvml = nvml or Drivers()
         self._meters: ProbeMeters | None = None
         self._group: ProcessGroup | None = None
-        self._stop_asked, self._ended = threading.Event(), threading.Event()
-        self._origin = time.monotonic()
         self._pss_due = 0.0
         self._lines = 0
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._origin = time.monotonic()
-        _LIVE.add(self)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the watch, and what it launched."""
-        self._stop_asked.set()
-
-    def wait(self, timeout_s: float | None = None) -> Ending | None:
-        """The ending, None if there is none yet after ``timeout_s``."""
-        self._ended.wait(timeout_s)
-        return self.ending if self._ended.is_set() else None
-
-    def close(self) -> None:
-        """Stop and wait until nothing of it is left."""
-        self.stop()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    @property
-    def recording(self) -> RecordingState:
-        """Whether it is recorded."""
-        return self._events.recording
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _run(self) -> None:
         try:
@@ -166,10 +127,7 @@ class Watch:
                 self._group.sweep()
                 self._group.close()
         self.ending = ending
-        self._events.emit({"event": "outcome", "t": self._now(), **ending.to_json()})
-        self._events.close()
-        _LIVE.discard(self)
-        self._ended.set()
+        self._finish(ending)
 
     def _open_recording(self) -> None:
         told = environment(self._nvml, self._nvml.readings())
@@ -327,19 +285,6 @@ class Watch:
             self._events.note(f"From here on only lines that say something of memory are recorded: {LOG_LINES:,} have come.")
         for finding in findings:
             self._events.emit({"event": "component", "t": self._now(), **finding.to_json()})
-
-    def _now(self) -> float:
-        return round(time.monotonic() - self._origin, 6)
-
-
-_LIVE: weakref.WeakSet[Watch] = weakref.WeakSet()
-
-
-@atexit.register
-def close_all() -> None:
-    """End every watch that is still running, and what it launched."""
-    for watch in tuple(_LIVE):
-        watch.close()
 
 
 def _target_json(target: Launch | Attach) -> dict[str, object]:
