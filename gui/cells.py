@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, QRect, QRectF, Qt, Slot
+from PySide6.QtCore import (
+    QAbstractTableModel,
+    QItemSelectionModel,
+    QModelIndex,
+    QObject,
+    QPersistentModelIndex,
+    QRect,
+    QRectF,
+    Qt,
+    Slot,
+)
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
@@ -21,6 +31,9 @@ from gui.translate import tr
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
 LINE = 16
+_LEAST_HEIGHT = 120
+TABLE_STRETCH = 1000
+"""A table takes the height it needs before anything below it stretches."""
 _NO_PARENT = QModelIndex()
 Index = QModelIndex | QPersistentModelIndex
 
@@ -147,14 +160,27 @@ class CellTable(QTableView):
         self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideRight)
 
     def setModel(self, model: CellModel) -> None:
-        """Rows that come and go are placed at once: Qt would do it after the next repaint, and then paint again."""
+        """Rows that come and go are placed at once: Qt would do it after the next repaint, and then paint again.
+
+        The header shows nothing of what is selected, but asks for it with every repaint, row by row: it has a selection of its own.
+        """
         super().setModel(model)
+        self.horizontalHeader().setSelectionModel(QItemSelectionModel(model, self.horizontalHeader()))
         for moved in (model.rowsInserted, model.rowsRemoved):
             moved.connect(self._place_rows)
 
     @Slot()
     def _place_rows(self) -> None:
         self.executeDelayedItemsLayout()
+        self.hug()
+
+    @Slot()
+    def hug(self) -> None:
+        """End below the last row: in a large window a table is no empty sheet."""
+        whole = self.horizontalHeader().sizeHint().height() + self.verticalHeader().length() + 2 * self.frameWidth()
+        highest = max(whole, px(_LEAST_HEIGHT), self.minimumHeight())
+        if highest != self.maximumHeight():
+            self.setMaximumHeight(highest)
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Every cell in sight, each over a line that parts the rows."""
@@ -162,21 +188,28 @@ class CellTable(QTableView):
         first, last = self.rowAt(event.rect().top()), self.rowAt(event.rect().bottom())
         if first < 0:
             return
-        chosen = [(one.top(), one.bottom(), one.left(), one.right()) for one in self.selectionModel().selection()]
+        last = last if last >= 0 else model.rowCount() - 1
+        chosen = [
+            (one.top(), one.bottom(), one.left(), one.right())
+            for one in self.selectionModel().selection()
+            if one.top() <= last and one.bottom() >= first
+        ]
         columns = [
             (column, self.columnViewportPosition(column), self.columnWidth(column))
             for column in range(len(model.columns))
             if not self.isColumnHidden(column)
         ]
-        painter = QPainter(self.viewport())
-        for row in range(first, (last if last >= 0 else model.rowCount() - 1) + 1):
+        painter, lines = QPainter(self.viewport()), []
+        for row in range(first, last + 1):
             top, height = self.rowViewportPosition(row), self.rowHeight(row)
+            lines.append(QRect(0, top + height - 1, self.viewport().width(), 1))
             for column, left, width in columns:
                 room = QRect(left, top, width, height)
                 if any(above <= row <= below and left_of <= column <= right_of for above, below, left_of, right_of in chosen):
                     painter.fillRect(room, theme().colour("accent_soft"))
-                painter.fillRect(left, top + height - 1, width, 1, theme().colour("grid"))
                 _paint_cell(painter, room, model.cell(row, column), figures=model.columns[column].figures)
+        for line in lines:
+            painter.fillRect(line, theme().colour("grid"))
         painter.end()
 
 
@@ -207,7 +240,7 @@ def _lines(cell: Cell, room: QRect) -> tuple[str, ...]:
 class Rows(QObject):
     """Rows as high as their texts need."""
 
-    def __init__(self, table: QTableView, height: int) -> None:
+    def __init__(self, table: CellTable, height: int) -> None:
         super().__init__(table)
         self._table, self._height, self._percent = table, height, 100
         self.restyle()
@@ -217,6 +250,7 @@ class Rows(QObject):
         """Look sizes and colours up again."""
         self._table.setFont(font(tabular=True))
         self._table.verticalHeader().setDefaultSectionSize(px(self._height))
+        self._table.hug()
         self._table.viewport().update()
         ratio, self._percent = theme().percent / self._percent, theme().percent
         header = self._table.horizontalHeader()

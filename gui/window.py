@@ -42,6 +42,7 @@ DEFAULT_SIZE = (1400, 900)
 MINIMUM_SIZE = (1000, 680)
 _STATUS_MS = 8_000
 _NARROW_BELOW = 1230
+_ROOMY_FROM, _WIDER = (0.85, 1.8), 1.3
 _ZOOM_STEP, _ZOOM_RANGE = 10, (80, 160)
 
 
@@ -60,7 +61,7 @@ class MainWindow(QMainWindow):
         self.why = WhyPanel(context.state, self._splitter)
         self.strip = GpuStrip(context.machine, self.centralWidget())
         self.documents, self.sharing, self.guide = Documents(self), Sharing(self), Guide(self)
-        self._was_roomy: bool | None = None
+        self._was_roomy: int | None = None
         """At the last sharing out; None before the first, and once widths were chosen by hand."""
         self._built: dict[str, QWidget] = {}
         self._actions: dict[Act, QAction] = {act: make_action(act, self) for act in Act}
@@ -222,9 +223,9 @@ class MainWindow(QMainWindow):
         super().showEvent(event)
 
     @property
-    def _roomy(self) -> bool:
-        """Whether the why panel need not be as narrow as it can be."""
-        return self.width() >= px(DEFAULT_SIZE[0]) * 0.85
+    def _roomy(self) -> int:
+        """0: the why panel is as narrow as it can be; 1: it has its usual width; 2: form and why panel can be wider."""
+        return sum(self.width() >= px(DEFAULT_SIZE[0]) * share for share in _ROOMY_FROM)
 
     @Slot()
     def _dragged(self) -> None:
@@ -232,8 +233,9 @@ class MainWindow(QMainWindow):
         self._was_roomy = None
 
     def _share_out(self) -> None:
-        why = px(WHY_WIDTH) if self._roomy else WHY_NARROW
-        self._splitter.setSizes([px(FORM_WIDTH), self.width() - px(FORM_WIDTH) - why, why])
+        wider = _WIDER if self._roomy > 1 else 1.0
+        form, why = round(px(FORM_WIDTH) * wider), round(px(WHY_WIDTH) * wider) if self._roomy else WHY_NARROW
+        self._splitter.setSizes([form, self.width() - form - why, why])
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """Where there is little room, the tabs' names are written small, and the why panel gives of its width."""

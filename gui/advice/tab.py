@@ -10,6 +10,7 @@ from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from gui.advice.table import AdviceTable
+from gui.cells import TABLE_STRETCH
 from gui.operations import Operation
 from gui.theme import set_role
 from gui.translate import tr
@@ -63,8 +64,9 @@ class AdviceTab(QWidget):
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
         column.addWidget(self.headline)
-        column.addWidget(self.table, 1)
+        column.addWidget(self.table, TABLE_STRETCH)
         column.addLayout(foot)
+        column.addStretch(1)
 
     def showEvent(self, event: QShowEvent) -> None:
         """Catch up with the plan."""

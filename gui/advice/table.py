@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QHeaderView, QWidget
 
 from gui.cells import LINE, PADDING, Cell, CellModel, CellTable, Column, dress
 from gui.fits.cards import MARKS
-from gui.text import wrapped
+from gui.text import width_of, wrapped
 from gui.theme import px, theme
 from gui.translate import tr
 from gui.units import format_bytes
@@ -65,9 +65,16 @@ class AdviceTable(CellTable):
             self.setColumnWidth(column, wanted[column])
             left -= 0 if self.isColumnHidden(column) else wanted[column]
         shared = left * wanted[0] // (wanted[0] + wanted[4])
-        self.setColumnWidth(0, min(wanted[0], max(px(_LEAST_CHANGE), shared)) if wanted[0] + wanted[4] > left else wanted[0])
+        least = min(max(px(_LEAST_CHANGE), self._longest_word()), left // 2)
+        self.setColumnWidth(0, min(wanted[0], max(least, shared)) if wanted[0] + wanted[4] > left else wanted[0])
         for row in range(len(self._advice)):
             self.setRowHeight(row, px(_ROW_HEIGHT + LINE * (self._lines(row) - 1)))
+        self.hug()
+
+    def _longest_word(self) -> int:
+        """Pixels in which no word of a change is cut."""
+        words = {word: one.verdict != "does_not_fit" for one in self._advice for word in one.title.split(" ")}
+        return round(max((width_of(word, bold=bold, tabular=True) for word, bold in words.items()), default=0)) + 2 * PADDING + 1
 
     def _lines(self, row: int) -> int:
         """How many lines the longest text of a row takes."""

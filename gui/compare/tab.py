@@ -7,13 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Slot
-from PySide6.QtGui import QShowEvent
+from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
+from gui.cells import TABLE_STRETCH
 from gui.compare.card import PlanCard
 from gui.compare.difference import peak_of
 from gui.compare.table import DifferenceTable
 from gui.export import ChartMenu, TableMenu
+from gui.footprint.all_bars import room_in
 from gui.footprint.bars import Bars
 from gui.footprint.legend import Legend
 from gui.footprint.rows import Row
@@ -63,7 +65,8 @@ class CompareTab(QWidget):
         column.addLayout(heads)
         column.addWidget(self.hint)
         column.addWidget(card)
-        column.addWidget(self.table, 1)
+        column.addWidget(self.table, TABLE_STRETCH)
+        column.addStretch(1)
         ChartMenu(self.bars)
         TableMenu(self.table, self.table.differences)
 
@@ -75,6 +78,11 @@ class CompareTab(QWidget):
         for signal in (self._state.plan_changed, self._state.faults_changed, self._pins.changed, units().changed):
             signal.connect(self._show)
         self.bars.picked.connect(self._pick)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """A high window has thicker bars."""
+        super().resizeEvent(event)
+        self.bars.set_room(*room_in(self.height()))
 
     def showEvent(self, event: QShowEvent) -> None:
         """Plan what was pinned before, and catch up."""

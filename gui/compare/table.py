@@ -23,6 +23,8 @@ from planner.scenario import Scenario, parse_scenario
 from planner.words import COMPONENTS, METERS, Word
 
 _ROW_HEIGHT, _FIRST_WIDTH, _FIRST_SHARE = 24, 190, 0.3
+_WIDEST = 420
+"""Figures stay where the eye finds them from the name of their row."""
 _SPECS = {spec.path: spec for spec in FIELDS}
 
 
@@ -45,8 +47,7 @@ class DifferenceTable(CellTable):
         if translated(columns) != self.differences.columns:
             self.differences.show_columns(columns)
             header = self.horizontalHeader()
-            header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-            header.setSectionResizeMode(0, QHeaderView.ResizeMode.Fixed)
+            header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self._fill()
 
     def resizeEvent(self, event: QResizeEvent) -> None:
@@ -61,7 +62,9 @@ class DifferenceTable(CellTable):
         room = max(px(_FIRST_WIDTH) * 0.7, min(px(_FIRST_WIDTH), self.viewport().width() * _FIRST_SHARE))
         self.setColumnWidth(0, min(round(room), self.differences.width_wanted(0)))
         others = range(1, self.differences.columnCount())
-        room = (self.viewport().width() - self.columnWidth(0)) // max(1, len(others))
+        room = min((self.viewport().width() - self.columnWidth(0)) // max(1, len(others)), px(_WIDEST))
+        for column in others:
+            self.setColumnWidth(column, room)
         if any(self.differences.figures_width(column) > room for column in others):
             self.differences.show_cells([*inputs, *(_figure_cells(one, alone=True) for one in self._figures)])
 

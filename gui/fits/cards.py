@@ -11,12 +11,13 @@ from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress
 from gui.fits.answers import COUNTS, Answer, CardRow
+from gui.theme import px, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
 from planner.words import VERDICTS
 
-_ROW_HEIGHT, _WIDTH, _ROOM_FOR_MEMORY = 24, 76, 600
+_ROW_HEIGHT, _NAMES, _WIDEST, _ROOM_FOR_MEMORY = 24, 420, 150, 600
 MARKS = {"fits": ("✔", "fits"), "tight": ("▲", "tight"), "does_not_fit": ("✘", "over"), "unknown": ("?", "muted")}
 """A sign and a colour for each verdict: colour is never the only cue."""
 
@@ -39,21 +40,33 @@ class CardTable(CellTable):
         self.setAccessibleName(tr("What fits on which cards"))
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectItems)
         header = self.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        for column in range(1, len(headings)):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-            self.setColumnWidth(column, _WIDTH + 18 if column == 1 else _WIDTH)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
+        theme().changed.connect(self._share_out)
         self.activated.connect(self._adopt)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """The card's memory gives way where there is little room."""
-        self.setColumnHidden(1, self.width() < _ROOM_FOR_MEMORY)
+        self.setColumnHidden(1, self.width() < px(_ROOM_FOR_MEMORY))
+        self._share_out()
         super().resizeEvent(event)
+
+    @Slot()
+    def _share_out(self) -> None:
+        """The names of the cards whole; what is left is shared by the figures, so that they stand near each other."""
+        wanted = self.cards.width_wanted(0)
+        figures = [column for column in range(1, self.cards.columnCount()) if not self.isColumnHidden(column)]
+        room = (self.viewport().width() - wanted) // max(1, len(figures))
+        for column in figures:
+            least = self.cards.width_wanted(column)
+            self.setColumnWidth(column, max(least, min(room, px(_WIDEST))))
+        spare = self.viewport().width() - sum(self.columnWidth(column) for column in figures)
+        self.setColumnWidth(0, min(spare, max(wanted, px(_NAMES))))
 
     def show_cards(self, rows: Sequence[CardRow], own: str) -> None:
         """Show ``rows``; ``own`` is the card of the plan."""
         self._rows = rows
         self.cards.show_cells([_cells(row, own) for row in rows])
+        self._share_out()
 
     @Slot(QModelIndex)
     def _adopt(self, index: QModelIndex) -> None:

@@ -17,7 +17,7 @@ from planner.palette import DIAGONAL
 from planner.words import VERDICTS
 
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 8, 40, 8
-_LEAST_CELL, _MOST_CELL = 22, 96
+_LEAST_CELL = 22
 _MOST_SHARE = 10
 _STEPS = {Qt.Key.Key_Left: (0, -1), Qt.Key.Key_Right: (0, 1), Qt.Key.Key_Up: (1, 0), Qt.Key.Key_Down: (-1, 0)}
 
@@ -80,7 +80,7 @@ class HeatMap(QWidget):
 
     def _cell_size(self) -> tuple[float, float]:
         columns, rows = (len(self._map.contexts), len(self._map.batches)) if self._map else (1, 1)
-        height = min((self.height() - px(_TOP) - px(_BOTTOM)) / rows, px(_MOST_CELL))
+        height = (self.height() - px(_TOP) - px(_BOTTOM)) / rows
         return (self.width() - px(_LEFT) - px(_RIGHT)) / columns, height
 
     def _at(self, position: QPointF) -> tuple[int, int] | None:

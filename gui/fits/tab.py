@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QHideEvent, QShowEvent
-from PySide6.QtWidgets import QFrame, QGridLayout, QHBoxLayout, QLabel, QPushButton, QSplitter, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QSplitter,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
 from gui.elided import ElidedLabel
 from gui.export import ChartMenu, TableMenu
@@ -80,6 +91,8 @@ class FitsTab(QWidget):
         inverse.setSpacing(10)
         for index, answer in enumerate(self.answers):
             inverse.addWidget(answer, index // 2, index % 2)
+        for column in range(2):
+            inverse.setColumnStretch(column, 1)
         set_role(card, "card")
         inside = QVBoxLayout(card)
         inside.setContentsMargins(10, 8, 10, 6)
@@ -243,6 +256,7 @@ class InverseAnswer(QFrame):
         self.shown: Inverse | None = None
         self._question, self.value = ElidedLabel(), ElidedLabel()
         self.use = QPushButton(tr("Use"), toolTip=tr("Take it into the form; Ctrl+Z takes it back"))
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         set_role(self, "card")
         set_role(self._question, "small")
         set_role(self.value, "head")

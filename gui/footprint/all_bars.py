@@ -14,6 +14,11 @@ _SHARE = 0.42
 _USUAL_HEIGHT, _THICKEST = 860, 2.0
 
 
+def room_in(height: int) -> tuple[int, float]:
+    """How high all bars may be in a tab of this height, and how far apart at most."""
+    return round(height * _SHARE), min(max(height / px(_USUAL_HEIGHT), 1.0), _THICKEST) * px(PITCH)
+
+
 class AllBars(QScrollArea):
     """As high as the bars are, up to their share of the tab. Their height follows from the window and their number alone."""
 
@@ -32,8 +37,8 @@ class AllBars(QScrollArea):
 
     def share(self, height: int) -> None:
         """Take a part of a tab of this height."""
-        self._most = round(height * _SHARE)
-        self._bars.set_room(self._most, min(max(height / px(_USUAL_HEIGHT), 1.0), _THICKEST) * px(PITCH))
+        self._most, pitch = room_in(height)
+        self._bars.set_room(self._most, pitch)
         self.fit()
 
     @Slot()

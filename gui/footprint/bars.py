@@ -147,7 +147,7 @@ class Bars(QWidget):
         if self._room is None:
             return px(PITCH)
         shared = (self._room[0] - px(_TOP) - px(_BOTTOM)) / max(_ROOM_FOR_ROWS, len(self._rows))
-        return round(max(px(_LEAST_PITCH), min(shared, self._room[1])))
+        return int(max(px(_LEAST_PITCH), min(shared, self._room[1])))
 
     @property
     def _gap(self) -> int:
@@ -270,11 +270,13 @@ class Bars(QWidget):
 
     def _paint_axis(self, painter: QPainter) -> None:
         bottom = self.height() - px(_BOTTOM)
-        for position, label in ticks(self._limit(), max(3, min(8, self.width() // 70))):
+        for position, label in ticks(self._limit(), max(3, min(8, self.width() // px(70)))):
             x = round(self._x(position)) + 0.5
             painter.setPen(theme().colour("grid"))
             painter.drawLine(QPointF(x, px(_TOP)), QPointF(x, bottom))
-            write(painter, QRectF(x - 50, bottom + 4, 100, 18), label, theme().colour("muted"), SMALL, tabular=True, align=CENTRE)
+            write(
+                painter, QRectF(x - 50, bottom + 4, 100, px(18)), label, theme().colour("muted"), SMALL, tabular=True, align=CENTRE
+            )
 
     def _paint_row(self, painter: QPainter, index: int, row: Row) -> None:
         top, ink = self._row_top(index), theme().colour("text" if row.peak else "muted")

@@ -9,6 +9,7 @@ from PySide6.QtCore import Slot
 from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QVBoxLayout, QWidget
 
+from gui.cells import TABLE_STRETCH
 from gui.export import ChartMenu, TableMenu
 from gui.footprint.all_bars import AllBars
 from gui.footprint.bars import Bars
@@ -75,7 +76,8 @@ class FootprintTab(QWidget):
         column.addWidget(self.verdict)
         column.addWidget(card)
         column.addLayout(row)
-        column.addWidget(self.table, 1)
+        column.addWidget(self.table, TABLE_STRETCH)
+        column.addStretch(1)
 
     def _connect(self) -> None:
         state = self._state

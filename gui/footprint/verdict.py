@@ -127,7 +127,10 @@ class VerdictCard(QFrame):
             painter.setOpacity(0.45)
         colour, label = theme().colour(ROLES[self._verdict]), self._label
         icon(self._verdict, ROLES[self._verdict]).paint(painter, px(_MARGIN), px(_EDGE) + 2, px(_ICON), px(_ICON))
-        left, right = px(_MARGIN) + px(_ICON) + px(_SPACE), self._badge().left() if self._simulated else self.width() - px(_MARGIN)
+        left, right = (
+            px(_MARGIN) + px(_ICON) + px(_SPACE),
+            self._badge().left() - px(_SPACE) if self._simulated else self.width() - px(_MARGIN),
+        )
         write(painter, QRect(left, px(_EDGE), right - left, px(_HEAD)), label, colour, DISPLAY, bold=True)
         left += round(width_of(label, DISPLAY, bold=True)) + px(_SPACE)
         ways = (self._figures, self._figures.removeprefix(tr("weights alone ")))
@@ -152,8 +155,8 @@ class VerdictCard(QFrame):
         write(painter, badge, tr("SIM"), theme().colour("tight"), SMALL, bold=True, align=CENTRE)
 
     def _badge(self) -> QRect:
-        top = px(_EDGE) + (px(_HEAD) - _BADGE.height()) // 2
-        return QRect(self.width() - px(_MARGIN) - _BADGE.width(), top, _BADGE.width(), _BADGE.height())
+        width, height = px(_BADGE.width()), px(_BADGE.height())
+        return QRect(self.width() - px(_MARGIN) - width, px(_EDGE) + (px(_HEAD) - height) // 2, width, height)
 
     @Slot()
     def _wrap(self) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from PySide6.QtCore import QEvent, QRect, QRectF, QSize
+from PySide6.QtCore import QEvent, QRect, QRectF, QSize, Slot
 from PySide6.QtGui import QHelpEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from gui.painting import paint_component
-from gui.text import write
-from gui.theme import SMALL, theme
+from gui.text import wrapped, write
+from gui.theme import SMALL, px, theme
 from planner.architecture.layers import Architecture, Stack
 from planner.describe import layer_kind
 
@@ -71,8 +71,15 @@ class LayerStrip(QWidget):
         super().__init__(parent)
         self._runs: tuple[Run, ...] = ()
         self._kinds: tuple[Kind, ...] = ()
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        theme().changed.connect(self.update)
+        policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+        theme().changed.connect(self._restyle)
+
+    @Slot()
+    def _restyle(self) -> None:
+        self.updateGeometry()
+        self.update()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -94,14 +101,31 @@ class LayerStrip(QWidget):
         self.update()
 
     def sizeHint(self) -> QSize:
-        """A bar and a row for each kind."""
-        return QSize(200, _BAR + _GAP + _ROW * len(self._kinds))
+        """A bar, and for each kind as many rows as it takes."""
+        return QSize(200, self.heightForWidth(max(self.width(), 200)))
+
+    def hasHeightForWidth(self) -> bool:
+        """The words flow."""
+        return True
+
+    def heightForWidth(self, width: int) -> int:
+        """Rows needed at ``width``."""
+        return px(_BAR) + px(_GAP) + px(_ROW) * len(self._lines(width))
+
+    def _lines(self, width: int) -> list[tuple[Kind, int, str]]:
+        """Each row of the legend: its kind, the how manieth row of that kind it is, and its words."""
+        room = width - px(_SWATCH) - px(_GAP)
+        return [
+            (kind, number, line)
+            for kind in self._kinds
+            for number, line in enumerate(wrapped(kind.text, room, SMALL, tabular=True))
+        ]
 
     def tip_at(self, x: float, y: float) -> str:
         """What stands there, in full; empty where nothing does."""
-        row = int((y - _BAR - _GAP) // _ROW)
-        if y > _BAR:
-            return self._kinds[row].text if 0 <= row < len(self._kinds) else ""
+        row, lines = int((y - px(_BAR) - px(_GAP)) // px(_ROW)), self._lines(self.width())
+        if y > px(_BAR):
+            return lines[row][0].text if 0 <= row < len(lines) else ""
         found = [run for run, left, width in self._laid() if left <= x < left + width]
         return _words(found[0].stack, found[0].kind, found[0].count) if found else ""
 
@@ -116,13 +140,14 @@ class LayerStrip(QWidget):
         """Bar and legend."""
         painter = QPainter(self)
         for run, left, width in self._laid():
-            paint_component(painter, QRectF(left, 0, width, _BAR), run.fill)
+            paint_component(painter, QRectF(left, 0, width, px(_BAR)), run.fill)
             self._part(painter, left, width, run.count)
-        for row, kind in enumerate(self._kinds):
-            top = _BAR + _GAP + row * _ROW
-            paint_component(painter, QRectF(0, top + (_ROW - _SWATCH) // 2, _SWATCH, _SWATCH), kind.fill)
-            room = QRect(_SWATCH + _GAP, top, self.width() - _SWATCH - _GAP, _ROW)
-            write(painter, room, kind.text, theme().colour("muted"), SMALL, tabular=True)
+        swatch, height = px(_SWATCH), px(_ROW)
+        for row, (kind, number, line) in enumerate(self._lines(self.width())):
+            top, left = px(_BAR) + px(_GAP) + row * height, swatch + px(_GAP)
+            if number == 0:
+                paint_component(painter, QRectF(0, top + (height - swatch) // 2, swatch, swatch), kind.fill)
+            write(painter, QRect(left, top, self.width() - left, height), line, theme().colour("muted"), SMALL, tabular=True)
         painter.end()
 
     def _part(self, painter: QPainter, left: float, width: float, count: int) -> None:
@@ -130,7 +155,7 @@ class LayerStrip(QWidget):
         cell = width / count
         if cell >= _MIN_CELL:
             for index in range(1, count + 1):
-                painter.fillRect(QRectF(left + index * cell - 1, 0, 1, _BAR), theme().colour("window"))
+                painter.fillRect(QRectF(left + index * cell - 1, 0, 1, px(_BAR)), theme().colour("window"))
 
     def _laid(self) -> list[tuple[Run, float, float]]:
         """Each run with its left edge and width; stacks stand a little apart."""

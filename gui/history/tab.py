@@ -11,6 +11,7 @@ from PySide6.QtCore import QTimer, Slot
 from PySide6.QtGui import QHideEvent, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
+from gui.cells import TABLE_STRETCH
 from gui.export import TableMenu, tell
 from gui.history.table import RunTable
 from gui.operations import Operation
@@ -77,8 +78,9 @@ class HistoryTab(QWidget):
         top.addWidget(self.tags, 2)
         column.addLayout(top)
         column.addWidget(self.note)
-        column.addWidget(self.table, 1)
+        column.addWidget(self.table, TABLE_STRETCH)
         column.addLayout(row)
+        column.addStretch(1)
         TableMenu(self.table, self.table.runs)
         self._show_choice()
 

@@ -13,6 +13,7 @@ from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress
+from gui.theme import px
 from gui.translate import tr
 from gui.units import format_bytes, signed_percent
 from resources.history import Run
@@ -21,7 +22,7 @@ _COLUMNS = (
     Column("When"), Column("Model"), Column("Kind"), Column("Workload"), Column("Where"), Column("Predicted", figures=True),
     Column("Took", figures=True), Column("Error", figures=True), Column("Outcome"), Column("Tags"),
 )  # fmt: skip
-_WIDTHS = {0: 98, 2: 82, 3: 78, 5: 84, 6: 84, 7: 66, 8: 104, 9: 90}
+_WIDTHS = {0: 96, 2: 82, 3: 78, 5: 80, 6: 78, 7: 62, 8: 102, 9: 90}
 _WORKLOAD, _TAGS, _ROOM_FOR_TAGS = 3, 9, 640
 _ROOM_FOR = {4: 860, 3: 640, 2: 600, 5: 560}
 """Columns that give way where the table is narrower; the tool tip of the model tells the same."""
@@ -58,8 +59,10 @@ class RunModel(CellModel):
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
         """Sort by a column, now and from now on."""
-        self._column, self._descending = column, order == Qt.SortOrder.DescendingOrder
-        self.show_runs(self._runs)
+        asked = (column, order == Qt.SortOrder.DescendingOrder)
+        if asked != (self._column, self._descending):
+            self._column, self._descending = asked
+            self.show_runs(self._runs)
 
     @property
     def tagged(self) -> bool:
@@ -106,7 +109,7 @@ class RunTable(CellTable):
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         for column, width in _WIDTHS.items():
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Interactive)
-            self.setColumnWidth(column, width)
+            self.setColumnWidth(column, px(width))
         self.selectionModel().selectionChanged.connect(self._changed)
         self.activated.connect(self.opened)
         self.runs.shown.connect(self._show_tags)
@@ -114,15 +117,15 @@ class RunTable(CellTable):
     def resizeEvent(self, event: QResizeEvent) -> None:
         """What there is no room for is left out."""
         for column, width in _ROOM_FOR.items():
-            self.setColumnHidden(column, self.width() < width)
+            self.setColumnHidden(column, self.width() < px(width))
         self._show_tags()
         super().resizeEvent(event)
 
     @Slot()
     def _show_tags(self) -> None:
-        tagged = self.runs.tagged and self.width() >= _ROOM_FOR_TAGS
+        tagged = self.runs.tagged and self.width() >= px(_ROOM_FOR_TAGS)
         self.setColumnHidden(_TAGS, not tagged)
-        self.setColumnHidden(_WORKLOAD, self.width() < _ROOM_FOR[4 if tagged else _WORKLOAD])
+        self.setColumnHidden(_WORKLOAD, self.width() < px(_ROOM_FOR[4 if tagged else _WORKLOAD]))
 
     def selected(self) -> list[Run]:
         """The selected runs from top to bottom."""
@@ -146,7 +149,7 @@ def _cells(run: Run) -> list[Cell]:
             bold=True,
         ),
         Cell(tr(_KINDS.get(level, level)), level, ink="muted"),
-        Cell(run.task, workload, f"{run.task} · {run.engine}", "muted"),
+        Cell(tr(run.task.capitalize()), workload, f"{run.task} · {run.engine}", "muted"),
         Cell(where, where, f"{where}\n{run.gpu}", "muted"),
         _size(predicted),
         _size(took),

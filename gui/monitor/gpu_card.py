@@ -27,10 +27,10 @@ class GpuCard(QFrame):
         set_role(self, "card")
         self.title = QLabel()
         self.charts = {
-            "memory": MeterChart(tr("Memory"), "allocated"),
-            "load": MeterChart(tr("Utilisation"), "fits"),
-            "power": MeterChart(tr("Power"), "reserved"),
-            "heat": MeterChart(tr("Temperature"), "device"),
+            "memory": MeterChart(tr("Memory"), "allocated", SPAN_S),
+            "load": MeterChart(tr("Utilisation"), "fits", SPAN_S),
+            "power": MeterChart(tr("Power"), "reserved", SPAN_S),
+            "heat": MeterChart(tr("Temperature"), "device", SPAN_S),
         }
         self._series = Ring(len(self.charts), KEPT)
         self._power_limit = _LEAST_POWER_W
@@ -59,7 +59,7 @@ class GpuCard(QFrame):
         trouble = f"  ·  {reading.trouble}" if reading.trouble else ""
         self.title.setText(f"{gpu_label(reading)}  {reading.name}{trouble}")
         for number, (chart, limit, text) in enumerate(zip(self.charts.values(), limits, texts, strict=True)):
-            chart.show_series(self._series.time_s, self._series.column(number), SPAN_S, limit, text)
+            chart.show_series(self._series.time_s, self._series.column(number), limit, text)
 
 
 def _number(size: int | None) -> float:

@@ -19,7 +19,7 @@ class HostCard(QFrame):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         set_role(self, "card")
-        self.memory, self.load = MeterChart(tr("Memory"), "allocated"), MeterChart(tr("Processors"), "fits")
+        self.memory, self.load = MeterChart(tr("Memory"), "allocated", SPAN_S), MeterChart(tr("Processors"), "fits", SPAN_S)
         self._series = Ring(2, KEPT)
         title, row, column = QLabel(tr("Host")), QHBoxLayout(), QVBoxLayout(self)
         set_role(title, "head")
@@ -30,6 +30,11 @@ class HostCard(QFrame):
         column.addWidget(title)
         column.addLayout(row)
 
+    @property
+    def charts(self) -> dict[str, MeterChart]:
+        """Its charts by name."""
+        return {"memory": self.memory, "load": self.load}
+
     def read(self, time_s: float) -> None:
         """One reading more. What other processes could still take counts as free, as the system tells it."""
         memory, load = psutil.virtual_memory(), psutil.cpu_percent(None)
@@ -37,5 +42,5 @@ class HostCard(QFrame):
         self._series.add(time_s, (float(used), load))
         times = self._series.time_s
         words = f"{format_bytes(used)} / {format_bytes(memory.total)}"
-        self.memory.show_series(times, self._series.column(0), SPAN_S, float(memory.total), words)
-        self.load.show_series(times, self._series.column(1), SPAN_S, 100.0, f"{load:.0f} %")
+        self.memory.show_series(times, self._series.column(0), float(memory.total), words)
+        self.load.show_series(times, self._series.column(1), 100.0, f"{load:.0f} %")

@@ -6,7 +6,7 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
-from PySide6.QtGui import QCloseEvent
+from PySide6.QtGui import QCloseEvent, QResizeEvent
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QHeaderView, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from gui.cells import Cell, CellModel, CellTable, Column, dress
@@ -30,6 +30,7 @@ _COLUMNS = (
 _WIDTHS = {0: 64, 1: 80, 3: 90, 4: 96, 5: 96}
 _NAME = 2
 _ROW_HEIGHT, _LEAST_TABLE = 24, 120
+_AROUND_CHART, _HIGHEST_CHART = 60, 200
 _NO_DRIVER = "There is no NVIDIA driver here, so there is no GPU to watch."
 _NOBODY = "No process holds memory of a GPU, or the driver does not say."
 
@@ -40,6 +41,7 @@ class MonitorTab(QWidget):
     def __init__(self, _context: Context, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.cards: dict[str, GpuCard] = {}
+        self._charted = 0
         self.host = HostCard()
         self.words = QLabel(tr("Looking for GPUs …"), wordWrap=True)
         self.holders = CellModel([Column(tr(column.heading), column.figures) for column in _COLUMNS], self)
@@ -87,6 +89,17 @@ class MonitorTab(QWidget):
         column.addWidget(scroll, 2)
         column.addWidget(self.table, 1)
 
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Charts are higher in a high window."""
+        super().resizeEvent(event)
+        self._stretch_charts()
+
+    def _stretch_charts(self) -> None:
+        cards: list[GpuCard | HostCard] = [self.host, *self.cards.values()]
+        height = min(self.height() // (2 * len(cards)) - px(_AROUND_CHART), px(_HIGHEST_CHART))
+        for chart in (chart for card in cards for chart in card.charts.values()):
+            chart.set_height(height)
+
     def closeEvent(self, event: QCloseEvent) -> None:
         """End the thread, and the window of its own."""
         self.dock.dock()
@@ -112,6 +125,9 @@ class MonitorTab(QWidget):
             self.cards[name].add(snapshot.t, reading)
         for name in [name for name in self.cards if name not in {gpu_label(gpu) for gpu in snapshot.gpus}]:
             self.cards.pop(name).deleteLater()
+        if len(self.cards) != self._charted:
+            self._charted = len(self.cards)
+            self._stretch_charts()
         self.host.read(snapshot.t)
         self.holders.show_cells([_cells(holder) for holder in snapshot.holders])
         told = "" if snapshot.gpus else str(snapshot.state) or tr(_NO_DRIVER)

@@ -10,7 +10,7 @@ from gui.form.editors import ChoiceField
 from gui.form.numbers import NumberField
 from gui.icons import icon
 from gui.machine import Machine
-from gui.theme import set_role, theme
+from gui.theme import px, set_role, theme
 from gui.translate import tr
 from planner.units import GIB
 
@@ -43,6 +43,7 @@ class Controls(QWidget):
         self._card = ""
         self._choices: list[tuple[str, str]] = []
         self._new_tokens_label = QLabel(tr("New tokens"))
+        self._widths: dict[QWidget, int] = {}
         self._lay_out()
         self._connect()
         self._list_devices()
@@ -93,14 +94,14 @@ class Controls(QWidget):
         first.addSpacing(4)
         named = (
             ("", self.device, 158, "Where the load runs, or which card is rehearsed"),
-            ("Layers", self.layers, 86, "Keep only so many layers; the prediction follows"),
-            ("New tokens", self.new_tokens, 82, "Tokens to make; the prediction follows"),
+            ("Layers", self.layers, 90, "Keep only so many layers; the prediction follows"),
+            ("New tokens", self.new_tokens, 102, "Tokens to make; the prediction follows"),
             ("Budget", self.budget_gib, 74, "GiB the run may take; beyond it the run ends as out of memory"),
         )
         for name, field, width, tip in named:
             field.setAccessibleName(tr(name or "Device"))
             field.setToolTip(tr(tip))
-            field.setFixedWidth(width)
+            self._widths[field] = width
             row = first if field is self.device else second
             row.setSpacing(8)
             if name:
@@ -115,14 +116,14 @@ class Controls(QWidget):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """One row while there is room, else two."""
-        direction = QBoxLayout.Direction.LeftToRight if self.width() >= _ONE_ROW else QBoxLayout.Direction.TopToBottom
+        direction = QBoxLayout.Direction.LeftToRight if self.width() >= px(_ONE_ROW) else QBoxLayout.Direction.TopToBottom
         if direction != self._wrap.direction():
             self._wrap.setDirection(direction)
         super().resizeEvent(event)
 
     def minimumSizeHint(self) -> QSize:
         """As narrow as two rows are."""
-        return QSize(_TWO_ROWS, self._wrap.minimumSize().height())
+        return QSize(px(_TWO_ROWS), self._wrap.minimumSize().height())
 
     def _connect(self) -> None:
         self.measure.clicked.connect(self.measure_asked)
@@ -160,3 +161,5 @@ class Controls(QWidget):
         self.measure.setIcon(icon("measure", "accent_text"))
         self.rehearse.setIcon(icon("rehearse", "text"))
         self.stop.setIcon(icon("stop", "muted"))
+        for field, width in self._widths.items():
+            field.setFixedWidth(px(width))

@@ -39,6 +39,7 @@ class StatusLine(QWidget):
         self._watch.clicked.connect(self.watch_asked)
         self._open.clicked.connect(self.open_asked)
         theme().changed.connect(self._restyle)
+        self._restyle()
         self.say(
             tr(
                 "Measure runs the plan in a child process; Rehearse plays it on fake tensors, as any card would. "

@@ -9,7 +9,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QFileDialog
 
 from gui.actions import Act
-from gui.history.table import RunModel
+from gui.history.table import RunModel, RunTable
 from planner.scenario import to_json
 from resources.history import History, Run
 
@@ -171,3 +171,35 @@ def test_no_button_is_cut_in_the_smallest_window(open_window, qtbot):
     qtbot.wait(50)
     for button in tab.buttons.values():
         assert button.fontMetrics().horizontalAdvance(button.text().replace("&", "")) <= button.width() - 12, button.text()
+
+
+def test_choosing_thousands_of_runs_does_not_go_through_them_with_every_repaint(qtbot, monkeypatch):
+    """Qt's header asks row by row whether a column is selected as a whole; it must have nothing to ask."""
+    table = RunTable()
+    qtbot.addWidget(table)
+    run = Run("measure", "Qwen/Qwen3-8B", "inference", "transformers", created="2026-01-01T10:00:00+00:00")
+    table.runs.show_runs([replace(run, id=number) for number in range(5000)])
+    table.resize(900, 500)
+    table.show()
+    qtbot.waitExposed(table)
+    asked = []
+    monkeypatch.setattr(RunModel, "columnCount", lambda self, *_: asked.append(1) or len(self.columns))
+    for rows in (lambda: table.selectAll(), lambda: [table.selectRow(row) for row in (0, 4999)]):
+        asked.clear()
+        rows()
+        table.viewport().repaint()
+        table.horizontalHeader().repaint()
+        assert len(asked) < 1000
+    table.selectAll()
+    assert len(table.selected()) == 5000
+
+
+def test_the_columns_follow_the_size_of_texts(open_window, runs, qtbot):
+    window = open_window()
+    window._zoom(150)
+    tab = window.show_tab("history")
+    qtbot.waitUntil(lambda: tab.table.runs.rowCount() == 3)
+    shown = [column for column in range(tab.table.runs.columnCount()) if not tab.table.isColumnHidden(column)]
+    assert sum(tab.table.columnWidth(column) for column in shown) <= tab.table.viewport().width()
+    assert all(tab.table.columnWidth(column) >= tab.table.runs.width_wanted(column) for column in shown if column not in (1, 4))
+    window._zoom(100)

@@ -100,3 +100,15 @@ def test_the_host_is_there_without_any_gpu(tab):
     assert tab.host.load.text.endswith("%")
     tab.show_snapshot(Snapshot(4.0, DriverState(), (reading(0),)))
     assert tab._column.indexOf(tab.cards["0"]) < tab._column.indexOf(tab.host)
+
+
+def test_charts_share_the_height_of_the_window(open_window, qtbot):
+    heights = []
+    for size in ((1000, 700), (3840, 2160)):
+        tab = open_window(size=size).show_tab("monitor")
+        tab._reader.read.disconnect(tab.show_snapshot)
+        tab.show_snapshot(Snapshot(0.0, DriverState(), tuple(map(reading, range(4)))))
+        wanted = tab.cards["3"].charts["memory"]
+        qtbot.waitUntil(lambda chart=wanted: chart.height() == chart.sizeHint().height())
+        heights.append(wanted.height())
+    assert heights[0] < heights[1]

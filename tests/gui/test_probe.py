@@ -261,3 +261,13 @@ def test_the_names_of_phases_and_meters_are_whole(open_window, qtbot, small, wid
     assert "Optimizer" in [table.comparisons.index(row, 0).data() for row in range(table.comparisons.rowCount())]
     for column in (column for column in range(6) if not table.isColumnHidden(column)):
         assert table.comparisons.width_wanted(column) <= table.columnWidth(column)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (1400, 900)])
+def test_what_the_controls_hold_can_be_read(open_window, small, size):
+    long = replace(small, inference=replace(small.inference, prompt_tokens=131_072, new_tokens=131_072))
+    tab = open_window(long, size=size).show_tab("probe")
+    for field in (tab.controls.layers, tab.controls.new_tokens, tab.controls.budget_gib):
+        edit = field.lineEdit()
+        assert edit.fontMetrics().horizontalAdvance(edit.placeholderText()) <= edit.contentsRect().width() - 4
+    assert not tab.status._icon.pixmap().isNull()
