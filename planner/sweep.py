@@ -236,13 +236,13 @@ _cards: dict[object, Gpu] = {}
 
 
 def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
-    """What the memory of a run depends on beside numbers of the card; vLLM tells cards apart by name and architecture."""
+    """What the memory of a run depends on beside numbers of the card; vLLM and TGI tell cards apart by name and architecture."""
     if gpu.calibration is None and scenario.engine not in SERVED:
         return (gpu.unified,)
     kind: tuple[object, ...] = (gpu.compute_capability is None, gpu.unified, gpu.calibration, gpu.vendor)
     if gpu.calibration is not None:
         kind += (gpu.arch, gpu.compute_capability, gpu.target, gpu.vendor)
-    return (*kind, gpu.arch, *told_apart(gpu.name)) if scenario.engine == "vllm" else kind
+    return (*kind, gpu.arch, *told_apart(gpu.name)) if scenario.engine in ("vllm", "tgi") else kind
 
 
 def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
