@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from planner.architecture.counts import iter_weights
 from planner.architecture.layers import Architecture, Weight
 from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed, widened
 from planner.components.graph import Graph, Node
 from planner.components.operators import product
+from planner.components.other_adapters import lay_hadamard, lay_scaled_projections
 from planner.components.rules import Gradients, Rule, passed_on
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
 from planner.components.targets import Targets, targets_of
 from planner.components.trainable import (
     ADAPTED,
+    OTHERS,
     Trainable,
     adapter_dtype_bytes,
     feed_forward_weights,
@@ -65,6 +68,8 @@ class Adapters:
     def _lay(self, g: Graph, name: str, source: str, size: Size, weights: Sequence[Weight], component: str) -> None:
         if self.method == "ia3":
             _scaled(g, self, name, source, size, weights, component)
+        elif self.method in OTHERS:
+            _other(g, self, name, source, size, weights, component)
         elif self.method == "dora":
             _decomposed(g, self, name, source, size, weights, component)
         else:
@@ -90,6 +95,18 @@ def adapter_tensors(architecture: Architecture, training: Training, dtype_bytes:
     return (*own, *tower_adapters(architecture, training, dtype_bytes))
 
 
+def hold_shared(level: Level, architecture: Architecture, training: Training, dtype_bytes: int) -> None:
+    """VeRA's random matrices, one pair for all linears, of the widest of each (``VeraModel._find_dim``)."""
+    if training.method != "vera":
+        return
+    targets = targets_of(architecture, training.method, training.lora.targets)
+    shapes = [weight.shape for path, weight, _ in iter_weights(architecture) if targets.adapts(weight, path)]
+    width, rank = adapter_dtype_bytes(training, dtype_bytes), training.lora.rank
+    inputs, outputs = max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)
+    level.change("weights", "vera_A", Size(rank=rank, in_features=inputs, bytes=width), 1)
+    level.change("weights", "vera_B", Size(out_features=outputs, rank=rank, bytes=width), 1)
+
+
 def hold_adapters(level: Level, tensors: tuple[Trainable, ...]) -> None:
     """Adapters from loading on."""
     for tensor in tensors:
@@ -105,6 +122,26 @@ def _beside_plain(
     product(g, base, source, size, weights, component=component)
     x = _cast_input(g, adapters, name, source, weights)
     _low_rank(g, adapters, name, x, size if g.run.autocast else wide, weights)
+    _add_to_base(g, name, size, component, added="scaled")
+    _free_input(g, source, x)
+
+
+def _other(
+    g: Graph, adapters: Adapters, name: str, source: str, size: Size, weights: Sequence[Weight], component: str
+) -> None:  # fmt: skip
+    """Adapters that are made of vectors, or of whole matrices: the base's result, then theirs in their own dtype, then the sum."""
+    product(g, f"{name} base", source, size, weights, component=component)
+    wide, width, rank = _in_bytes(size, adapters.dtype_bytes), adapters.dtype_bytes, adapters.lora.rank
+    if adapters.method == "loha":
+        x = _cast_input(g, adapters, name, source, weights)
+        lay_hadamard(g, name, x, wide, rank, weights, width)
+    else:
+        x = _cast_input(g, adapters, name, source, weights)
+        dropped = _dropped(g, adapters, name, x, weights)
+        narrow = Size(batch=g.run.batch, sequence=g.run.sequence, rank=rank, bytes=width)
+        lay_scaled_projections(g, name, dropped, wide, narrow, weights[0].shape[0], width)
+        if dropped != x:
+            g.free(dropped)
     _add_to_base(g, name, size, component, added="scaled")
     _free_input(g, source, x)
 

@@ -19,7 +19,9 @@ from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
 
 FP32_BYTES, HALF_BYTES = 4, 2
-ADAPTED = (*LOW_RANK, "ia3")
+OTHERS = ("vera", "loha")
+"""Methods whose adapters are no low-rank product of their own (:mod:`planner.components.other_adapters`)."""
+ADAPTED = (*LOW_RANK, "ia3", *OTHERS)
 """Methods that change linear layers by name."""
 VIRTUAL = ("prompt", "prefix")
 
@@ -118,10 +120,26 @@ def adapters_of(
     if method == "ia3":
         yield Trainable((1, inputs) if feeds_forward else (outputs, 1), dtype_bytes, count, f"{module}.ia3_l")
         return
+    if method in OTHERS:
+        for name, shape in _shapes_of(method, lora.rank, weight):
+            yield Trainable(shape, dtype_bytes, count, f"{module}.{name}")
+        return
     yield Trainable((lora.rank, inputs), dtype_bytes, count, f"{module}.lora_A")
     yield Trainable((outputs, lora.rank), dtype_bytes, count, f"{module}.lora_B")
     if method == "dora":
         yield Trainable((outputs,), dtype_bytes, count, f"{module}.lora_magnitude_vector")
+
+
+def _shapes_of(method: str, rank: int, weight: Weight) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters beside one linear (out_features, in_features)."""
+    outputs, inputs = weight.shape
+    if method == "vera":
+        yield "vera_lambda_b", (outputs,)
+        yield "vera_lambda_d", (rank,)
+        return
+    for part in ("w1", "w2"):
+        yield f"hada_{part}_a", (outputs, rank)
+        yield f"hada_{part}_b", (rank, inputs)
 
 
 @remember_by_identity(64)

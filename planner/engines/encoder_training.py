@@ -29,6 +29,7 @@ from planner.components.encoder_outside import LEAF, PENDING, Part, embed, encod
 from planner.components.optimizers import Moment
 from planner.components.run import FP32_BYTES, Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
+from planner.components.trainable import OTHERS
 from planner.engines.transformers import Step
 from planner.engines.transformers_training import TrainingStep
 from planner.modelled import NotModelled
@@ -52,7 +53,8 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
         raise NotModelled(f"{architecture.model_class}: without a head that fills masks it computes no loss from labels")
     if block is None:
         raise NotModelled(f"{architecture.model_class}: its training has no closed form yet")
-    if work.names or work.quantised is not None or work.virtual_tokens or (work.adapters and work.adapters.method == "ia3"):
+    other = work.adapters is not None and work.adapters.method in ("ia3", *OTHERS)
+    if work.names or work.quantised is not None or work.virtual_tokens or other:
         raise NotModelled(f"{architecture.model_class}: of encoders full training, LoRA and DoRA have closed forms")
     if work.eager or work.dtype_bytes == FP32_BYTES:
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention in 16 bits")

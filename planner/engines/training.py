@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from planner.architecture.layers import Architecture
-from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters
+from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters, hold_shared
 from planner.components.autocast import HALF_BYTES, has_wide_norms, require_autocast
 from planner.components.checkpointing import Checkpointing, checkpointing_of
 from planner.components.fused_kernels import fused_kernels_of, require_fusable
@@ -21,7 +21,7 @@ from planner.components.optimizers import (
 )
 from planner.components.quantised import QuantisedWeights
 from planner.components.tape import BLOCK_BYTES, Level, Size
-from planner.components.trainable import Trainable, head_names, trainable_tensors
+from planner.components.trainable import OTHERS, Trainable, head_names, trainable_tensors
 from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
 from planner.engines.objectives import EXTRAS, hold_others, objective_of
@@ -68,6 +68,7 @@ def training_steps(
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
+    hold_shared(weights, architecture, ask, dtype_bytes)
     if ask.engine_options.get("ema"):
         states = _with_average(states, weights, around)
     hold_others(weights, loaded, work.objective)
@@ -245,7 +246,7 @@ def require_modelled_training(scenario: Scenario) -> None:
     training = scenario.training
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
-        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix")),
+        "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix", *OTHERS)),
         "training.precision": (training.precision, ("bf16", "fp32", "amp-bf16", "amp-fp16")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, CHECKPOINTINGS),
@@ -260,6 +261,12 @@ def require_modelled_training(scenario: Scenario) -> None:
         raise NotModelled(f"training.loss: {training.loss} behind trained vectors has no closed form yet; choose default")
     if training.engine_options.get("ema") and training.method == "qlora":
         raise NotModelled("training.engine_options.ema: an average of quantised parameters has no closed form yet")
+    if training.method in OTHERS and training.precision not in ("bf16", "fp32"):
+        raise NotModelled(f"training.precision: {training.precision} with {training.method} has no closed form yet; choose bf16")
+    if training.method in OTHERS and training.objective != "sft":
+        raise NotModelled(f"training.objective: {training.objective} with {training.method} has no closed form yet")
+    if training.method == "loha" and training.lora.dropout:
+        raise NotModelled("training.lora.dropout: LoHa drops ranks or modules at random, which has no closed form; use 0")
     if training.precision == "fp32" and training.attention == "flash":
         raise NotModelled("training.attention: FlashAttention takes no fp32: choose sdpa, or 16-bit or mixed precision")
     if training.data == "flattened" and training.attention != "flash":

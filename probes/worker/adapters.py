@@ -82,7 +82,7 @@ def _skipped(training: Training) -> tuple[str, ...]:
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter was added by PEFT."""
-    return any(part in name for part in ("lora_", "ia3_l", "prompt_encoder"))
+    return any(part in name for part in ("lora_", "ia3_l", "prompt_encoder", "vera_", "hada_"))
 
 
 def _with_peft(model: Any, training: Training) -> Any:
@@ -96,7 +96,7 @@ def _with_peft(model: Any, training: Training) -> Any:
         kind = peft.PromptTuningConfig if training.method == "prompt" else peft.PrefixTuningConfig
         return peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=training.virtual_tokens))
     _check_targets(model, training.lora.targets)
-    config = _scaling_config(peft, training) if training.method == "ia3" else _low_rank_config(peft, training)
+    config = _CONFIGS.get(training.method, _low_rank_config)(peft, training)
     fp32 = bool(training.options.get("autocast_adapter_dtype", True))
     try:
         adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=fp32)
@@ -128,6 +128,23 @@ def _scaling_config(peft: Any, training: Training) -> Any:
         target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else named,
         feedforward_modules=f"(?={_ending_in(_FEED_FORWARD)}$){named}",
     )
+
+
+def _targets(training: Training) -> str | list[str]:
+    targets = training.lora.targets
+    return ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets)
+
+
+def _vera_config(peft: Any, training: Training) -> Any:
+    return peft.VeraConfig(r=training.lora.rank, vera_dropout=training.lora.dropout, target_modules=_targets(training))
+
+
+def _loha_config(peft: Any, training: Training) -> Any:
+    lora = training.lora
+    return peft.LoHaConfig(r=lora.rank, alpha=lora.alpha or 2 * lora.rank, target_modules=_targets(training))
+
+
+_CONFIGS = {"ia3": _scaling_config, "vera": _vera_config, "loha": _loha_config}
 
 
 def _ending_in(names: tuple[str, ...]) -> str:
