@@ -193,7 +193,7 @@ REASONS: tuple[tuple[Callable[[Row], bool], str], ...] = (
     ),
     (
         lambda row: row.setup["engine"] == "peft loop" and (row.method != "lora" or not _plain_lora(row)),
-        "a PEFT method that no scenario names (LoRA and DoRA are)",
+        "a PEFT method that no scenario names",
     ),
     (
         lambda row: row.setup["engine"] == "peft loop" and row.what == "peak_reserved",
@@ -242,7 +242,7 @@ def _of_trainer(row: Row) -> dict[str, Any]:
 def _of_peft_loop(row: Row) -> dict[str, Any]:
     """peft, method_comparison/MetaMathQA/run.py: a loop of its own around AdamW, nothing checkpointed."""
     method = "dora" if row.run.endswith("-dora") else "lora"
-    return {"method": method, "lora": {"rank": row.setup["rank"] or 8, "targets": sorted(row.setup["targets"])}}
+    return {"method": method, "lora": {"rank": row.setup["rank"] or 8, "targets": sorted(row.setup["targets"] or ())}}
 
 
 # -- rehearsing
