@@ -11,6 +11,7 @@ from planner.formats import Format, resolve_format, weight_bytes
 from planner.formats.storage import DTYPE_BITS
 from planner.memo import remember_by_identity
 from planner.scenario import Scenario
+from planner.sharding import Split, rank_weight
 
 parameter_count = remember_by_identity(64)(counted_parameters)
 
@@ -28,19 +29,21 @@ def value_bytes(architecture: Architecture, fmt: Format) -> int:
     return 4 if fmt.name == "fp32" else min(2, max(2, bits // 8))
 
 
-def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range, tensor: int) -> int:
-    """Slots for low-rank adapters: rank · (in + out / tensor) 16-bit values for every linear layer, whether used or not.
+def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range, split: Split, *, experts: bool = False) -> int:
+    """Slots for low-rank adapters: rank · (in + out) 16-bit values for every linear layer of one rank, whether used or not.
 
-    vLLM ``lora/layers``: A is whole on every rank, B is cut like its layer's output.
+    vLLM ``lora/layers``: of A and B the one that reads or makes what the ranks cut is cut like it, the other is whole.
+    ``experts``: routed ones have slots each (``fused_moe.py``).
     """
-    asked = scenario.inference.adapters
+    asked, roles = scenario.inference.adapters, ("linear", "expert") if experts else ("linear",)
     total = 0
     for index in layers if asked.count else ():
         layer = architecture.decoder.layers[index]
         for mixer in (*layer.sequence, *layer.channel):
             for weight in mixer.weights:
-                if weight.role == "linear" and len(weight.shape) == 2:
-                    total += 2 * asked.rank * (weight.shape[1] + -(-weight.shape[0] // tensor))
+                if weight.role in roles and len(weight.shape) == 2:
+                    held = rank_weight(weight, mixer, split)
+                    total += 2 * asked.rank * held.count * sum(held.shape)
     return total * asked.count
 
 

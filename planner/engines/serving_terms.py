@@ -51,7 +51,7 @@ def adapter_terms(stage: int, scenario: Scenario, size_bytes: int, because: str)
     asked = scenario.inference.adapters
     each = size_bytes // (2 * asked.rank * asked.count)
     values = {"stage": stage, "count": asked.count, "rank": asked.rank, "widths": each, "bytes": 2}
-    formula = "count · rank · widths · bytes, widths = Σ linears (in + out / tensor)"
+    formula = "count · rank · widths · bytes, widths = Σ linears of one rank (in + out)"
     return [Term("adapters", formula, values, size_bytes, "derived", because)]
 
 

@@ -215,7 +215,7 @@ def _rank(
     return RankMemory(
         stage=stage.stage,
         weights_bytes=loaded - host,
-        adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, split.tensor),
+        adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, split),
         activations_bytes=step + machine.cublas_workspace_bytes,
         graphs_bytes=graph_sizes * 2 * machine.graph_bytes,
         libraries_bytes=COLLECTIVE_BYTES if split.tensor * split.pipeline > 1 else 0,

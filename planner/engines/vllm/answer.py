@@ -72,6 +72,8 @@ VENDORS = ("NVIDIA", "AMD", "Intel")
 """``platforms/``: CUDA, ROCm, XPU, and Gaudi by a plugin; on Apple's chips it computes on the CPU."""
 NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
 """V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
+EXPERT_SLOTS_SINCE = (0, 11, 1)
+"""Adapters of routed experts (``FusedMoEWithLoRA``, pull request 21229)."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """``config/lora.py`` ``MaxLoRARanks``."""
 GRAPH_PERMILLE, ACTIVATION_PERMILLE, WEIGHT_PERMILLE = 500, 100, 10
@@ -253,7 +255,9 @@ def _rank(
     return RankMemory(
         stage=stage.stage,
         weights_bytes=loaded - host,
-        adapters_bytes=adapters_bytes(architecture, scenario, stage.layers, tensor),
+        adapters_bytes=adapters_bytes(
+            architecture, scenario, stage.layers, plan.split, experts=plan.settings.version >= EXPERT_SLOTS_SINCE
+        ),
         activations_bytes=run.peak_bytes,
         graphs_bytes=_graph_bytes(plan.settings, run, machine),
         libraries_bytes=_libraries(plan, stage),

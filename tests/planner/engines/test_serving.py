@@ -306,6 +306,23 @@ def test_conversations_grow_by_what_is_kept(history, tokens):
     assert found.headroom_bytes == alone.headroom_bytes
 
 
+def test_ranks_cut_the_adapters_of_what_they_cut():
+    """One layer of Llama on two ranks: inputs of what is cut by output are whole, outputs of what is cut by input are."""
+    widths = (4096 + 2048) + 2 * (4096 + 512) + (2048 + 4096) + 2 * (4096 + 7168) + (7168 + 4096)
+    found = footprint(adapters={"count": 1, "rank": 8}, parallel={"tensor": 2}, hardware={"gpus": 2})
+    assert found.gpus[1].phases[0].components["adapters"] == 8 * widths * 32 * 2
+
+
+def test_routed_experts_have_slots_of_their_own_since_the_release_that_serves_them():
+    held = [
+        footprint(
+            "Qwen/Qwen3-30B-A3B", weights="fp8", adapters={"count": 1, "rank": 8}, engine_options={"version": version}
+        ).gpus[0].phases[0].components["adapters"]
+        for version in ("0.11.0", "0.11.1")
+    ]  # fmt: skip
+    assert held[1] - held[0] == 48 * 128 * 3 * 8 * (2048 + 768) * 2
+
+
 def test_adapters_take_their_slots_up_front():
     """rank · (in + out) · 2 bytes for seven matrices of 32 layers."""
     found = footprint(adapters={"count": 3, "rank": 8})
