@@ -54,7 +54,7 @@ def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...], reads_fro
     g = _graph(stage, {"x": Held(stage.run.hidden(), "workspace")}, saving=not stage.recomputed, reads_frozen=reads_frozen)
     stage.block(g, layer)
     if stage.recomputed:
-        g.consume("x")
+        g.consume("x", ZEROS)
         g.hold("checkpoint", stage.run.hidden(), "activations")
     elif g.is_saved("x"):
         g.rename("x", "layer input")
@@ -76,16 +76,18 @@ def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
     kept = {"x": Held(stage.run.hidden(), "activations")}
     again = _graph(stage, kept, saving=True)
     stage.block(again, laid.layer)
-    g = _graph(stage, kept | _gradients(stage, first=first), saving=True, stop_after=again.record.saves)
+    looks_up = makes_positions(laid.layer)
+    own = {POSITIONS: Held(stage.shared[POSITIONS], "workspace")} if looks_up else {}
+    g = _graph(stage, kept | own | _gradients(stage, first=first), saving=True, stop_after=again.record.saves)
     begun = _begun(stage, first=first)
     record = g.begin_backward(again.record, begun)
-    if CROSS_POSITIONS in stage.leaves and makes_positions(laid.layer):
-        # Behind the second forward the zeros stay, and the stack's positions, as large, are gone.
+    if looks_up and CROSS_POSITIONS in stage.leaves:
         g.hold(ZEROS, stage.leaves[CROSS_POSITIONS])
     try:
         stage.block(g, laid.layer)
     except Stopped:
-        g.release_unsaved("x", *begun.values())
+        g.release_unsaved("x", ZEROS, *begun.values(), *own)
+    g.consume(*own)
     return _finish(g, stage, record, begun)
 
 
@@ -102,7 +104,7 @@ def _begun(stage: Stage, *, first: bool) -> dict[str, str]:
 def _finish(g: Graph, stage: Stage, forward: Record, begun: dict[str, str]) -> Span:
     made = g.backward(forward, begun)
     if stage.recomputed:
-        g.consume("x")
+        g.consume("x", ZEROS)
     for leaf, name in (("x", "d"), *((leaf, f"d {leaf}") for leaf in stage.leaves)):
         if made.get(leaf, name) != name:
             g.rename(made[leaf], name)

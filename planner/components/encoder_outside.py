@@ -12,7 +12,7 @@ from planner.components.graph import Graph, Node, Record
 from planner.components.norms import norm_forward
 from planner.components.operators import linear, multiply
 from planner.components.rules import Gradients
-from planner.components.run import Run
+from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
 
@@ -104,7 +104,7 @@ def lay_head(architecture: Architecture, run: Run) -> Part:
         g.make("logits and bias", narrow, ("logits",), (), _passed, component="logits")
         g.free("logits")
         last = "logits and bias"
-    wide = architecture.model_type in WIDE_LOSS
+    wide = architecture.model_type in WIDE_LOSS and run.dtype_bytes != FP32_BYTES
     if wide:
         g.make("logits fp32", Size(**vocab, fp32_bytes=4), (last,), component="logits")
     before = "logits fp32" if wide else last

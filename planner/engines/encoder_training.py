@@ -27,7 +27,7 @@ from planner.components.encoder import (
 from planner.components.encoder_layers import LaidLayer, Stage, layer_back, layer_forward, layer_recomputed
 from planner.components.encoder_outside import LEAF, PENDING, Part, embed, encode, lay_head, undo
 from planner.components.optimizers import Moment
-from planner.components.run import FP32_BYTES, Run, gradient
+from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import OTHERS
 from planner.engines.transformers import Step
@@ -56,8 +56,10 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
     other = work.adapters is not None and work.adapters.method in ("ia3", *OTHERS)
     if work.names or work.quantised is not None or work.virtual_tokens or other:
         raise NotModelled(f"{architecture.model_class}: of encoders full training, LoRA and DoRA have closed forms")
-    if work.eager or work.dtype_bytes == FP32_BYTES:
-        raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention in 16 bits")
+    if work.eager:
+        raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention")
+    if work.flash and block is t5_block:
+        raise NotModelled(f"training.attention: {architecture.model_class} has no FlashAttention: choose sdpa")
     return block
 
 
@@ -88,6 +90,7 @@ def encoder_training_phases(
     course.begin_phase()
     step.backward()
     steps.append(Step("backward", course.peak))
+    step.end()
     course.begin_phase()
     for name, size in transient:
         course.hold("workspace", name, size, where="step of the optimizer")
@@ -128,13 +131,21 @@ class _Step:
             stage = self._stages[index]
             self._undo({"hidden": "d"}, "x")
             self._course.run_stack(list(self._blocks(stage, self._laid[index])), "backward of the layers", backwards=True)
-            self._release(stage, [name for name in stage.shared if name not in self._returned(stage)])
-            _drop(self._course, f"d {POSITIONS}", f"d {CROSS_POSITIONS}")
+            gone = (*self._returned(stage), *((POSITIONS, CROSS_POSITIONS) if stage.recomputed else ()))
+            self._release(stage, [name for name in stage.shared if name not in gone])
+            _drop(self._course, f"d {POSITIONS}")
             self._undo({"x": "d"}, "embedded")
             self._table_gradients(stage, last=index == 0)
             if index:
                 _drop(self._course, ENCODED)
                 _become(self._course, f"d {ENCODED}", "workspace", "d")
+
+    def end(self) -> None:
+        """The graph goes, and with it zeros across that are a leaf, and their gradient."""
+        for stage in self._stages:
+            if CROSS_POSITIONS in stage.leaves:
+                self._release(stage, (CROSS_POSITIONS,))
+        _drop(self._course, f"d {CROSS_POSITIONS}")
 
     def _lay(self, part: Part, where: str) -> None:
         self._course.run(part.span, 1, where)
