@@ -31,6 +31,9 @@ TRAINING_FLOPS_FRACTION = 0.52
 """The same in training: 22 billion to one trillion parameters reach 41.5 to 56.3 % (Korthikanti et al. 2022, table 5)."""
 LINK_FRACTION = 0.8
 """Share of a link's rate that collectives achieve for large messages (all-reduce bus bandwidth of nccl-tests on NVLink)."""
+COLLECTIVE_S, NVLINK_STEP_S, PCIE_STEP_S = 3.6e-6, 0.47e-6, 1.0e-6
+"""What an all-reduce of any size takes, and each of its 2 · (n - 1) steps: NCCL's own model of a ring in its low-latency
+protocol (``src/graph/tuning.cc``, ``baseLat`` and ``hwLat``)."""
 HOST_FRACTION = 0.8
 """Share of PCIe's payload rate that copies from pinned memory achieve."""
 STATE_FLOPS = 6
@@ -53,6 +56,7 @@ class Rates:
     bytes: float
     link_bytes: float | None
     host_bytes: float | None
+    link_step_s: float = NVLINK_STEP_S
 
 
 @record
@@ -100,6 +104,7 @@ def rates_of(gpu: Gpu, dtype: str, flops_fraction: float) -> Rates | None:
         gpu.bandwidth_bytes_per_s * (bandwidth or BANDWIDTH_FRACTION),
         link and link * LINK_FRACTION,
         host and host * HOST_FRACTION,
+        NVLINK_STEP_S if gpu.link_bytes_per_s else PCIE_STEP_S,
     )
 
 
@@ -276,7 +281,7 @@ def _group_shares(
         parts = [*(part for part in parts if part.name != "experts"), *_experts_of_all(architecture, fmt, shape, spread.data)]
     parts = [_copied(part, scenario, architecture) if part.name == "cache" else part for part in parts]
     yield from (_share(part, rates, spread.tensor) for part in parts)
-    if rates.link_bytes and (linked := _link_s(scenario, architecture, shape[0] * shape[1], rates.link_bytes)):
+    if rates.link_bytes and (linked := _link_s(scenario, architecture, shape[0] * shape[1], rates)):
         yield Share("links", linked, "link")
     if rates.link_bytes and spread.context > 1 and shape[1] == 1:
         yield Share("shared context", _context_s(scenario, architecture, shape[0], rates.link_bytes), "link")
@@ -323,13 +328,13 @@ def _experts_of_all(architecture: Architecture, fmt: Format, shape: tuple[int, i
             yield Part(part.name, part.flops / ranks, part.bytes / ranks)
 
 
-def _link_s(scenario: Scenario, architecture: Architecture, tokens: int, link_bytes: float) -> float:
+def _link_s(scenario: Scenario, architecture: Architecture, tokens: int, rates: Rates) -> float:
     """Seconds on the links: all-reduces of tensor ranks, tokens sent to experts and back, hidden states between stages.
 
     Experts that lie over data-parallel ranks get each token once a rank at most and send it back (DeepSeek-V3, section
     3.2.2), in place of a layer's second all-reduce.
     """
-    spread, layers = scenario.parallel, architecture.decoder.layers
+    spread, layers, link_bytes = scenario.parallel, architecture.decoder.layers, rates.link_bytes or 1.0
     size = tokens * architecture.hidden_size * 2
     sent = [
         min(channel.experts_per_token, spread.expert)
@@ -337,7 +342,7 @@ def _link_s(scenario: Scenario, architecture: Architecture, tokens: int, link_by
         for channel in layer.channel
         if isinstance(channel, MixtureOfExperts) and spread.data > 1 and spread.expert > 1
     ]
-    seconds = all_reduce_s(2 * len(layers) - len(sent), size, spread.tensor, link_bytes)
+    seconds = all_reduce_s(2 * len(layers) - len(sent), size, spread.tensor, link_bytes, rates.link_step_s)
     seconds += 2 * sum(sent) * size / spread.tensor * (1 - 1 / spread.expert) / link_bytes
     return seconds + (spread.pipeline - 1) * size / link_bytes
 
@@ -360,9 +365,13 @@ def _gathered(architecture: Architecture) -> int:
     return total
 
 
-def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float) -> float:
-    """Seconds of ``times`` ring all-reduces: each rank sends and receives 2 · (n − 1) / n of the size."""
-    return times * 2 * (ranks - 1) / ranks * size_bytes / link_bytes
+def all_reduce_s(times: int, size_bytes: float, ranks: int, link_bytes: float, step_s: float = 0.0) -> float:
+    """Seconds of ``times`` ring all-reduces: each rank sends and receives 2 · (n − 1) / n of the size.
+
+    ``step_s``: what each of the 2 · (n − 1) steps takes at least; 0 leaves latencies out, as where work hides them.
+    """
+    latency = COLLECTIVE_S + 2 * (ranks - 1) * step_s if step_s and ranks > 1 else 0.0
+    return times * (2 * (ranks - 1) / ranks * size_bytes / link_bytes + latency)
 
 
 def _products(
