@@ -48,7 +48,7 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
     """The mask of numbers that the kernel reads, as one for every sequence and as what it keeps.
 
     Across it is made of zeros once for all layers. Rows that are no multiple of 16 are copied into some that are
-    (attention.cpp, ``pad_bias``).
+    (attention.cpp, ``pad_bias``), while the caller still holds them.
     """
     run, size, name = g.run, position_bias(g.run, mixer, keys), "cross bias" if crossed else "bias"
     missing = -keys % ALIGNED_KEYS
@@ -65,7 +65,6 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
     whole = kept
     if missing > 0:
         g.make(f"{name} padded", Size(**row), (kept,))
-        g.free(kept)
         kept, whole = f"{name} padded", f"{name} unpadded"
         g.view(whole, kept, sliced, size)
     if CROSS_POSITIONS in g.constants and crossed:
@@ -83,6 +82,7 @@ def _kernel(g: Graph, mixer: Attention, operands: tuple[str, ...], bias: tuple[s
     inputs = (*operands, bias[0])
     g.make(f"{at}attended", run.heads(mixer.num_heads, mixer.value_head_dim), inputs, saves, kernel_back, whole=True)
     g.free(f"{at}log_sum_exp", bias[0], bias[1] if bias[1] != CROSS_POSITIONS else "", "bias unpadded", "cross bias unpadded")
+    g.free("bias for the kernel")
 
 
 def kernel_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

@@ -11,6 +11,7 @@ from planner.architecture.layers import Architecture, Attention, Stack
 from planner.components.biased import position_bias
 from planner.components.encoder import (
     Block,
+    bart_block,
     bert_block,
     cross_cache,
     encoder_span,
@@ -28,10 +29,16 @@ from planner.components.tape import Course, Level, Size
 from planner.engines.transformers import Generation, Step
 from planner.modelled import NotModelled
 
+SHARING_POSITIONS = ("t5", "mt5")
+"""Whose first layer looks positions up for all."""
 BLOCKS: dict[str, Block] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), bert_block),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "distilbert", "bart", "plbart", "marian", "blenderbot-small"),
+        bert_block,
+    ),
     "modernbert": modernbert_block,
-    "t5": t5_block,
+    **dict.fromkeys(("mbart", "pegasus"), bart_block),
+    **dict.fromkeys(SHARING_POSITIONS, t5_block),
     "whisper": whisper_block,
 }
 """Families whose layers were read in transformers."""
@@ -79,7 +86,7 @@ def _encode(course: Course, architecture: Architecture, stack: Stack, run: Run, 
     shared: dict[str, Size] = {}
     course.hold("workspace", "x", run.hidden())
     course.level.change("workspace", "embeddings", run.hidden(), 1)
-    if architecture.model_type == "t5":
+    if architecture.model_type in SHARING_POSITIONS:
         shared["position bias"] = position_bias(run, attention)
         course.run(relative_positions(run, stack.layers[0]), 1, "relative positions")
     if architecture.model_type == "modernbert":

@@ -141,7 +141,7 @@ def zamba2(config: Config) -> Architecture:
     bare = attention(
         config,
         heads=heads,
-        head_dim=max(2 * hidden // heads, 1),
+        head_dim=config.optional("attention_head_dim") or max(2 * hidden // heads, 1),
         kv_heads=config.optional("num_key_value_heads") or heads,
         hidden=2 * hidden,
     )
@@ -160,7 +160,7 @@ def zamba2(config: Config) -> Architecture:
 
 def zamba2_block(config: Config, hybrids: int, order: int, attended: tuple[Weight, ...], width: int) -> tuple[Weight, ...]:
     """One shared block: attention, feed-forward, norms, and an adapter for each layer it serves."""
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    hidden, inner = config.size("hidden_size"), attended[-1].shape[1]
     rank, bias, at = config.size("adapter_rank"), config.flag("add_bias_linear"), "shared_transformer"
     served = [index for index in range(hybrids) if index % config.size("num_mem_blocks") == order]
     adapted = {"feed_forward.gate_up_proj_adapter_list": (hidden, 2 * width)}
@@ -168,7 +168,7 @@ def zamba2_block(config: Config, hybrids: int, order: int, attended: tuple[Weigh
         adapted |= {f"self_attn.linear_{name}_adapter_list": (2 * hidden, 2 * hidden) for name in "qkv"}
     return (
         *(replace(weight, name=f"{at}.{weight.name}") for weight in attended[:-1]),
-        *linear(f"{at}.self_attn.o_proj", hidden, heads * max(2 * hidden // heads, 1)),
+        *linear(f"{at}.self_attn.o_proj", hidden, inner),
         *mlp(config, width, path=f"{at}.feed_forward", fused="gate_up_proj", bias=bias).weights,
         *scale(f"{at}.input_layernorm", 2 * hidden),
         *scale(f"{at}.pre_ff_layernorm", hidden),
