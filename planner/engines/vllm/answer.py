@@ -358,6 +358,11 @@ def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[s
         )
     if scenario.offload.kv_cache:
         notes.append("offload.kv_cache: blocks kept on the host are beside the GPU's pool, which stays as large as it is")
+    if architecture.towers:
+        notes.append(
+            "the profile run counts a tower's outputs of one step; what its forward over the largest images takes follows the "
+            "processor's limits, which no config tells, and shrinks the pool further (see --limit-mm-per-prompt)"
+        )
     return notes
 
 

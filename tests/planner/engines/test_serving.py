@@ -134,6 +134,11 @@ def test_proposed_tokens_keep_states_of_their_own():
     assert proposing < plain / 2
 
 
+def test_what_a_towers_own_forward_takes_is_said_to_be_missing():
+    notes = [footprint(name).notes for name in ("Qwen/Qwen2.5-VL-7B-Instruct", LLAMA)]
+    assert [any("tower's outputs" in note for note in told) for told in notes] == [True, False]
+
+
 def test_the_sampler_before_v1_sorts_all_logits_too():
     assert max(abs(error) for row, error in published() if row["id"] in ("m0084", "m0085")) < 0.001
 
