@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
+from planner.components.autocast import has_wide_norms
 from planner.components.layer import require_modelled
 from planner.components.trainable import trainable_parameters
 from planner.engines.sharded.layout import ZERO_STAGES, Ways, refuse, ways_of
@@ -70,10 +71,11 @@ def sharded_answer(
     )
 
 
-def one_rank(scenario: Scenario, ways: Ways) -> Scenario:
+def one_rank(scenario: Scenario, ways: Ways, architecture: Architecture) -> Scenario:
     """The step of one rank as a scenario of one GPU: what it computes with, without what is around it.
 
-    FSDP and DeepSpeed compute in the dtype that they gather or cast to, without masters; replicas as one GPU does.
+    FSDP and DeepSpeed compute in the dtype that they gather or cast to, without masters; replicas as one GPU does. Accelerate
+    leaves autocast on around FSDP1, which makes fp32 of what layer norms read over a 4-bit base.
     """
     ask = scenario.training
     hardware = Hardware(**{**vars(scenario.hardware), "gpus": 1, "nodes": 1})
@@ -87,7 +89,9 @@ def one_rank(scenario: Scenario, ways: Ways) -> Scenario:
         alone["weights"] = dtype
         # of a sharded 4-bit base the adapters are computed as beside a plain one
         method = "lora" if ask.method == "qlora" else ask.method
-        work |= {"precision": dtype, "method": method, "engine_options": options}
+        widens = ask.method == "qlora" and ask.precision.startswith("amp") and has_wide_norms(architecture)
+        precision = ask.precision if widens and is_flat(scenario) else dtype
+        work |= {"precision": precision, "method": method, "engine_options": options}
     return Scenario(**{**vars(scenario), **alone, "training": type(ask)(**{**vars(ask), **work})})
 
 
@@ -110,7 +114,7 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
         raise NotModelled(f"{architecture.model_class}: only replicas of encoders are modelled over several GPUs")
     if ask.engine_options.get("contiguous_gradients") is False:
         raise NotModelled("training.engine_options.contiguous_gradients: reductions without a bucket have no closed form yet")
-    require_modelled_training(one_rank(scenario, ways))
+    require_modelled_training(one_rank(scenario, ways, architecture))
     if architecture.kind == "decoder":
         require_modelled(architecture, eager=ask.attention == "eager")
 
@@ -121,7 +125,7 @@ def _rank_answer(
     if plan.stage is not None:
         steps = megatron_steps(scenario, plan.computed, ways, plan.stage)
     else:
-        alone = one_rank(scenario, ways)
+        alone = one_rank(scenario, ways, plan.computed)
         steps = training_steps(
             alone, plan.computed, plan.weights, plan.compute_bytes, plan.around, cuda=cuda, quantised=plan.quantised,
             capacity_bytes=capacity,

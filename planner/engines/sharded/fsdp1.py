@@ -172,7 +172,7 @@ class FlatSharded(Around):
 
 def require_flat(training: Training, policy: Policy, checkpointing: Checkpointing, architecture: Architecture) -> None:
     """Raise :class:`NotModelled` for what is not derived of FSDP1."""
-    if training.precision.startswith("amp") and has_wide_norms(architecture):
+    if training.precision.startswith("amp") and has_wide_norms(architecture) and training.method != "qlora":
         raise NotModelled(
             f"{architecture.model_class}: layer norms under autocast over the 16-bit units of FSDP1 have no closed form yet; "
             "choose precision bf16"
