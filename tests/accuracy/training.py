@@ -264,7 +264,8 @@ def ours(found: Footprint, what: str) -> int:
         workspaces = [
             term.bytes for term in found.terms if "cuBLAS" in term.formula and term.phase == found.gpus[0].phases[-1].name
         ]
-        return sum(last.get(name, 0) for name in kept) + max(workspaces, default=0)
+        buffers = found.gpus[0].phases[0].components.get("workspace", 0)  # loaded with the model, and there to the end
+        return sum(last.get(name, 0) for name in kept) + max(workspaces, default=0) + buffers
     meter = "device" if what == "nvidia_smi_total" else "reserved" if "reserved" in what else "allocated"
     return max(int(getattr(phase, meter)) for phase in phases)
 
