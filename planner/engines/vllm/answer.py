@@ -62,9 +62,9 @@ UNDERIVED_FORMATS = {
     "hqq": "its HQQ loader repacks weights for Marlin",
 }
 MULTIPROCESSORS = (
-    ("B200", 148), ("B300", 148), ("H100 PCIe", 114), ("H100", 132), ("H200", 132), ("GH200", 132), ("A100", 108), ("L40", 142),
-    ("L4", 58), ("RTX 5090", 170), ("RTX 4090", 128), ("RTX 3090", 82), ("RTX 6000 Ada", 142), ("A10", 72), ("A40", 84),
-    ("V100", 80),
+    ("B200", 148), ("B300", 148), ("H100 PCIe", 114), ("H100", 132), ("H200", 132), ("GH200", 132), ("H20", 78), ("A100", 108),
+    ("L40", 142), ("L4", 58), ("RTX PRO 6000", 188), ("RTX 5090", 170), ("RTX 5080", 84), ("RTX 4090", 128), ("RTX 3090", 82),
+    ("RTX 6000 Ada", 142), ("RTX A6000", 84), ("A10G", 80), ("A10", 72), ("A40", 84), ("V100", 80), ("T4", 40),
 )  # fmt: skip
 """Multiprocessors of cards, for the Triton sampler's buffer (NVIDIA's architecture white papers)."""
 OTHER_MULTIPROCESSORS = 108
