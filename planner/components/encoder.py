@@ -40,12 +40,16 @@ def encoder_span(layer: Layer, run: Run, block: Block, kept: dict[str, Size] | N
     return g.span()
 
 
-def bert_block(g: Graph, layer: Layer) -> None:
-    """Each mixer is added to its input, then normed (``BertLayer``, ``BartEncoderLayer``, ``BartDecoderLayer``)."""
+def bert_block(g: Graph, layer: Layer, *, drops_attention: bool = True) -> None:
+    """Each mixer is added to its input, then normed (``BertLayer``, ``BartEncoderLayer``, ``BartDecoderLayer``).
+
+    ``drops_attention``: its output passes a dropout too (not in ``distilbert``'s ``TransformerBlock``).
+    """
     stream, norms = "x", iter(layer.norms)
     for index, (name, forward) in enumerate(_branches(g, layer)):
         forward(stream, name)
-        drop_out(g, layer, name, g.run.hidden())
+        if drops_attention or name == "mlp":
+            drop_out(g, layer, name, g.run.hidden())
         add(g, f"{name} sum", g.run.hidden(), name, stream)
         norm_forward(g, next(norms), f"{name} residual", f"{name} sum")
         g.free(f"{name} sum", name, *((stream,) if index else ()))

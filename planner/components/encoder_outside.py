@@ -126,6 +126,10 @@ def undo(run: Run, part: Part, gradients: Mapping[str, str], leaf: str) -> Span:
     return g.span()
 
 
+MIXED = ("dense", "vocab_transform")
+"""The linear of a masked-LM head."""
+
+
 def _transformed(g: Graph, architecture: Architecture) -> str:
     """What the matrix of the head multiplies."""
     run = g.run
@@ -134,7 +138,9 @@ def _transformed(g: Graph, architecture: Architecture) -> str:
             multiply(g, "scaled", run.hidden(), "hidden")
             return "scaled"
         return "hidden"
-    dense = [weight for weight in architecture.head if weight.role in ("linear", "bias") and ".dense." in weight.name]
+    dense = [
+        weight for weight in architecture.head if weight.role in ("linear", "bias") and f".{weight.name}".split(".")[-2] in MIXED
+    ]
     norm = tuple(weight for weight in architecture.head if "norm" in weight.name.lower())
     linear(g, "transformed", "hidden", run.hidden(), dense)
     activate(g, "gelu", "transformed", "activated", run.hidden())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.implementation import LLAMA, implementation_of
@@ -35,7 +36,10 @@ from planner.engines.transformers_training import TrainingStep
 from planner.modelled import NotModelled
 
 BLOCKS: dict[str, Block] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "ernie", "bart", "plbart", "marian"), bert_block),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "bart", "plbart", "marian", "blenderbot-small"), bert_block
+    ),
+    "distilbert": partial(bert_block, drops_attention=False),
     **dict.fromkeys(("mbart", "pegasus"), bart_block),
     "modernbert": modernbert_block,
     **dict.fromkeys(("t5", "mt5"), t5_block),
