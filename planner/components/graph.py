@@ -159,7 +159,7 @@ class Graph(Tape):
         trains = self.run.trains(weights) if trains is None else trains
         constant = [source for source in inputs if source in self.constants]
         if inputs and len(constant) == len(inputs) and not (trains and (weights or for_weights)):
-            self._give_up(name)
+            self.give_up(name)
             self.hold(name, size, component)
             self.record.sizes[name] = size
             self.constants.add(name)
@@ -169,7 +169,7 @@ class Graph(Tape):
         kept += [self.save(saved) for saved in for_weights if trains and saved not in saves]
         if weights and not trains:
             self._count_save()
-        self._give_up(name)
+        self.give_up(name)
         self.hold(name, size, component)
         self.constants.discard(name)
         self.record.sizes[name] = size
@@ -292,7 +292,7 @@ class Graph(Tape):
         """The tensor goes on under another name; one that is kept under that name gives it up."""
         if old == new:
             return
-        self._give_up(new)
+        self.give_up(new)
         storage = self._storages.pop(old, None)
         if storage is None or storage.name == old:
             super().rename(old, new)
@@ -307,7 +307,7 @@ class Graph(Tape):
             self.constants.discard(new)
             self.record.nodes.append(Node(new, (old,), (), passed_on))
 
-    def _give_up(self, name: str) -> None:
+    def give_up(self, name: str) -> None:
         """A tensor that autograd keeps gives up its name to another."""
         if name not in self._live:
             return

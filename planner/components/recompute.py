@@ -44,7 +44,16 @@ def _again(graph: Graph, node: Node, gradient: str, *, forward: Forward, record:
             forward(graph)
     except Stopped:
         graph.release_unsaved(*before)
+        _give_up_names(graph, record)
     made = graph.backward(record, {node.out: graph.share(gradient)})
     node.saves[0].saves = saves
     graph.record, graph.gradients = outer, gradients
     return [(source, made[source])] if source in made and not node.constants else []
+
+
+def _give_up_names(graph: Graph, record: Record) -> None:
+    """Behind the last saved tensor the whole forward went on, and gave names of saved tensors to others."""
+    for name in {storage.name for node in record.nodes for storage in node.saves}:
+        earlier = name.rstrip("'").removesuffix(" before")
+        if name not in graph.live and graph.is_saved(earlier):
+            graph.give_up(earlier)

@@ -94,3 +94,17 @@ def test_a_decoder_without_a_head_over_the_vocabulary_has_another_loss(gpu: Gpu,
     footprint = predict(scenario, read_config(config), gpu)
     assert not footprint.gpus[0].phases
     assert any("loss" in note for note in footprint.notes)
+
+
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+def test_no_activation_outlives_its_backward(gpu: Gpu, method: str, part: str) -> None:
+    """What a part of a layer saved when it ran again goes in its backward, whatever stands behind the last saved tensor."""
+    config = CONFIG | {"model_type": "phi3", "pad_token_id": 0}
+    training = {
+        "method": method, "lora": {"rank": 8, "targets": ["qkv_proj"]}, "batch": 2, "sequence": 300,
+        "checkpointing": "selective", "engine_options": {"checkpoint_modules": part},
+    }  # fmt: skip
+    document = {"version": 1, "model": {"config": config}, "task": "training", "training": training}
+    footprint = predict(parse_scenario(document), read_config(config), gpu)
+    assert footprint.gpus[0].phases[-1].components.get("activations", 0) == 0, footprint.notes
