@@ -20,7 +20,7 @@ TASKS = ("inference", "training")
 INFERENCE_ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp")
 TRAINING_ENGINES = ("transformers", "deepspeed", "fsdp", "megatron")
 ATTENTIONS = ("auto", "sdpa", "flash", "eager", "paged")
-METHODS = ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix", "vera", "loha")
+METHODS = ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix", "vera", "loha", "lokr")
 PRECISIONS = ("bf16", "amp-bf16", "amp-fp16", "fp32", "fp8")
 OPTIMIZERS = (
     "adamw_fused", "adamw_foreach", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "sgd",

@@ -39,7 +39,7 @@ from resources.gpus import find_gpus
 
 Section = Literal["Model", "Workload", "Engine", "Hardware", "Parallelism"]
 SECTIONS: tuple[Section, ...] = ("Model", "Workload", "Engine", "Hardware", "Parallelism")
-LOW_RANK = ("lora", "qlora", "dora", "vera", "loha")
+LOW_RANK = ("lora", "qlora", "dora", "vera", "loha", "lokr")
 VIRTUAL = ("prompt", "prefix")
 KV_CACHES = ("auto", "bf16", "fp16", "fp8", "int8", "int4")
 WEIGHTS = (

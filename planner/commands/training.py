@@ -23,7 +23,7 @@ PRECISIONS: dict[str, dict[str, object]] = {"amp-bf16": {"bf16": True}, "amp-fp1
 """Arguments of a precision; plain bf16 and fp32 are the dtype the model is loaded in."""
 PEFT_CONFIGS = {
     "lora": "LoraConfig", "qlora": "LoraConfig", "dora": "LoraConfig", "ia3": "IA3Config", "prompt": "PromptTuningConfig",
-    "prefix": "PrefixTuningConfig", "vera": "VeraConfig", "loha": "LoHaConfig",
+    "prefix": "PrefixTuningConfig", "vera": "VeraConfig", "loha": "LoHaConfig", "lokr": "LoKrConfig",
 }  # fmt: skip
 FEED_FORWARD = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo", "output_linear")
 """The last linear of a feed-forward block by its names: IA³ scales what it reads."""
@@ -134,7 +134,7 @@ def _adapter_arguments(ask: Training) -> str:
         return f"target_modules={targets}, feedforward_modules={json.dumps(inner)}"
     if ask.method == "vera":
         return f"r={ask.lora.rank}, vera_dropout={ask.lora.dropout:g}, target_modules={targets}"
-    if ask.method == "loha":
+    if ask.method in ("loha", "lokr"):
         return f"r={ask.lora.rank}, alpha={ask.lora.alpha or 2 * ask.lora.rank}, target_modules={targets}"
     variants = (", use_dora=True" if ask.method == "dora" else "") + (", use_rslora=True" if ask.lora.rslora else "")
     size = f"r={ask.lora.rank}, lora_alpha={ask.lora.alpha or 2 * ask.lora.rank}, lora_dropout={ask.lora.dropout:g}"

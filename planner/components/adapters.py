@@ -15,7 +15,7 @@ from planner.architecture.layers import Architecture, Weight
 from planner.components.autocast import CACHED, HALF_BYTES, is_wide, narrowed, widened
 from planner.components.graph import Graph, Node
 from planner.components.operators import product
-from planner.components.other_adapters import lay_hadamard, lay_scaled_projections
+from planner.components.other_adapters import lay_hadamard, lay_kronecker, lay_scaled_projections
 from planner.components.rules import Gradients, Rule, passed_on
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Level, Size
@@ -132,11 +132,11 @@ def _other(
     """Adapters that are made of vectors, or of whole matrices: the base's result, then theirs in their own dtype, then the sum."""
     product(g, f"{name} base", source, size, weights, component=component)
     wide, width, rank = _in_bytes(size, adapters.dtype_bytes), adapters.dtype_bytes, adapters.lora.rank
-    if adapters.method == "loha":
-        x = _cast_input(g, adapters, name, source, weights)
-        lay_hadamard(g, name, x, wide, rank, weights, width)
+    x = _cast_input(g, adapters, name, source, weights)
+    if adapters.method != "vera":
+        lay = lay_hadamard if adapters.method == "loha" else lay_kronecker
+        lay(g, name, x, wide, rank, weights, width)
     else:
-        x = _cast_input(g, adapters, name, source, weights)
         dropped = _dropped(g, adapters, name, x, weights)
         narrow = Size(batch=g.run.batch, sequence=g.run.sequence, rank=rank, bytes=width)
         lay_scaled_projections(g, name, dropped, wide, narrow, weights[0].shape[0], width)

@@ -1,8 +1,8 @@
 """Adapters beside frozen linears that are no low-rank product of their own, as PEFT 0.21 computes them.
 
 Sources: PEFT ``tuners/vera/layer.py`` (``Linear.forward``) and ``tuners/vera/model.py`` (one pair of random matrices for all),
-``tuners/loha/layer.py`` (``Linear._get_delta_activations``, ``HadaWeight``). Their inputs are cast to the adapters' dtype, and the
-sum with the base's result is cast back.
+``tuners/loha/layer.py`` (``Linear._get_delta_activations``, ``HadaWeight``), ``tuners/lokr/layer.py`` (``make_kron``). Their inputs
+are cast to the adapters' dtype, and the sum with the base's result is cast back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from planner.architecture.layers import Weight
 from planner.components.graph import Graph, Node
 from planner.components.rules import Gradients, Rule
 from planner.components.tape import Size
+from planner.components.trainable import is_factored, nearest_factors
 
 
 def lay_scaled_projections(g: Graph, name: str, source: str, wide: Size, narrow: Size, outputs: int, width: int) -> None:
@@ -76,6 +77,46 @@ def _hadamard(g: Graph, node: Node, gradient: str, of: str, whole: Size, parts: 
         last = times
     g.consume(scaled, last)
     return []
+
+
+def lay_kronecker(g: Graph, name: str, source: str, wide: Size, rank: int, weights: Sequence[Weight], width: int) -> None:
+    """LoKr: x · (W₁ ⊗ W₂) as ``{name} scaled``, W₂ a product of two factors where these are smaller; the whole is kept."""
+    outputs, inputs = weights[0].shape
+    (rows, inner_rows), (columns, inner_columns) = nearest_factors(outputs), nearest_factors(inputs)
+    whole = Size(out_features=outputs, in_features=inputs, bytes=width)
+    outer, inner = Size(rows=rows, columns=columns, bytes=width), Size(rows=inner_rows, columns=inner_columns, bytes=width)
+    second, kronecker, delta = (f"{name} {part}" for part in ("second", "kronecker", "delta"))
+    factored = is_factored(rank, inner_rows, inner_columns)
+    if factored:
+        parts = {"w2_a": Size(rows=inner_rows, rank=rank, bytes=width), "w2_b": Size(rank=rank, columns=inner_columns, bytes=width)}
+        g.make(second, inner, (), (), partial(_factors, of=name, parts=parts), trains=True)
+    of_product, of_parameter = ((second,), {}) if factored else ((), {"w2": inner})
+    rule = partial(_kronecker, of=name, whole=whole, trained={"w1": outer} | of_parameter, inner=inner)
+    g.make(kronecker, whole, of_product, of_product, rule, trains=True)
+    g.free(second)
+    g.make(delta, whole, (kronecker,))
+    g.free(kronecker)
+    with g.operator("mm"):
+        g.make(f"{name} scaled", wide, (source, delta), (source, delta), _product)
+    g.free(delta)
+
+
+def _factors(g: Graph, node: Node, gradient: str, of: str, parts: dict[str, Size]) -> Gradients:  # noqa: ARG001
+    for part, size in parts.items():
+        hold_gradient(g, f"{of} {part}", size)
+    return []
+
+
+def _kronecker(
+    g: Graph, node: Node, gradient: str, of: str, whole: Size, trained: dict[str, Size], inner: Size  # noqa: ARG001
+) -> Gradients:  # fmt: skip
+    """Both gradients are as large as the product until they are summed."""
+    rows = [g.held(f"{of} d {part} rows", node, whole) for part in ("w2", "w1")]
+    for part, size in trained.items():
+        hold_gradient(g, f"{of} {part}", size)
+    made = [(tensor, g.held(f"d {tensor}", node, inner)) for tensor in node.inputs]
+    g.consume(*rows)
+    return made
 
 
 def hold_gradient(g: Graph, name: str, size: Size) -> None:

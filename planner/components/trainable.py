@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from math import prod
+from math import isqrt, prod
 from typing import NamedTuple
 
 from planner.architecture.counts import decoder_weights, is_routed, iter_weights, layer_groups, layer_weights, parameter_count
@@ -19,7 +19,7 @@ from planner.modelled import NotModelled
 from planner.scenario import Lora, Training
 
 FP32_BYTES, HALF_BYTES = 4, 2
-OTHERS = ("vera", "loha")
+OTHERS = ("vera", "loha", "lokr")
 """Methods whose adapters are no low-rank product of their own (:mod:`planner.components.other_adapters`)."""
 ADAPTED = (*LOW_RANK, "ia3", *OTHERS)
 """Methods that change linear layers by name."""
@@ -130,12 +130,32 @@ def adapters_of(
         yield Trainable((outputs,), dtype_bytes, count, f"{module}.lora_magnitude_vector")
 
 
+def nearest_factors(extent: int) -> tuple[int, int]:
+    """The two factors nearest to the root, the smaller first (PEFT ``lokr/layer.py``, ``factorization`` by default)."""
+    smaller = next(factor for factor in range(isqrt(extent), 0, -1) if extent % factor == 0)
+    return smaller, extent // smaller
+
+
+def is_factored(rank: int, rows: int, columns: int) -> bool:
+    """Whether LoKr's second matrix is a product of two of a rank."""
+    return rank < max(rows, columns) / 2
+
+
 def _shapes_of(method: str, rank: int, weight: Weight) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the parameters beside one linear (out_features, in_features)."""
     outputs, inputs = weight.shape
     if method == "vera":
         yield "vera_lambda_b", (outputs,)
         yield "vera_lambda_d", (rank,)
+        return
+    if method == "lokr":
+        (rows, inner_rows), (columns, inner_columns) = (nearest_factors(extent) for extent in weight.shape)
+        yield "lokr_w1", (rows, columns)
+        if not is_factored(rank, inner_rows, inner_columns):
+            yield "lokr_w2", (inner_rows, inner_columns)
+            return
+        yield "lokr_w2_a", (inner_rows, rank)
+        yield "lokr_w2_b", (rank, inner_columns)
         return
     for part in ("w1", "w2"):
         yield f"hada_{part}_a", (outputs, rank)

@@ -265,8 +265,8 @@ def require_modelled_training(scenario: Scenario) -> None:
         raise NotModelled(f"training.precision: {training.precision} with {training.method} has no closed form yet; choose bf16")
     if training.method in OTHERS and training.objective != "sft":
         raise NotModelled(f"training.objective: {training.objective} with {training.method} has no closed form yet")
-    if training.method == "loha" and training.lora.dropout:
-        raise NotModelled("training.lora.dropout: LoHa drops ranks or modules at random, which has no closed form; use 0")
+    if training.method in ("loha", "lokr") and training.lora.dropout:
+        raise NotModelled("training.lora.dropout: LoHa and LoKr drop ranks or modules at random, which has no closed form; use 0")
     if training.precision == "fp32" and training.attention == "flash":
         raise NotModelled("training.attention: FlashAttention takes no fp32: choose sdpa, or 16-bit or mixed precision")
     if training.data == "flattened" and training.attention != "flash":

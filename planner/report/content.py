@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from planner.advise import Advice
 
 _LEAST_SHARE = 0.001
-_ADAPTING = ("lora", "qlora", "dora", "ia3", "vera", "loha")
+_ADAPTING = ("lora", "qlora", "dora", "ia3", "vera", "loha", "lokr")
 _SELDOM = ("virtual_tokens", "data", "objective", "reference", "samples", "shared_prefix", "loss")
 """Fields of the workload that are worth a line only where they were set."""
 

@@ -82,7 +82,7 @@ def _skipped(training: Training) -> tuple[str, ...]:
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter was added by PEFT."""
-    return any(part in name for part in ("lora_", "ia3_l", "prompt_encoder", "vera_", "hada_"))
+    return any(part in name for part in ("lora_", "ia3_l", "prompt_encoder", "vera_", "hada_", "lokr_"))
 
 
 def _with_peft(model: Any, training: Training) -> Any:
@@ -139,12 +139,13 @@ def _vera_config(peft: Any, training: Training) -> Any:
     return peft.VeraConfig(r=training.lora.rank, vera_dropout=training.lora.dropout, target_modules=_targets(training))
 
 
-def _loha_config(peft: Any, training: Training) -> Any:
-    lora = training.lora
-    return peft.LoHaConfig(r=lora.rank, alpha=lora.alpha or 2 * lora.rank, target_modules=_targets(training))
+def _whole_config(peft: Any, training: Training) -> Any:
+    """LoHa and LoKr, whose product is a whole matrix."""
+    lora, kind = training.lora, peft.LoHaConfig if training.method == "loha" else peft.LoKrConfig
+    return kind(r=lora.rank, alpha=lora.alpha or 2 * lora.rank, target_modules=_targets(training))
 
 
-_CONFIGS = {"ia3": _scaling_config, "vera": _vera_config, "loha": _loha_config}
+_CONFIGS = {"ia3": _scaling_config, "vera": _vera_config, "loha": _whole_config, "lokr": _whole_config}
 
 
 def _ending_in(names: tuple[str, ...]) -> str:

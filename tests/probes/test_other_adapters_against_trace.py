@@ -17,6 +17,8 @@ METHODS = {
     "loha, 16 bit, checkpointed": {
         "method": "loha", "lora": SOME, "checkpointing": "full", "engine_options": {"autocast_adapter_dtype": False},
     },
+    "lokr": {"method": "lokr", "lora": {"rank": 4, "targets": ["all-linear"]}},
+    "lokr, whole matrices, checkpointed": {"method": "lokr", "lora": SOME | {"rank": 16}, "checkpointing": "full"},
 }  # fmt: skip
 
 

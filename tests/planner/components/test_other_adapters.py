@@ -27,6 +27,12 @@ def test_loha_trains_two_pairs_of_factors() -> None:
     assert loha == 2 * lora
 
 
+def test_lokr_trains_the_factors_of_a_kronecker_product() -> None:
+    """4096 = 64 · 64 and 1024 = 32 · 32: one matrix of the outer factors, and two of rank 8 of the inner ones."""
+    found = footprint(method="lokr", lora={"rank": 8, "targets": ["q_proj", "v_proj"]})
+    assert found.trainable_parameters == 32 * (64 * 64 + 8 * (64 + 64) + 32 * 64 + 8 * (32 + 64))
+
+
 def test_loha_keeps_a_whole_matrix_of_each_linear() -> None:
     """4 B of every weight that is adapted stay from the forward to the backward, but in the first layer, whose input needs none."""
     kept = [footprint(method=method).gpus[0].phases[1].components["activations"] for method in ("lora", "loha")]
