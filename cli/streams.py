@@ -12,7 +12,18 @@ from rich.console import Console
 
 
 def prepare() -> None:
-    """From now on what standard output can't encode becomes ``?``: a code page of Windows, the locale C."""
+    """From now on what standard output can't encode becomes ``?``: a code page of Windows, the locale C.
+
+    A stream that was closed before the program began (``2>&-``) reads as empty and takes what is written; else the next file
+    that is opened would be in its place.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  for the program's life
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

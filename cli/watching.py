@@ -53,11 +53,22 @@ def _bad(options: argparse.Namespace) -> str:
         return "either --attach PID or a command after --, not both"
     if options.command is not None and not options.command:
         return "name the command after --"
+    strange = [word for word, given in _of_a_run(options).items() if given]
+    if strange:
+        return f"{', '.join(strange)}: a process that is watched runs as it likes; this is for what Highwater runs itself"
     if options.log is not None and options.attach is None:
         return "--log goes with --attach; what a launched command prints is read anyhow"
     if options.log is not None and not options.log.is_file():
         return f"--log: {options.log} is not a file"
     return ""
+
+
+def _of_a_run(options: argparse.Namespace) -> Mapping[str, bool]:
+    """What says how a run of our own is to be, and whether it is given."""
+    return {
+        "--device": options.device is not None, "--layers": options.layers is not None, "--budget": options.budget is not None,
+        "--snapshot": options.snapshot,
+    }  # fmt: skip
 
 
 def _asked(plan: Plan | None) -> tuple[Mapping[str, object] | None, Mapping[str, Any] | None]:

@@ -17,6 +17,7 @@ import pytest
 from cli.streams import Output
 from cli.tables import phase_table
 from planner.footprint import COMPONENTS, Phase
+from probes.recording import read_recording
 from resources.history import History
 from tests.children import ending
 
@@ -77,7 +78,7 @@ def test_what_was_launched_does_not_outlive_its_launcher(number: signal.Signals,
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 130
-    assert len(launched) == 1
+    assert launched
     assert psutil.wait_procs(launched, timeout=5)[1] == []
 
 
@@ -110,3 +111,29 @@ def test_in_a_narrow_terminal_no_name_is_cut() -> None:
     assert isinstance(shown.file, io.StringIO)
     assert "…" not in shown.file.getvalue()
     assert shown.file.getvalue().count("1.0 MiB") == 3 * (len(COMPONENTS) + 3)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "words"),
+    [
+        ("<&-", ["measure", "-"], 2, b"standard input"),
+        ("2>&-", ["replay", "/no/such/recording"], 2, b""),
+        (">&-", ["gpus"], 0, b""),
+        ("<&- >&- 2>&-", ["measure", "--record", "{folder}/r.jsonl", "--", "sh", "-c", "echo out; echo err >&2"], 0, b""),
+    ],
+)
+def test_streams_that_were_closed_before_it_began(
+    closed: str, arguments: list[str], status: int, words: bytes, tmp_path: Path
+) -> None:
+    """What would be written there goes nowhere, and into no file that was opened since."""
+    given = [word.replace("{folder}", str(tmp_path)) for word in arguments]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "main.py", *given],
+        cwd=ROOT, capture_output=True, timeout=120, check=False, env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, words in done.stderr, done.stderr.count(b"\n")) == (status, True, len(words) > 0), done.stderr
+    for path in tmp_path.glob("r.jsonl"):
+        recorded = read_recording(path)
+        assert recorded.skipped_lines == 0
+        assert {event["line"] for event in recorded.events if event["event"] == "log"} == {"out", "err"}

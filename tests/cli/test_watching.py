@@ -94,6 +94,8 @@ def test_attaching_leaves_the_process_alone_also_when_interrupted(tmp_path: Path
         (["--log", "x", "--", "true"], "--log goes with --attach"),
         (["--attach", "1", "--log", "/no/such/file"], "/no/such/file is not a file"),
         (["--record", __file__, "--", "true"], "exists already"),
+        (["--attach", "1", "--device", "cpu", "--layers", "2"], "--device, --layers: a process that is watched"),
+        (["--budget", "100", "--", "true"], "--budget: a process that is watched"),
     ],
 )
 def test_nonsense_is_told(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
