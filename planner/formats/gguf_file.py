@@ -50,6 +50,15 @@ _RECURRENT = {
     "in_proj_a": "ssm_alpha",
     "in_proj_b": "ssm_beta",
 }
+_LINEAR_ATTENTION = {
+    **_ATTENTION,
+    "output_gate": "attn_gate",
+    "b_proj": "ssm_beta",
+    "o_norm": "ssm_norm",
+    "norm": "attn_norm_2",
+    **{f"{name}_proj": f"ssm_{name}" for name in ("f_a", "f_b", "g_a", "g_b")},
+}
+"""Projections of Kimi delta and of lightning attention."""
 _LAYER = {
     "laurel.linear_left": "laurel_l",
     "laurel.linear_right": "laurel_r",
@@ -171,6 +180,8 @@ def _unused_keys_values(mixer: Attention, hidden_size: int) -> Iterator[Shaped]:
 
 def _sequence_tensors(mixer: SequenceMixer, weight: Weight) -> Iterator[Shaped]:
     name, suffix = _last(weight.name), _suffix(weight)
+    if isinstance(mixer, Recurrent) and mixer.kind == "lightning" and weight.is_buffer:
+        return  # the program works decays out
     if weight.role in ("norm", "bias") or len(weight.shape) < 2:
         yield f"{name}{'_norm' if weight.role == 'norm' else ''}{suffix}", weight.shape
     elif isinstance(mixer, LatentAttention) and name == "kv_b_proj":
@@ -191,6 +202,8 @@ def _recurrent_tensors(mixer: Recurrent, weight: Weight) -> Iterator[Shaped]:
         yield "attn_gate.weight", (rows - mixer.conv_channels, columns)
     elif weight.role == "conv":
         yield ("shortconv.conv" if mixer.kind == "short_conv" else "ssm_conv1d") + suffix, weight.shape
+    elif mixer.kind in ("kimi_delta", "lightning"):
+        yield _LINEAR_ATTENTION.get(name, name) + suffix, weight.shape
     elif mixer.kind == "short_conv":
         yield f"shortconv.{name}{suffix}", weight.shape
     else:

@@ -151,6 +151,8 @@ def _inputs_of(layer: Layer, family: Family, *, has_windows: bool) -> tuple[obje
                 found.append("position scale")
         else:
             found.append("states")
+            if mixer.kind == "lightning":
+                found.append("decays")
     if takes_per_layer(layer):
         found.append("per layer")
     return tuple(found)

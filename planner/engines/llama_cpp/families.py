@@ -69,6 +69,8 @@ class Family:
     """Whether the norm after a sequence mixer sees every token of the last layer, before rows without an output are dropped."""
     gates_attention: Literal["none", "sigmoid", "softplus"] = "none"
     """How a projection of its own gates what was attended to, before the output projection."""
+    keeps_normed: bool = False
+    """Whether what is added to a mixer's output, scaled, is the normed input."""
     rotates_latent: bool = True
     """Whether latent attention rotates the part of its keys that is shared by all heads."""
     scales_attended: bool = False
@@ -209,6 +211,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mamba2": Family("mamba.cpp"),
         "mellum": Family("mellum.cpp", windows=True),
         "mimo_v2_flash": Family("mimo2.cpp", windows=True, gating="sigmoid", scales_attended=True),
+        "minimax": Family("minimax-01.cpp", keeps_normed=True),
         "minimax_m2": Family("minimax-m2.cpp", gating="sigmoid"),
         "mistral3": _MISTRAL3,
         "ministral3": replace(_MISTRAL3, scales_by_position=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.architecture.layers import Architecture, Attention
+from planner.architecture.layers import Architecture, Attention, Recurrent
 from planner.engines.beside import DRAFT, read_beside
 from planner.engines.llama_cpp.context import Context, context_of
 from planner.engines.llama_cpp.families import FAMILIES, UNCONVERTED, WRAPPERS, Family
@@ -125,6 +125,7 @@ def plan_of(architecture: Architecture, scenario: Scenario, fmt: Format, where: 
         asked.append(draft_options(options))
         models.append(_draft(scenario, fmt, asked[1], models[0], count, kind))
     notes.extend(_placement_notes(placement, options))
+    notes.extend(_uneven(architecture, context))
     if architecture.max_context_tokens and context.cells > architecture.max_context_tokens:
         limit = architecture.max_context_tokens
         notes.append(
@@ -170,6 +171,18 @@ def _placement(
         caches_on_host=options.get("offload_kqv") is False,
         host_experts=host_experts(options, file.tensors),
     )
+
+
+def _uneven(architecture: Architecture, context: Context) -> list[str]:
+    """A prompt batch that slots don't share evenly, at which graphs of these layers fail an assertion of ggml's."""
+    mixers = (mixer for layer in architecture.decoder.layers for mixer in layer.sequence)
+    asked = min(context.ubatch_tokens, context.cells * context.streams)
+    if asked % context.sequences == 0 or not any(isinstance(one, Recurrent) and one.kind in EVENLY_SHARED for one in mixers):
+        return []
+    return [f"n_ubatch {asked} is no multiple of n_seq_max {context.sequences}: this release aborts on such a model; change either"]
+
+
+EVENLY_SHARED = ("kimi_delta", "lightning")
 
 
 def _placement_notes(placement: Placement, options: Mapping[str, object]) -> list[str]:

@@ -77,6 +77,10 @@ def _layer(sketch: Sketch, placed: Placed, x: Tensor, *, last: bool) -> Tensor:
         return gemma_layer(sketch, layer, x)
     if layer.parallel and len(layer.sequence) == 1:
         return _parallel_layer(sketch, layer, x, last=last)
+    return (_normed_layer if sketch.family.keeps_normed else _plain_layer)(sketch, layer, x, last=last)
+
+
+def _plain_layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
     before, after = _norms(layer)
     if not layer.sequence:
         if last and sketch.family.outputs_after == "mixer":
@@ -93,6 +97,16 @@ def _layer(sketch: Sketch, placed: Placed, x: Tensor, *, last: bool) -> Tensor:
     if after:
         y = _normed(sketch, after[-1], y)
     return _summed(sketch, y, x, residual_first=sketch.family.residual_first[1])
+
+
+def _normed_layer(sketch: Sketch, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
+    """MiniMax-01's block: mixers are added to their own normed inputs, which are scaled."""
+    kept = _normed(sketch, layer.norms[0], x)
+    y = _mixed(sketch, layer.sequence[0], kept)
+    if last:
+        y, kept = rows_of(y, sketch.output_ids), rows_of(kept, sketch.output_ids)
+    kept = _normed(sketch, layer.norms[1], like("add", y, like("scale", kept)))
+    return like("add", _channel(sketch, layer, kept), like("scale", kept))
 
 
 def _after_sequence(sketch: Sketch, layer: Layer, x: Tensor, norms: tuple[list[Norm], list[Norm]], *, last: bool) -> Tensor:

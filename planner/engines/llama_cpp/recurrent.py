@@ -1,7 +1,8 @@
-"""The recurrent mixers of llama.cpp's graphs, tensor by tensor: Mamba, Mamba-2, delta nets, short convolution.
+"""The recurrent mixers of llama.cpp's graphs, tensor by tensor: Mamba, delta nets, linear attention, short convolution.
 
 Source: llama.cpp ``src/llama-graph.cpp`` (``build_rs``), ``src/models/mamba-base.cpp``, ``qwen3next.cpp``, ``qwen35.cpp``,
-``delta-net-base.cpp``, ``kimi-linear.cpp`` and ``lfm2.cpp`` (0.5.0-dev, ggml 0.25.3). Statements follow the order of nodes.
+``delta-net-base.cpp``, ``kimi-linear.cpp``, ``minimax-01.cpp`` and ``lfm2.cpp`` (0.5.0-dev, ggml 0.25.3). Statements follow
+the order of nodes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from planner.engines.llama_cpp.graph import (
     like,
     made,
     packed,
+    permute,
+    product,
     reshape,
     rows_of,
     stored,
@@ -38,6 +41,8 @@ def recurrent(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
             return _gated_delta_net(sketch, mixer, x)
         case "kimi_delta":
             return _kimi_delta(sketch, mixer, x)
+        case "lightning":
+            return _lightning(sketch, mixer, x)
         case "short_conv":
             return _short_convolution(sketch, mixer, x)
         case _:
@@ -240,6 +245,33 @@ def _kimi_delta(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
     normed = sketch.rms_norm(reshape(y, width, heads, tokens * sequences))
     opened = like("mul", normed, like("unary", reshape(gate, width, heads, tokens * sequences)))
     return sketch.linear("attn_output", x.ne[0], packed(opened, inner, tokens * sequences))
+
+
+def _lightning(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:
+    """Lightning attention (MiniMax-01 2025): linear attention whose heads decay at their own rates, one block a batch."""
+    sequences, heads, width = sketch.context.sequences, mixer.num_heads, mixer.head_dim
+    tokens, inner = sketch.context.tokens // sequences, mixer.inner_dim
+    empty, _ = _loaded_state(sketch, 0)
+    sketch.graph.expand(empty)
+    columns = reshape(x, x.ne[0], tokens, 1, sequences)
+    mixed = reshape(like("unary", sketch.linear("attn_qkv", 3 * inner, columns)), 3 * width, heads, tokens, sequences)
+    q, k, v = (view(mixed, (width, heads, tokens, sequences), mixed.nb[1:]) for _ in range(3))
+    state, held = _loaded_state(sketch, mixer.state_numel)
+    state = reshape(state, width, width, heads, sequences)
+    slopes, *given_decays = sketch.decays(heads)
+    rate = like("scale", slopes)
+    of_queries, of_keys, of_pairs = (like("unary", like("scale", decay)) for decay in given_decays)
+    earlier = product(state, permute(like("mul", q, of_queries), 0, 2, 1, 3))
+    pairs = like("mul", product(permute(k, 0, 2, 1, 3), permute(q, 0, 2, 1, 3)), of_pairs)
+    values = packed(permute(v, 1, 2, 0, 3))
+    out = sketch.graph.expand(like("add", earlier, product(values, pairs)))
+    fading = reshape(like("unary", like("scale", rate)), 1, 1, heads)
+    keys = packed(permute(like("mul", k, of_keys), 1, 2, 0, 3))
+    final = like("add", like("mul", state, fading), product(keys, values))
+    sketch.graph.expand(written(view(held, (mixer.state_numel * sequences,)), final))
+    normed = sketch.rms_norm(reshape(packed(permute(out, 0, 2, 1, 3)), inner, tokens, 1, sequences))
+    opened = like("mul", like("unary", sketch.linear("attn_gate", inner, columns)), normed)
+    return reshape(sketch.linear("attn_output", x.ne[0], opened), x.ne[0], tokens * sequences)
 
 
 def _short_convolution(sketch: Sketch, mixer: Recurrent, x: Tensor) -> Tensor:

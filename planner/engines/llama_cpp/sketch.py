@@ -112,6 +112,7 @@ class Sketch:
         self.has_windows = family.windows and any(window_of(mixer) for mixer in mixers)
         self._widest_values = max((_values_width(mixer) for mixer in mixers), default=0)
         self._caches: dict[int, Cache] = {}
+        self._decays: tuple[Tensor, ...] = ()
         self._mixers = mixers
         self._state_ids = given(context.sequences)
         self.state_rows = view(self._state_ids, (context.sequences,)), view(self._state_ids, (0,))
@@ -158,6 +159,15 @@ class Sketch:
         if self._placement.caches_on_host:
             attended.device = self._placement.host
         return attended
+
+    def decays(self, heads: int) -> tuple[Tensor, ...]:
+        """Lightning attention's inputs: heads' slopes, and how queries, keys and pairs of tokens decay."""
+        if not self._decays:
+            sequences = self.context.sequences
+            tokens = self.context.tokens // sequences
+            shapes = ((heads,), *((1, heads, tokens, sequences),) * 2, (tokens, tokens, heads, sequences))
+            self._decays = tuple(given(*shape, element_bytes=F32) for shape in shapes)
+        return self._decays
 
     def rms_norm(self, x: Tensor) -> Tensor:
         """A root-mean-square norm and its weight."""

@@ -112,6 +112,32 @@ def test_a_type_without_a_converter_says_so() -> None:
         llama_cpp_footprint(read_config(config), parse_scenario(document), parse_format("gguf:Q4_K_M"), 0)
 
 
+LIGHTNING = {
+    "model_type": "minimax", "hidden_size": 256, "num_hidden_layers": 3, "vocab_size": 1000, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"], "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_decays_are_worked_out_and_not_in_the_file() -> None:
+    """Lightning attention's projections are named for the quantiser's rules; what they decay by is an input of the graph."""
+    names = {tensor.name for tensor in gguf_tensors(read_config(LIGHTNING), "F16") if tensor.layer == 0}
+    assert not {name for name in names if "decay" in name or "slope" in name}
+    assert {"blk.0.attn_qkv.weight", "blk.0.attn_gate.weight", "blk.0.attn_output.weight"} <= names
+
+
+def test_slots_that_share_no_batch_evenly_are_told_of() -> None:
+    notes = []
+    for slots in (2, 3):
+        document = {
+            "version": 1, "model": {"config": LIGHTNING}, "task": "inference",
+            "inference": {"engine": "llama.cpp", "engine_options": {"n_ctx": 4096, "n_seq_max": slots}},
+        }  # fmt: skip
+        found = llama_cpp_footprint(read_config(LIGHTNING), parse_scenario(document), parse_format("gguf:Q8_0"), 0)
+        notes.append(any("aborts on such a model" in note for note in found.notes))
+    assert notes == [False, True]
+
+
 def whole(architecture: Architecture, context: Context, placement, checkpoint) -> tuple[int, ...]:
     """The buffers of the graph with every layer drawn."""
     layers = placed_layers(architecture, placement, range(len(architecture.decoder.layers)))
