@@ -37,10 +37,10 @@ def by_trainer(scenario: Scenario, sharding: str) -> tuple[str, ...]:
         )
     if "repeat_keys" in options:
         notes.append("training.engine_options.repeat_keys: the script gives attention what transformers' own code gives it")
-    if options.get("fused_kernels"):
+    if "lora" in str(options.get("fused_kernels", "")):
         notes.append(
-            "training.engine_options.fused_kernels: the script keeps transformers' code; TrainingArguments.liger_kernel_config "
-            "names Liger's rms_norm, rope and swiglu, other kernels come with Unsloth or fms-acceleration"
+            "training.engine_options.fused_kernels: adapters as one function come with Unsloth or fms-acceleration; "
+            "the script runs PEFT's"
         )
     if options.get("gradient_as_bucket_view") and ranks > 1 and sharding == "none":
         notes.append(

@@ -11,6 +11,7 @@ from planner.commands.optimizers import optimizer_arguments
 from planner.commands.recipes import axolotl, torchtune
 from planner.commands.transformers import VERSION, loading
 from planner.components.checkpointing import SELECTIVE_EVERY
+from planner.components.fused_kernels import KERNELS
 from planner.engine_options import ZERO
 
 if TYPE_CHECKING:
@@ -192,13 +193,21 @@ def _training_arguments(scenario: Scenario, notes: list[str]) -> dict[str, objec
         notes.append("training.precision: launch with accelerate's mixed_precision: fp8")
     if "bucket_cap_mb" in ask.engine_options and _sharding(scenario) == "none" and _ranks(scenario) > 1:
         arguments["ddp_bucket_cap_mb"] = ask.engine_options["bucket_cap_mb"]
-    if ask.loss == "fused":
-        arguments["use_liger_kernel"] = True
-    elif ask.loss == "chunked":
+    kernels = _kernels(ask)
+    if any(kernels.values()):
+        arguments |= {"use_liger_kernel": True, "liger_kernel_config": kernels}
+    if ask.loss == "chunked":
         notes.append("training.loss: a chunked loss is the model's or trainer's own; this script has the default one")
     if _sharding(scenario) in ZERO_STAGE:
         arguments |= {"deepspeed": "deepspeed.json"} | ({"bf16": True} if ask.precision == "bf16" else {})
     return arguments
+
+
+def _kernels(ask: Training) -> dict[str, object]:
+    """Liger's kernels by the names of its patches, which would all run otherwise (``apply_liger_kernel_to_llama``)."""
+    named = [name.strip() for name in str(ask.engine_options.get("fused_kernels", "")).split(",")]
+    found: dict[str, object] = {name: name in named for name in KERNELS if name != "lora"}
+    return found | {"fused_linear_cross_entropy": ask.loss == "fused"}
 
 
 def _checkpointing(scenario: Scenario, notes: list[str]) -> dict[str, object]:

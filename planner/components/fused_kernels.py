@@ -23,6 +23,8 @@ from planner.modelled import NotModelled
 
 OPTION = "training.engine_options.fused_kernels"
 KERNELS = ("rms_norm", "rope", "swiglu", "lora", "cross_entropy")
+MULTIPROCESSORS = 132
+"""Of an H100 (an A100 has 108): Liger's norm sums its weight's gradient in as many rows, 2 MB of Llama's, at no highest moment."""
 COMPILE = "compile"
 COMPILED = ("rms_norm", "rope", "swiglu", COMPILE)
 """What compiled layers of Llama's kind amount to."""
@@ -41,19 +43,18 @@ def fused_kernels_of(options: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def require_fusable(
-    architecture: Architecture, names: tuple[str, ...], *, trains_norms: bool, loss: str, masters: bool = False
+    architecture: Architecture, names: tuple[str, ...], *, loss: str, masters: bool = False
 ) -> None:  # fmt: skip
     """Raise :class:`NotModelled` where a kernel stands for other code than that of the model's class.
 
-    ``trains_norms``: weights of norms get gradients; ``masters``: weights are in fp32, which autocast casts.
+    ``masters``: weights are in fp32, which autocast casts.
     """
     option = f"training.engine_options.{COMPILE}" if COMPILE in names else OPTION
     if COMPILE in names and masters:
         raise NotModelled(f"{option}: compiled layers over fp32 weights have no closed form; choose precision bf16")
     code, layers = implementation_of(architecture), architecture.decoder.layers
     reasons = {
-        "rms_norm": "norms of another kind than Llama's, or whose weights train" if not _norms_fit(architecture, code) else
-        "norms whose weights train" if trains_norms and COMPILE not in names else "",
+        "rms_norm": "norms of another kind than Llama's" if not _norms_fit(architecture, code) else "",
         "rope": "another rotation than Llama's" if not all(_rotates_plainly(layer, code) for layer in layers) else "",
         "swiglu": "feed-forward blocks that are no SwiGLU" if not all(map(_is_swiglu, layers)) else "",
         "cross_entropy": "a loss that is not the model's own" if loss != "default" else "",
@@ -85,14 +86,19 @@ def _is_swiglu(layer: Layer) -> bool:
 def fused_rms_norm(g: Graph, norm: Norm, name: str, source: str, rows: int) -> None:
     """One kernel that keeps its input and a reciprocal root for each row; the gradient is written over the one that came."""
     g.hold(f"{name} root", g.run.row(rows))
-    g.make(name, g.run.rows(norm.width, rows), (source,), (source, f"{name} root"), _over_gradient, weights=norm.weights)
+    partial_sums = Size(multiprocessors=0 if COMPILE in g.run.fused else MULTIPROCESSORS, features=norm.width, fp32_bytes=4)
+    rule = partial(_over_gradient, partial_sums=partial_sums)
+    g.make(name, g.run.rows(norm.width, rows), (source,), (source, f"{name} root"), rule, weights=norm.weights)
     g.free(f"{name} root")
 
 
-def _over_gradient(g: Graph, node: Node, gradient: str) -> Gradients:
-    """The input's gradient over that of the result, with the weight's where it trains."""
-    g.weight_gradients(node)
-    g.settle_weight_gradients(node)
+def _over_gradient(g: Graph, node: Node, gradient: str, partial_sums: Size) -> Gradients:
+    """The input's gradient over that of the result; a trained weight has a row of sums for each multiprocessor, then its own."""
+    if node.trains:
+        sums = g.held(f"{node.out} sums of d_weight", node, partial_sums)
+        g.weight_gradients(node)
+        g.settle_weight_gradients(node)
+        g.consume(sums)
     return passed_on(g, node, gradient)
 
 

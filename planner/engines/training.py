@@ -189,11 +189,8 @@ def _fused(scenario: Scenario, architecture: Architecture) -> tuple[str, ...]:
     """Kernels in place of transformers' own code, of which the loss knows its own."""
     ask = scenario.training
     names = fused_kernels_of(ask.engine_options)
-    trains_norms = ask.method == "full" or (ask.method == "freeze" and bool(ask.trainable))
-    require_fusable(
-        architecture, names, trains_norms=trains_norms, loss=ask.loss if ask.objective == "sft" else ask.objective,
-        masters=ask.precision.startswith("amp") and ask.method != "qlora",
-    )  # fmt: skip
+    masters = ask.precision.startswith("amp") and ask.method != "qlora"
+    require_fusable(architecture, names, loss=ask.loss if ask.objective == "sft" else ask.objective, masters=masters)
     return names
 
 

@@ -89,7 +89,7 @@ def test_swiglu_keeps_no_activated_gate() -> None:
     [
         ("google/gemma-2-9b", {"engine_options": {"fused_kernels": "rms_norm"}}),
         ("meta-llama/Llama-3.1-8B", {"engine_options": {"fused_kernels": "gelu"}}),
-        ("meta-llama/Llama-3.1-8B", {"method": "full", "engine_options": {"fused_kernels": "rms_norm"}}),
+        ("meta-llama/Llama-3.1-8B", {"precision": "amp-bf16", "method": "full", "engine_options": {"compile": True}}),
         ("meta-llama/Llama-3.1-8B", {"loss": "chunked", "engine_options": {"fused_kernels": "cross_entropy"}}),
         ("google/gemma-2-9b", {"engine_options": {"fused_kernels": "swiglu"}}),
     ],
@@ -97,7 +97,17 @@ def test_swiglu_keeps_no_activated_gate() -> None:
 def test_other_code_is_unknown(model: str, training: dict[str, Any]) -> None:
     found = footprint(scenario(model, **training))
     assert not found.gpus or not found.gpus[0].phases
-    assert any("fused_kernels" in note for note in found.notes)
+    assert any("fused_kernels" in note or "compile" in note for note in found.notes)
+
+
+def test_norms_that_train_have_the_same_gradients() -> None:
+    """A kernel changes what is kept, not what is trained."""
+    plain, fused = (
+        footprint(scenario(batch=1, method="full", engine_options=options)) for options in ({}, {"fused_kernels": "rms_norm"})
+    )
+    assert plain.trainable_parameters == fused.trainable_parameters
+    gradients = [found.gpus[0].phases[-1].components["gradients"] for found in (plain, fused)]
+    assert gradients[0] == gradients[1]
 
 
 def test_repeated_keys_are_kept_for_every_query_head() -> None:
