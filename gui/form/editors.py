@@ -14,6 +14,8 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QLineEdit,
     QSizePolicy,
+    QStyle,
+    QStyleOptionComboBox,
     QToolButton,
     QWidget,
 )
@@ -26,6 +28,8 @@ from gui.theme import NORMAL, SMALL, font, px, set_role, theme
 from gui.translate import tr
 
 SEGMENT_HEIGHT = 30
+_INSIDE = 2
+"""Pixels that a combo box keeps free beside its text."""
 _NARROW_SEGMENT = 72
 _OPEN = ("auto", "native")
 """Choices that leave the choice to the plan."""
@@ -94,6 +98,20 @@ class ChoiceField(QComboBox):
             text = f"{self.itemData(index)}  ({value})" if told else self.itemData(index)
             if text != self.itemText(index):
                 self.setItemText(index, text)
+
+    @property
+    def shown(self) -> str:
+        """What can be read of the choice."""
+        option = QStyleOptionComboBox()
+        self.initStyleOption(option)
+        return option.currentText
+
+    def initStyleOption(self, option: QStyleOptionComboBox) -> None:
+        """Leave out the middle of a name that is too long: names differ at their ends."""
+        super().initStyleOption(option)
+        part = QStyle.SubControl.SC_ComboBoxEditField
+        room = self.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, part, self).width() - _INSIDE
+        option.currentText = self.fontMetrics().elidedText(option.currentText, Qt.TextElideMode.ElideMiddle, room)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the choice, unless the field has the focus."""

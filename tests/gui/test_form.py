@@ -284,3 +284,16 @@ def test_what_is_folded_away_and_set_is_counted(window):
     assert form._fold.text() == "Advanced · 2 set"
     state.undo_stack.undo()
     assert form._fold.text() == "Advanced · 1 set"
+
+
+def test_labels_are_read_whole_and_a_choice_that_is_too_long_says_so(window):
+    """A text that is cut at its end is noticed by nobody who does not know what it says."""
+    for field in window.form.fields.values():
+        needed = field.label.fontMetrics().horizontalAdvance(field.label.text().replace("&", ""))
+        assert field.spec.wide or needed <= field.label.width(), field.spec.path
+    window.context.state.edit("task", "training")
+    window.context.state.edit("training.optimizer", "paged_adamw_32bit")
+    shown = window.form.fields["training.optimizer"].editor.shown
+    assert shown == "paged_adamw_32bit" or (shown.startswith("pag") and "…" in shown and shown.endswith("bit"))
+    window.context.state.edit("training.optimizer", "sgd")
+    assert window.form.fields["training.optimizer"].editor.shown == "sgd"
