@@ -13,7 +13,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.architecture.implementation import Implementation, implementation_of
-from planner.architecture.layers import Architecture, Attention, DenseMLP, LatentAttention, Layer, MixtureOfExperts, Weight
+from planner.architecture.layers import (
+    Architecture,
+    Attention,
+    DenseMLP,
+    LatentAttention,
+    Layer,
+    MixtureOfExperts,
+    Recurrent,
+    SequenceMixer,
+    Weight,
+)
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
@@ -50,7 +60,7 @@ def require_autocast(
     """
     code, layers = implementation_of(architecture), architecture.decoder.layers
     if code is None or not all(_is_read(layer, masters=masters) for layer in layers):
-        raise NotModelled(f"{architecture.model_class}: mixed precision of these blocks has no closed form yet")
+        raise NotModelled(f"{architecture.model_class}: mixed precision of {_unread(layers)} has no closed form yet")
     mixers = [mixer for layer in layers for mixer in layer.sequence if isinstance(mixer, Attention)]
     if (
         code.attention not in READ
@@ -87,7 +97,7 @@ def _is_read(layer: Layer, *, masters: bool) -> bool:
     """Attention and a feed-forward block or experts, nothing beside them; over fp32 weights no sparse attention's indexer."""
     if masters and any(isinstance(mixer, LatentAttention) and mixer.indexer is not None for mixer in layer.sequence):
         return False
-    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention | LatentAttention)]
+    mixers = [mixer for mixer in layer.sequence if isinstance(mixer, Attention | LatentAttention) or _is_read_recurrence(mixer)]
     channels = [channel for channel in layer.channel if isinstance(channel, DenseMLP | MixtureOfExperts)]
     return len(mixers) == len(layer.sequence) and len(channels) == len(layer.channel) and not layer.weights
 
@@ -106,6 +116,18 @@ def _is_read_prepared(layers: Sequence[Layer], code: Implementation, *, checkpoi
     ):
         return False
     return code.rotary in ("halves", "joined", "wide")
+
+
+def _unread(layers: Sequence[Layer]) -> str:
+    """What stands in the layers that nobody has read under autocast, in the field's words."""
+    kinds = {mixer.kind for layer in layers for mixer in layer.sequence if isinstance(mixer, Recurrent)}
+    found = sorted(kind.replace("_", " ") for kind in kinds if kind not in ("mamba2", "short_conv"))
+    return f"{' and '.join(found)} mixers" if found else "these blocks"
+
+
+def _is_read_recurrence(mixer: SequenceMixer) -> bool:
+    """Short convolutions, and Mamba-2 whose projections are not multiplied (Falcon-H1's are)."""
+    return isinstance(mixer, Recurrent) and mixer.kind in ("mamba2", "short_conv") and not mixer.scaled_input
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent, Weight
+from planner.components.autocast import narrowed, widened
 from planner.components.graph import Graph, Node
 from planner.components.recurrent.states import CONV_STATE, conv_state
 from planner.components.rules import Gradients, sliced
@@ -24,14 +25,24 @@ def causal_convolution(g: Graph, mixer: Recurrent, target: str, source: str = ""
     else:
         if run.cached:
             g.hold(CONV_STATE, conv_state(mixer, run), "recurrent_state")
-        inputs = (source,) if source else ()
+        inputs = _cast(g, source) if source else ()
         g.make(
             "convolved", Size(**one, tokens=run.sequence + kernel - 1), inputs, inputs, convolution_rule, weights=_weights(mixer)
         )
+        g.free("conv in fp32", "conv in cast")
     size = Size(**one, tokens=run.sequence)
     g.view("convolved tokens", "convolved", sliced)
     g.make(target, size, ("convolved tokens",), ("convolved tokens",))
     g.free("convolved tokens", "convolved", "conv input")
+
+
+def _cast(g: Graph, source: str) -> tuple[str, ...]:
+    """What the convolution reads: beside fp32 weights it is cast to their dtype, and by autocast back."""
+    if not g.run.autocast or not g.run.parameter_bytes:
+        return (source,)
+    g.make("conv in fp32", widened(g.size_of(source)), (source,))
+    g.make("conv in cast", narrowed(g.size_of(source)), ("conv in fp32",))
+    return ("conv in cast",)
 
 
 def _weights(mixer: Recurrent) -> tuple[Weight, ...]:

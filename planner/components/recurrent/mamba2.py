@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.architecture.layers import Recurrent, Weight
+from planner.components.autocast import in_16_bit, is_wide, narrowed, widened
 from planner.components.graph import Graph, Node
 from planner.components.operators import add, linear, multiply
 from planner.components.recurrent.convolution import causal_convolution
@@ -20,6 +21,11 @@ from planner.components.tape import Size
 
 def mamba2_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """Projection, convolution, scan (or one step of the recurrence), gated norm, output projection."""
+    with in_16_bit(g):
+        _mamba2_forward(g, mixer, source, target)
+
+
+def _mamba2_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     run, weights = g.run, modules(mixer)
     steps = bool(run.past_tokens) and run.sequence == 1
     projected = run.rows(mixer.inner_dim + mixer.conv_channels + mixer.num_heads)
@@ -62,8 +68,12 @@ def _chunk_scan(g: Graph, mixer: Recurrent) -> None:
     heads, width, state = mixer.num_heads, mixer.head_dim, mixer.state_dim
     step = Size(batch=run.batch, sequence=run.sequence, heads=heads, bytes=run.dtype_bytes)
     g.make("dt biased", step, ("dt raw",), (), weighted, weights=named(mixer, "dt_bias"))
-    g.make("dt positive", step, ("dt biased",), ("dt biased",))
-    g.free("dt biased")
+    biased = "dt biased"
+    if run.autocast:  # softplus is on the fp32 list
+        biased, step = "dt biased fp32", widened(step)
+        g.make(biased, step, ("dt biased",))
+    g.make("dt positive", step, (biased,), (biased,))
+    g.free("dt biased", biased)
     g.make("dt", step, ("dt positive",), ("dt positive",))
     g.free("dt positive")
     tokens = {"batch": run.batch, "sequence": run.sequence}
@@ -119,7 +129,7 @@ def _diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     g.free("A masked")
     with_state, with_width = _chunks(g, mixer, mixer.state_dim), _chunks(g, mixer, mixer.head_dim)
     _product(g, "G", mask, {"C chunks": with_state, "B chunks": with_state})
-    multiply(g, "M", mask, "G", "L")
+    g.make("M", mask, ("G", "L"), ("G", "L"), _masked if g.run.autocast else None)
     _product(g, "Y", with_width, {"x chunks": with_width}, "M")
 
 
@@ -134,8 +144,8 @@ def _chunk_states(g: Graph, mixer: Recurrent) -> None:
     g.make("B decayed", with_state, ("B chunks", "decay"), ("B chunks", "decay"), broadcast)
     operands = {"x chunks": _chunks(g, mixer, mixer.head_dim), "B decayed": with_state}
     _product(g, "states of chunks", _states(g, mixer, chunks), operands)
-    g.hold("states before", _states(g, mixer, 1))
-    g.make("states joined", _states(g, mixer, chunks + 1), ("states of chunks",), (), passed_on)
+    g.hold("states before", _made(g, _states(g, mixer, 1)))
+    g.make("states joined", _made(g, _states(g, mixer, chunks + 1)), ("states of chunks",), (), passed_on)
     g.free("states of chunks")
     _product(g, "states new", _states(g, mixer, chunks + 1), {"states joined": _states(g, mixer, chunks + 1)})
     g.free("states joined")
@@ -220,7 +230,10 @@ def _gate(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
         return
     g.make("weighed", wide, ("normed",), (), weighted, weights=weights, for_weights=("normed",))
     g.free("normed")
-    _narrow(g, "gated", "weighed", narrow)
+    if run.parameter_bytes:  # behind fp32 norms it is cast to fp32, and for its product by autocast
+        g.view("gated", "weighed")
+    else:
+        _narrow(g, "gated", "weighed", narrow)
     g.rename("weighed", "scan wide")
 
 
@@ -238,7 +251,7 @@ def _gate_alone(g: Graph, narrow: Size, wide: Size, *, steps: bool) -> None:
 
 def _wide(g: Graph, name: str, source: str, size: Size) -> None:
     """An fp32 copy; in an fp32 model the tensor itself."""
-    if g.run.dtype_bytes == FP32_BYTES:
+    if g.run.dtype_bytes == FP32_BYTES or is_wide(g.size_of(source)):
         g.view(name, source)
     else:
         g.make(name, size, (source,))
@@ -253,12 +266,39 @@ def _narrow(g: Graph, name: str, source: str, size: Size) -> None:
 
 
 def _product(g: Graph, name: str, size: Size, copied: Mapping[str, Size], *operands: str) -> None:
-    """A batched matrix product of tensors that are laid out anew for it (``copied``) and of others."""
+    """A batched matrix product of tensors that are laid out anew for it (``copied``) and of others.
+
+    ``einsum`` is on autocast's 16-bit list: all are cast first.
+    """
+    cast = {source: _cast(g, name, source) for source in (*operands, *copied)}
     names = [f"{name} operand {index}" for index in range(len(copied))]
     for made, (source, copy) in zip(names, copied.items(), strict=True):
-        g.make(made, copy, (source,), (), passed_on)
-    g.make(name, size, (*operands, *names), (*operands, *names))
-    g.free(*names)
+        g.make(made, _made(g, copy), (cast[source],), (), passed_on)
+    inputs = (*(cast[source] for source in operands), *names)
+    g.make(name, _made(g, size), inputs, inputs)
+    g.free(*names, *(made for source, made in cast.items() if made != source))
+
+
+def _cast(g: Graph, name: str, source: str) -> str:
+    """An operand in 16 bit under autocast, else the operand itself."""
+    if not g.run.autocast or not is_wide(g.size_of(source)):
+        return source
+    made = f"{source} for {name}"
+    g.make(made, narrowed(g.size_of(source)), (source,))
+    return made
+
+
+def _made(g: Graph, size: Size) -> Size:
+    """What a product makes: under autocast in 16 bit."""
+    return narrowed(size) if g.run.autocast else size
+
+
+def _masked(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """Of 16-bit scores and an fp32 mask: both gradients in fp32, and that of the scores cast while all else is there."""
+    wide = [(tensor, g.held(f"d {tensor} of the mask", node, g.record.sizes[node.out])) for tensor in node.wanted]
+    made = [(tensor, name if is_wide(g.record.sizes[tensor]) else g.gradient(tensor, node)) for tensor, name in wide]
+    g.consume(*(name for name in dict(wide).values() if name not in dict(made).values()))
+    return made
 
 
 def _expanded(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

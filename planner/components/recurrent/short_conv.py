@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.architecture.layers import Recurrent
+from planner.components.autocast import in_16_bit
 from planner.components.graph import Graph
 from planner.components.operators import linear, multiply
 from planner.components.recurrent.convolution import convolution_rule
@@ -14,6 +15,11 @@ from planner.components.tape import Size
 
 def short_conv_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """B, C, x = projection; C · conv(B · x); output projection (``Lfm2ShortConv.slow_forward``)."""
+    with in_16_bit(g):
+        _short_conv_forward(g, mixer, source, target)
+
+
+def _short_conv_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     run, kernel, weights = g.run, mixer.conv_kernel, modules(mixer)
     one = {"batch": run.batch, "channels": mixer.conv_channels, "bytes": run.dtype_bytes}
     inner = run.rows(mixer.inner_dim)
