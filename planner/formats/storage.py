@@ -173,7 +173,7 @@ class Gptq:
     def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
         """4 · words of qweight, qzeros and g_idx, 2 · scales."""
         matrices, rows, columns = matrix(shape)
-        groups = 1 if self.group_size == -1 else ceil_div(columns, self.group_size)
+        groups = _groups(columns, self.group_size)
         return (
             Stored("qweight", 4 * matrices * _words(columns, self.bits) * rows, is_payload=True),
             Stored("qzeros", 4 * matrices * groups * _words(rows, self.bits)),
@@ -200,7 +200,7 @@ class Awq:
     def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
         """4 · packed words, 4 · packed zeros, 2 · scales."""
         matrices, rows, columns = matrix(shape)
-        groups = 1 if self.group_size == -1 else ceil_div(columns, self.group_size)
+        groups = _groups(columns, self.group_size)
         packed_rows = ceil_div(rows, 32 // self.bits)
         return (
             Stored("qweight", 4 * matrices * columns * packed_rows, is_payload=True),
@@ -231,7 +231,7 @@ class PackedInt32:
     def store(self, shape: tuple[int, ...]) -> tuple[Stored, ...]:
         """4 · packed words, 2 · scales, 16 B of shape."""
         matrices, rows, columns = matrix(shape)
-        groups = 1 if self.group_size == -1 else ceil_div(columns, self.group_size)
+        groups = _groups(columns, self.group_size)
         return _present(
             Stored("weight_packed", 4 * matrices * rows * _words(columns, self.bits), is_payload=True),
             Stored("weight_scale", matrices * ceil_div(rows * groups * self.scale_bits, 8)),
@@ -297,6 +297,11 @@ class QuantoBits:
             Stored("shift", statistics),
             Stored("input_output_scale", 4 * matrices),
         )
+
+
+def _groups(columns: int, group_size: int) -> int:
+    """Groups of a row; −1 is the whole row."""
+    return 1 if group_size == -1 else ceil_div(columns, group_size)
 
 
 def _words(values: int, bits: int) -> int:

@@ -289,13 +289,13 @@ def _autocast_inputs(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if t is not None and t.dtype == torch.float32 else t for t in tensors)
 
 
-_AUTOCAST_FP32 = (
+_AUTOCAST_FP32: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (torch.nn.functional, ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "softplus")),
     (torch, ("layer_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "cumsum", "norm")),
     (torch.Tensor, ("softmax", "log_softmax", "pow", "rsqrt", "exp", "log", "cumsum", "norm")),
 )
 """CUDA autocast's fp32 list (aten/src/ATen/autocast_mode.h, AT_FORALL_FP32), which the CPU's lacks."""
-_AUTOCAST_FP32_RESULTS = ((torch, ("sum", "prod")), (torch.Tensor, ("sum", "prod")))
+_AUTOCAST_FP32_RESULTS: tuple[tuple[Any, tuple[str, ...]], ...] = ((torch, ("sum", "prod")), (torch.Tensor, ("sum", "prod")))
 """Of the same list, those whose kernel reads 16 bit and answers in fp32 (native/ReduceOpsUtils.h, gpu_lowp_to_f32)."""
 _AUTOCAST_KEY = torch._C.DispatchKey.AutocastCPU
 

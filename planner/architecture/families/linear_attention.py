@@ -25,13 +25,13 @@ from planner.architecture.families.moe import (
     after_dense,
     deepseek_experts,
     mlp_types,
+    qwen_experts,
     qwen_sparse,
     routed,
 )
 from planner.architecture.families.registry import family
 from planner.architecture.layers import (
     Architecture,
-    MixtureOfExperts,
     Recurrent,
     Weight,
 )
@@ -59,19 +59,6 @@ def qwen_delta(config: Config, *, fused: bool) -> Recurrent:
     return gated_delta_net(config, projections=projections, path="linear_attn", norm="norm", output="out_proj")
 
 
-def qwen_next_experts(config: Config, *, fused: bool) -> MixtureOfExperts:
-    """Routed experts and a gated shared one."""
-    return moe(
-        config,
-        *routed(config, "num_experts"),
-        config.size("moe_intermediate_size"),
-        shared="shared_expert",
-        shared_width=config.size("shared_expert_intermediate_size", minimum=0),
-        shared_gate=True,
-        fused=fused,
-    )
-
-
 @family("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 def qwen3_next(config: Config) -> Architecture:
     """Qwen3-Next, Qwen3.5 and 3.6: gated delta nets, one gated full-attention layer in four."""
@@ -86,7 +73,7 @@ def qwen3_next(config: Config) -> Architecture:
             FULL: lambda: attention(config, qkv_bias=bias, output_bias=bias, qk_norm="per_head", output_gate=True),
             LINEAR: lambda: qwen_delta(config, fused=first),
         },
-        {DENSE: lambda: mlp(config), SPARSE: lambda: qwen_next_experts(config, fused=not first)},
+        {DENSE: lambda: mlp(config), SPARSE: lambda: qwen_experts(config, fused=not first)},
         channel_types,
     )
     return decoder(config, built)

@@ -125,25 +125,27 @@ def mixtral(config: Config) -> Architecture:
     )
 
 
+def qwen_experts(config: Config, *, fused: bool = False) -> MixtureOfExperts:
+    """Routed experts and a gated shared one."""
+    return moe(
+        config,
+        *routed(config, "num_experts"),
+        config.size("moe_intermediate_size"),
+        shared="shared_expert",
+        shared_width=config.size("shared_expert_intermediate_size", minimum=0),
+        shared_gate=True,
+        fused=fused,
+    )
+
+
 @family("qwen2_moe")
 def qwen2_moe(config: Config) -> Architecture:
     """Qwen1.5-MoE and Qwen2-MoE: a gated shared expert beside the routed ones."""
     first = config.size("max_window_layers", minimum=0)
     used = config.flag("use_sliding_window")
-
-    def experts() -> MixtureOfExperts:
-        return moe(
-            config,
-            *routed(config, "num_experts"),
-            config.size("moe_intermediate_size"),
-            shared="shared_expert",
-            shared_width=config.size("shared_expert_intermediate_size", minimum=0),
-            shared_gate=True,
-        )
-
     return sparse_decoder(
         config,
-        experts,
+        lambda: qwen_experts(config),
         mlp_types=qwen_sparse(config),
         rule=lambda index: SLIDING if used and index % 2 == 0 and index < first else FULL,
         qkv_bias=config.flag("qkv_bias"),
