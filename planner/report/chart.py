@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from planner.footprint import COMPONENTS, Footprint, Phase
@@ -13,6 +14,8 @@ from planner.words import PHASES, word
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BAR = 760, 120, 110, 30, 38, 26
 _LEGEND_COLUMNS, _LEGEND_ROW = 4, 20
+_LETTER, _RED = 7.2, "#b3261e"
+"""Pixels of a letter, rather more than less."""
 _HATCHES = {
     DIAGONAL: '<path d="M0 6L6 0" stroke="{ink}" stroke-width="1.2"/>',
     BACKWARD: '<path d="M0 0L6 6" stroke="{ink}" stroke-width="1.2"/>',
@@ -27,18 +30,14 @@ def footprint_chart(footprint: Footprint) -> str:
     rows = _rows(footprint)
     if not rows:
         return ""
-    capacity = max((gpu.capacity_bytes or 0 for gpu in footprint.gpus), default=0)
-    limit = max(capacity, *(phase.device for _, phase in rows)) * 1.02
+    limit = max(*(row.capacity_bytes for row in rows), *(row.phase.device for row in rows)) * 1.02
     scale = (_WIDTH - _LEFT - _RIGHT) / limit
-    present = [name for name in COMPONENTS if any(phase.components.get(name) for _, phase in rows)]
+    present = [name for name in COMPONENTS if any(row.phase.components.get(name) for row in rows)]
     bottom = _TOP + _ROW * len(rows)
     height = bottom + 34 + _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS)
     parts = [*(_pattern(name) for name in present), _axis(limit, scale, bottom)]
-    parts += [_row(label, phase, scale, _TOP + _ROW * index) for index, (label, phase) in enumerate(rows)]
-    parts += [
-        _capacity(capacity, scale, bottom - (_ROW if footprint.host.phase else 0)) if capacity else "",
-        _legend(present, bottom + 30),
-    ]
+    parts += [_painted(row, scale, _TOP + _ROW * index) for index, row in enumerate(rows)]
+    parts += [*_capacities([row.capacity_bytes for row in rows], scale), _legend(present, bottom + 30)]
     style = "font-family:Inter,system-ui,sans-serif;font-size:12px;fill:#161b22"
     title = f"Memory by {'phase' if len(footprint.gpus) == 1 else 'GPU'} and component"
     return (
@@ -47,12 +46,22 @@ def footprint_chart(footprint: Footprint) -> str:
     )
 
 
-def _rows(footprint: Footprint) -> list[tuple[str, Phase]]:
-    if len(footprint.gpus) == 1:
-        rows = [(word(PHASES, phase.name).label, phase) for phase in footprint.gpus[0].phases]
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One bar; ``capacity_bytes`` 0: of no card, or not known."""
+
+    label: str
+    phase: Phase
+    capacity_bytes: int
+
+
+def _rows(footprint: Footprint) -> list[_Row]:
+    alone = footprint.gpus[0] if len(footprint.gpus) == 1 else None
+    if alone:
+        rows = [_Row(word(PHASES, phase.name).label, phase, alone.capacity_bytes or 0) for phase in alone.phases]
     else:
-        rows = [(f"GPU {gpu.index}", gpu.peak) for gpu in footprint.gpus if gpu.peak]
-    return [*rows, ("Host", footprint.host.phase)] if rows and footprint.host.phase else rows
+        rows = [_Row(f"GPU {gpu.index}", gpu.peak, gpu.capacity_bytes or 0) for gpu in footprint.gpus if gpu.peak]
+    return [*rows, _Row("Host", footprint.host.phase, 0)] if rows and footprint.host.phase else rows
 
 
 def _pattern(component: str) -> str:
@@ -71,16 +80,18 @@ def _paint(component: str) -> str:
     return fill.light if fill.hatch == SOLID else f"url(#p-{component})"
 
 
-def _row(label: str, phase: Phase, scale: float, top: float) -> str:
-    x, parts = float(_LEFT), [f'<text x="{_LEFT - 12}" y="{top + 18}" text-anchor="end">{escape(label)}</text>']
+def _painted(row: _Row, scale: float, top: float) -> str:
+    x, parts = float(_LEFT), [f'<text x="{_LEFT - 12}" y="{top + 18}" text-anchor="end">{escape(row.label)}</text>']
     for name in COMPONENTS:
-        size = phase.components.get(name, 0)
+        size = row.phase.components.get(name, 0)
         if size > 0:
             tip = escape(f"{word(WORDS, name).label}: {format_bytes(size)}")
             box = f'x="{x:.1f}" y="{top}" width="{max(size * scale - 1, 0.5):.1f}" height="{_BAR}"'
             parts.append(f'<rect {box} fill="{_paint(name)}"><title>{tip}</title></rect>')
             x += size * scale
-    parts.append(f'<text x="{x + 8:.1f}" y="{top + 18}">{format_bytes(phase.device)}</text>')
+    told, line = format_bytes(row.phase.device), _LEFT + row.capacity_bytes * scale
+    left = line + 8 if x + 4 < line < x + 12 + _LETTER * len(told) else x + 8
+    parts.append(f'<text x="{left:.1f}" y="{top + 18}">{told}</text>')
     return "".join(parts)
 
 
@@ -95,13 +106,23 @@ def _axis(limit: float, scale: float, bottom: float) -> str:
     return "".join(parts) + unit
 
 
-def _capacity(capacity: int, scale: float, bottom: float) -> str:
+def _capacities(capacities: Sequence[int], scale: float) -> list[str]:
+    """One line over the bars of cards that are alike, a mark at each bar of cards that differ."""
+    known = {capacity for capacity in capacities if capacity}
+    if not known:
+        return []
+    if len(known) > 1:
+        marks = [_mark(size, scale, _TOP + _ROW * index, _ROW - 8) for index, size in enumerate(capacities) if size]
+        return [*marks, f'<text x="{_LEFT}" y="{_TOP - 12}" fill="{_RED}">The line is each card\'s capacity</text>']
+    capacity = known.pop()
     x = _LEFT + capacity * scale
     anchor = "end" if x > _WIDTH - 160 else "middle"
-    return (
-        f'<path d="M{x:.1f} {_TOP - 8}V{bottom}" stroke="#b3261e" stroke-width="1.5"/>'
-        f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" fill="#b3261e">Capacity {format_bytes(capacity)}</text>'
-    )
+    words = f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="{anchor}" fill="{_RED}">Capacity {format_bytes(capacity)}</text>'
+    return [_mark(capacity, scale, _TOP - 4, _ROW * sum(map(bool, capacities))), words]
+
+
+def _mark(capacity: int, scale: float, top: float, height: float) -> str:
+    return f'<path d="M{_LEFT + capacity * scale:.1f} {top - 4}v{height + 4}" stroke="{_RED}" stroke-width="1.5"/>'
 
 
 def _legend(present: Sequence[str], top: float) -> str:

@@ -8,11 +8,13 @@ import pytest
 
 from planner.advise import Advice
 from planner.footprint import Footprint, GpuFootprint, Host, Phase, Term
+from planner.report.chart import footprint_chart
 from planner.report.content import Table, report_of
 from planner.report.write import html, markdown, markdown_table
 from planner.scenario import Scenario, Training, to_json
 from planner.units import GIB
 
+SVG, LINE = "{http://www.w3.org/2000/svg}", "#b3261e"
 PARTS = {"weights": 10 * GIB, "kv_cache": 2 * GIB, "allocator_slack": GIB}
 PHASE = Phase("decode", 12 * GIB, 13 * GIB, 13 * GIB, PARTS)
 TERM = Term("kv_cache", "2 · layers | x", {"layers": 32, "name": "<b>"}, 2 * GIB, "derived", "config.json: <layers>", "decode")
@@ -131,3 +133,21 @@ def test_what_a_server_leaves_is_told_of_its_cache_and_what_a_card_lacks_of_the_
     assert "(its cache is short by 7.00 GiB)" in markdown(report_of(replace(plan, headroom_bytes=-7 * GIB), "t"))
     small = replace(plan, headroom_bytes=-7 * GIB, gpus=(GpuFootprint(0, 10 * GIB, (PHASE,)),))
     assert "(short by 3.00 GiB)" in markdown(report_of(small, "t"))
+
+
+def test_no_size_is_written_over_the_line_of_the_capacity() -> None:
+    near = replace(footprint(2), gpus=tuple(GpuFootprint(index, int(13.5 * GIB), (PHASE,)) for index in range(2)))
+    svg = ET.fromstring(footprint_chart(near))
+    line = next(float(path.get("d", "M0 ")[1:].split()[0]) for path in svg.iter(f"{SVG}path") if path.get("stroke") == LINE)
+    sizes = [float(text.get("x", 0)) for text in svg.iter(f"{SVG}text") if text.text == "13.00 GiB"]
+    assert len(sizes) == 2
+    assert all(left > line for left in sizes)
+
+
+def test_cards_that_differ_have_a_line_each() -> None:
+    mixed = replace(footprint(), gpus=(GpuFootprint(0, 12 * GIB, (PHASE,)), GpuFootprint(1, 80 * GIB, (PHASE,))))
+    chart = footprint_chart(mixed)
+    lines = [path.get("d") for path in ET.fromstring(chart).iter(f"{SVG}path") if path.get("stroke") == LINE]
+    assert len(set(lines)) == 2
+    assert "Capacity" not in chart
+    assert "each card's capacity" in chart
