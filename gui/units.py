@@ -7,10 +7,11 @@ from functools import lru_cache
 from PySide6.QtCore import QObject, Signal
 from PySide6.QtWidgets import QApplication
 
-from planner.units import GIB, KIB, MIB
+import planner.units
+from planner.units import BINARY, KIB, MIB, Ladder
 
-_LADDERS: dict[str, tuple[tuple[int, str, int], ...]] = {
-    "GiB": ((GIB, "GiB", 2), (MIB, "MiB", 1), (KIB, "KiB", 1)),
+_LADDERS: dict[str, Ladder] = {
+    "GiB": BINARY,
     "GB": ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1)),
     "MiB": ((MIB, "MiB", 1), (KIB, "KiB", 1)),
 }
@@ -34,7 +35,7 @@ class Units(QObject):
             self.changed.emit()
 
     @property
-    def ladder(self) -> tuple[tuple[int, str, int], ...]:
+    def ladder(self) -> Ladder:
         """Unit, name and digits after the point, the largest first."""
         return _LADDERS[self.name]
 
@@ -47,13 +48,7 @@ def units() -> Units:
 
 def format_bytes(size: float) -> str:
     """A size in the chosen unit: ``14.96 GiB``, ``16.06 GB``, ``15,319.0 MiB``; NaN is ``N/A``."""
-    if size != size:  # noqa: PLR0124  NaN is the one value unequal to itself
-        return "N/A"
-    sign, magnitude = ("−" if size < 0 else ""), abs(size)
-    for unit, name, digits in units().ladder:
-        if magnitude >= unit:
-            return f"{sign}{magnitude / unit:,.{digits}f} {name}"
-    return f"{sign}{magnitude:.0f} B"
+    return planner.units.format_bytes(size, units().ladder)
 
 
 def signed_percent(share: float) -> str:
