@@ -241,6 +241,7 @@ def trained_tensors(scenario: Scenario, architecture: Architecture, dtype_bytes:
 def require_modelled_training(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     training = scenario.training
+    _require_plain_precision(training)
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
         "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix", *OTHERS)),
@@ -269,6 +270,15 @@ def require_modelled_training(scenario: Scenario) -> None:
     if training.data == "flattened" and training.attention != "flash":
         raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)
+
+
+def _require_plain_precision(training: Training) -> None:
+    """Raise :class:`NotModelled` for FP8 products."""
+    if training.precision == "fp8":
+        raise NotModelled(
+            "training.precision: fp8: whether inputs are kept in 16 bit or as FP8 copies with scales, and weights are cast once or "
+            "for each product, differs between torchao and Transformer Engine, of which a scenario names none: choose bf16"
+        )
 
 
 def require_choices(asked: Mapping[str, tuple[str, Sequence[str]]]) -> None:
