@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 WIDTH, NARROW = 300, 222
 _PAGE_MARGIN = 4
 _UNKNOWN = "unknown: "
+_BEFORE = "Every number of the plan opens here: its formula, what was put in, where that came from, and how sure it is."
 DRIVEN = ("does_not_fit", "tight")
 """Verdicts that ask which control drives them."""
 _GROUPS_SHOWN = 12
@@ -118,7 +119,7 @@ class WhyPanel(QWidget):
         if selection.peak is not None:
             return opened(selection.peak)
         if footprint is None:
-            return []
+            return [Paragraph(MUTED, tr(_BEFORE))]
         if shown is None:
             return [Paragraph(TITLE, tr("No closed form")), *unknown(footprint), *notes(footprint)]
         gpu, phase = shown

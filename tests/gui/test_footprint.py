@@ -348,3 +348,11 @@ def test_the_detail_breaks_between_figures_not_inside(open_window):
     )
     assert len(verdict._lines) > 1
     assert not any(line.startswith("·") or line.rstrip().endswith(("·", "±")) for line in verdict._lines)
+
+
+def test_before_the_first_plan_the_panel_says_what_it_is_for(open_window):
+    window = open_window(replace(UNEVEN, weights="no such format"))
+    assert window.context.state.plan is None
+    assert "opens here" in window.why.text()
+    window.context.state.edit("weights", "native")
+    assert "opens here" not in window.why.text()
