@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_the_top_level_holds_only_what_the_design_names() -> None:
     allowed = {*FLOORS, "tests", "docs"} - {"main"}
     found = {path.name for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
     assert found - {"tests"} <= allowed
+
+
+def test_an_installed_copy_holds_all_that_a_checkout_does() -> None:
+    """setuptools takes packages by their ``__init__.py``, and other files where ``package-data`` names them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    taken = {path for room, globs in settings["package-data"].items() for glob in globs for path in (ROOT / room).glob(glob)}
+    assert {*settings["py-modules"], *(name.rstrip("*") for name in settings["packages"]["find"]["include"])} == FLOORS.keys()
+    for room in FLOORS.keys() - {"main"}:
+        for path in (ROOT / room).rglob("*"):
+            if path.is_dir() or "__pycache__" in path.parts or path.name.startswith("."):
+                continue
+            assert (path.parent / "__init__.py").exists() if path.suffix == ".py" else path in taken, path.relative_to(ROOT)
