@@ -187,17 +187,17 @@ PARTLY_ROTATED = {
 """Shares that a configuration class sets where config.json names none (transformers 5.23 ``configuration_*.py``)."""
 
 
-CAN_ROTATE_PARTLY = frozenset(
+CAN_ROTATE_PARTLY = (
     "bamba deepseek_v4 fuyu glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm_ocr_text gpt_neox gpt_neox_japanese "
     "laguna mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text nemotron persimmon phi phi3 qwen3_5_moe_text qwen3_5_text "
-    "qwen3_next recurrent_gemma solar_open stablelm".split()
+    "qwen3_next recurrent_gemma solar_open stablelm"
 )
 """Types whose code heeds ``partial_rotary_factor`` (transformers 5.23 ``modeling_*.py``); the others rotate whole heads."""
 
 
 def rotary_dim(config: Config, head_dim: int) -> int:
     """Dimensions of a head that are rotated: all of them unless ``partial_rotary_factor``, or the class, says less."""
-    if config.defaults.model_class and config.text("model_type") not in CAN_ROTATE_PARTLY:
+    if config.defaults.model_class and config.text("model_type") not in CAN_ROTATE_PARTLY.split():
         return head_dim
     share = config.mapping("rope_parameters").get("partial_rotary_factor")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:

@@ -13,7 +13,7 @@ from planner.record import record
 
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal[
-    "halves", "joined", "pairs", "pairs_inline", "pairs_in_fp32",
+    "halves", "joined", "pairs", "pairs_whole", "pairs_inline", "pairs_in_fp32",
     "pairs_late", "wide", "pairs_wide", "chunks", "complex",
 ]  # fmt: skip
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased"]
@@ -144,7 +144,7 @@ WRITTEN: dict[str, Implementation] = {
     "opt_normed_after": Implementation(placement="after", keeps_positions=True, positions_by_row=True),
     "phi3": Implementation(rotary="joined"),
     "apertus": LLAMA,
-    "helium": Implementation(norm="wide"),
+    "helium": Implementation(norm="wide", rotary="pairs_whole"),
     "hy_v3": Implementation(router="sigmoid_fp32", routing="fp32", combines="fp32"),
     "hy_v3_narrow": Implementation(router="sigmoid_fp32", routing="fp32"),
     "glm": Implementation(rotary="pairs"),

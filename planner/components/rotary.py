@@ -14,6 +14,9 @@ from planner.components.tape import Size
 from planner.record import record
 
 
+PAIRED = "tables in pairs"
+
+
 @record
 class Rotated:
     """A tensor to rotate: its name, heads, width of a head, and how much of the width is rotated."""
@@ -52,8 +55,14 @@ def rotate(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> None:
         _rotate_late(g, tensors)
     else:
         _rotate_plainly(g, style, tensors, inline=inline)
+    g.free(PAIRED)
     if not inline:
         g.free(*(tensor.name for tensor in tensors))
+
+
+def _hold_paired(g: Graph, tensors: Sequence[Rotated], bytes_: int) -> None:
+    """Cosines and sines of which each stands twice in a row, made in every layer anew."""
+    g.hold(PAIRED, Size(two=2, sequence=g.run.sequence, rotary_dim=tensors[0].rotary_dim, bytes=bytes_))
 
 
 def _rotate_in_place(g: Graph, tensors: Sequence[Rotated]) -> None:
@@ -63,12 +72,14 @@ def _rotate_in_place(g: Graph, tensors: Sequence[Rotated]) -> None:
 
 
 def _rotate_plainly(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated], *, inline: bool) -> None:
+    if style in ("pairs", "pairs_whole"):
+        _hold_paired(g, tensors, g.run.dtype_bytes)
     for tensor in tensors:
         _rotate_one(g, style, tensor)
         if style == "joined":
             _join(g, tensor)
     for tensor in tensors:
-        whole = tensor.rotary_dim == tensor.head_dim and not g.run.code.keeps_unrotated
+        whole = tensor.rotary_dim == tensor.head_dim and not (g.run.code.keeps_unrotated or g.run.code.joins)
         if style != "joined" and (style == "pairs" or not whole):
             _join(g, tensor, kept=inline)
 
@@ -79,19 +90,26 @@ def _rotate_one(g: Graph, style: RotaryStyle, tensor: Rotated) -> None:
     if style == "chunks":
         _rotate_chunks(g, name, size, half)
     else:
-        _rotate_halves(g, name, _part(g, tensor, size), size, half, size, f"{name} rotated")
+        table = PAIRED if style in ("pairs", "pairs_whole") else ""
+        _rotate_halves(g, name, _part(g, tensor, size), size, half, size, f"{name} rotated", table)
         g.free(f"{name} part")
 
 
-def _rotate_halves(g: Graph, name: str, source: str, size: Size, half: Size, turned: Size, result: str) -> None:
-    """x · cos + rotate_half(x) · sin (``apply_rotary_pos_emb``); cosines and sines are shared and need no gradient."""
-    multiply(g, f"{name} cos", size, source)
+def _rotate_halves(
+    g: Graph, name: str, source: str, size: Size, half: Size, turned: Size, result: str, table: str = ""
+) -> None:  # fmt: skip
+    """x · cos + rotate_half(x) · sin (``apply_rotary_pos_emb``); cosines and sines are shared and need no gradient.
+
+    ``table``: those that the layer has made for itself, which autograd keeps.
+    """
+    saves = (table,) if table else ()
+    g.make(f"{name} cos", size, (source,), saves)
     g.view(f"{name} low", source, sliced, half)
     g.view(f"{name} high", source, sliced, half)
     g.make(f"{name} half", half, (f"{name} high",))
     g.make(f"{name} turned", turned, (f"{name} half", f"{name} low"), (), passed_on)
     g.free(f"{name} half", f"{name} low", f"{name} high")
-    multiply(g, f"{name} sin", size, f"{name} turned")
+    g.make(f"{name} sin", size, (f"{name} turned",), saves)
     g.free(f"{name} turned")
     add(g, result, size, f"{name} cos", f"{name} sin")
     g.free(f"{name} cos", f"{name} sin")
@@ -138,14 +156,14 @@ def _rotate_wide(g: Graph, style: RotaryStyle, tensors: Sequence[Rotated]) -> No
 def _rotate_late(g: Graph, tensors: Sequence[Rotated]) -> None:
     """x.float() · cos + rotate_half(x).float() · sin: turned in the model's dtype, then copied to fp32 (ERNIE 4.5, GLM-OCR)."""
     run, cast = g.run, g.run.dtype_bytes != FP32_BYTES
-    g.hold("tables in pairs", Size(two=2, sequence=run.sequence, rotary_dim=tensors[0].rotary_dim, fp32_bytes=FP32_BYTES))
+    _hold_paired(g, tensors, FP32_BYTES)
     for tensor in tensors:
         name, heads, width = tensor.name, tensor.heads, tensor.rotary_dim
         wide, narrow, half = run.heads(heads, width, FP32_BYTES), run.heads(heads, width), run.heads(heads, max(width // 2, 1))
         copied = f"{name} fp32" if cast else name
         if cast:
             g.make(copied, wide, (name,))
-        multiply(g, f"{name} cos", wide, copied)
+        g.make(f"{name} cos", wide, (copied,), (PAIRED,))
         g.free(f"{name} fp32")
         g.view(f"{name} low", name, sliced, half)
         g.view(f"{name} high", name, sliced, half)
@@ -156,13 +174,13 @@ def _rotate_late(g: Graph, tensors: Sequence[Rotated]) -> None:
         if cast:
             g.make(turned, wide, (f"{name} turned",))
             g.free(f"{name} turned")
-        multiply(g, f"{name} sin", wide, turned)
+        g.make(f"{name} sin", wide, (turned,), (PAIRED,))
         g.free(turned)
         add(g, f"{name} wide" if cast else f"{name} rotated", wide, f"{name} cos", f"{name} sin")
         g.free(f"{name} cos", f"{name} sin")
     for tensor in tensors if cast else ():
         g.make(f"{tensor.name} rotated", run.heads(tensor.heads, tensor.head_dim), (f"{tensor.name} wide",))
-    g.free("tables in pairs", *(f"{tensor.name} wide" for tensor in tensors))
+    g.free(*(f"{tensor.name} wide" for tensor in tensors))
 
 
 def _rotate_by_fp32(g: Graph, tensors: Sequence[Rotated]) -> None:
