@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,17 @@ def sources(room: str) -> list[Path]:
     return [ROOT / "main.py"] if room == "main" else sorted((ROOT / room).rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Imports and calls of a file."""
+    found = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in found if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)]
+
+
 def imported(path: Path) -> set[str]:
     """Every module a file imports, at its top or inside a function."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -64,11 +72,7 @@ def test_heavy_packages_stay_in_their_rooms(room: str) -> None:
 def test_the_planner_reads_no_file_clock_or_dice() -> None:
     for path in sources("planner"):
         assert not rooms(imported(path)) & IMPURE, path.relative_to(ROOT)
-        calls = {
-            node.func.id
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        }
+        calls = {node.func.id for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
         assert not calls & {"open", "print", "input", "exec", "eval"}, path.relative_to(ROOT)
 
 
