@@ -12,7 +12,7 @@ from gui.theme import set_role
 from gui.translate import tr
 from gui.units import format_bytes
 from probes.monitor import gpu_label
-from probes.nvml import GpuReading
+from probes.readings import GpuReading
 
 SPAN_S = 300.0
 KEPT = 1200
