@@ -39,6 +39,7 @@ PLAIN_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "gelu_fast_tan
 """One kernel that runs in the dtype of its input."""
 
 
+READ_RECURRENCES = ("mamba2", "short_conv", "gated_delta_net")
 READ = ("sdpa", "eager", "eager_wide", "alibi")
 """Ways of computing attention whose tensors under autocast are derived."""
 
@@ -66,7 +67,7 @@ def require_autocast(
         code.attention not in READ
         or code.copies_parts
         or (eager and code.attention != "eager")
-        or any(mixer.output_gate or mixer.kv != "own" for mixer in mixers)
+        or any(mixer.kv != "own" for mixer in mixers)
     ):
         raise NotModelled(f"{architecture.model_class}: mixed precision of this attention has no closed form yet")
     if code.norm == "added" and has_wide_norms(architecture):
@@ -121,13 +122,13 @@ def _is_read_prepared(layers: Sequence[Layer], code: Implementation, *, checkpoi
 def _unread(layers: Sequence[Layer]) -> str:
     """What stands in the layers that nobody has read under autocast, in the field's words."""
     kinds = {mixer.kind for layer in layers for mixer in layer.sequence if isinstance(mixer, Recurrent)}
-    found = sorted(kind.replace("_", " ") for kind in kinds if kind not in ("mamba2", "short_conv"))
+    found = sorted(kind.replace("_", " ") for kind in kinds if kind not in READ_RECURRENCES)
     return f"{' and '.join(found)} mixers" if found else "these blocks"
 
 
 def _is_read_recurrence(mixer: SequenceMixer) -> bool:
-    """Short convolutions, and Mamba-2 whose projections are not multiplied (Falcon-H1's are)."""
-    return isinstance(mixer, Recurrent) and mixer.kind in ("mamba2", "short_conv") and not mixer.scaled_input
+    """Short convolutions, delta nets, and Mamba-2 whose projections are not multiplied (Falcon-H1's are)."""
+    return isinstance(mixer, Recurrent) and mixer.kind in READ_RECURRENCES and not mixer.scaled_input
 
 
 @contextmanager

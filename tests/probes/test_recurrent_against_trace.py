@@ -159,11 +159,13 @@ LORA = {"method": "lora", "lora": {"targets": ["in_proj"]}}
         ("nemotron-h", {"checkpointing": "full"}),
         ("lfm2", {}),
         ("lfm2", LORA | {"checkpointing": "full"}),
+        ("qwen3-next", {}),
+        ("qwen3.5", {"method": "lora", "lora": {"targets": ["out_proj"]}}),
     ],
     ids=str,
 )
 def test_a_training_step_under_autocast_equals_the_trace(trace, model: str, more: dict[str, object]) -> None:
-    """Products of the scan's chunks (``einsum``) are in 16 bit, what is between them in fp32."""
+    """Products of the scan's chunks are in 16 bit, what is between them in fp32."""
     training = {"batch": 2, "sequence": 700, "precision": "amp-bf16"} | more
     scenario = parse_scenario({"version": 1, "model": {"config": MODELS[model]}, "task": "training", "training": training})
     footprint = make_plan(scenario, network=False).footprint

@@ -7,13 +7,14 @@ takes the one token of a decode step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from planner.architecture.layers import Recurrent, Weight
+from planner.components.autocast import in_16_bit, narrowed
 from planner.components.graph import Graph
 from planner.components.operators import linear, multiply
 from planner.components.recurrent.convolution import causal_convolution
-from planner.components.recurrent.mamba2 import modules
+from planner.components.recurrent.mamba2 import masked, modules
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
 from planner.components.rules import broadcast, passed_on, power, weighted
 from planner.components.run import FP32_BYTES
@@ -25,6 +26,11 @@ CHUNK_TOKENS = 64
 
 def delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     """Projections, convolution, delta rule, norm gated by z, output projection (``Qwen3NextGatedDeltaNet``)."""
+    with in_16_bit(g):
+        _delta_net_forward(g, mixer, source, target)
+
+
+def _delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     run, weights = g.run, modules(mixer)
     steps = bool(run.past_tokens) and run.sequence == 1
     _project(g, mixer, source, weights)
@@ -118,7 +124,12 @@ def _chunks(g: Graph, mixer: Recurrent) -> None:
     _walk(g, mixer, chunks)
     walked = ("new values", "decayed keys", "q decayed", "k decayed", "scores")
     of_the_walk = ("states of the walk", "values of the walk") if g.saving else ()
-    g.make("output by head", with_values, walked, (*walked[1:], *of_the_walk))
+    if run.autocast and g.saving:
+        casts = _casts_of_the_walk(g, (*walked[1:], *of_the_walk))
+        g.make("output by head", with_values, walked, ("states of the walk", *casts))
+        g.free(*casts)
+    else:
+        g.make("output by head", with_values, walked, (*walked[1:], *of_the_walk))
     g.free("output", "states of the walk", "values of the walk")
     g.make("read", run.heads(mixer.num_heads, mixer.head_dim), ("output by head",))
     g.free("q decayed", "k decayed", "v padded", "v beta", "k beta", "decay of pairs", "system", "scores", "decayed k beta")
@@ -133,9 +144,33 @@ def _pairs(g: Graph, pairs: Size) -> None:
     g.make("decay of pairs", pairs, ("decay part",), ("decay of pairs",))
     g.free("decay masked")
     for name, left in (("system", "k beta"), ("scores", "q padded")):
-        multiply(g, f"{name} product", pairs, left, "k padded")
-        multiply(g, name, pairs, f"{name} product", "decay of pairs")
+        if g.run.autocast:
+            _product_in_16_bit(g, f"{name} product", narrowed(pairs), left, "k padded")
+            inputs = (f"{name} product", "decay of pairs")
+            g.make(name, pairs, inputs, inputs, masked)
+        else:
+            multiply(g, f"{name} product", pairs, left, "k padded")
+            multiply(g, name, pairs, f"{name} product", "decay of pairs")
         g.free(f"{name} product")
+
+
+def _product_in_16_bit(g: Graph, name: str, size: Size, *operands: str) -> None:
+    """A product whose operands autocast casts, each time."""
+    casts = [f"{operand} for {name}" for operand in operands]
+    for cast, operand in zip(casts, operands, strict=True):
+        g.make(cast, narrowed(g.size_of(operand)), (operand,))
+    g.make(name, size, casts, casts)
+    g.free(*casts)
+
+
+def _casts_of_the_walk(g: Graph, operands: Sequence[str]) -> list[str]:
+    """What autograd keeps of the walk's products: each operand's cast; states and corrected values are cast for two products."""
+    casts = list[str]()
+    for operand in operands:
+        for time in range(2 if operand.endswith("of the walk") else 1):
+            casts.append(f"{operand} in 16 bit" + " again" * time)
+            g.hold(casts[-1], narrowed(g.size_of(operand)))
+    return casts
 
 
 def _walk(g: Graph, mixer: Recurrent, chunks: int) -> None:
@@ -192,7 +227,9 @@ def _gated_norm(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None
     g.make("normed", wide, ("read wide", "root"), ("read wide", "root"), broadcast)
     g.free("read wide", "root")
     _cast(g, "normed cast", "normed", narrow)
-    g.make("weighed", narrow, ("normed cast",), (), weighted, weights=weights, for_weights=("normed cast",))
+    # Under autocast the weight may be fp32 beside a 16-bit result, and their product is fp32.
+    weighed = wide if run.autocast and run.parameter_bytes else narrow
+    g.make("weighed", weighed, ("normed cast",), (), weighted, weights=weights, for_weights=("normed cast",))
     g.free("normed cast", "normed")
     _cast(g, "z wide", "z", wide)
     g.make("z open", wide, ("z wide",), ("z wide",))

@@ -129,7 +129,7 @@ def _diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     g.free("A masked")
     with_state, with_width = _chunks(g, mixer, mixer.state_dim), _chunks(g, mixer, mixer.head_dim)
     _product(g, "G", mask, {"C chunks": with_state, "B chunks": with_state})
-    g.make("M", mask, ("G", "L"), ("G", "L"), _masked if g.run.autocast else None)
+    g.make("M", mask, ("G", "L"), ("G", "L"), masked if g.run.autocast else None)
     _product(g, "Y", with_width, {"x chunks": with_width}, "M")
 
 
@@ -293,7 +293,7 @@ def _made(g: Graph, size: Size) -> Size:
     return narrowed(size) if g.run.autocast else size
 
 
-def _masked(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+def masked(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """Of 16-bit scores and an fp32 mask: both gradients in fp32, and that of the scores cast while all else is there."""
     wide = [(tensor, g.held(f"d {tensor} of the mask", node, g.record.sizes[node.out])) for tensor in node.wanted]
     made = [(tensor, name if is_wide(g.record.sizes[tensor]) else g.gradient(tensor, node)) for tensor, name in wide]
