@@ -13,7 +13,6 @@ from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
 from planner.record import record
 
-
 PAIRED = "tables in pairs"
 
 

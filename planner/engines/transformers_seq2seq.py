@@ -31,6 +31,8 @@ from planner.modelled import NotModelled
 
 SHARING_POSITIONS = ("t5", "mt5")
 """Whose first layer looks positions up for all."""
+POSITIONS_OF_EVERY_SEQUENCE, POSITIONS_OF_ONE = ("bart", "mbart", "plbart"), ("pegasus", "marian", "blenderbot-small")
+"""Whose encoder holds embedded positions beside its words: for every sequence, or one row for all."""
 BLOCKS: dict[str, Block] = {
     **dict.fromkeys(
         ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "distilbert", "bart", "plbart", "marian", "blenderbot-small"),
@@ -86,6 +88,12 @@ def _encode(course: Course, architecture: Architecture, stack: Stack, run: Run, 
     shared: dict[str, Size] = {}
     course.hold("workspace", "x", run.hidden())
     course.level.change("workspace", "embeddings", run.hidden(), 1)
+    if architecture.model_type in POSITIONS_OF_EVERY_SEQUENCE:
+        shared["position embeddings"] = run.hidden()
+    elif architecture.model_type in POSITIONS_OF_ONE:
+        shared["position embeddings"] = Size(sequence=run.sequence, hidden_size=run.hidden_size, bytes=run.dtype_bytes)
+    if "position embeddings" in shared:
+        course.hold("workspace", "position embeddings", shared["position embeddings"])
     if architecture.model_type in SHARING_POSITIONS:
         shared["position bias"] = position_bias(run, attention)
         course.run(relative_positions(run, stack.layers[0]), 1, "relative positions")
