@@ -63,9 +63,10 @@ def _teller() -> Callable[[Event], None]:
         words = _words(event)
         said = event["of"] if event["event"] == "rank" else event
         if said.get("event") in ("memory", "sample"):
-            if event["t"] - told_s.get(event.get("rank"), -math.inf) < 1.0 or not words:
+            t = event.get("t", 0.0)
+            if t - told_s.get(event.get("rank"), -math.inf) < 1.0 or not words:
                 return
-            told_s[event.get("rank")] = event["t"]
+            told_s[event.get("rank")] = t
         if words:
             sys.stdout.write(f"{event.get('t') or 0.0:9.2f} s  {words}\n")
             sys.stdout.flush()
@@ -77,12 +78,14 @@ def _words(event: Mapping[str, Any]) -> str:
     """An event as a person reads it; empty for those that are not told."""
     match event["event"]:
         case "memory":
-            words = " · ".join(f"{meter} {format_bytes(event[meter])}" for meter in METERS if event.get(meter) is not None)
+            words = " · ".join(f"{meter} {format_bytes(event[meter])}" for meter in METERS if isinstance(event.get(meter), int))
         case "phase":
             words = f"{event.get('name')} {'begins' if event.get('state') == 'begin' else 'ends'}"
         case "sample":
-            gpus = event.get("gpus") or ()
-            words = " · ".join(f"GPU {gpu['index']} {format_bytes(gpu['used'])}" for gpu in gpus if gpu.get("used"))
+            told = event.get("gpus")
+            gpus = [gpu for gpu in told if isinstance(gpu, dict)] if isinstance(told, list) else []
+            used = [(gpu.get("index"), gpu["used"]) for gpu in gpus if isinstance(gpu.get("used"), int) and gpu["used"]]
+            words = " · ".join(f"GPU {index} {format_bytes(size)}" for index, size in used)
         case "rank":
             words = _words(event.get("of") or {"event": ""})
             words = f"rank {event.get('rank')}: {words}" if words else ""

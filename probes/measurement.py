@@ -279,7 +279,7 @@ class Measurement:
     def _take_sample(self, event: Event) -> None:
         gpus = event.get("gpus")
         values: dict[str, Any] = {"rss": event.get("rss")} | ({"pss": event["pss"]} if "pss" in event else {})
-        for gpu in gpus if isinstance(gpus, list) else ():
+        for gpu in [each for each in gpus if isinstance(each, Mapping)] if isinstance(gpus, list) else ():
             name = gpu_name(gpu.get("index"), gpu.get("mig_index"))
             values |= {f"{name}.{key}": value for key, value in gpu.items() if key not in ("index", "mig_index")}
             if (gpu.get("index"), gpu.get("mig_index")) == self._driver_index:

@@ -26,7 +26,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from probes.rows import FORM_EVENT, Event, Form, RowRun, RowWriter, lines_of, read_form, read_rows, row_runs
+from probes.rows import FORM_EVENT, Event, Form, RowRun, RowWriter, is_event, lines_of, read_form, read_rows, row_runs
 from resources.home import highwater_home
 
 __all__ = [
@@ -45,6 +45,7 @@ _SHOWN_AT_LEAST = 16
 """Between two other events."""
 _CHUNK_BYTES = 2**20
 """Read at once: short enough that NumPy, which parses it in one go, lets other threads of the program go on."""
+_TOLD_OF_A_RUN = ("scenario", "config", "order", "prediction", "environment")
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would write line ends of two bytes
 
 
@@ -229,7 +230,26 @@ def _header(line: bytes, path: Path) -> Event:
     if version not in READABLE:
         message = f"{path}: written as recording version {version!r}; this Highwater reads version {VERSION} and older"
         raise RecordingError(message)
-    return header
+    told = {key: header[key] if isinstance(header.get(key), dict) else None for key in _TOLD_OF_A_RUN if key in header}
+    if not _is_footprint(told.get("prediction")):
+        told["prediction"] = None
+    return header | told
+
+
+def _is_footprint(value: object) -> bool:
+    """Whether its phases can be laid beside others: a name, and sizes that are whole numbers or null."""
+    gpus = value.get("gpus") or [] if isinstance(value, dict) else []
+    phases = [gpu.get("phases") if isinstance(gpu, dict) else None for gpu in gpus] if isinstance(gpus, list) else [None]
+    if not all(isinstance(each, list) for each in phases):
+        return False
+    named = [phase for each in phases for phase in each or () if isinstance(phase, dict) and isinstance(phase.get("name"), str)]
+    sizes = [phase.get(meter) for phase in named for meter in ("allocated", "reserved", "device")]
+    parts = [phase.get("components") or {} for phase in named]
+    return (
+        len(named) == sum(map(len, filter(None, phases)))
+        and all(size is None or type(size) is int for size in sizes)
+        and all(isinstance(part, dict) and all(type(size) is int for size in part.values()) for part in parts)
+    )
 
 
 def _whole_lines(file: GzipFile | BufferedReader) -> Iterator[bytes]:
@@ -294,7 +314,7 @@ def _parse(lines: list[bytes]) -> tuple[list[Event], int]:
         values = [_object(line) for line in lines]
     if len(values) != len(lines):
         values = [_object(line) for line in lines]
-    events = [value for value in values if isinstance(value, dict) and "event" in value]
+    events = [value for value in values if is_event(value)]
     return events, len(values) - len(events)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -64,21 +65,31 @@ class Form:
         return event
 
 
+def is_event(value: object) -> bool:
+    """Whether it has a name, a time if any, and of a rank an event of its own."""
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return False
+    t = value.get("t", 0.0)
+    timed = isinstance(t, int | float) and not isinstance(t, bool) and abs(t) <= sys.float_info.max
+    return timed and (value["event"] != "rank" or (is_event(value.get("of")) and isinstance(value.get("rank"), int)))
+
+
 def read_form(line: Mapping[str, Any]) -> Form | None:
     """The form a line declares; None when it makes no sense."""
     try:
         columns = tuple((tuple(path), int(decimals)) for path, decimals in line["columns"])
         form = Form(int(line["id"]), dict(line["like"]), columns)
-        sane = (
-            0 <= form.id < _MAX_FORMS and len(columns) <= _MAX_COLUMNS and all(0 <= decimals <= DECIMALS for _, decimals in columns)
-        )
-        form.event([0] * len(columns))
+        # First: ten to the power of what a broken file says may never end.
+        if not 0 <= form.id < _MAX_FORMS or len(columns) > _MAX_COLUMNS or any(not 0 <= each <= DECIMALS for _, each in columns):
+            return None
+        if not is_event(form.event([0] * len(columns))):
+            return None
         if form.kind == RANK:
             int(form.like[RANK]), dict(form.like["of"])
         hash(columns)
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    return form if sane else None
+    return form
 
 
 class RowWriter:

@@ -110,7 +110,8 @@ class Watched:
     def _take_sample(self, event: Event) -> None:
         self._samples.add(event)
         values: dict[str, Any] = {name: event.get(name) for name in OUTSIDE}
-        for gpu in event.get("gpus") or ():
+        gpus = event.get("gpus")
+        for gpu in [each for each in gpus if isinstance(each, Mapping)] if isinstance(gpus, list) else ():
             instance = "" if gpu.get("mig_index") is None else f".{gpu['mig_index']}"
             values |= {f"gpu{gpu.get('index')}{instance}.{key}": gpu.get(key) for key in ("used", "delta", "process")}
         for name, size in values.items():

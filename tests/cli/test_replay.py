@@ -87,3 +87,19 @@ def test_what_each_rank_said_is_told_and_compared_with_its_own_gpu(tmp_path: Pat
     assert [line.split("  ")[-1] for line in lines if "allocated 1" in line] == ["allocated 1.0 MiB", "rank 1: allocated 1.0 MiB"]
     rows = [line.split() for line in lines if line.split()[1:2] == ["forward"]]
     assert [(row[0], "+0.00" in row, "+100.00" in row) for row in rows] == [("0", True, False), ("1", False, True)]
+
+
+def test_values_of_another_kind_do_not_end_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that was edited, or written by what is not Highwater."""
+    lines: list[dict[str, object]] = [
+        {"highwater_recording": 2, "scenario": [], "prediction": {"gpus": 7}, "order": None},
+        {"event": "memory", "t": 1, "allocated": [], "reserved": 5},
+        {"event": "sample", "t": 5, "gpus": [1, {"used": {}}, {"index": 2, "used": 2**30}]},
+        {"event": "sample", "t": 9, "gpus": {"used": 1}},
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert parser.run(["replay", str(path), "--speed", "max"]) == 0
+    out = capsys.readouterr().out
+    assert "reserved 5 B" in out
+    assert "GPU 2 1.00 GiB" in out

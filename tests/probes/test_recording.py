@@ -276,3 +276,37 @@ def test_of_many_samples_the_peaks_are_shown(tmp_path: Path) -> None:
     assert shown[-2] == samples[-1]
     assert [event["t"] for event in shown[1:-1]] == sorted(event["t"] for event in shown[1:-1])
     assert recorded.shown_events(limit=6000) == recorded.events
+
+
+HEADER = {"highwater_recording": 2, "scenario": {}, "prediction": {"gpus": [{"phases": [{"name": "load", "allocated": 1}]}]}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "rows", "id": 0, "like": {"event": "memory", "t": None}, "columns": [[["t"], 10**30]]},
+        {"event": "rows", "id": 0, "like": {"event": "memory", "t": "x"}, "columns": []},
+        {"event": "rows", "id": 0, "like": {"event": "rank", "rank": 1, "of": {}, "t": None}, "columns": [[["t"], 6]]},
+        {"event": "rank", "t": 1, "rank": 1, "of": {"a": 1}},
+        {"event": "memory", "t": "late"},
+        {"event": ["memory"], "t": 1},
+    ],
+)
+def test_what_makes_no_sense_is_left_out(tmp_path: Path, line: object) -> None:
+    """Also a form whose decimals would have ten raised to a power that no machine ends."""
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(map(json.dumps, (HEADER, line, {"event": "note", "t": 2, "message": "m"}))) + "\n")
+    recorded = read_recording(path)
+    assert (recorded.skipped_lines, [event["event"] for event in recorded.events]) == (1, ["note"])
+    assert recorded.header["prediction"] == HEADER["prediction"]
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [[], "x", {"gpus": 7}, {"gpus": [1]}, {"gpus": [{}]}, {"gpus": [{"phases": [{"name": "load", "allocated": "1"}]}]}],
+)
+def test_a_prediction_that_is_none_is_left_out(tmp_path: Path, prediction: object) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(HEADER | {"prediction": prediction, "order": 7}) + "\n")
+    header = read_recording(path).header
+    assert (header["prediction"], header["order"], header["scenario"]) == (None, None, {})
