@@ -22,6 +22,11 @@ VISION = {
     "image_size": 56,
     "patch_size": 14,
 }
+GPT = {
+    **dict.fromkeys(("n_embd", "d_model", "hidden_size"), 256), **dict.fromkeys(("n_layer", "n_layers"), 2),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads"), 8), **dict.fromkeys(("n_positions", "max_seq_len"), 1024),
+    "max_position_embeddings": 1024, "vocab_size": 1200, "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
 MODELS = {
     "ernie4_5": SMALL | {"model_type": "ernie4_5", "head_dim": 32},
     "cohere, normed by head": SMALL | {"model_type": "cohere", "use_qk_norm": True},
@@ -53,6 +58,19 @@ READ_LATER = {
         "full", SMALL | {"model_type": "ernie4_5_moe", "moe_intermediate_size": 96, "moe_num_experts": 8, "moe_k": 2},
     ),
     "mistral4": ("long", SMALL | EXPERTS | LATENT | {"model_type": "mistral4"}),
+    "apertus": ("full", SMALL | {"model_type": "apertus"}),
+    "helium": ("full", SMALL | {"model_type": "helium", "head_dim": 32}),
+    "hy_v3": ("full", SMALL | EXPERTS | {"model_type": "hy_v3", "head_dim": 32}),
+    "axk1": ("long", SMALL | EXPERTS | LATENT | {"model_type": "axk1", "n_group": 1, "topk_group": 1}),
+    "biogpt": ("full", SMALL | {"model_type": "biogpt"}),
+    "gpt_neo": ("full", GPT | {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global", "local"], 1]]}),
+    "codegen": ("long", GPT | {"model_type": "codegen", "rotary_dim": 16}),
+    "mpt": ("long", GPT | {"model_type": "mpt"}),
+    "bloom, a short prompt": ("short", GPT | {"model_type": "bloom"}),
+    "bloom in fp32": ("fp32", GPT | {"model_type": "bloom"}),
+    "gptj in fp32": ("fp32", GPT | {"model_type": "gptj", "rotary_dim": 16}),
+    "gpt_neox, whole heads rotated": ("one", SMALL | {"model_type": "gpt_neox", "rotary_pct": 1.0}),
+    "llama, told to rotate half": ("one", SMALL | {"model_type": "llama", "partial_rotary_factor": 0.5}),
 }  # fmt: skip
 NOT_COMPARED = {
     "bitnet": SMALL | {"model_type": "bitnet"},
@@ -65,6 +83,9 @@ WORK = {
 }
 OTHER_WORK = {
     "eager": {"task": "inference", "inference": {"batch": 2, "prompt_tokens": 700, "new_tokens": 4, "attention": "eager"}},
+    "short": {"task": "inference", "inference": {"batch": 3, "prompt_tokens": 90, "new_tokens": 4}},
+    "fp32": {"task": "training", "training": {"batch": 1, "sequence": 600, "precision": "fp32"}},
+    "one": {"task": "training", "training": {"batch": 1, "sequence": 900}},
     "mixed": {"task": "training", "training": {"batch": 2, "sequence": 300, "precision": "amp-bf16"}},
 }
 SMALL_TENSORS_BYTES = 256 * 1024

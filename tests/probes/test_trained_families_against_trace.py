@@ -43,6 +43,10 @@ MODELS = {
     "pegasus, whose positions are fixed": TWO_STACKS | {"model_type": "pegasus"},
     "xlm-roberta": MASKED | {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForMaskedLM"]},
     "modernbert": MODERN,
+    "distilbert": {
+        "model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"], "dim": 128, "hidden_dim": 352, "n_layers": 2,
+        "n_heads": 8, "vocab_size": 1200, "torch_dtype": "bfloat16",
+    },
     "llama4, every expert on every token": EXPERTS | {
         "model_type": "llama4_text", "intermediate_size_mlp": 192, "num_experts_per_tok": 1,
     },
@@ -57,7 +61,7 @@ WHOLE, AGAIN = {"batch": 2, "sequence": 256}, {"batch": 2, "sequence": 512, "che
 FP32 = {"precision": "fp32"}
 CASES = [
     ("t5 of unequal depths", WHOLE), ("bart", AGAIN),
-    ("pegasus, whose positions are fixed", WHOLE), ("xlm-roberta", WHOLE), ("modernbert", AGAIN),
+    ("pegasus, whose positions are fixed", WHOLE), ("xlm-roberta", WHOLE), ("distilbert", WHOLE), ("modernbert", AGAIN),
     ("llama4, every expert on every token", WHOLE), ("minimax, linear attention", WHOLE),
     ("deepseek_v32, an indexer without gradients", AGAIN), ("gemma4, shared keys and inputs of each layer", WHOLE),
     ("bloom", AGAIN), ("t5 of unequal depths", AGAIN | FP32), ("xlm-roberta", WHOLE | FP32), ("modernbert", WHOLE | FP32),
