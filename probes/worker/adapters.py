@@ -35,6 +35,9 @@ def apply_method(model: Any, order: Order) -> Any:
     if training.method == "dora" and quantised:
         message = f"scenario.weights: DoRA over {order.weights} is not rehearsed; choose qlora, or 16-bit weights"
         raise WorkerError("unsupported", message, "scenario.weights")
+    if training.method == "qlora" and not quantised and order.weights != "native":
+        message = f"scenario.weights: qlora adapts quantised weights, and {order.weights} are none; choose nf4, or the method lora"
+        raise WorkerError("unsupported", message, "scenario.weights")
     if training.method == "qlora" or (training.method == "lora" and quantised):
         quantise(model, order.weights if order.weights != "native" else QLORA_DEFAULT, _skipped(training), real=not order.fake)
     if training.method in ("full", "freeze"):
