@@ -104,7 +104,8 @@ def output_bias_apart(config: Config) -> Architecture:
         qkv_bias=config.flag("attention_bias"),
         output_bias=config.flag("attention_out_bias"),
     )
-    return decoder(config, layers)
+    dropped = config.text("model_type") == "seed_oss" and config.number("residual_dropout", default=0.1) > 0
+    return decoder(config, [replace(layer, dropout=True) for layer in layers] if dropped else layers)
 
 
 @family("arcee")
