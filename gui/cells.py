@@ -31,7 +31,8 @@ from gui.translate import tr
 
 PADDING, _SWATCH, _SPACE = 8, 12, 8
 LINE = 16
-_LEAST_HEIGHT = 120
+LEAST_HEIGHT = 290
+"""Rows that come and go with an edit must not lay the window out anew."""
 TABLE_STRETCH = 1000
 """A table takes the height it needs before anything below it stretches."""
 _NO_PARENT = QModelIndex()
@@ -178,7 +179,7 @@ class CellTable(QTableView):
     def hug(self) -> None:
         """End below the last row: in a large window a table is no empty sheet."""
         whole = self.horizontalHeader().sizeHint().height() + self.verticalHeader().length() + 2 * self.frameWidth()
-        highest = max(whole, px(_LEAST_HEIGHT), self.minimumHeight())
+        highest = max(whole, px(LEAST_HEIGHT), self.minimumHeight())
         if highest != self.maximumHeight():
             self.setMaximumHeight(highest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gui.cells import LEAST_HEIGHT
 from gui.form.layers import LayerStrip
 from gui.text import width_of
 
@@ -16,7 +17,7 @@ def test_no_table_is_an_empty_sheet_in_a_large_window(open_window, qtbot, name):
     table = window.show_tab(name).table
     qtbot.waitUntil(lambda: table.model().rowCount() > 0 and window.context.operations.idle, timeout=20_000)
     rows = table.verticalHeader().length
-    qtbot.waitUntil(lambda: rows() <= table.viewport().height() <= max(rows(), 120))
+    qtbot.waitUntil(lambda: rows() <= table.viewport().height() <= max(rows(), LEAST_HEIGHT))
 
 
 def test_the_map_fills_its_card(open_window, qtbot):
