@@ -271,3 +271,10 @@ def test_reading_changes_nothing_in_the_config() -> None:
         before = repr(config)
         read_config(config)
         assert repr(config) == before
+
+
+def test_of_a_key_under_two_names_the_other_name_holds() -> None:
+    """As the configuration class sets it: what is no field of its own is set last."""
+    both = read_config({"model_type": "deepseek_v3", "n_routed_experts": 64, "num_local_experts": 32})
+    one = read_config({"model_type": "deepseek_v3", "n_routed_experts": 32})
+    assert parameter_count(both) == parameter_count(one)
