@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -12,6 +11,7 @@ from gui.fits.speeds import Pace, paces_of
 from planner.engines.served import SERVED
 from planner.faults import Faults
 from planner.footprint import TIGHT_BELOW, Footprint, Verdict
+from planner.formats import parse_format
 from planner.predict import predict
 from planner.scenario import Scenario
 from planner.solve import (
@@ -20,8 +20,10 @@ from planner.solve import (
     cheapest_layout,
     context_of,
     largest_batch,
+    largest_format,
     layouts,
     longest_context,
+    smallest_sharding,
     with_context,
     with_values,
 )
@@ -168,7 +170,7 @@ def _inverse(plan: Plan, settled: Scenario, own: CardRow, unwanted: Event) -> tu
     if asked.verdict(settled) in (None, "unknown"):
         return ()
     found = []
-    for answer in (_longest, _largest, _fewest, _format):
+    for answer in (_longest, _largest, _fewest, _sharding if settled.task == "training" else _format):
         _go_on(unwanted)
         found.append(answer(asked, own))
     return tuple(found)
@@ -197,12 +199,24 @@ def _fewest(asked: Asked, own: CardRow) -> Inverse:
 
 
 def _format(asked: Asked, _own: CardRow) -> Inverse:
+    """As it is stored, if that fits; else the largest of the usual formats that does."""
     scenario = asked.scenario
-    names: Iterable[str] = (scenario.weights, *FORMATS) if scenario.task == "inference" else (scenario.weights,)
-    fitting = (name for name in names if asked.fits(replace(scenario, weights=name)))
-    name = next(fitting, None)
-    value = name or ("none of " + ", ".join(FORMATS) if scenario.task == "inference" else "none")
+    own = scenario.weights if asked.fits(scenario) else None
+    found = None if own else largest_format(asked, [parse_format(name) for name in FORMATS])
+    name = own or (found.name if found else None)
+    value = name or "none of " + ", ".join(FORMATS)
     return Inverse("Most precise weights that fit", value, replace(scenario, weights=name) if name else None)
+
+
+def _sharding(asked: Asked, _own: CardRow) -> Inverse:
+    """Of the replicas that there are; a single one has nothing to share."""
+    scenario, question = asked.scenario, "Least sharding that fits"
+    if scenario.parallel.data == 1:
+        return Inverse(question, "needs replicas: one only", None)
+    kind = smallest_sharding(asked)
+    if kind is None:
+        return Inverse(question, f"none over {scenario.parallel.data} replicas", None)
+    return Inverse(question, kind, replace(scenario, parallel=replace(scenario.parallel, sharding=kind)))
 
 
 def _go_on(unwanted: Event) -> None:

@@ -75,6 +75,25 @@ def test_inverse_answers_are_the_edge_of_what_fits(tab):
     assert state(tab).scenario == batch.scenario
 
 
+def test_a_training_over_replicas_is_told_its_least_sharding(open_window, qtbot):
+    sharded = next(example.scenario for example in EXAMPLES if example.name == "sharded")
+    window = open_window(sharded)
+    tab = window.show_tab("fits")
+    qtbot.waitUntil(lambda: tab.settled and bool(tab._fits.inverse))
+    shown = tab.answers[3].shown
+    assert shown.question == "Least sharding that fits"
+    assert make_plan(shown.scenario).footprint.verdict in GOOD
+    assert shown.scenario.parallel.data == sharded.parallel.data
+
+
+def test_weights_that_do_not_fit_are_answered_with_the_largest_that_do(open_window, qtbot):
+    window = open_window(Scenario("meta-llama/Llama-3.1-8B", "inference", hardware=Hardware("L4", capacity_bytes=14 * 2**30)))
+    tab = window.show_tab("fits")
+    qtbot.waitUntil(lambda: tab.settled and bool(tab._fits.inverse))
+    assert tab.answers[3].shown.value in ("fp8", "int8")
+    assert make_plan(tab.answers[3].shown.scenario).footprint.verdict in GOOD
+
+
 def test_the_map_follows_the_form_and_waits_for_typing_to_pause(tab, qtbot):
     before = tab._fits
     state(tab).edit("hardware.gpu", "H100 SXM5 80GB")
