@@ -98,6 +98,8 @@ def _longest(training: Training, notes: list[str]) -> int:
 
 def _training_weights(scenario: Scenario, notes: list[str]) -> str:
     if scenario.training.method == "qlora":
+        if scenario.weights in PLAIN:
+            notes.append(f"weights: {scenario.weights} is not quantised, so that qlora is lora with its preparation; nf4 quantises")
         return "nf4-dq" if scenario.weights == "native" else scenario.weights
     dtype = WEIGHTS_OF_PRECISION[scenario.training.precision]
     if scenario.training.method in ("lora", "dora"):

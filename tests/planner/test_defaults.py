@@ -7,7 +7,7 @@ import pytest
 from planner.architecture import read_config
 from planner.defaults import settle
 from planner.faults import Faults
-from planner.scenario import parse_scenario
+from planner.scenario import Scenario, parse_scenario
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -15,10 +15,14 @@ CONFIG = {
 }  # fmt: skip
 
 
-def weights_of(method: str, precision: str, weights: str) -> str:
+def settled_of(method: str, precision: str, weights: str) -> tuple[Scenario, tuple[str, ...]]:
     training = {"method": method, "precision": precision}
     document = {"model": {"config": CONFIG}, "task": "training", "weights": weights, "training": training}
-    return settle(parse_scenario(document), read_config(CONFIG), "bf16")[0].weights
+    return settle(parse_scenario(document), read_config(CONFIG), "bf16")
+
+
+def weights_of(method: str, precision: str, weights: str) -> str:
+    return settled_of(method, precision, weights)[0].weights
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,9 @@ def test_masters_are_fp32_and_a_frozen_base_has_none(method: str, precision: str
 def test_quantised_weights_are_trained_through_adapters_only() -> None:
     with pytest.raises(Faults, match="or method qlora"):
         weights_of("full", "bf16", "nf4")
+
+
+@pytest.mark.parametrize(("weights", "told"), [("bf16", True), ("nf4", False), ("native", False)])
+def test_qlora_over_weights_that_are_not_quantised_is_told(weights: str, told: bool) -> None:  # noqa: FBT001  a case
+    _, notes = settled_of("qlora", "bf16", weights)
+    assert any("is not quantised" in note for note in notes) == told
