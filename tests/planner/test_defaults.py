@@ -48,6 +48,6 @@ def test_quantised_weights_are_trained_through_adapters_only() -> None:
 
 
 @pytest.mark.parametrize(("weights", "told"), [("bf16", True), ("nf4", False), ("native", False)])
-def test_qlora_over_weights_that_are_not_quantised_is_told(weights: str, told: bool) -> None:  # noqa: FBT001  a case
+def test_qlora_over_weights_that_are_not_quantised_is_told(weights: str, told: bool) -> None:
     _, notes = settled_of("qlora", "bf16", weights)
     assert any("is not quantised" in note for note in notes) == told
