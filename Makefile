@@ -24,12 +24,13 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(PY) -m mypy
 
-# Processes of their own: the worker's tests load torch, the window's must not, each sets its own environment, and those of a
-# GPU, which say so where there is none, run one by one.
+# Processes of their own: the worker's tests load torch, the window's must not, each sets its own environment. Those of a GPU,
+# which say so where there is none, and those that time something run one by one.
 unit: $(VENV)/dev.stamp
 	$(PY) -m pytest $(CORES) tests/planner tests/resources tests/cli tests/test_layers.py
-	$(PY) -m pytest $(CORES) tests/probes tests/benchmarks
+	$(PY) -m pytest $(CORES) tests/probes
 	$(PY) -m pytest $(CORES) tests/gui
+	$(PY) -m pytest tests/benchmarks
 	$(PY) -m pytest tests/gpu
 
 # The planner's branches that its own tests take; five times slower, so not in every run.
