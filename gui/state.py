@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
@@ -260,9 +261,10 @@ def replace_at(value: Any, path: str, new: object) -> Any:
 
 def value_at(value: Any, path: str) -> Any:
     """The field at the dotted ``path``."""
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
+    return _getter(path)(value)
+
+
+_getter = cache(attrgetter)
 
 
 def _attempt(scenario: Scenario) -> Plan | tuple[Fault, ...]:

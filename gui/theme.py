@@ -141,11 +141,6 @@ def _fill(component: str, dark: bool) -> tuple[QColor, str]:  # noqa: FBT001  a 
     return QColor(fill.dark if dark else fill.light), fill.hatch
 
 
-def px(size: int) -> int:
-    """``size`` pixels of a text of normal size, or of what holds it, as large as texts are now."""
-    return round(size * theme().percent / 100)
-
-
 def kept_until_zoomed(function: Kept) -> Kept:
     """What a cache holds of texts is wrong once they have another size."""
     _OF_SIZES.append(function)
@@ -153,6 +148,13 @@ def kept_until_zoomed(function: Kept) -> Kept:
 
 
 _OF_SIZES: list[Any] = []
+
+
+@kept_until_zoomed
+@cache
+def px(size: int) -> int:
+    """``size`` pixels of a text of normal size, or of what holds it, as large as texts are now."""
+    return round(size * theme().percent / 100)
 
 
 @kept_until_zoomed

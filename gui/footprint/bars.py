@@ -57,6 +57,8 @@ class Bars(QWidget):
         self._rows: tuple[Row, ...] = ()
         self._by_row: list[list[_Segment]] = []
         self._pixels_per_byte = 0.0
+        self._pitch = self._gap = self._bar = 0
+        """Pixels from bar to bar: of the gap and of the bar itself."""
         self._hover: Selection | None = None
         self._chosen = Selection()
         self._dimmed = False
@@ -66,6 +68,7 @@ class Bars(QWidget):
         self.setAccessibleName(tr("Memory by phase and component"))
         theme().changed.connect(self._relabel)
         units().changed.connect(self._relabel)
+        self._share_room()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -142,20 +145,14 @@ class Bars(QWidget):
     def _height(self) -> int:
         return px(_TOP) + px(_BOTTOM) + max(_ROOM_FOR_ROWS, len(self._rows)) * self._pitch
 
-    @property
-    def _pitch(self) -> int:
+    def _share_room(self) -> None:
         if self._room is None:
-            return px(PITCH)
-        shared = (self._room[0] - px(_TOP) - px(_BOTTOM)) / max(_ROOM_FOR_ROWS, len(self._rows))
-        return int(max(px(_LEAST_PITCH), min(shared, self._room[1])))
-
-    @property
-    def _gap(self) -> int:
-        return round(self._pitch * _GAP_SHARE)
-
-    @property
-    def _bar(self) -> int:
-        return self._pitch - self._gap
+            self._pitch = px(PITCH)
+        else:
+            shared = (self._room[0] - px(_TOP) - px(_BOTTOM)) / max(_ROOM_FOR_ROWS, len(self._rows))
+            self._pitch = int(max(px(_LEAST_PITCH), min(shared, self._room[1])))
+        self._gap = round(self._pitch * _GAP_SHARE)
+        self._bar = self._pitch - self._gap
 
     def _limit(self) -> float:
         """The right end of the axis: a little beyond the capacity and the largest bar."""
@@ -175,6 +172,7 @@ class Bars(QWidget):
         return [segment for row in self._by_row for segment in row]
 
     def _place(self) -> None:
+        self._share_room()
         self._by_row = [[] for _ in self._rows]
         self._pixels_per_byte = max(1, self.width() - self._label_width - px(_RIGHT)) / self._limit()
         for index, row in enumerate(self._rows):
