@@ -49,5 +49,5 @@ def _print(found: tuple[Advice, ...], verdict: str) -> None:
     console().print(f"the plan: {words}; what would take less, best first")
     made = table(["change", "saves", "then", "cost"], numeric=(1,))
     for advice in found:
-        made.add_row(advice.title, format_bytes(advice.saving_bytes), advice.verdict.replace("_", " "), advice.cost)
+        made.add_row(advice.title, format_bytes(advice.gain_bytes), advice.verdict.replace("_", " "), advice.cost)
     console().print(made)

@@ -140,7 +140,7 @@ def _headline(plan: Plan | None, advice: tuple[Advice, ...]) -> str:
             return tr("{verdict}, and no change that is known makes it fit.").format(verdict=label)
         best = fitting[0]
         words = tr("{verdict}. The cheapest change that makes it fit: {change} (−{saving}).")
-        return words.format(verdict=label, change=best.title, saving=format_bytes(best.saving_bytes))
+        return words.format(verdict=label, change=best.title, saving=format_bytes(best.gain_bytes))
     if not advice:
         return tr("{verdict}; no change that is known would take less.").format(verdict=label)
     return tr("{verdict}. These changes would give it more room.").format(verdict=label)

@@ -117,8 +117,14 @@ def _cells(advice: Advice) -> list[Cell]:
     named, (mark, ink) = word(VERDICTS, advice.verdict), MARKS[advice.verdict]
     return [
         Cell(advice.title, advice.title, advice.title, bold=advice.verdict != "does_not_fit"),
-        Cell(f"−{format_bytes(advice.saving_bytes)}", advice.saving_bytes, f"{advice.saving_bytes:,} bytes"),
+        Cell(f"−{format_bytes(advice.gain_bytes)}", advice.gain_bytes, _gain_words(advice)),
         Cell(format_bytes(advice.device_bytes), advice.device_bytes, f"{advice.device_bytes:,} bytes", "muted"),
         Cell(f"{mark} {named.label}", advice.verdict, named.meaning, ink),
         Cell(advice.cost, advice.cost, "\n".join(filter(None, (advice.cost, advice.because))), "muted"),
     ]
+
+
+def _gain_words(advice: Advice) -> str:
+    if advice.gain_bytes == advice.saving_bytes:
+        return tr("{} bytes").format(f"{advice.gain_bytes:,}")
+    return tr("{} bytes, which the server gives to its cache").format(f"{advice.gain_bytes:,}")

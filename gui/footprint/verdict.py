@@ -14,13 +14,13 @@ from gui.theme import DISPLAY, NORMAL, SMALL, px, set_role, theme
 from gui.translate import tr
 from gui.units import format_bytes
 from gui.words import word
-from planner.report.room import room_of
+from planner.room import room_of
 from planner.words import PHASES, VERDICTS
 
 if TYPE_CHECKING:
     from gui.machine import Now
     from planner.footprint import Footprint, GpuFootprint, Host, Phase
-    from planner.report.room import Room
+    from planner.room import Room
 
 ROLES = {"fits": "fits", "tight": "tight", "does_not_fit": "over", "unknown": "unknown"}
 _MARGIN, _EDGE, _ICON, _SPACE = 16, 12, 24, 10

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from planner.advise.changes import LARGE, Change, Dial, changes_of, models_of
 from planner.faults import Faults
 from planner.record import record
+from planner.room import Room, room_of
 
 if TYPE_CHECKING:
     from planner.architecture.layers import Architecture
@@ -27,7 +28,9 @@ LARGEST_SET = 4
 class Advice:
     """One proposal: what it changes, the scenario to adopt, and what the predictor says of it.
 
-    ``saving_bytes``: device memory of the fullest GPU before minus after. ``verdict``: of the changed plan.
+    ``saving_bytes``: device memory of the fullest GPU before minus after. ``gain_bytes``: the room that it makes; the same, but
+    for a server, which takes as much of the card whatever is asked of it: there it is what the requests leave of its cache.
+    ``verdict``: of the changed plan.
     """
 
     title: str
@@ -35,6 +38,7 @@ class Advice:
     because: str
     scenario: Scenario
     saving_bytes: int
+    gain_bytes: int
     device_bytes: int
     verdict: str
     effort: int
@@ -46,25 +50,25 @@ class Advice:
 
         return {
             "title": self.title, "cost": self.cost, "because": self.because, "saving_bytes": self.saving_bytes,
-            "device_bytes": self.device_bytes, "verdict": self.verdict, "scenario": to_json(self.scenario),
+            "gain_bytes": self.gain_bytes, "device_bytes": self.device_bytes, "verdict": self.verdict,
+            "scenario": to_json(self.scenario),
         }  # fmt: skip
 
 
 def advise(scenario: Scenario, architecture: Architecture, predict: Predict, smaller: Sequence[str] = ()) -> tuple[Advice, ...]:
-    """Proposals for a settled scenario, best first: those that make it fit by what they cost, then by what they save.
+    """Proposals for a settled scenario, best first: those that make it fit by what they cost, then by what they gain.
 
     ``predict``: the footprint of a scenario for the model and card at hand, and for those of ``smaller``: ids of models of
     the same family, the largest first, of which the largest that fits is proposed. When no cheap change makes a plan fit, the
-    cheapest set of up to four that does is among them. A server takes what it may whatever is asked of it: there a change
-    counts that brings a better verdict. A plan whose footprint is unknown gets no advice.
+    cheapest set of up to four that does is among them. A plan whose footprint is unknown gets no advice.
     """
     now = predict(scenario)
     before = _device_bytes(now)
     if before is None:
         return ()
-    seen = _Seen(predict, before, now.verdict)
+    seen = _Seen(predict, before, room_of(now), now.verdict)
     found = [_chosen((), dial, seen) for dial in (*changes_of(scenario, architecture), *models_of(scenario, smaller))]
-    single = sorted((pair[1] for pair in found if pair and (pair[1].saving_bytes > 0 or seen.is_better(pair[1]))), key=_rank)
+    single = sorted((pair[1] for pair in found if pair and (pair[1].gain_bytes > 0 or seen.is_better(pair[1]))), key=_rank)
     if now.verdict == "does_not_fit" and not any(_fits(advice) and advice.effort < LARGE for advice in single):
         single = sorted((*_together(scenario, architecture, seen), *single), key=_rank)
     return tuple(single)
@@ -72,11 +76,19 @@ def advise(scenario: Scenario, architecture: Architecture, predict: Predict, sma
 
 @record
 class _Seen:
-    """The plan as it stands: what answers for it, what it takes, and its verdict."""
+    """The plan as it stands: what answers for it, what it takes and leaves, and its verdict."""
 
     predict: Predict
     device_bytes: int
+    room: Room | None
     verdict: str
+
+    def gain_bytes(self, after: Footprint, device_bytes: int) -> int:
+        """The room that a change makes, to a footprint that takes ``device_bytes``."""
+        room = room_of(after)
+        if self.room is None or room is None or not (self.room.of_cache or room.of_cache):
+            return self.device_bytes - device_bytes
+        return room.bytes - self.room.bytes
 
     def is_better(self, advice: Advice) -> bool:
         """Whether a change brings the plan where one would want it: to fit, or from tight to comfortable."""
@@ -115,11 +127,11 @@ def _chosen(taken: Sequence[Change], dial: Dial, seen: _Seen) -> tuple[Change, A
 
 
 def _rank(advice: Advice) -> tuple[int, int, int]:
-    return (0 if _fits(advice) else 1, advice.effort if _fits(advice) else 0, -advice.saving_bytes)
+    return (0 if _fits(advice) else 1, advice.effort if _fits(advice) else 0, -advice.gain_bytes)
 
 
 def _together(scenario: Scenario, architecture: Architecture, seen: _Seen) -> tuple[Advice, ...]:
-    """The change that saves most for what it costs, then the next on top of it, until the plan fits."""
+    """The change that gains most for what it costs, then the next on top of it, until the plan fits."""
     taken: list[Change] = []
     for number in range(LARGEST_SET):
         at = taken[-1].scenario if taken else scenario
@@ -135,7 +147,7 @@ def _together(scenario: Scenario, architecture: Architecture, seen: _Seen) -> tu
 
 
 def _worth(advice: Advice) -> float:
-    return advice.saving_bytes / (1 + advice.effort)
+    return advice.gain_bytes / (1 + advice.effort)
 
 
 def _weighed(changes: Sequence[Change], seen: _Seen) -> Advice | None:
@@ -154,6 +166,7 @@ def _weighed(changes: Sequence[Change], seen: _Seen) -> Advice | None:
         because=_joined(dict.fromkeys(change.because for change in changes if change.because)),
         scenario=last.scenario,
         saving_bytes=seen.device_bytes - device,
+        gain_bytes=seen.gain_bytes(after, device),
         device_bytes=device,
         verdict=after.verdict,
         effort=sum(change.effort for change in changes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.footprint import COMPONENTS, METERS, Footprint, Host, Phase, Term
 from planner.report.chart import footprint_chart
-from planner.report.room import Room, room_of
+from planner.room import Room, room_of
 from planner.scenario import Scenario, to_json
 from planner.units import format_bytes
 from planner.words import CERTAINTIES, VERDICTS, word
@@ -152,7 +152,7 @@ def _phase_table(phases: Sequence[Phase]) -> Table:
 
 def _advice(advice: Sequence[Advice]) -> Table:
     rows = [
-        (one.title, format_bytes(one.saving_bytes), format_bytes(one.device_bytes), word(VERDICTS, one.verdict).label, one.cost)
+        (one.title, format_bytes(one.gain_bytes), format_bytes(one.device_bytes), word(VERDICTS, one.verdict).label, one.cost)
         for one in advice
     ]
     return Table(("Change", "Saves", "Then takes", "Verdict", "What it costs"), tuple(rows), frozenset({1, 2}))

@@ -63,6 +63,28 @@ def test_every_proposal_is_what_the_predictor_says_of_it(document) -> None:
         parse_scenario(advice.to_json()["scenario"])
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "tgi"])
+def test_what_a_server_gains_is_room_in_its_cache(engine: str) -> None:
+    """It fills the card whatever it is asked for: smaller weights leave the cache as much more, and the card as full."""
+    document = {"task": "inference", "inference": {"engine": engine, "batch": 8, "prompt_tokens": 4096, "new_tokens": 512}}
+    scenario, answer, _ = asked(LLAMA, gpu("H100 SXM5 80GB"), **document)
+    found = [advice for advice in advise(scenario, architecture(LLAMA), answer) if advice.title.startswith("Weights in ")]
+    assert found
+    for advice in found:
+        before, after = answer(scenario), answer(advice.scenario)
+        assert advice.gain_bytes == after.headroom_bytes - before.headroom_bytes
+        assert advice.gain_bytes > before.weight_bytes - after.weight_bytes - GIB
+
+
+def test_of_what_does_not_fit_a_server_that_which_gains_most_comes_first() -> None:
+    document = {"task": "inference", "inference": {"engine": "vllm", "batch": 8, "prompt_tokens": 4096, "new_tokens": 512}}
+    scenario, answer, _ = asked("meta-llama/Llama-3.1-70B", gpu("H100 SXM5 80GB"), **document)
+    found = advise(scenario, architecture("meta-llama/Llama-3.1-70B"), answer)
+    gains = [advice.gain_bytes for advice in found if advice.verdict == "does_not_fit"]
+    assert gains == sorted(gains, reverse=True)
+    assert len(set(gains)) == len(gains) > 2
+
+
 @settings(max_examples=25)
 @given(batch=st.integers(2, 300), capacity=st.integers(17, 90))
 def test_a_smaller_batch_is_the_largest_that_fits(batch: int, capacity: int) -> None:
