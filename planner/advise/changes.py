@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from planner.architecture.layers import Architecture
     from planner.scenario import Scenario
 
-NO_COST, SLIGHT, CLEAR, LARGE = range(4)
+NO_COST, SLIGHT, CLEAR, LARGE, LARGEST = range(5)
 """How much a change costs, in quality or in speed."""
 
 
@@ -127,7 +127,7 @@ def models_of(scenario: Scenario, smaller: Sequence[str]) -> Iterator[Dial]:
 def _model(scenario: Scenario, name: str) -> Change:
     title, cost = f"{name} instead", "a smaller model of the family: clear loss of quality, less where it was distilled; faster"
     weights = scenario.weights if scenario.weights in KEPT_WEIGHTS or scenario.inference.engine == "llama.cpp" else "native"
-    return Change("model", title, cost, LARGE, replace(scenario, model=name, weights=weights), DISTILLED)
+    return Change("model", title, cost, LARGEST, replace(scenario, model=name, weights=weights), DISTILLED)
 
 
 def _steps(scenario: Scenario) -> Iterator[Change]:
