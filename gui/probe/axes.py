@@ -10,6 +10,7 @@ from PySide6.QtGui import QPainter, QPen, QPicture
 from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
 
 from gui.painting import mixed
+from gui.probe.phase_bands import LABEL_HEIGHT, LABEL_TOP
 from gui.scale import ticks
 from gui.text import CENTRE, RIGHT, write
 from gui.theme import SMALL, theme
@@ -24,6 +25,8 @@ class _Axis(pg.AxisItem):
     """Marks are laid out when the range has changed, and kept."""
 
     _align = CENTRE
+    _names_height = 0
+    """Pixels at the top through which no line goes."""
 
     def __init__(self, orientation: str) -> None:
         super().__init__(orientation)
@@ -47,7 +50,9 @@ class _Axis(pg.AxisItem):
         specs: tuple[Any, list[Any], list[Any]] | None = self.generateDrawSpecs(painter)
         painter.end()
         _, marks, texts = specs or (None, [], [])
-        self._laid = ([QLineF(begin, end) for _, begin, end in marks], [(room, text) for room, _, text in texts])
+        lines = (QLineF(begin, end) for _, begin, end in marks)
+        clear = [line for line in lines if line.dy() or line.y1() > self._names_height]
+        self._laid = (clear, [(room, text) for room, _, text in texts])
         self.picture = measured
 
 
@@ -55,6 +60,7 @@ class BytesAxis(_Axis):
     """Round marks, each with its unit: the topmost may be out of sight."""
 
     _align = RIGHT
+    _names_height = LABEL_TOP + LABEL_HEIGHT
 
     def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:
         """Where the marks are."""

@@ -65,6 +65,11 @@ class Differences(InPixels):
         tint, surface = theme().colour("over" if beyond else "fits"), theme().colour("surface")
         painter.fillRect(room, mixed(surface, tint, _GROUND))
         paint_hatch(painter, room, DIAGONAL if beyond else BACKWARD, mixed(surface, tint, _LINES))
-        if width_of(one.words, SMALL, bold=True) + _LABEL_MARGIN <= room.width():
-            label = QRectF(room.left(), room.bottom() + 1, room.width(), _LABEL_HEIGHT)
-            write(painter, label, one.words, tint, SMALL, bold=True, tabular=True, align=CENTRE)
+        width = width_of(one.words, SMALL, bold=True) + _LABEL_MARGIN
+        if width > room.width():
+            return
+        label = QRectF(room.center().x() - width / 2, room.bottom() + 1, width, _LABEL_HEIGHT)
+        if room.height() >= 2 * _LABEL_HEIGHT:  # clear of the lines of what was reached
+            label.moveBottom(room.bottom() - 3 if beyond else room.center().y() + _LABEL_HEIGHT / 2)
+            painter.fillRect(label, surface)
+        write(painter, label, one.words, tint, SMALL, bold=True, tabular=True, align=CENTRE)

@@ -16,7 +16,9 @@ from gui.theme import SMALL, theme
 
 _SHADES = (0.10, 0.04)
 """Share of the accent in every other band."""
-_LABEL_TOP, _LABEL_HEIGHT, _LABEL_MARGIN = 3, 16, 8
+LABEL_TOP, LABEL_HEIGHT = 3, 16
+"""Pixels above and of a phase's name."""
+_LABEL_MARGIN = 8
 
 
 def joined(
@@ -88,5 +90,5 @@ class PhaseBands(InPixels):
         for x in (round(room.left()) + 0.5, round(room.right()) + 0.5):
             painter.drawLine(x, room.top(), x, room.bottom())
         if width_of(label, SMALL, bold=True) + _LABEL_MARGIN <= room.width():
-            top = QRectF(room.left(), room.top() + _LABEL_TOP, room.width(), _LABEL_HEIGHT)
+            top = QRectF(room.left(), room.top() + LABEL_TOP, room.width(), LABEL_HEIGHT)
             write(painter, top, label, theme().colour("muted"), SMALL, bold=True, align=CENTRE)
