@@ -137,7 +137,7 @@ class Tape:
         tensor.slot = len(self.sizes)
         self.sizes.append(tensor.size_bytes)
         self._events.append((tensor.slot, tensor.size_bytes, tensor.device or 0))
-        if not tensor.lasting:
+        if not tensor.lasting and (tensor.children or tensor.views):  # what nothing reads is never given back
             self._passing[tensor.slot] = None
 
     def _release(self, source: Tensor) -> None:

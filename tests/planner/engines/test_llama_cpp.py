@@ -168,7 +168,7 @@ WINDOWED = {
 @settings(max_examples=100)
 @given(
     kinds=st.lists(st.booleans(), min_size=2, max_size=14),
-    hybrid=st.booleans(),
+    family=st.sampled_from([(WINDOWED, "sliding_attention"), (HYBRID, "linear_attention"), (LIGHTNING, "linear_attention")]),
     devices=st.integers(0, 2),
     gpu_layers=st.integers(-1, 16),
     sequences=st.sampled_from([1, 3]),
@@ -179,11 +179,12 @@ WINDOWED = {
     caches_on_host=st.booleans(),
 )
 def test_drawing_each_surrounding_once_gives_the_buffers_of_the_whole_graph(
-    kinds, hybrid, devices, gpu_layers, sequences, flash, type_v, cpu_experts, kind, caches_on_host
+    kinds, family, devices, gpu_layers, sequences, flash, type_v, cpu_experts, kind, caches_on_host
 ) -> None:
     """Rule: a piece of the tape depends on its layer, the one before, the devices around and the inputs used up there."""
-    names = ("full_attention", "linear_attention" if hybrid else "sliding_attention")
-    config = (HYBRID if hybrid else WINDOWED) | {"num_hidden_layers": len(kinds), "layer_types": [names[kind] for kind in kinds]}
+    one_of_it, other = family
+    types = [other if kind else "full_attention" for kind in kinds]
+    config = one_of_it | {"num_hidden_layers": len(kinds), "layer_types": types}
     architecture = read_config(config)
     options = {"n_ctx": 1024, "n_seq_max": sequences, "flash_attn": flash, "type_k": type_v if flash else "f16"}
     context = context_of(options | {"type_v": type_v if flash else "f16", "n_ubatch": 96}, 4096)
