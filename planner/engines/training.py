@@ -130,6 +130,7 @@ def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) 
         prepared=prepares(ask),
         checkpointed=checkpointed,
         narrow_ends=has_narrow_ends(ask),
+        masters=masters,
     )
     return True
 
