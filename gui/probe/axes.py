@@ -1,4 +1,4 @@
-"""The axes of the plot. They write their marks as the rest of the window does: a picture that is played back takes longer."""
+"""The axes of the plot and its grid. They write their marks as the rest of the window does: a picture played back takes longer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import pyqtgraph as pg
 from PySide6.QtCore import QLineF, QRectF
-from PySide6.QtGui import QPainter, QPen, QPicture
+from PySide6.QtGui import QPainter, QPen, QPicture, QTransform
 from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
 
 from gui.painting import mixed
 from gui.probe.phase_bands import LABEL_HEIGHT, LABEL_TOP
+from gui.probe.pixels import InPixels
 from gui.scale import ticks
 from gui.text import CENTRE, RIGHT, write
 from gui.theme import SMALL, theme
@@ -25,21 +26,16 @@ class _Axis(pg.AxisItem):
     """Marks are laid out when the range has changed, and kept."""
 
     _align = CENTRE
-    _names_height = 0
-    """Pixels at the top through which no line goes."""
 
     def __init__(self, orientation: str) -> None:
         super().__init__(orientation)
-        self._laid: tuple[list[QLineF], list[tuple[QRectF, str]]] = ([], [])
+        self._laid: list[tuple[QRectF, str]] = []
 
     def paint(self, painter: QPainter, _option: QStyleOptionGraphicsItem, _widget: QWidget | None = None) -> None:
-        """Lines through the view, then the texts."""
+        """The texts."""
         if self.picture is None:
             self._lay_out()
-        lines, texts = self._laid
-        painter.setPen(QPen(mixed(theme().colour("surface"), theme().colour("muted"), _GRID), 1))
-        painter.drawLines(lines)
-        for measured, text in texts:
+        for measured, text in self._laid:
             room = measured.adjusted(-_SPARE, 0, _SPARE * (self._align == CENTRE), 0)
             write(painter, room, text, theme().colour("muted"), SMALL, tabular=True, align=self._align)
 
@@ -49,10 +45,7 @@ class _Axis(pg.AxisItem):
         painter.setFont(self.style["tickFont"])
         specs: tuple[Any, list[Any], list[Any]] | None = self.generateDrawSpecs(painter)
         painter.end()
-        _, marks, texts = specs or (None, [], [])
-        lines = (QLineF(begin, end) for _, begin, end in marks)
-        clear = [line for line in lines if line.dy() or line.y1() > self._names_height]
-        self._laid = (clear, [(room, text) for room, _, text in texts])
+        self._laid = [(room, text) for room, _, text in specs[2]] if specs else []
         self.picture = measured
 
 
@@ -60,7 +53,6 @@ class BytesAxis(_Axis):
     """Round marks, each with its unit: the topmost may be out of sight."""
 
     _align = RIGHT
-    _names_height = LABEL_TOP + LABEL_HEIGHT
 
     def tickValues(self, minimum: float, maximum: float, _size: float) -> list[tuple[float, list[float]]]:
         """Where the marks are."""
@@ -79,3 +71,21 @@ class SecondsAxis(_Axis):
     def tickStrings(self, values: list[float], _scale: float, _spacing: float) -> list[str]:
         """How they are written."""
         return [f"{value:g} s" for value in values]
+
+
+class Grid(InPixels):
+    """A line at each mark of the axis of bytes: behind what is measured and predicted, and clear of the names of phases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setZValue(-9.5)
+
+    def paint_pixels(self, painter: QPainter, to_pixels: QTransform) -> None:
+        """Lines as wide as the view."""
+        view = self.viewRect()
+        room = to_pixels.mapRect(view)
+        painter.setPen(QPen(mixed(theme().colour("surface"), theme().colour("muted"), _GRID), 1))
+        for position, _ in ticks(view.bottom(), _WANTED, view.top()):
+            y = round(position * to_pixels.m22() + to_pixels.dy()) + 0.5
+            if y > room.top() + LABEL_TOP + LABEL_HEIGHT:
+                painter.drawLine(QLineF(room.left(), y, room.right(), y))

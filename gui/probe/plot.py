@@ -12,7 +12,7 @@ from PySide6.QtGui import QBrush, QFont, QHideEvent, QPen, QShowEvent
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from gui.painting import mixed, rehearsed_fill
-from gui.probe.axes import BytesAxis, SecondsAxis
+from gui.probe.axes import BytesAxis, Grid, SecondsAxis
 from gui.probe.differences import Difference, Differences
 from gui.probe.phase_bands import LabelledBand, PhaseBands, joined
 from gui.probe.pixels import Area, Line, Marks
@@ -66,7 +66,7 @@ class ProbePlot(QWidget):
         self._capacity_bytes: int | None = None
         self._dirty = True
         self._ranges: tuple[float, float, float, bool] | None = None
-        self._bands = PhaseBands()
+        self._bands, self._grid = PhaseBands(), Grid()
         self.widget = pg.PlotWidget(axisItems={"left": BytesAxis("left"), "bottom": SecondsAxis("bottom")})
         self._make_items()
         column = QVBoxLayout(self)
@@ -174,7 +174,7 @@ class ProbePlot(QWidget):
         self._predicted = {meter: Line() for meter in reversed(METERS)}
         self._peaks = {meter: Marks() for meter in METERS}
         groups = (self._course, self._curves, self._predicted, self._peaks)
-        for item in (self._bands, self._differences, self._area, *(one for group in groups for one in group.values())):
+        for item in (self._bands, self._grid, self._differences, self._area, *(one for group in groups for one in group.values())):
             plot.addItem(item)
         for item in self._ranks:
             item.setZValue(-1)
@@ -194,7 +194,6 @@ class ProbePlot(QWidget):
             axis.setTextPen(theme().colour("muted"))
             axis.setStyle(tickFont=QFont(font(SMALL)), tickLength=0, maxTickLevel=0)
         self.widget.getAxis("left").setWidth(64)
-        self.widget.showGrid(x=False, y=True)
         for meter in METERS:
             colour = theme().colour(meter)
             self._curves[meter].set_ink(pg.mkPen(colour, width=1))
@@ -210,6 +209,7 @@ class ProbePlot(QWidget):
         self._capacity_text.setColor(theme().colour("capacity"))
         self._capacity_text.setFont(font(SMALL, bold=True))
         self._bands.update()
+        self._grid.update()
         self.mark_dirty()
 
     @Slot()
