@@ -6,10 +6,9 @@ from typing import Any
 
 import pyqtgraph as pg
 from PySide6.QtCore import QLineF, QRectF
-from PySide6.QtGui import QPainter, QPen, QPicture, QTransform
+from PySide6.QtGui import QColor, QPainter, QPen, QPicture, QTransform
 from PySide6.QtWidgets import QStyleOptionGraphicsItem, QWidget
 
-from gui.painting import mixed
 from gui.probe.phase_bands import LABEL_HEIGHT, LABEL_TOP
 from gui.probe.pixels import InPixels
 from gui.scale import ticks
@@ -19,7 +18,7 @@ from gui.theme import SMALL, theme
 _WANTED = 6
 _SPARE = 24
 """Rooms are measured by a font that writes narrower."""
-_GRID = 0.12
+_GRID = 0.18
 
 
 class _Axis(pg.AxisItem):
@@ -45,7 +44,8 @@ class _Axis(pg.AxisItem):
         painter.setFont(self.style["tickFont"])
         specs: tuple[Any, list[Any], list[Any]] | None = self.generateDrawSpecs(painter)
         painter.end()
-        self._laid = [(room, text) for room, _, text in specs[2]] if specs else []
+        lowest = self.mapFromScene(0, self.getViewWidget().height()).y()
+        self._laid = [(room, text) for room, _, text in specs[2] if room.bottom() <= lowest] if specs else []
         self.picture = measured
 
 
@@ -84,7 +84,9 @@ class Grid(InPixels):
         """Lines as wide as the view."""
         view = self.viewRect()
         room = to_pixels.mapRect(view)
-        painter.setPen(QPen(mixed(theme().colour("surface"), theme().colour("muted"), _GRID), 1))
+        ink = QColor(theme().colour("muted"))
+        ink.setAlphaF(_GRID)  # over bands of two shades
+        painter.setPen(QPen(ink, 1))
         for position, _ in ticks(view.bottom(), _WANTED, view.top()):
             y = round(position * to_pixels.m22() + to_pixels.dy()) + 0.5
             if y > room.top() + LABEL_TOP + LABEL_HEIGHT:
