@@ -147,6 +147,8 @@ def _require_derived(scenario: Scenario, architecture: Architecture, quantised: 
     mixers = [mixer for layer in layers for mixer in layer.sequence]
     if any(isinstance(mixer, Attention) and mixer.kv != "own" for mixer in mixers):
         raise NotModelled("hardware.gpus: layers that read caches of layers on other GPUs have no closed form yet")
+    if any(isinstance(mixer, Attention) and mixer.compression is not None for mixer in mixers):
+        raise NotModelled("hardware.gpus: compressed caches spread over several GPUs have no closed form yet")
     if not scenario.offload.weights:
         return
     code = implementation_of(architecture)

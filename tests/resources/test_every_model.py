@@ -17,8 +17,16 @@ WORK = {
         engine: {"task": "inference", "inference": {"engine": engine, **INFERENCE}}
         for engine in ("transformers", "vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp")
     },
+    "transformers on 4": {"task": "inference", "inference": {"engine": "transformers", **INFERENCE}, "hardware": {"gpus": 4}},
     "training": {"task": "training"},
-    "lora": {"task": "training", "training": {"method": "lora", "checkpointing": "full"}},
+    "lora": {"task": "training", "training": {"method": "lora", "lora": {"targets": ["all-linear"]}, "checkpointing": "full"}},
+    "frozen amp": {"task": "training", "training": {"method": "freeze", "precision": "amp-bf16"}},
+    "fsdp": {
+        "task": "training",
+        "training": {"gradient_accumulation": 4},
+        "hardware": {"gpus": 8},
+        "parallel": {"data": 8, "sharding": "fsdp"},
+    },
 }
 
 TOLD_WHOLE = 14

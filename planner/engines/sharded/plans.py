@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field, replace
 
-from planner.architecture.layers import Architecture
+from planner.architecture.layers import Architecture, Attention
 from planner.components.optimizers import OPTIMIZERS
 from planner.components.quantised import QuantisedWeights
 from planner.components.states import plain_weights
@@ -24,6 +24,7 @@ from planner.engines.sharded.zero import FullyPartitioned, Partitioned, counts_o
 from planner.engines.training import trained_checkpointing, trained_tensors
 from planner.engines.transformers_answer import PLAIN_BYTES, quantised_weights
 from planner.formats.format import Format
+from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Scenario
 
@@ -135,6 +136,12 @@ def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
 
 def _fully_sharded(scenario: Scenario, architecture: Architecture, ways: Ways) -> list[RankPlan]:
     policy = fsdp_policy(scenario, ways.sharded_over)
+    if any(
+        isinstance(mixer, Attention) and mixer.kv == "cross" for layer in architecture.decoder.layers for mixer in layer.sequence
+    ):
+        raise NotModelled(
+            "parallel.sharding: fsdp over layers that run for images alone has no closed form yet; choose zero3 or none"
+        )
     stored = padded_rows(architecture, policy.ranks)
     tensors, _ = trained_tensors(scenario, architecture, policy.shard_bytes)
     shares = [
