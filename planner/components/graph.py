@@ -388,23 +388,26 @@ class Graph(Tape):
         for node in reversed(nodes):
             gradient = gradients.pop(node.out, None)
             produced = node.rule(self, node, gradient) if gradient is not None else []
+            made_as_read = [(tensor, self._as_read(node, tensor, made)) for tensor, made in produced]
             for storage in node.saves:
                 left[id(storage)] = left.get(id(storage), storage.saves) - 1
                 if not left[id(storage)]:
                     self.consume(storage.name)
             if gradient is not None:
                 self.drop(gradient)
-            for tensor, made in produced:
+            for tensor, made in made_as_read:
                 if tensor in node.constants:
                     self.drop(made)
                 else:
-                    self._accumulate(gradients, tensor, self._as_wide_as(tensor, made))
+                    self._accumulate(gradients, tensor, made)
 
-    def _as_wide_as(self, tensor: str, made: str) -> str:
+    def _as_read(self, node: Node, tensor: str, made: str) -> str:
         """A gradient in the dtype of its tensor: the engine casts one that a node has made in another (``validate_outputs``).
 
-        What the node had saved is gone by then.
+        What the node had saved, and the gradient that came, are there until then (``release_variables`` follows).
         """
+        if tensor in node.constants:
+            return made
         size, held = self.record.sizes.get(tensor), self._live[made].size
         if size is None or is_wide(size) == is_wide(held):
             return made

@@ -309,7 +309,7 @@ def _branch(g: Graph, layer: Layer, norms: Iterator[Norm], stream: str, name: st
     code, source, branch = g.run.code, stream, name
     if code.placement not in ("post", "after"):
         source = f"{name} norm"
-        read = narrowed(g, stream)
+        read = narrowed(g, layer, stream)
         norm_forward(g, next(norms), source, read)
         g.free("narrowed")
     forward(source)
@@ -346,9 +346,9 @@ def _sum_size(g: Graph, *inputs: str) -> Size:
     return g.run.stream()
 
 
-def narrowed(g: Graph, stream: str) -> str:
-    """A residual kept in fp32 is cast to the norm's dtype first (``MambaBlock.forward``), not where autocast has made it so."""
-    if not g.run.residual_in_fp32 or g.run.autocast or g.run.dtype_bytes == FP32_BYTES:
+def narrowed(g: Graph, layer: Layer, stream: str) -> str:
+    """A residual that the layer keeps in fp32 is cast to the norm's dtype first (``MambaBlock.forward``)."""
+    if not layer.residual_in_fp32 or g.run.dtype_bytes == FP32_BYTES:
         return stream
     g.make("narrowed", g.run.hidden(), (stream,))
     return "narrowed"

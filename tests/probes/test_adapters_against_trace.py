@@ -38,6 +38,17 @@ MODELS = {
     "deepseek_v3": SMALL | LATENT | {"model_type": "deepseek_v3"},
     "mixtral": SMALL | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
     "granitemoehybrid": SMALL | MAMBA | {"model_type": "granitemoehybrid"},
+    "mamba2": SMALL
+    | {
+        "model_type": "mamba2",
+        "architectures": ["Mamba2ForCausalLM"],
+        "num_heads": 16,
+        "head_dim": 32,
+        "state_size": 32,
+        "n_groups": 1,
+        "chunk_size": 64,
+        "expand": 2,
+    },
     "roberta": ENCODER | {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]},
     "t5": T5 | {"feed_forward_proj": "relu"},
 }
@@ -51,6 +62,11 @@ CASES = {
     ),
     "experts' last product alone": ("mixtral", {"method": "lora", "lora": {"rank": 8, "targets": ["w2"]}}),
     "state space": ("granitemoehybrid", EVERY),
+    "state space, one chunk": ("granitemoehybrid", EVERY | CHECKPOINTED | {"method": "dora", "batch": 1, "sequence": 48}),
+    "state space, one chunk of either sequence": ("granitemoehybrid", EVERY | {"sequence": 48}),
+    "state space, residual in fp32 under autocast, checkpointed": (
+        "mamba2", EVERY | CHECKPOINTED | {"lora": {"targets": ["in_proj"]}, "precision": "amp-bf16"},
+    ),
     "encoder": ("roberta", EVERY),
     "encoder-decoder": ("t5", EVERY),
     "encoder-decoder, checkpointed": ("t5", EVERY | CHECKPOINTED),

@@ -49,6 +49,9 @@ COMBINED = {
     "attention under dropouts of adapters": (
         LLAMA, "attention", {"method": "lora", "lora": {"rank": 16, "targets": ["all-linear"], "dropout": 0.1}},
     ),
+    "whole layers under autocast, of an activation in both dtypes": (
+        GPT2, "reentrant", ADAPTED | {"method": "lora", "precision": "amp-bf16"},
+    ),
     "attention that trains nothing": (LLAMA, "attention", {"method": "freeze"}),
     "inputs on the host behind frozen embeddings": (LLAMA, "offloaded", ADAPTED | {"method": "lora"}),
 }  # fmt: skip

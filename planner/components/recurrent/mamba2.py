@@ -14,7 +14,7 @@ from planner.components.graph import Graph, Node
 from planner.components.operators import add, linear, multiply
 from planner.components.recurrent.convolution import causal_convolution
 from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
-from planner.components.rules import Gradients, broadcast, passed_on, power, weighted
+from planner.components.rules import Gradients, broadcast, passed_on, power, sliced, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
 
@@ -128,36 +128,43 @@ def _diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     g.make("L", mask, ("A masked",), ("L",))
     g.free("A masked")
     with_state, with_width = _chunks(g, mixer, mixer.state_dim), _chunks(g, mixer, mixer.head_dim)
-    _product(g, "G", mask, {"C chunks": with_state, "B chunks": with_state})
+    anew = _is_laid_anew(g, mixer)
+    _product(g, "G", mask, {"C chunks": with_state if anew else None, "B chunks": with_state if anew else None})
     g.make("M", mask, ("G", "L"), ("G", "L"), masked if g.run.autocast else None)
-    _product(g, "Y", with_width, {"x chunks": with_width}, "M")
+    _product(g, "Y", with_width, {"M": None, "x chunks": with_width if _chunk_count(g, mixer) > 1 else None})
 
 
 def _chunk_states(g: Graph, mixer: Recurrent) -> None:
     """The state each chunk adds, and by their own scan the state each begins with (and the last ends with)."""
     run = g.run
     per_token, with_state = _chunks(g, mixer, 1), _chunks(g, mixer, mixer.state_dim)
-    chunks = -(-run.sequence // mixer.chunk_tokens)
+    chunks = _chunk_count(g, mixer)
     g.make("decay difference", per_token, ("A sum",))
     g.make("decay", per_token, ("decay difference",), ("decay",))
     g.free("decay difference")
     g.make("B decayed", with_state, ("B chunks", "decay"), ("B chunks", "decay"), broadcast)
-    operands = {"x chunks": _chunks(g, mixer, mixer.head_dim), "B decayed": with_state}
+    operands = {
+        "x chunks": _chunks(g, mixer, mixer.head_dim) if chunks > 1 else None,
+        "B decayed": with_state if _is_laid_anew(g, mixer) else None,
+    }
     _product(g, "states of chunks", _states(g, mixer, chunks), operands)
     g.hold("states before", _made(g, _states(g, mixer, 1)))
     g.make("states joined", _made(g, _states(g, mixer, chunks + 1)), ("states of chunks",), (), passed_on)
     g.free("states of chunks")
-    _product(g, "states new", _states(g, mixer, chunks + 1), {"states joined": _states(g, mixer, chunks + 1)})
+    joined = _states(g, mixer, chunks + 1)
+    _product(g, "states new", joined, {"states joined": joined if run.batch > 1 else None})
     g.free("states joined")
 
 
 def _off_diagonal_blocks(g: Graph, mixer: Recurrent) -> None:
     """What earlier chunks say to a token: C times the state its chunk began with; then the sum with the diagonal."""
-    run, with_width = g.run, _chunks(g, mixer, mixer.head_dim)
-    chunks = -(-run.sequence // mixer.chunk_tokens)
+    with_width, chunks = _chunks(g, mixer, mixer.head_dim), _chunk_count(g, mixer)
     g.make("decay out", _chunks(g, mixer, 1), ("A sum",), ("decay out",))
-    operands = {"C chunks": _chunks(g, mixer, mixer.state_dim), "states new": _states(g, mixer, chunks)}
-    _product(g, "C states", with_width, operands)
+    begun = _made(g, _states(g, mixer, chunks))
+    g.view("states begun", "states new", sliced, begun)
+    with_state = _chunks(g, mixer, mixer.state_dim) if _is_laid_anew(g, mixer) else None
+    _product(g, "C states", with_width, {"C chunks": with_state, "states begun": begun if chunks > 1 else None})
+    g.free("states begun")
     g.make("Y off", with_width, ("C states", "decay out"), ("C states", "decay out"), broadcast)
     add(g, "Y sum", with_width, "Y", "Y off")
     g.make("Y contiguous", with_width, ("Y sum",), (), passed_on)
@@ -265,18 +272,33 @@ def _narrow(g: Graph, name: str, source: str, size: Size) -> None:
         g.make(name, size, (source,))
 
 
-def _product(g: Graph, name: str, size: Size, copied: Mapping[str, Size], *operands: str) -> None:
-    """A batched matrix product of tensors that are laid out anew for it (``copied``) and of others.
+def _product(g: Graph, name: str, size: Size, operands: Mapping[str, Size | None]) -> None:
+    """A batched matrix product of tensors, those with a size laid out anew for it.
 
     ``einsum`` is on autocast's 16-bit list: all are cast first.
     """
-    cast = {source: _cast(g, name, source) for source in (*operands, *copied)}
-    names = [f"{name} operand {index}" for index in range(len(copied))]
-    for made, (source, copy) in zip(names, copied.items(), strict=True):
-        g.make(made, _made(g, copy), (cast[source],), (), passed_on)
-    inputs = (*(cast[source] for source in operands), *names)
-    g.make(name, _made(g, size), inputs, inputs)
-    g.free(*names, *(made for source, made in cast.items() if made != source))
+    cast = {source: _cast(g, name, source) for source in operands}
+    inputs = dict(cast)
+    for index, (source, anew) in enumerate(operands.items()):
+        if anew is not None:
+            inputs[source] = f"{name} operand {index}"
+            g.make(inputs[source], _made(g, anew), (cast[source],), (), passed_on)
+    g.make(name, _made(g, size), tuple(inputs.values()), tuple(inputs.values()))
+    g.free(*(read for source, read in inputs.items() if read != cast[source]))
+    g.free(*(made for source, made in cast.items() if made != source))
+
+
+def _is_laid_anew(g: Graph, mixer: Recurrent) -> bool:
+    """Whether B and C of (batch, chunks, tokens, heads, state) are copied head by head for ``bmm`` (``sumproduct_pair``'s reshape).
+
+    A single chunk of a single sequence has one stride for all heads, and is viewed. So is a single chunk of x, whatever the
+    batch: it comes of the convolution, whose tokens lie side by side.
+    """
+    return g.run.batch > 1 or _chunk_count(g, mixer) > 1
+
+
+def _chunk_count(g: Graph, mixer: Recurrent) -> int:
+    return -(-g.run.sequence // mixer.chunk_tokens)
 
 
 def _cast(g: Graph, name: str, source: str) -> str:
@@ -320,17 +342,20 @@ def _summed_up(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG00
 
 def _chunks(g: Graph, mixer: Recurrent, width: int) -> Size:
     """``width`` fp32 values for each head and token, padded to whole chunks."""
-    chunks = -(-g.run.sequence // mixer.chunk_tokens)
     return Size(
-        batch=g.run.batch, chunks=chunks, chunk_tokens=mixer.chunk_tokens, heads=mixer.num_heads, features=width, fp32_bytes=4
+        batch=g.run.batch,
+        chunks=_chunk_count(g, mixer),
+        chunk_tokens=mixer.chunk_tokens,
+        heads=mixer.num_heads,
+        features=width,
+        fp32_bytes=4,
     )
 
 
 def _pairs(g: Graph, mixer: Recurrent) -> Size:
     """One fp32 value for each head and pair of tokens of a chunk."""
-    chunks = -(-g.run.sequence // mixer.chunk_tokens)
     pair = {"chunk_tokens": mixer.chunk_tokens, "chunk_keys": mixer.chunk_tokens}
-    return Size(batch=g.run.batch, chunks=chunks, **pair, heads=mixer.num_heads, fp32_bytes=4)
+    return Size(batch=g.run.batch, chunks=_chunk_count(g, mixer), **pair, heads=mixer.num_heads, fp32_bytes=4)
 
 
 def _states(g: Graph, mixer: Recurrent, count: int) -> Size:
