@@ -81,8 +81,15 @@ class TrainingLoad:
                 self._attribution.watch_optimizer(optimizer)
 
     def _keep_average(self) -> None:
-        """A moving average of the parameters, in a copy of the model."""
+        """A moving average of the parameters, in a copy of the model.
+
+        PEFT's indices of virtual tokens are a plain tensor on the host, which cannot be copied among fake ones; they are no
+        parameter and stay out of the copy.
+        """
+        plain = vars(self._model).pop("prompt_tokens", None)
         self._average = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn())
+        if plain is not None:
+            self._model.prompt_tokens = plain
         if self._attribution is not None:
             self._attribution.label([*self._average.parameters(), *self._average.buffers()], OPTIMIZER_STATE)
 

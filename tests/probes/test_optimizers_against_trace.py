@@ -59,6 +59,6 @@ def test_clipping_equals_its_trace(trace) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "prompt"])
 def test_a_moving_average_equals_its_trace(trace, method: str) -> None:
     assert_equal(trace, SMALL, {"optimizer": "adamw_8bit", "method": method, "engine_options": {"ema": True}})
