@@ -107,6 +107,8 @@ def cards():
     if not hasattr(backends, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch has no backends written in Python")
     backends._setup_privateuseone_for_python_backend("card")
+    # It stays for the process, and checkpoints under autocast, of whatever device, ask any backend that there is.
+    torch.card.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 
     def place(module, name, device, value=None, **_) -> None:
         *path, last = name.split(".")
