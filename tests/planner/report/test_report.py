@@ -109,7 +109,7 @@ def test_what_hardly_counts_has_a_table_of_its_own_and_nothing_is_lost() -> None
 
 
 def test_a_plan_without_room_lists_what_would_make_it_fit() -> None:
-    change = Advice("KV cache in FP8", "slight loss", "a paper", Scenario("a/b", "inference"), GIB, 12 * GIB, "fits", 1)
+    change = Advice("KV cache in FP8", "slight loss", "a paper", Scenario("a/b", "inference"), GIB, GIB, 12 * GIB, "fits", 1)
     told = "| KV cache in FP8 | 1.00 GiB | 12.00 GiB | Fits | slight loss |"
     over = replace(footprint(), verdict="does_not_fit")
     assert told in markdown(report_of(over, "Plan", advice=(change,)))
