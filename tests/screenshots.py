@@ -53,7 +53,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=Path, help="folder of the README's pictures")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (options.folder, options.images)):
+        folder.mkdir(parents=True, exist_ok=True)
     scaled = os.environ.get("QT_SCALE_FACTOR")
     variants = (("200", "light", USUAL),) if scaled else VARIANTS
     with TemporaryDirectory() as home:

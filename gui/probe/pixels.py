@@ -80,7 +80,7 @@ class Line(_Points):
 
 
 class Area(_Points):
-    """The ground from the points down to zero."""
+    """The ground from steps down to zero."""
 
     def paint_pixels(self, painter: QPainter, to_pixels: QTransform) -> None:
         """In shapes of a few points each: a painter takes longer for one of many than for many of few."""
@@ -117,12 +117,12 @@ def _between_gaps(x: Floats, y: Floats) -> Iterator[tuple[Floats, Floats]]:
 
 
 def _outline(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Of the points within one pixel the highest, beside the first and the last of all: none can be told from its neighbours."""
+    """Of the steps within one pixel the highest, and then the last, which may go on for many."""
     starts = np.flatnonzero(np.diff(np.floor(x), prepend=-np.inf))
-    if 2 * len(starts) > len(x):
-        return x, y
-    tops = np.minimum.reduceat(y, starts)
-    return np.concatenate((x[:1], x[starts], x[-1:])), np.concatenate((y[:1], tops, y[-1:]))
+    begins, lasts = x[starts], y[np.append(starts[1:], len(x)) - 1]
+    ends = np.append(begins[1:], x[-1])
+    across = np.stack((begins, np.minimum(begins + 1, ends), ends), axis=1)
+    return across.ravel(), np.stack((np.minimum.reduceat(y, starts), lasts, lasts), axis=1).ravel()
 
 
 def _polygon(x: Floats, y: Floats) -> QPolygonF:

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QWidget
 
 from gui.files import RecordingFile, Unreadable, read_any, save_scenario
 from gui.operations import Operation, Operations
+from gui.probe.pixels import _outline
 from gui.probe.series import Ring, Thinner
 from gui.settings import ADVANCED, GEOMETRY, RECENT_FILES, THEME, Settings
 from gui.theme import _PAIRS, ink_on, theme
@@ -216,3 +217,11 @@ def named(widget):
 def test_what_rounds_to_nothing_has_no_sign():
     assert {signed_percent(share) for share in (0.0004, -0.0004, 0.0)} == {"0.0 %"}
     assert [signed_percent(share) for share in (0.012, -0.5)] == ["+1.2 %", "−50.0 %"]
+
+
+def test_the_ground_of_steps_is_as_high_as_the_steps():
+    """Wide ones stay steps, and of those within a pixel the highest is seen."""
+    x = np.array([0.0, 10.0, 10.0, 20.0, 20.0, 20.2, 20.2, 20.4, 20.4, 30.0])
+    y = np.array([9.0, 9.0, 5.0, 5.0, 1.0, 1.0, 7.0, 7.0, 6.0, 6.0])
+    across, heights = _outline(x, y)
+    assert list(np.interp([5, 15, 20, 25, 30], across, heights)) == [9, 5, 1, 6, 6]
