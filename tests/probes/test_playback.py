@@ -9,6 +9,7 @@ import pytest
 
 from probes.playback import Playback
 from probes.recording import Recorded
+from tests.timing import TRIES
 
 
 def recorded(*times: float) -> Recorded:
@@ -26,13 +27,16 @@ def played(speed: float, *times: float) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("speed", [1.0, 10.0])
 def test_each_event_comes_at_its_time(speed: float) -> None:
     """An event at t seconds is told t / speed seconds after the start: never before, and late by what a busy machine takes."""
-    scale = speed / 2
-    for at, told in played(speed, *(t * scale for t in (0.0, 0.2, 0.25, 0.5))):
-        assert -0.002 < told - at / speed < 2
+    late: list[float] = []
+    while len(late) < TRIES and (not late or min(late) >= 0.15):
+        delays = [told - at / speed for at, told in played(speed, *(t * speed / 2 for t in (0.0, 0.2, 0.25, 0.5)))]
+        assert min(delays) > -0.002
+        late.append(max(delays))
+    assert min(late) < 0.15
 
 
 def test_at_infinite_speed_nothing_waits() -> None:
-    assert played(math.inf, 0.0, 1e6, 2e9)[-1][1] < 5
+    assert played(math.inf, 0.0, 1e6, 2e9)[-1][1] < 0.5
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.nan])

@@ -102,5 +102,5 @@ def test_a_probe_with_its_samples_takes_two_percent_of_a_core_at_most(tmp_path: 
             told.append(json.loads(fake.run(COST)))
     finally:
         fake.close()
-    assert max(rate_hz for rate_hz, _ in told) == pytest.approx(20, rel=0.25)
+    assert 15 <= max(rate_hz for rate_hz, _ in told) <= 20.7
     assert min(share for _, share in told) <= 0.02, told

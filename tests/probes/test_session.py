@@ -24,6 +24,7 @@ from probes.processes import MARK
 from probes.recording import Recorded, read_recording
 from probes.session import Limits, ProbeSession
 from tests.probes.fake_nvml import PROJECT, FakeNvml
+from tests.timing import TRIES, quickest_s
 
 OWNER = "HIGHWATER_TEST_RUN"
 os.environ[OWNER] = str(os.getpid())  # inherited by every process of these tests, and by no other program's
@@ -399,11 +400,16 @@ def test_another_machines_clock_is_shifted_to_ours(tmp_path: Path) -> None:
     os.write(1, b'{"event":"result","outcome":"completed","t":1e400}\\n')
     """
     speak = "import json, os, sys\nsys.stdin.readline()\n"
-    probe, _ = run(tmp_path, speak + textwrap.dedent(script), speak=False)
-    first, second, third = (event["t"] for event in probe.named("tick"))
-    assert first < 20
-    assert second - first == pytest.approx(0.5, abs=0.3)
-    assert third - first == pytest.approx(1.0, abs=0.3)
+    for attempt in range(TRIES):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        probe, _ = run(folder, speak + textwrap.dedent(script), speak=False)
+        first, second, third = (event["t"] for event in probe.named("tick"))
+        assert first < 20
+        off_s = max(abs(second - first - 0.5), abs(third - first - 1.0))
+        if off_s < 0.1:
+            break
+    assert off_s < 0.1
 
 
 def test_a_receiver_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
@@ -425,12 +431,16 @@ def test_a_receiver_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
 
 def test_starting_returns_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
-    probe = Run(tmp_path, "time.sleep(60)")
-    started = time.monotonic()
-    probe.session.start()
-    probe.session.stop()
-    assert time.monotonic() - started < 5
-    probe.finish()
+    probes: list[Run] = []
+
+    def start() -> None:
+        probes.append(Run(tmp_path, "time.sleep(60)"))
+        probes[-1].session.start()
+        probes[-1].session.stop()
+
+    assert quickest_s(start, 0.5) < 0.5
+    for probe in probes:
+        probe.finish()
     assert threading.active_count() == before
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 
@@ -17,9 +16,10 @@ from huggingface_hub.utils import close_session
 from planner.faults import Faults
 from resources import hub
 from resources.hub_errors import BadData, BadToken, Gated, HubError, Missing, Offline, RateLimited, ServerError, Slow
-from resources.sources import resolve
+from resources.sources import ModelSource, resolve
 from tests.resources.checkpoints import LLAMA, gguf_header, llama_tensors, product, safetensors_header
 from tests.resources.hub_server import SHA, File, Hub, Repository, running
+from tests.timing import quickest_s
 
 SECRET = "hf_thisTokenMustNeverBeShown"
 BIG = {**LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -219,27 +219,30 @@ def test_a_config_survives_headers_that_can_not_be_read(server: Hub, fault: str)
 
 @pytest.mark.parametrize("repo", ["acme/hang", "acme/drip"])
 def test_a_config_is_not_lost_to_slow_headers(server: Hub, repo: str) -> None:
-    start = time.monotonic()
-    source = resolve(repo, timeout_s=1.0)
-    assert time.monotonic() - start < 2
-    assert source.config == BIG
-    assert "no complete answer within the time allowed" in source.notes[0]
+    found: list[ModelSource] = []
+    assert quickest_s(lambda: found.append(resolve(repo, timeout_s=1.0)), 1.0) < 1.0
+    for source in found:
+        assert source.config == BIG
+        assert "no complete answer within the time allowed" in source.notes[0]
 
 
 @pytest.mark.parametrize("repo", ["acme/api-hang", "acme/api-drip"])
 def test_nothing_waits_longer_than_its_time_out(server: Hub, repo: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(Slow, match=r"within 0\.5 s"):
-        resolve(repo, timeout_s=0.5)
-    assert time.monotonic() - start < 2
+    def ask() -> None:
+        with pytest.raises(Slow, match=r"within 0\.5 s"):
+            resolve(repo, timeout_s=0.5)
+
+    assert quickest_s(ask, 0.75) < 0.5 + 0.25
 
 
 def test_search_completes_and_is_bounded(server: Hub) -> None:
     assert [model.id for model in hub.search("SHARD")] == ["acme/sharded"]
-    start = time.monotonic()
-    with pytest.raises(Slow):
-        hub.search("hang", timeout_s=0.3)
-    assert time.monotonic() - start < 2
+
+    def ask() -> None:
+        with pytest.raises(Slow):
+            hub.search("hang", timeout_s=0.3)
+
+    assert quickest_s(ask, 0.6) < 0.6
 
 
 def test_the_token_goes_only_into_the_request(server: Hub) -> None:
