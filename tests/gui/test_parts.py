@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QAbstractButton, QLineEdit, QWidget
 from gui.files import RecordingFile, Unreadable, read_any, save_scenario
 from gui.operations import Operation, Operations
 from gui.probe.pixels import _outline
+from gui.probe.plot import ProbePlot
 from gui.probe.series import Ring, Thinner
 from gui.settings import ADVANCED, GEOMETRY, RECENT_FILES, THEME, Settings
 from gui.theme import _PAIRS, ink_on, theme
@@ -225,3 +226,20 @@ def test_the_ground_of_steps_is_as_high_as_the_steps():
     y = np.array([9.0, 9.0, 5.0, 5.0, 1.0, 1.0, 7.0, 7.0, 6.0, 6.0])
     across, heights = _outline(x, y)
     assert list(np.interp([5, 15, 20, 25, 30], across, heights)) == [9, 5, 1, 6, 6]
+
+
+def test_a_level_on_a_line_of_the_grid_is_seen(qtbot):
+    """The grid lies over the bands and below everything that is measured or predicted."""
+    plot = ProbePlot()
+    qtbot.addWidget(plot)
+    plot.resize(600, 400)
+    plot.set_levels({"load": {"allocated": 16 * 2**30}}, None)
+    plot.show()
+    plot.draw()
+    picture, ink = plot.grab().toImage(), theme().colour("allocated").rgb()
+    rows = [y for y in range(picture.height()) if any(picture.pixel(x, y) == ink for x in range(100, 500))]
+    assert rows
+    plot.set_levels({}, None)
+    plot.draw()
+    empty = plot.grab().toImage()
+    assert not any(empty.pixel(x, y) == ink for y in rows for x in range(100, 500))

@@ -155,12 +155,16 @@ def test_a_probe_that_is_stopped_there_ends_with_its_connection_too(tmp_path: Pa
     assert is_gone(int((tmp_path / "child").read_text()))
 
 
-def test_a_host_behind_another_is_reached_by_the_users_own_jump(tmp_path: Path, sshd: Sshd) -> None:
-    """What is said comes from the Python there."""
-    wrapper = tmp_path / "python"
+def without_packages(wrapper: Path) -> str:
+    """A Python that finds no installed package (``-S``), under this path."""
     wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     wrapper.chmod(0o755)
-    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(BEHIND, str(wrapper)))
+    return str(wrapper)
+
+
+def test_a_host_behind_another_is_reached_by_the_users_own_jump(tmp_path: Path, sshd: Sshd) -> None:
+    """What is said comes from the Python there."""
+    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(BEHIND, without_packages(tmp_path / "python")))
     with run.session:
         outcome = run.finish()
     assert (outcome.kind, outcome.error_kind) == ("failed", "missing_package"), outcome
@@ -266,11 +270,8 @@ def test_a_key_that_is_refused_asks_for_no_password(tmp_path: Path, sshd: Sshd) 
 
 
 def test_without_torch_there_its_name_is_said(tmp_path: Path, sshd: Sshd) -> None:
-    """``-S`` leaves out every installed package."""
-    wrapper = tmp_path / "bare python"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    wrapper.chmod(0o755)
-    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(HOST, str(wrapper)))
+    """The program's name has a space, as the remote shell must take it."""
+    run = Run(tmp_path, load_order("ramp", "cpu"), Remote(HOST, without_packages(tmp_path / "bare python")))
     with run.session:
         outcome = run.finish()
     assert (outcome.kind, outcome.error_kind) == ("failed", "missing_package"), outcome
