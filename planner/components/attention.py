@@ -5,21 +5,10 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
+from planner.components.eager_attention import eager, eager_alibi, eager_biased, eager_wide
 from planner.components.fused_lora import Projection, fuses, lay_fused
 from planner.components.graph import Graph
-from planner.components.kernels import (
-    FLASH_MAX_HEAD_DIM,
-    Operands,
-    choose_kernel,
-    eager,
-    eager_alibi,
-    eager_biased,
-    eager_wide,
-    fused,
-    math,
-    packed,
-    repeat_keys,
-)
+from planner.components.kernels import FLASH_MAX_HEAD_DIM, Operands, choose_kernel, fused, math, packed, repeat_keys
 from planner.components.norms import norm_forward
 from planner.components.operators import linear, multiply
 from planner.components.quantised_cache import quantised_forward
