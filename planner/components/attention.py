@@ -60,6 +60,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     g.free("q rotated cast", "k rotated cast", "v cast")
     if mixer.output_gate:
         _gate(g, mixer)
+    _norm_attended(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
     _project_output(g, project.get("o_proj", ()), target, result)
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head")
@@ -287,6 +288,13 @@ def _gate(g: Graph, mixer: Attention) -> None:
     multiply(g, "gated", size, "attended", "gate open")
     g.free("attended", "gate open")
     g.rename("gated", "attended")
+
+
+def _norm_attended(g: Graph, mixer: Attention) -> None:
+    """A norm before the output projection, where the mixer has one (BitNet)."""
+    weights = tuple(weight for weight in mixer.weights if module_of(weight) == "attn_sub_norm")
+    if weights:
+        _replace_by_norm(g, Norm("attn_sub_norm", weights[0].shape[0], "rms", weights), "attended", 1, None)
 
 
 def _cache_forward(g: Graph, mixer: Attention) -> None:

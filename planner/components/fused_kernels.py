@@ -78,7 +78,11 @@ def _rotates_plainly(layer: Layer, code: Implementation | None) -> bool:
 
 def _is_swiglu(layer: Layer) -> bool:
     return all(
-        isinstance(channel, DenseMLP) and channel.gated and channel.activation == "silu" and not channel.fused_gate_up
+        isinstance(channel, DenseMLP)
+        and channel.gated
+        and channel.activation == "silu"
+        and not channel.fused_gate_up
+        and not any(weight.role == "norm" for weight in channel.weights)
         for channel in layer.channel
     )
 

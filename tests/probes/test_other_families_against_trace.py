@@ -73,7 +73,7 @@ READ_LATER = {
     "llama, told to rotate half": ("one", SMALL | {"model_type": "llama", "partial_rotary_factor": 0.5}),
 }  # fmt: skip
 NOT_COMPARED = {
-    "bitnet": SMALL | {"model_type": "bitnet"},
+    "rwkv": {"model_type": "rwkv", "hidden_size": 256, "num_hidden_layers": 2, "attention_hidden_size": 256, "vocab_size": 100},
     "falcon, ALiBi": SMALL | {"model_type": "falcon", "alibi": True},
     "stablelm, each head with a norm": SMALL | {"model_type": "stablelm", "qk_layernorm": True},
 }
