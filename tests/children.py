@@ -9,6 +9,26 @@ from typing import Any
 
 import psutil
 
+from tests.timing import eventually
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs, or stands still; not where nobody has asked yet how it ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def is_gone(*pids: int) -> bool:
+    """Whether processes end, each in its time."""
+    return eventually(lambda: not any(map(lives, pids)))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process comes to stand still."""
+    return eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
 
 @contextmanager
 def ending(child: subprocess.Popen[Any]) -> Iterator[None]:

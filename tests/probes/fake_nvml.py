@@ -9,8 +9,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.timing import PATIENCE_S
 
 SOURCE = Path(__file__).with_suffix(".c")
 PROJECT = SOURCE.parents[2]
@@ -78,6 +81,52 @@ class FakeNvml:
     def close(self) -> None:
         """End the process."""
         self._process.communicate(timeout=10)
+
+
+_CHILD = """
+import json, os, sys, time
+sys.stdin.readline()
+def answer(change):
+    with open(ANSWERS + ".new", "w") as file:
+        file.writelines(f"{key}={value}\\n" for key, value in (H200 | change).items())
+    os.replace(ANSWERS + ".new", ANSWERS)
+def until(condition):
+    while not (os.path.exists(SEEN) and condition(json.load(open(SEEN)))):
+        time.sleep(0.01)
+"""
+_SESSION = """
+import json, os
+from pathlib import Path
+from probes.session import Limits, ProbeSession
+events = []
+def take(event):
+    events.append(event)
+    if event["event"] == "sample":
+        Path(SEEN + ".new").write_text(json.dumps(event["gpus"][0]))
+        os.replace(SEEN + ".new", SEEN)
+order = {"version": 1, "mode": "measure", "scenario": {}, "config": {}}
+with ProbeSession(order, take, recording_path=Path(RECORDING), command=COMMAND, limits=Limits(time_s=PATIENCE_S)) as session:
+    session.wait()
+print(json.dumps(events))
+"""
+
+
+def events_beside(fake: FakeNvml, folder: Path, script: str) -> list[dict[str, Any]]:
+    """What a session tells that samples the card beside a child, recorded in the folder's ``r.jsonl``.
+
+    The child's script may change what the card answers (``answer``, over an H200's) and waits until a sample meets a condition
+    (``until``), so that nothing hangs on who is quicker.
+    """
+    names: dict[str, object] = {"ANSWERS": str(fake.answers), "SEEN": str(folder / "seen.json"), "H200": H200}
+    done = 'os.write(1, b\'{"event":"result","outcome":"completed"}\\n\')\n'
+    names["COMMAND"] = [sys.executable, "-S", "-c", _given(names) + _CHILD + script + done]
+    names |= {"RECORDING": str(folder / "r.jsonl"), "PATIENCE_S": PATIENCE_S}
+    events: list[dict[str, Any]] = json.loads(fake.run(_given(names) + _SESSION))
+    return events
+
+
+def _given(names: Mapping[str, object]) -> str:
+    return "".join(f"{name} = {value!r}\n" for name, value in names.items())
 
 
 def compile_library(folder: Path, *defines: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import threading
 import time
 from itertools import pairwise
@@ -11,21 +12,25 @@ import pytest
 
 from probes.sampler import Sampler
 from tests.probes.fake_nvml import H200, FakeNvml
+from tests.timing import PATIENCE_S, TRIES, eventually
 
 
 def test_the_grid_does_not_drift() -> None:
     """next += interval: the n-th reading is due at start + n · interval, however long each reading takes."""
-    times: list[float] = []
 
-    def read() -> None:
-        times.append(time.monotonic())
-        time.sleep(0.01)
+    def late_s() -> float:
+        """By how much the reading in the middle is late: a thread that slept the interval would be 0.12 late there."""
+        times: list[float] = []
 
-    with Sampler(read, 0.04):
-        time.sleep(1.0)
-    late = [(at - times[0]) - round((at - times[0]) / 0.04) * 0.04 for at in times]
-    assert len(times) >= 15
-    assert sorted(late)[len(late) // 2] < 0.01  # a thread that slept the interval would be 0.12 late by the middle
+        def read() -> None:
+            times.append(time.monotonic())
+            time.sleep(0.01)
+
+        with Sampler(read, 0.04):
+            assert eventually(lambda: len(times) >= 25)
+        return statistics.median((at - times[0]) - round((at - times[0]) / 0.04) * 0.04 for at in times)
+
+    assert any(late_s() < 0.01 for _ in range(TRIES))
 
 
 def test_slow_readings_are_skipped_and_counted_not_caught_up() -> None:
@@ -37,11 +42,11 @@ def test_slow_readings_are_skipped_and_counted_not_caught_up() -> None:
             time.sleep(0.35)
 
     with Sampler(read, 0.05) as sampler:
-        time.sleep(0.8)
+        assert eventually(lambda: len(times) >= 8)
     gaps = [after - before for before, after in pairwise(times)]
     assert max(gaps) >= 0.35
     assert sampler.missed >= 5
-    assert len(times) <= 0.8 / 0.05 + 2 - 5
+    assert len(times) <= (times[-1] - times[0]) / 0.05 + 2 - 5
 
 
 def test_a_reading_that_raises_is_logged_once_and_sampling_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,7 +62,7 @@ def test_a_reading_that_raises_is_logged_once_and_sampling_goes_on(caplog: pytes
         raise RuntimeError(message)
 
     with caplog.at_level(logging.ERROR), Sampler(read, 0.01):
-        assert enough.wait(5)
+        assert enough.wait(PATIENCE_S)
     assert len(caplog.records) == 1
 
 
@@ -93,14 +98,15 @@ with ProbeSession(order, take, recording_path=path, command=command) as session:
 
 
 def test_a_probe_with_its_samples_takes_two_percent_of_a_core_at_most(tmp_path: Path) -> None:
-    """20 Hz beside a quiet worker, with a GPU, recorded: the processor time of the whole program, at its best of three."""
+    """20 Hz beside a quiet worker, with a GPU, recorded: the processor time of the whole program, at its best of a few tries."""
     fake = FakeNvml(tmp_path)
     try:
         fake.say(H200)
         told = [json.loads(fake.run(COST))]
-        while told[-1][1] > 0.02 and len(told) < 3:
+        while not (told[-1][0] >= 15 and told[-1][1] <= 0.02) and len(told) < TRIES:
             told.append(json.loads(fake.run(COST)))
     finally:
         fake.close()
-    assert 15 <= max(rate_hz for rate_hz, _ in told) <= 20.7
-    assert min(share for _, share in told) <= 0.02, told
+    assert all(rate_hz <= 20.7 for rate_hz, _ in told)
+    assert told[-1][0] >= 15, told
+    assert told[-1][1] <= 0.02, told

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +21,9 @@ from probes.outcome import Outcome
 from probes.processes import MARK
 from probes.recording import Recorded, read_recording
 from probes.session import Limits, ProbeSession
-from tests.probes.fake_nvml import PROJECT, FakeNvml
-from tests.timing import TRIES, quickest_s
+from tests.children import is_gone, is_stopped
+from tests.probes.fake_nvml import H200, PROJECT, FakeNvml, events_beside
+from tests.timing import PATIENCE_S, TRIES, eventually, quickest_s
 
 OWNER = "HIGHWATER_TEST_RUN"
 os.environ[OWNER] = str(os.getpid())  # inherited by every process of these tests, and by no other program's
@@ -38,7 +37,7 @@ say("hello", pid=os.getpid(), device={"type": "cpu"})
 say("phase", name="load", state="begin", step=0, micro=0)
 """
 DONE = 'say("result", outcome="completed", parameters=7)\n'
-QUICK = Limits(time_s=30, silence_s=20, grace_s=0.3)
+QUICK = Limits(time_s=PATIENCE_S, silence_s=PATIENCE_S, grace_s=0.3)
 
 
 class Run:
@@ -51,19 +50,15 @@ class Run:
         command = [sys.executable, "-S", "-c", text]
         self.session = ProbeSession(ORDER, self.events.append, limits=limits, recording_path=self.path, command=command)
 
-    def until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 20) -> dict[str, Any]:
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first event that meets a condition."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            for event in tuple(self.events):
-                if condition(event):
-                    return event
-            time.sleep(0.005)
-        pytest.fail(f"no such event in {self.events}")
+        found = eventually(lambda: next(filter(condition, tuple(self.events)), None))
+        assert found is not None, f"no such event in {self.events}"
+        return found
 
-    def finish(self, timeout_s: float = 30) -> Outcome:
+    def finish(self) -> Outcome:
         """Wait for the end, then check what holds of every end."""
-        outcome = self.session.wait(timeout_s)
+        outcome = self.session.wait(PATIENCE_S)
         assert outcome is not None
         self.session.close()
         assert self.events[-1]["event"] == "outcome"
@@ -119,15 +114,23 @@ def test_samples_run_beside_on_the_same_clock(tmp_path: Path) -> None:
     script = f"""
 held = bytearray(b"x" * {64 * 2**20})
 say("memory", allocated=1)
-time.sleep(0.6)
+while not os.path.exists({str(tmp_path / "enough")!r}):
+    time.sleep(0.01)
 {DONE}"""
-    probe, _ = run(tmp_path, script)
-    (memory,) = probe.named("memory")
-    after = [event for event in probe.named("sample") if event["t"] > memory["t"] and event["rss"]]
-    assert len(after) >= 6
-    assert max(event["rss"] for event in after) > 64 * 2**20
-    gaps = [late["t"] - early["t"] for early, late in pairwise(after)]
-    assert sorted(gaps)[len(gaps) // 2] == pytest.approx(0.05, abs=0.02)
+    probe = Run(tmp_path, script)
+
+    def after() -> list[float]:
+        """When it was sampled while it held its memory."""
+        held_at = [event["t"] for event in tuple(probe.events) if event["event"] == "memory"]
+        samples = [event for event in tuple(probe.events) if event["event"] == "sample" and (event["rss"] or 0) > 64 * 2**20]
+        return [event["t"] for event in samples if held_at and event["t"] > held_at[0]]
+
+    with probe.session:
+        # A busy machine leaves readings out, so some gaps are longer.
+        assert eventually(lambda: sum(0.03 < later - sooner < 0.07 for sooner, later in pairwise(after())) >= 5)
+        (tmp_path / "enough").touch()
+        probe.finish()
+    assert after()[-1] - after()[0] > (len(after()) - 2) * 0.05
 
 
 def test_out_of_memory_is_a_result(tmp_path: Path) -> None:
@@ -144,7 +147,12 @@ def test_killed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_process_is_a_hang_and_is_ended(tmp_path: Path) -> None:
-    _, outcome = run(tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)", Limits(silence_s=1.0, grace_s=0.2))
+    probe = Run(tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)", Limits(silence_s=1.0, grace_s=0.2))
+    with probe.session:
+        probe.session._liveness.silence_s = None  # no second of a busy machine that starts it is one of silence
+        assert is_stopped(probe.until(lambda event: event["event"] == "hello")["pid"])
+        probe.session._liveness.silence_s = 1.0
+        outcome = probe.finish()
     assert (outcome.kind, outcome.limit_s, outcome.signal, outcome.error_kind) == ("hung", 1.0, signal.SIGKILL, "suspended")
     assert "stopped by a signal or a debugger and said nothing for 1 s, in load" in outcome.text
 
@@ -152,9 +160,12 @@ def test_a_stopped_process_is_a_hang_and_is_ended(tmp_path: Path) -> None:
 def test_a_probe_that_answers_and_gets_nowhere_is_ended_on_a_gpu(tmp_path: Path) -> None:
     """Its sampler goes on while a kernel hangs. On a CPU a step may take its time."""
     pulse = "while True:\n    say('memory', allocated=1)\n    time.sleep(0.02)\n"
-    for device, time_s, kind, words in (("cuda:0", 60.0, "hung", "or finished for 0.5 s"), ("cpu", 2.0, "timed_out", "time limit")):
+    for device, time_s, kind, words in (
+        ("cuda:0", PATIENCE_S, "hung", "or finished for 0.5 s"),
+        ("cpu", 2.0, "timed_out", "time limit"),
+    ):
         (tmp_path / device).mkdir()
-        probe = Run(tmp_path / device, pulse, Limits(time_s=time_s, silence_s=20, stall_s=0.5, grace_s=0.2))
+        probe = Run(tmp_path / device, pulse, Limits(time_s=time_s, silence_s=PATIENCE_S, stall_s=0.5, grace_s=0.2))
         probe.session.order["device"] = device
         with probe.session:
             outcome = probe.finish()
@@ -211,7 +222,7 @@ def test_a_line_beyond_the_limit_is_dropped(tmp_path: Path) -> None:
         os.write(1, block)
     os.write(1, b"\\n")
     """
-    limits = Limits(time_s=60, grace_s=0.3, line_bytes=2**20)
+    limits = Limits(time_s=PATIENCE_S, grace_s=0.3, line_bytes=2**20)
     probe, outcome = run(tmp_path, textwrap.dedent(script) + DONE, limits)
     assert outcome.kind == "completed"
     assert "a line of 104,857,600 bytes was dropped" in probe.named("note")[0]["message"]
@@ -220,7 +231,7 @@ def test_a_line_beyond_the_limit_is_dropped(tmp_path: Path) -> None:
 def test_a_recording_survives_a_value_that_json_cannot_write(tmp_path: Path) -> None:
     probe = Run(tmp_path, """os.write(1, b'{"event":"x","v":' + b"[" * 600 + b"]" * 600 + b"}\\n")\n""" + DONE)
     with probe.session:
-        outcome = probe.session.wait(30)
+        outcome = probe.session.wait(PATIENCE_S)
     assert outcome is not None
     assert outcome.kind == "completed"
     assert probe.recorded().events[-1]["event"] == "outcome"
@@ -233,7 +244,7 @@ def test_stop_is_gentle_first(tmp_path: Path) -> None:
         sys.exit(130)
     signal.signal(signal.SIGINT, end)
     say("ready")
-    time.sleep(60)
+    time.sleep(300)
     """
     probe = Run(tmp_path, script)
     with probe.session:
@@ -248,7 +259,7 @@ def test_stop_is_firm_in_the_end(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     say("ready")
-    time.sleep(60)
+    time.sleep(300)
     """
     probe = Run(tmp_path, script)
     with probe.session:
@@ -264,20 +275,20 @@ def test_the_time_limit_ends_a_talkative_run(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_has_its_result_may_not_linger(tmp_path: Path) -> None:
-    _, outcome = run(tmp_path, DONE + "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)")
+    probe, outcome = run(tmp_path, DONE + "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(300)")
     assert outcome.kind == "completed"
-    assert outcome.after_s < 20
+    assert outcome.after_s - probe.named("result")[0]["t"] < 20
 
 
 FAMILY = """
-own_group = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+own_group = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(300)"])
 daemon = subprocess.Popen([sys.executable, "-S", "-c", '''
 import os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         print("daemon", flush=True)
-        time.sleep(60)
+        time.sleep(300)
     os._exit(0)
 os._exit(0)
 '''], stdout=subprocess.PIPE)
@@ -292,7 +303,7 @@ say("ready")
         (DONE, "completed"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed"),
         ("os._exit(1)", "crashed"),
-        ("time.sleep(60)", "stopped"),
+        ("time.sleep(300)", "stopped"),
     ],
 )
 def test_no_descendant_outlives_the_session(tmp_path: Path, end: str, kind: str) -> None:
@@ -308,7 +319,7 @@ def test_no_descendant_outlives_the_session(tmp_path: Path, end: str, kind: str)
 
 
 def test_leaving_the_context_ends_the_run(tmp_path: Path) -> None:
-    probe = Run(tmp_path, FAMILY + "time.sleep(60)")
+    probe = Run(tmp_path, FAMILY + "time.sleep(300)")
     with probe.session:
         probe.until(lambda event: event["event"] == "ready")
     assert probe.session.wait(0) is not None
@@ -328,15 +339,14 @@ command = [sys.executable, "-S", "-c", {child!r}]
 on_event = lambda event: ready.set() if event["event"] == "memory" else None
 session = ProbeSession({ORDER!r}, on_event, recording_path=Path({str(tmp_path / "r.jsonl")!r}), command=command)
 session.start()
-ready.wait(20)
+ready.wait(100)
 print(session.pid, flush=True)
 {end}
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
-    pid = int(done.stdout)
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert is_gone(int(done.stdout))
     assert marked() == []
     assert read_recording(tmp_path / "r.jsonl").events
     assert "Traceback" not in done.stderr or end != "raise SystemExit"
@@ -345,12 +355,14 @@ print(session.pid, flush=True)
 def test_two_at_once_do_not_touch_each_other(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first, second = Run(tmp_path / "a", "time.sleep(60)"), Run(tmp_path / "b", "time.sleep(0.7)\n" + DONE)
+    waits = f"while not os.path.exists({str(tmp_path / 'go on')!r}):\n    time.sleep(0.01)\n"
+    first, second = Run(tmp_path / "a", "time.sleep(300)"), Run(tmp_path / "b", waits + DONE)
     with first.session, second.session:
         for probe in (first, second):
             probe.until(lambda event: event["event"] == "phase")
         first.session.stop()
-        assert first.session.wait(20) is not None
+        assert first.session.wait(PATIENCE_S) is not None
+        (tmp_path / "go on").touch()
         assert second.finish().kind == "completed"
     assert first.session.outcome is not None
     assert first.session.outcome.kind == "stopped"
@@ -360,7 +372,7 @@ def test_a_program_that_is_not_there_is_an_outcome(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     path = tmp_path / "r.jsonl"
     with ProbeSession(ORDER, events.append, recording_path=path, command=["/no/such/python"]) as session:
-        outcome = session.wait(20)
+        outcome = session.wait(PATIENCE_S)
     assert outcome is not None
     assert outcome.kind == "could_not_start"
     assert "/no/such/python" in outcome.sentence
@@ -370,7 +382,7 @@ def test_a_program_that_is_not_there_is_an_outcome(tmp_path: Path) -> None:
 def test_missing_packages_are_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "NEEDED", ("json", "no_such_torch"))
     with ProbeSession(ORDER, recording_path=tmp_path / "r.jsonl") as session:
-        outcome = session.wait(20)
+        outcome = session.wait(PATIENCE_S)
     assert outcome is not None
     assert (outcome.kind, outcome.exit_code, session.pid) == ("could_not_start", 3, None)
     assert outcome.sentence == 'no_such_torch is not installed. Rehearsing and measuring need them: pip install "highwater[probe]"'
@@ -381,7 +393,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     command = [sys.executable, "-S", "-c", SPEAK + DONE]
     with ProbeSession(ORDER, events.append, recording_path=Path("/dev/full"), command=command) as session:
-        outcome = session.wait(20)
+        outcome = session.wait(PATIENCE_S)
     assert outcome is not None
     assert outcome.kind == "completed"
     notes = [event["message"] for event in events if event["event"] == "note"]
@@ -423,7 +435,7 @@ def test_a_receiver_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-c", SPEAK + DONE]
     path = tmp_path / "r.jsonl"
     with ProbeSession(ORDER, fail, recording_path=path, command=command) as session:
-        outcome = session.wait(20)
+        outcome = session.wait(PATIENCE_S)
     assert outcome is not None
     assert (outcome.kind, calls) == ("completed", 1)
     assert read_recording(path).events[-1]["event"] == "outcome"
@@ -434,7 +446,7 @@ def test_starting_returns_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
     probes: list[Run] = []
 
     def start() -> None:
-        probes.append(Run(tmp_path, "time.sleep(60)"))
+        probes.append(Run(tmp_path, "time.sleep(300)"))
         probes[-1].session.start()
         probes[-1].session.stop()
 
@@ -472,39 +484,18 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_a_gpu_is_sampled_beside_and_its_loss_is_survived(tmp_path: Path, fake: FakeNvml) -> None:
-    from tests.probes.fake_nvml import H200
-
     fake.say(H200)
-    child = (
-        SPEAK
-        + f"""
-def rewrite(change):
-    with open({str(fake.answers)!r} + ".new", "w") as file:
-        file.writelines(f"{{key}}={{value}}\\n" for key, value in ({H200!r} | change).items())
-    os.replace({str(fake.answers)!r} + ".new", {str(fake.answers)!r})
-time.sleep(0.3)
-rewrite({{"0.memory_v2.used": 4653056 + 2**30, "0.processes": f"{{os.getpid()}}:{{2**29}}"}})
-time.sleep(1.0)
-rewrite({{"0.lost": 15}})
-time.sleep(0.4)
-{DONE}"""
+    events = events_beside(
+        fake,
+        tmp_path,
+        """
+until(lambda gpu: gpu.get("delta") == 0)
+answer({"0.memory_v2.used": 4653056 + 2**30, "0.processes": f"{os.getpid()}:{2**29}"})
+until(lambda gpu: gpu.get("delta") == 2**30 and gpu.get("process") == 2**29)
+answer({"0.lost": 15})
+until(lambda gpu: gpu["used"] is None)
+""",
     )
-    script = f"""
-import json, sys
-from pathlib import Path
-from probes.session import ProbeSession
-events = []
-command = [sys.executable, "-S", "-c", {child!r}]
-with ProbeSession({ORDER!r}, events.append, recording_path=Path({str(tmp_path / "r.jsonl")!r}), command=command) as session:
-    session.wait(30)
-print(json.dumps(events))
-"""
-    events = json.loads(fake.run(script))
-    gpus = [event["gpus"][0] for event in events if event["event"] == "sample"]
-    assert gpus[0]["delta"] == 0
-    assert max(gpu["delta"] or 0 for gpu in gpus) == 2**30
-    assert max(gpu.get("process") or 0 for gpu in gpus) == 2**29
-    assert gpus[-1]["used"] is None
     notes = [event["message"] for event in events if event["event"] == "note"]
     assert len(notes) == 1
     assert "fallen off the bus" in notes[0]
