@@ -80,6 +80,7 @@ class State(QObject):
         self._faults: tuple[Fault, ...] = ()
         self._selection = Selection()
         self._busy = False
+        self._strokes = 0
         self._recompute()
         if self._plan is not None:
             self._terms = tuple(self._plan.footprint.terms)
@@ -144,10 +145,16 @@ class State(QObject):
         return self._selection
 
     def edit(self, path: str, value: object, text: str = "", *, typing: bool = False) -> None:
-        """Set the field at ``path`` (``inference.batch``). Edits of one field that are ``typing`` undo as one."""
+        """Set the field at ``path`` (``inference.batch``). Edits that are ``typing`` undo as one with those before, to :meth:`end_typing`."""
         changed = replace_at(self._scenario, path, value)
         if changed != self._scenario:
-            self.undo_stack.push(_Edit(self, self._scenario, changed, text or f"edit {path}", path if typing else ""))
+            key = f"{path} {self._strokes}" if typing else ""
+            self.undo_stack.push(_Edit(self, self._scenario, changed, text or f"edit {path}", key))
+
+    @Slot()
+    def end_typing(self) -> None:
+        """What is typed from now on is a step of its own to undo."""
+        self._strokes += 1
 
     def open(self, scenario: Scenario, text: str) -> None:
         """Replace the whole scenario, as one edit."""

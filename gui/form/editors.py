@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 )
 
 from gui.elided import ElidedEdit
-from gui.form.manners import wheel_if_focused
+from gui.form.manners import BY_KEY_OR_CLICK, wheel_if_focused
 from gui.form.numbers import NumberField
 from gui.icons import icon
 from gui.theme import NORMAL, SMALL, font, px, set_role, theme
@@ -74,6 +74,7 @@ class ChoiceField(QComboBox):
         self._open_index = next((index for index, (value, _) in enumerate(choices) if value in _OPEN), -1)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(8)
+        self.setFocusPolicy(BY_KEY_OR_CLICK)
         self.activated.connect(self._picked)
 
     def value(self) -> object:
@@ -126,6 +127,8 @@ class SearchField(ElidedEdit):
     """A name found by typing any words of it; the arrow key or the chevron opens the list."""
 
     edited = Signal(object)
+    picked = Signal()
+    """A name was taken from the list, after ``edited``."""
 
     def __init__(self, find: Callable[[str], Sequence[str]], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -196,6 +199,7 @@ class SearchField(ElidedEdit):
         self.setText(name)
         self.setCursorPosition(0)
         self.edited.emit(name)
+        self.picked.emit()
 
     @Slot()
     def _finished(self) -> None:

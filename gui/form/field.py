@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gui.form.fields import FieldSpec
 
 LABEL_WIDTH = 104
+_TYPED = (NumberField, NamesField, SearchField)
 
 
 class Field(QWidget):
@@ -23,6 +24,8 @@ class Field(QWidget):
 
     edited = Signal(str, object, str, bool)
     """Path, value, words for the undo menu, and whether it is one of several strokes of typing."""
+    ended = Signal()
+    """The typing has come to an end: Return, another field, or a name picked from the list."""
 
     def __init__(self, spec: FieldSpec, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -35,6 +38,10 @@ class Field(QWidget):
         self._describe()
         self._lay_out()
         self.editor.edited.connect(self._edited)
+        if isinstance(self.editor, _TYPED):
+            self.editor.editingFinished.connect(self.ended)
+        if isinstance(self.editor, SearchField):
+            self.editor.picked.connect(self.ended)
 
     def set_value(self, value: object) -> None:
         """Show ``value``."""
@@ -95,5 +102,5 @@ class Field(QWidget):
 
     @Slot(object)
     def _edited(self, value: object) -> None:
-        typing = isinstance(self.editor, NumberField | NamesField | SearchField)
+        typing = isinstance(self.editor, _TYPED)
         self.edited.emit(self.spec.path, value, self.spec.label.replace("&", "").lower(), typing)

@@ -11,6 +11,8 @@ from PySide6.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit, QWidget
 _UNDO_KEYS = (QKeySequence.StandardKey.Undo, QKeySequence.StandardKey.Redo)
 _REHEARSE = QKeyCombination(Qt.KeyboardModifier.ControlModifier, Qt.Key.Key_E)
 """On X11 also a text field's own key for the end of the line, which End is too."""
+BY_KEY_OR_CLICK = Qt.FocusPolicy.StrongFocus
+"""Qt gives boxes of choices and numbers the focus when the wheel turns over them, and with it the wheel."""
 
 
 class LeaveUndo(QObject):

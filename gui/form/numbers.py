@@ -6,7 +6,7 @@ from PySide6.QtCore import Signal, Slot
 from PySide6.QtGui import QValidator, QWheelEvent
 from PySide6.QtWidgets import QAbstractSpinBox, QWidget
 
-from gui.form.manners import wheel_if_focused
+from gui.form.manners import BY_KEY_OR_CLICK, wheel_if_focused
 from gui.theme import font, theme
 from gui.translate import tr
 from planner.units import GIB
@@ -26,6 +26,7 @@ class NumberField(QAbstractSpinBox):
         super().__init__(parent)
         self._doubles, self._least = doubles, least
         self._default = 1
+        self.setFocusPolicy(BY_KEY_OR_CLICK)
         self._restyle_figures()
         theme().changed.connect(self._restyle_figures)
         self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)

@@ -129,6 +129,7 @@ class FormPanel(QScrollArea):
     def _connect(self) -> None:
         for field in self.fields.values():
             field.edited.connect(self._edit)
+            field.ended.connect(self._state.end_typing)
         self._fold.toggled.connect(self._turn_fold)
         self.menu.file_asked.connect(self.open_model_asked)
         box = self.fields["model"].editor

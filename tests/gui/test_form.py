@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QPoint, Qt
 from PySide6.QtTest import QTest
 
 from gui.examples import EXAMPLES
@@ -99,6 +99,35 @@ def test_typing_is_one_step_to_undo_and_ctrl_z_in_the_field_undoes_the_scenario(
     assert field.editor.value() == 1
     QTest.keyClick(field.editor, Qt.Key.Key_Z, _CTRL_SHIFT)
     assert field.editor.value() == 123
+
+
+def test_what_was_typed_before_return_or_picked_from_a_list_is_a_step_of_its_own(window):
+    state, field = window.context.state, window.form.fields["inference.batch"]
+    for number in ("4", "16"):
+        type_into(field, number)
+        QTest.keyClick(field.editor, Qt.Key.Key_Return)
+    state.undo_stack.undo()
+    assert state.scenario.inference.batch == 4
+    gpu = window.form.fields["hardware.gpu"].editor
+    for name in ("L4", "L40S"):
+        gpu._take(name)
+    state.undo_stack.undo()
+    assert state.scenario.hardware.gpu == "L4"
+
+
+@pytest.mark.parametrize("path", ["inference.batch", "inference.engine"])
+def test_the_wheel_scrolls_the_form_and_changes_no_value_under_the_mouse(open_window, qtbot, path):
+    """As the window system sends it: before it arrives, Qt gives the focus to what takes it by the wheel."""
+    window = open_window(size=(1000, 700))
+    form, before = window.form, window.context.state.scenario
+    form._fold.click()
+    field = form.fields[path].editor
+    form.verticalScrollBar().setValue(0)
+    at = field.mapTo(window, field.rect().center())
+    qtbot.waitUntil(lambda: form.verticalScrollBar().maximum() > 0)
+    QTest.wheelEvent(window.windowHandle(), at, QPoint(0, -120))
+    qtbot.waitUntil(lambda: form.verticalScrollBar().value() > 0)
+    assert window.context.state.scenario == before
 
 
 def test_going_through_tasks_loses_nothing_and_each_has_its_fields(window):
