@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 from PySide6.QtCore import QObject, Qt, Signal, Slot
@@ -19,11 +19,17 @@ _FLICKER = 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What is free of a GPU at the moment, and the process that holds most of it; ``holder`` empty: none, or not told."""
+    """What is free of a GPU at the moment, and the process that holds most of it; ``holder`` empty: none, or not told.
+
+    ``index``: which GPU, where there are several of its kind; ``idle``: of those that the plan leaves alone the one that has most
+    free, and how many bytes.
+    """
 
     free_bytes: int
     holder: str = ""
     held_bytes: int = 0
+    index: int | None = None
+    idle: tuple[int, int] | None = None
 
 
 class Machine(QObject):
@@ -78,15 +84,17 @@ class Machine(QObject):
         self._sampler.stop()
         self._nvml.close()
 
-    def now_of(self, name: str) -> Now | None:
-        """What is free of the fullest GPU of this catalog name, and who holds most of it; None where there is none."""
+    def now_of(self, name: str, count: int = 1) -> Now | None:
+        """What is free of the fullest of the first ``count`` GPUs of this catalog name, which a plan takes; None without any."""
         known = [reading for reading in self.readings_of(name) if reading.memory.free_bytes is not None]
         if not known:
             return None
-        fullest = min(known, key=lambda reading: reading.memory.free_bytes or 0)
+        fullest = min(known[:count], key=_free)
         largest = max(fullest.processes, key=lambda process: process.used_bytes or 0, default=None)
         held = (largest.used_bytes or 0) if largest else 0
-        return Now(fullest.memory.free_bytes or 0, self._holders.get(largest.pid, "") if largest else "", held)
+        now = Now(_free(fullest), self._holders.get(largest.pid, "") if largest else "", held)
+        idle = max(known[count:], key=_free, default=None)
+        return now if len(known) == 1 else replace(now, index=fullest.index, idle=(idle.index, _free(idle)) if idle else None)
 
     def holders(self) -> list[str]:
         """Every process that holds memory of a GPU, as ``4711 python · 21.00 GiB``."""
@@ -110,6 +118,10 @@ class Machine(QObject):
         if free != self._free:
             self._free = free
             self.free_changed.emit()
+
+
+def _free(reading: GpuReading) -> int:
+    return reading.memory.free_bytes or 0
 
 
 def _name_of(pid: int) -> str:

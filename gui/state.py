@@ -145,7 +145,7 @@ class State(QObject):
         return self._selection
 
     def edit(self, path: str, value: object, text: str = "", *, typing: bool = False) -> None:
-        """Set the field at ``path`` (``inference.batch``). Edits that are ``typing`` undo as one with those before, to :meth:`end_typing`."""
+        """Set the field at ``path`` (``inference.batch``). Edits that are ``typing`` undo as one until :meth:`end_typing`."""
         changed = replace_at(self._scenario, path, value)
         if changed != self._scenario:
             key = f"{path} {self._strokes}" if typing else ""

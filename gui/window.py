@@ -138,8 +138,7 @@ class MainWindow(QMainWindow):
         for index, stretch in enumerate((0, 1, 0)):
             self._splitter.setStretchFactor(index, stretch)
         self._column.addWidget(self.strip)
-        self.statusBar().setSizeGripEnabled(False)
-        self.statusBar().hide()
+        self.statusBar().hide()  # a line that came and went would move all above it: the strip tells what it holds
 
     def _build_menus(self) -> None:
         stack = self._context.state.undo_stack
@@ -288,7 +287,7 @@ class MainWindow(QMainWindow):
 
     @Slot(str)
     def _status_changed(self, text: str) -> None:
-        self.statusBar().setVisible(bool(text))
+        self.strip.say(text)
 
     @Slot()
     def _retitle(self) -> None:

@@ -113,7 +113,8 @@ class FootprintTab(QWidget):
         if plan is None or not self.isVisible():
             return
         name, machine = plan.gpu.name, self._machine
-        self.verdict.show_footprint(plan.footprint, plan.cards, simulated=not machine.has(name), now=machine.now_of(name))
+        now = machine.now_of(name, self._state.settled.hardware.gpus)
+        self.verdict.show_footprint(plan.footprint, plan.cards, simulated=not machine.has(name), now=now)
         names = [phase.name for phase in plan.footprint.gpus[0].phases]
         self._room.keep(len(names))
         self.phases.set_choices([(name, word(PHASES, name).label, word(PHASES, name).meaning) for name in names])

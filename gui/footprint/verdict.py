@@ -246,5 +246,11 @@ def _aside(footprint: Footprint) -> str:
 def _now_words(now: Now, needed_bytes: int) -> str:
     """What is free, who holds the rest, and what that means for a plan that would fit."""
     held = tr("; {} holds {}").format(now.holder, format_bytes(now.held_bytes)) if now.holder else ""
+    where = "" if now.index is None else tr(" on GPU {}").format(now.index)
+    free = tr("free now {}").format(format_bytes(now.free_bytes)) + where + held
+    if needed_bytes <= now.free_bytes:
+        return free
     short = tr("; {} too little at the moment").format(format_bytes(needed_bytes - now.free_bytes))
-    return tr("free now {}").format(format_bytes(now.free_bytes)) + held + (short if needed_bytes > now.free_bytes else "")
+    index, most = now.idle or (None, 0)
+    other = tr("; GPU {} has {} free").format(index, format_bytes(most)) if most >= needed_bytes else ""
+    return free + short + other

@@ -172,6 +172,15 @@ def test_what_others_hold_of_the_card_is_drawn_and_told(tab, window):
     assert "too little at the moment" in tab.verdict.accessibleName()
 
 
+def test_of_several_cards_those_that_the_plan_takes_are_told_of(tab, window):
+    """The words and the line in the chart speak of one GPU; one that has room and is left alone is named."""
+    window.context.machine._take(DriverState(), (replace(reading(2), index=0), replace(reading(60), index=1)), {})
+    told = tab.verdict.accessibleName()
+    assert "free now 2.00 GiB on GPU 0" in told
+    assert "GPU 1 has 60.00 GiB free" in told
+    assert {row.free_bytes for row in tab.bars.rows} == {2 * GIB}
+
+
 def test_a_card_that_is_not_here_has_no_line_of_what_is_free(tab, window):
     window.context.machine._take(DriverState(), (reading(57.5),), {})
     window.context.state.edit("hardware.gpu", "GeForce RTX 4090")
