@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from probes import liveness
 from probes.liveness import Liveness
+from tests.children import is_stopped
 
 MEMORY, PROGRESS = {"event": "memory"}, {"event": "progress"}
 
@@ -34,9 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def stopped() -> Iterator[int]:
     process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(100)"])
     process.send_signal(getattr(signal, "SIGSTOP", signal.SIGTERM))
-    deadline = time.monotonic() + 60
-    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert is_stopped(process.pid)
     yield process.pid
     process.kill()
     process.wait()

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import psutil
 
 from probes.meters import ProbeMeters, ProcessTree, descendants, kernel_oom_kills
 from probes.nvml import Nvml
 from probes.readings import GpuReading, MemoryReading
+from tests.timing import eventually
 
 HOLD = "import sys; held = bytearray(b'x' * {size}); print('ready', flush=True); sys.stdin.read()"
 MIB = 2**20
@@ -35,10 +35,7 @@ sys.stdin.read()
         assert child.stdin is not None
         child.stdin.close()
         child.wait(10)
-    deadline = time.monotonic() + 10
-    while tree.rss_bytes() is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert tree.rss_bytes() is None
+    assert eventually(lambda: tree.rss_bytes() is None)
 
 
 def test_children_that_ended_are_forgotten() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from probes.outcome import Outcome
 from probes.recording import read_recording
 from probes.session import Limits, ProbeSession
 from tests.probes.test_worker_session import CONFIG, PARAMETERS, scenario
+from tests.timing import eventually
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
@@ -45,11 +45,8 @@ class Run:
         self.measurement.add(event)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < deadline, self.measurement.outcome
-            assert self.session.outcome is None, self.session.outcome
-            time.sleep(0.01)
+        assert eventually(lambda: condition() or self.session.outcome)
+        assert self.session.outcome is None, self.session.outcome
 
     def finish(self) -> Outcome:
         """The outcome; the recording tells the same answer, and no rank is left."""

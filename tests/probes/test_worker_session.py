@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from probes.orders import measure_order
 from probes.outcome import Outcome
 from probes.recording import read_recording
 from probes.session import Limits, ProbeSession
+from tests.timing import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")),
@@ -93,12 +93,10 @@ def test_kill_midway(tmp_path: Path) -> None:
     asked = scenario("inference", new_tokens=4000)
     measurement, path = Measurement(asked), tmp_path / "r.jsonl"
     with ProbeSession(measure_order(asked, CONFIG), measurement.add, recording_path=path) as session:
-        deadline = time.monotonic() + 120
-        while ("decode", 0) not in measurement.steps and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert eventually(lambda: ("decode", 0) in measurement.steps)
         assert session.pid is not None
         os.kill(session.pid, signal.SIGKILL)
-        outcome = session.wait(30)
+        outcome = session.wait(PATIENCE_S)
     assert outcome is not None
     assert (outcome.kind, outcome.phase) == ("killed", "decode")
     replayed = Measurement.of_recording(read_recording(path))

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from probes.processes import ProcessGroup
 from probes.worker import guardian
+from tests.children import is_gone, lives
 
 ROOT = Path(__file__).resolve().parents[3]
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(300)"]
@@ -39,20 +39,6 @@ with ProbeSession({}, command=[sys.executable, "-S", "-c", sys.argv[2]], recordi
     session.wait()
 """
 posix = pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
-
-
-def runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def all_gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 60
-    while any(map(runs, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(map(runs, pids))
 
 
 @contextmanager
@@ -83,10 +69,10 @@ def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path, launcher: li
         assert started.stderr is not None
         line = next(line for line in iter(started.stderr.readline, b"") if line.startswith(b"pids"))
         pids = [int(word) for word in line.split()[1:]]
-        assert all(map(runs, pids))
+        assert all(map(lives, pids))
         started.kill()
         started.wait()
-        assert all_gone(pids)
+        assert is_gone(*pids)
 
 
 @posix
@@ -144,7 +130,7 @@ os._exit(7)
             assert process.stdout is not None
             child = int(process.stdout.readline())
             assert process.wait(60) == status
-            assert all_gone([child])
+            assert is_gone(child)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists() or shutil.which("ps") is None, reason="needs Linux and its ps")

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
+from tests.children import is_gone
 from tests.probes.worker.conftest import LLAMA, ROOT, Events, order_json
+from tests.timing import eventually
 
 SHORT = {"batch": 1, "prompt_tokens": 16, "new_tokens": 2}
 LONG = {"batch": 2, "prompt_tokens": 64, "new_tokens": 100_000}
@@ -126,7 +126,7 @@ def test_signal_ends_with_an_interrupted_error(spawn_worker, number, event):
     child.send_signal(number)
     *_, last = child.stdout
     assert json.loads(last)["kind"] == "interrupted"
-    assert child.wait(30) == 130
+    assert child.wait(60) == 130
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process ids of POSIX")
@@ -143,21 +143,10 @@ def test_worker_ends_with_its_parent(tmp_path):
     parent.stdin.write(order.encode() + b"\n")
     parent.stdin.flush()
     pid = int(parent.stdout.readline())
-    while '"progress"' not in (tmp_path / "events").read_text():
-        time.sleep(0.1)
+    assert eventually(lambda: '"progress"' in (tmp_path / "events").read_text())
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 60
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not is_alive(pid)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert is_gone(pid)
 
 
 def test_zipped_package_runs_elsewhere(spawn_worker, tmp_path):

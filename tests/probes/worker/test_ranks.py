@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from probes.worker.errors import WorkerError
 from probes.worker.ranks import SOCKET, AgentLog, Ranks
 from probes.worker.wire import Wire
+from tests.children import is_gone
 
 under_torchrun = pytest.mark.skipif(
     sys.platform == "win32" or importlib.util.find_spec("torch") is None, reason="needs torchrun, which comes with torch"
@@ -30,7 +30,11 @@ def say(event, **fields):
     link.sendall(json.dumps(told).encode() + bytes([10]))
 def wait():
     signal.signal(signal.SIGTERM, lambda *_: (say("error", kind="interrupted", message="told to end"), os._exit(130)))
-    time.sleep(60)
+    time.sleep(300)
+def after(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+    time.sleep(0.2)  # what was said before is heard by now
 say("hello", pid=os.getpid())
 """
 
@@ -41,29 +45,20 @@ class Told:
     def __init__(self, program: str, silence_s: float = 60.0) -> None:
         reader, writer = os.pipe()
         self.error: WorkerError | None = None
-        begun = time.monotonic()
         try:
             Ranks({}, 2, Wire(writer), RANK + program, silence_s).run()
         except WorkerError as error:
             self.error = error
         finally:
             os.close(writer)
-        self.seconds = time.monotonic() - begun
+        ended = time.monotonic()
         with os.fdopen(reader, "rb") as lines:
             self.events = [json.loads(line) for line in lines]
+        self.seconds = ended - min(event["t"] for event in self.events if event.get("of", event)["event"] == "hello")
         for event in self.events:
             pid = event.get("of", event).get("pid")
             if pid:
                 assert is_gone(pid), f"an orphan: {event}"
-
-
-def is_gone(pid: int, timeout_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @under_torchrun
@@ -96,13 +91,14 @@ os._exit(3)
 
 
 @under_torchrun
-def test_a_rank_without_memory_is_the_result_whatever_the_others_say_of_it() -> None:
-    told = Told("""
+def test_a_rank_without_memory_is_the_result_whatever_the_others_say_of_it(tmp_path: Path) -> None:
+    told = Told(f"""
 if rank == 0:
-    time.sleep(0.2)
+    after({str(tmp_path / "said")!r})
     say("error", kind="internal", message="connection closed by peer", field=None)
     os._exit(3)
 say("result", outcome="out_of_memory", requested_bytes=2**20, free_bytes=7, phase="forward", message="", phases=[])
+open({str(tmp_path / "said")!r}, "w").close()
 """)
     assert told.error is None
     result = told.events[-1]
@@ -110,13 +106,14 @@ say("result", outcome="out_of_memory", requested_bytes=2**20, free_bytes=7, phas
 
 
 @under_torchrun
-def test_a_rank_that_is_killed_is_told_with_its_signal() -> None:
+def test_a_rank_that_is_killed_is_told_with_its_signal(tmp_path: Path) -> None:
     """Though another rank says first that it lost it."""
-    told = Told("""
+    told = Told(f"""
 if rank == 0:
     say("error", kind="internal", message="connection closed by peer", field=None)
+    open({str(tmp_path / "said")!r}, "w").close()
     wait()
-time.sleep(0.2)
+after({str(tmp_path / "said")!r})
 os.kill(os.getpid(), signal.SIGKILL)
 """)
     assert told.error is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from probes.worker.smi import MIB, Smi, ask, program
 from tests.probes.fake_smi import GPUS, FakeSmi
+from tests.timing import eventually
 
 MIG = """<?xml version="1.0" ?>
 <!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
@@ -123,10 +123,7 @@ def test_it_is_found_on_the_path(smi: FakeSmi, monkeypatch: pytest.MonkeyPatch) 
 
 
 def until(smi: Smi, word: str, wanted: object) -> None:
-    deadline = time.monotonic() + 60
-    while getattr(smi.read().rows[0], word) != wanted and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert getattr(smi.read().rows[0], word) == wanted
+    assert eventually(lambda: getattr(smi.read().rows[0], word) == wanted)
 
 
 def test_it_is_asked_again_while_it_is_read_and_a_lost_card_stays_with_its_trouble(smi: FakeSmi) -> None:
