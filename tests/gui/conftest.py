@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,8 +17,8 @@ from gui.first import FIRST_SCENARIO
 from gui.settings import Settings
 from gui.theme import theme
 from planner.scenario import Hardware, Inference, Scenario
+from tests.timing import PATIENCE_S, eventually
 
-PATIENCE_MS = 60_000
 OFFSCREEN_LACKS = "This plugin does not support"
 SMALL = Scenario(
     "HuggingFaceTB/SmolLM2-135M",
@@ -33,7 +32,7 @@ SMALL = Scenario(
 def qtbot(qtbot):
     """Waits long enough for a busy machine: what a test waits for ends the waiting."""
     until = qtbot.waitUntil
-    qtbot.waitUntil = lambda condition, timeout=0: until(condition, timeout=max(timeout, PATIENCE_MS))
+    qtbot.waitUntil = lambda condition, timeout=0: until(condition, timeout=max(timeout, 1000 * PATIENCE_S))
     return qtbot
 
 
@@ -57,10 +56,8 @@ def nothing_left_behind(qapp, qtlog, caplog):
     assert not said, f"Qt complained: {said}"
     logged = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
     assert not logged, f"stray logs: {logged}"
-    deadline = time.monotonic() + 3
-    while (left := _own_threads() - before) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not left, f"threads still alive: {left}"
+    eventually(lambda: not _own_threads() - before)
+    assert not _own_threads() - before, f"threads still alive: {_own_threads() - before}"
 
 
 def _own_threads():

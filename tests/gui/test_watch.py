@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 import pytest
@@ -14,7 +15,13 @@ from gui.probe.watch_dialog import WatchDialog, one_line
 from gui.probe.watching import Translator
 from resources.history import History
 
-HOLDS = "import time; held = bytearray(64 * 2**20); print('Model weights take 1.5GiB', flush=True); time.sleep(1.2)"
+HOLDS = """
+import os, sys, time
+held = bytearray(64 * 2**20)
+print("Model weights take 1.5GiB", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture
@@ -33,14 +40,16 @@ def type_into(field, text):
     QTest.keyClicks(field, text)
 
 
-def test_a_command_is_launched_and_plotted_against_the_plan(tab, dialog, qtbot):
-    type_into(dialog.command, f'{sys.executable} -c "{HOLDS}"')
+def test_a_command_is_launched_and_plotted_against_the_plan(tab, dialog, qtbot, tmp_path):
+    (tmp_path / "holds.py").write_text(HOLDS)
+    type_into(dialog.command, shlex.join([sys.executable, str(tmp_path / "holds.py"), str(tmp_path / "enough")]))
     QTest.mouseClick(dialog.launch, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: tab.watch.running, timeout=10_000)
     assert not tab.controls.measure.isEnabled()
+    qtbot.waitUntil(lambda: tab.watch.watched.peaks.get("rss", 0) > 64 * 2**20)
+    (tmp_path / "enough").touch()
     qtbot.waitUntil(lambda: not tab.watch.running and tab.controls.measure.isEnabled(), timeout=20_000)
     assert "The command ended after" in tab.status.text
-    assert tab.watch.watched.peaks["rss"] > 64 * 2**20
     (row,) = [row for row in tab.table.comparisons.rows if row.measured_bytes == row.measured_bytes]
     assert (row.meter, row.measured_bytes) == ("device", tab.watch.watched.peaks["rss"])
     qtbot.waitUntil(lambda: bool(History().runs()), timeout=10_000)
