@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.architecture.counts import parameter_count as counted_parameters
@@ -27,6 +28,18 @@ def value_bytes(architecture: Architecture, fmt: Format) -> int:
     name = fmt.name if fmt.name in ("bf16", "fp16", "fp32") else architecture.dtype
     bits = DTYPE_BITS.get(name, 16)
     return 4 if fmt.name == "fp32" else min(2, max(2, bits // 8))
+
+
+def with_declared_cache(scenario: Scenario, fmt: Format, follows: Mapping[str, tuple[str, ...]]) -> tuple[Scenario, list[str]]:
+    """The scenario with the cache type that the checkpoint declares, where none is asked for, and in words that it is taken.
+
+    ``follows``: the types that the engine takes from a config, by the beginning of its format's name.
+    """
+    kinds = next((kinds for start, kinds in follows.items() if fmt.name.startswith(start)), ())
+    if scenario.inference.kv_cache != "auto" or fmt.kv_cache not in kinds:
+        return scenario, []
+    asked = replace(scenario, inference=replace(scenario.inference, kv_cache=fmt.kv_cache))
+    return asked, [f"inference.kv_cache: {fmt.kv_cache}, as the checkpoint's config asks; bf16 keeps it in 16 bit"]
 
 
 def adapters_bytes(architecture: Architecture, scenario: Scenario, layers: range, split: Split, *, experts: bool = False) -> int:

@@ -34,6 +34,7 @@ RULES = Rules(
     cache_bytes={"auto": 0, "bf16": 2, "fp16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1},
     refused_formats={"hqq": "it has no HQQ loader"},
     underived_formats={"gguf": "its GGUF loader merges projections of different types into padded tensors"},
+    declared_caches={"modelopt": ("fp8",)},
     state_bytes=4,
     offloads=("weights", "kv_cache"),
     other_releases=f"its default shares are told apart, all else is that of {VERSION}",

@@ -35,6 +35,7 @@ RULES = Rules(
         "fp4": "it has no bitsandbytes kernels; use nvfp4",
         "hqq": "it has no HQQ loader", "int8": "it has no LLM.int8 kernels; use fp8",
     },
+    declared_caches={"modelopt": ("fp8",)},
     minimum_capability={"fp8": (8, 9), "nvfp4": (10, 0), "": (8, 0)},
 )  # fmt: skip
 FRACTION = 0.9

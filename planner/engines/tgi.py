@@ -11,10 +11,10 @@ from dataclasses import replace
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Recurrent
 from planner.engines.paged import Pool
 from planner.engines.refusals import refuse_chunks
-from planner.engines.served_weights import has_latent, running, value_bytes
+from planner.engines.served_weights import has_latent, running, value_bytes, with_declared_cache
 from planner.engines.serving import RankMemory, serving_footprint
 from planner.engines.shares import share_of
-from planner.engines.tgi_launcher import FLASH_DECODING_BLOCK, block_tokens, prefill_tokens
+from planner.engines.tgi_launcher import FLASH_DECODING_BLOCK, FLASHINFER_BLOCK, block_tokens, prefill_tokens
 from planner.engines.token_pool import Rules, Setup, flat_server, set_up
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint
@@ -44,6 +44,8 @@ WIGGLE_ROOM = 0.9
 LATENT_TYPES, LATENT_HEAD = ("deepseek_v2", "deepseek_v3"), 192
 """Types whose latent attention TGI computes, and the head it caches for them: it looks for widths under names that their
 configs don't use, and takes 128 + 64."""
+DECLARED_CACHES = {"compressed-tensors": ("fp8",)}
+"""Cache types that ``models/__init__.py`` takes from a checkpoint's config where flashinfer attends."""
 GRAPH_SIZES = 7
 """1, 2, 4, 8, 16, 32 and the batch of the warm-up."""
 
@@ -61,6 +63,9 @@ def tgi_answer(
     if has_latent(architecture) and architecture.model_type not in LATENT_TYPES:
         raise NotModelled(f"TGI {VERSION} has no code of its own for {architecture.model_type}, whose attention is latent (MLA)")
     page = block_tokens(architecture, gpu)
+    if page == FLASHINFER_BLOCK and gpu.vendor == "NVIDIA":
+        scenario, declared = with_declared_cache(scenario, fmt, DECLARED_CACHES)
+        notes = (*notes, *declared)
     given = options.get("cuda_memory_fraction")
     fraction = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else 1.0
     step = prefill_tokens(architecture, fmt, gpu, capacity, scenario.parallel.tensor, fraction)

@@ -22,7 +22,14 @@ from planner.engines.refusals import (
     refuse_speculation,
     require_decoder,
 )
-from planner.engines.served_weights import absorbed_bytes, adapters_bytes, draft_bytes, proposing_mixers, value_bytes
+from planner.engines.served_weights import (
+    absorbed_bytes,
+    adapters_bytes,
+    draft_bytes,
+    proposing_mixers,
+    value_bytes,
+    with_declared_cache,
+)
 from planner.engines.serving import RankMemory, Server
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -59,6 +66,8 @@ class Rules:
     cache_bytes: Mapping[str, int]
     refused_formats: Mapping[str, str]
     minimum_capability: Mapping[str, tuple[int, int]]
+    declared_caches: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """The cache types it takes from a checkpoint's config, by the beginning of its format's name."""
     state_bytes: int = 0
     """Bytes of a value of recurrent states; 0: as the model's own rule says."""
     offloads: tuple[str, ...] = ()
@@ -107,7 +116,8 @@ def set_up(
     Raises :class:`planner.faults.Faults` for what the engine refuses.
     """
     require_decoder(architecture, rules.engine)
-    notes = [*read_as(scenario, rules)]
+    scenario, declared = with_declared_cache(scenario, fmt, rules.declared_caches)
+    notes = [*read_as(scenario, rules), *declared]
     max_model_len = _max_model_len(scenario, architecture, rules, notes)
     split = Split(scenario.parallel.tensor, scenario.parallel.pipeline, scenario.parallel.expert, VOCABULARY_PADDING)
     _refuse(scenario, architecture, fmt, gpu, rules, split, max_model_len)

@@ -59,6 +59,8 @@ class Format:
     unknown: str = ""
     header: FileHeader | None = None
     """What the headers of the checkpoint at hand say, when they have been read."""
+    kv_cache: str = ""
+    """The type that the checkpoint asks servers to keep keys and values in; empty: none."""
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property

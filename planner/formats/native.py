@@ -13,6 +13,7 @@ from planner.faults import Fault, Faults, Reader
 from planner.formats import catalog
 from planner.formats.compressed_tensors import compressed_tensors
 from planner.formats.format import EMBEDDINGS, EXPERTS, HEAD, LINEARS, LINEARS_AND_EXPERTS, Format, Override
+from planner.formats.kv_cache import declared_kv_cache
 from planner.formats.modelopt import modelopt, modelopt_algorithm
 from planner.formats.readers import from_header_only, module_names, reject_huge, unquantized
 from planner.formats.storage import WHOLE, BitsAndBytes4Bit, Gptq, Hqq, QuantoBits, Scaled
@@ -42,7 +43,8 @@ def native_format(config: Mapping[str, object], hf_quant_config: Mapping[str, ob
         else from_header_only(method or "?", HEADER_ONLY.get(method, f"quantization method {method!r} is not known"))
     )
     reader.raise_faults()
-    return _with_expert_dtype(fmt, config) if method == "fp8" else fmt
+    fmt = _with_expert_dtype(fmt, config) if method == "fp8" else fmt
+    return replace(fmt, kv_cache=declared_kv_cache(reader)) if method in DECLARES_CACHE else fmt
 
 
 def _find(config: Mapping[str, object]) -> tuple[str, object | None]:
@@ -339,6 +341,8 @@ METHODS: dict[str, Callable[[Reader], Format]] = {
     "modelopt": modelopt,
     "modelopt-fp4": modelopt,
 }
+
+DECLARES_CACHE = frozenset(name for name, read in METHODS.items() if read in (compressed_tensors, modelopt))
 
 HEADER_ONLY: dict[str, str] = {
     "aqlm": "AQLM's codebooks and codes depend on settings its config does not fix for every layer",

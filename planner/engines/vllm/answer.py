@@ -20,7 +20,15 @@ from planner.engines.refusals import (
     refuse_offload,
     require_decoder,
 )
-from planner.engines.served_weights import absorbed_bytes, adapters_bytes, draft_bytes, proposing_mixers, running, value_bytes
+from planner.engines.served_weights import (
+    absorbed_bytes,
+    adapters_bytes,
+    draft_bytes,
+    proposing_mixers,
+    running,
+    value_bytes,
+    with_declared_cache,
+)
 from planner.engines.serving import RankMemory, Server, serving_footprint
 from planner.engines.serving_terms import adapter_terms, library_terms, pool_terms, weight_terms
 from planner.engines.shares import share_of
@@ -72,6 +80,10 @@ VENDORS = ("NVIDIA", "AMD", "Intel")
 """``platforms/``: CUDA, ROCm, XPU, and Gaudi by a plugin; on Apple's chips it computes on the CPU."""
 NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
 """V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
+DECLARED_SINCE = (
+    ("modelopt", "fp8", (0, 14, 0)), ("modelopt", "nvfp4", (0, 24, 0)), ("compressed-tensors", "fp8", (0, 15, 0)),
+)  # fmt: skip
+"""Since when ``--kv-cache-dtype auto`` takes what a checkpoint declares (``resolve_kv_cache_dtype_string``, ``Attention``)."""
 EXPERT_SLOTS_SINCE = (0, 11, 1)
 """Adapters of routed experts (``FusedMoEWithLoRA``, pull request 21229)."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -112,6 +124,8 @@ def vllm_server(
     require_decoder(architecture, "vLLM")
     architecture = running(architecture)
     settings, notes = settings_of(scenario, architecture, gpu.name, capacity, multiprocessors(gpu.name))
+    scenario, declared = with_declared_cache(scenario, fmt, _followed(settings.version))
+    notes += declared
     scenario = _in_slots(scenario, notes)
     plan = _plan(scenario, architecture, fmt, gpu, settings)
     stages = plan.stages
@@ -127,6 +141,12 @@ def vllm_server(
     pools = _pools(settings, capacity, ranks, layouts)
     server = _server(scenario, architecture, machine, settings, plan, ranks, runs, layouts, pools)
     return replace(server, refused=_unstartable(settings, capacity, machine)), notes
+
+
+def _followed(version: tuple[int, int, int]) -> dict[str, tuple[str, ...]]:
+    """The cache types that a release takes from a checkpoint's config."""
+    starts = {start for start, _, _ in DECLARED_SINCE}
+    return {start: tuple(kind for name, kind, since in DECLARED_SINCE if name == start and version >= since) for start in starts}
 
 
 def _unstartable(settings: Settings, capacity: int, machine: Overheads) -> tuple[str, ...]:

@@ -20,8 +20,17 @@ from planner.sharding import rank_kv_heads
 
 CACHE_BYTES = {"auto": 0, "fp16": 2, "bf16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2}
 """Bytes of a cached value; ``auto`` takes the model's."""
-UNDERIVED_CACHES = ("nvfp4", "int8_per_token_head", "int4_per_token_head", "fp8_per_token_head", "turboquant")
-"""Beginnings of newer ``--kv-cache-dtype`` names whose pages hold scales beside the values (0.26 ``config/cache.py``)."""
+UNDERIVED_CACHES = ("nvfp4_", "turboquant", "octave", "ultraquant")
+"""Beginnings of newer ``--kv-cache-dtype`` names whose pages follow layouts of their kernels (0.33 ``config/cache.py``)."""
+SCALED_CACHES = {
+    "fp8_per_token_head": (8, 32, 0),
+    "int8_per_token_head": (8, 32, 0),
+    "int4_per_token_head": (4, 32, 0),
+    "nvfp4": (4, 0, 16),
+}
+"""Bits of a value, of a scale for each token and head, and values that share a scale of 8 bits, of types whose pages hold
+scales (0.33 ``TritonAttentionBackend.customize_spec``, ``nvfp4_kv_cache_full_dim``)."""
+SCALE_BITS = 8
 LATENT_REFUSES = ("fp8_e5m2",)
 """No latent-attention backend reads it (``v1/attention/backends/mla``)."""
 SPARSE_LATENT_FP8_BYTES = 656
@@ -109,7 +118,7 @@ def cache_kind_bytes(name: str, dtype_bytes: int) -> int:
     """
     if name.startswith(UNDERIVED_CACHES):
         raise NotModelled(f"inference.kv_cache: vLLM's pages of {name} have no closed form yet")
-    found = CACHE_BYTES.get(name)
+    found = 1 if name in SCALED_CACHES else CACHE_BYTES.get(name)
     if found is None:
         message = f"vLLM has no cache type {name}; use auto, bf16, fp16 or fp8"
         raise Faults([Fault("inference.kv_cache", message)])
@@ -119,7 +128,7 @@ def cache_kind_bytes(name: str, dtype_bytes: int) -> int:
 def cache_faults(architecture: Architecture, name: str) -> list[Fault]:
     """What vLLM refuses of a cache type for this model."""
     latent = any(isinstance(mixer, LatentAttention) for layer in architecture.decoder.layers for mixer in layer.sequence)
-    if latent and name in LATENT_REFUSES:
+    if latent and (name in LATENT_REFUSES or name in SCALED_CACHES):
         return [Fault("inference.kv_cache", f"latent attention (MLA) has no kernel for {name}; use auto or fp8")]
     return []
 
@@ -174,12 +183,21 @@ def _attention_specs(mixer: SequenceMixer, kind: CacheKind) -> list[PageSpec]:
     if mixer.kv == "cross" or mixer.compression is not None:
         raise NotModelled("the pool of a server for cross-attention and compressed entries has no closed form yet")
     heads = rank_kv_heads(mixer.num_kv_heads, kind.tensor)
-    page = kind.block_tokens * heads * (mixer.head_dim + mixer.value_head_dim) * kind.value_bytes
+    page = kind.block_tokens * heads * (_head_bytes(mixer.head_dim, kind) + _head_bytes(mixer.value_head_dim, kind))
     if mixer.window_tokens is not None:
         return [PageSpec("window", kind.block_tokens, page, mixer.window_tokens)]
     if mixer.chunk_tokens is not None:
         return [PageSpec("chunk", kind.block_tokens, page, mixer.chunk_tokens)]
     return [PageSpec("full", kind.block_tokens * kind.context, page)]
+
+
+def _head_bytes(head_dim: int, kind: CacheKind) -> int:
+    """Bytes of one token's keys or values of one head, with their scales."""
+    scaled = SCALED_CACHES.get(kind.cache_dtype)
+    if scaled is None:
+        return head_dim * kind.value_bytes
+    bits, scale_bits, shared = scaled
+    return (head_dim * bits + scale_bits + (head_dim // shared * SCALE_BITS if shared else 0)) // 8
 
 
 def _latent_specs(mixer: LatentAttention, kind: CacheKind) -> list[PageSpec]:

@@ -458,7 +458,7 @@ def test_latent_attention_refuses_cache_types_without_a_kernel(engine):
     [
         ({"weights": "gguf:Q4_K_M", "engine_options": {"version": "0.11.0"}}, "gguf:Q4_K_M under vLLM has no closed form yet"),
         ({"weights": "gguf:Q4_K_M", "engine": "sglang"}, "gguf:Q4_K_M under SGLang has no closed form yet"),
-        ({"kv_cache": "int8_per_token_head"}, "vLLM's pages of int8_per_token_head have no closed form yet"),
+        ({"kv_cache": "turboquant_k8v4"}, "vLLM's pages of turboquant_k8v4 have no closed form yet"),
         ({"name": "zai-org/GLM-4.7-Flash", "engine": "tgi"}, "TGI 3.3 has no code of its own for glm4_moe_lite"),
     ],
 )
