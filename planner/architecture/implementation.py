@@ -6,6 +6,7 @@ that is not listed has no closed form of its activations.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from planner.architecture.layers import Architecture
@@ -16,7 +17,7 @@ RotaryStyle = Literal[
     "halves", "joined", "pairs", "pairs_whole", "pairs_inline", "pairs_in_fp32",
     "pairs_late", "wide", "pairs_wide", "chunks", "complex",
 ]  # fmt: skip
-AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased"]
+AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased", "bounded", "into_zeros"]
 Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
 
 
@@ -33,7 +34,10 @@ class Implementation:
     ``table_for_windows``: windowed layers have cosines and sines of their own; ``rotates_each``: queries are rotated before
     keys are projected; ``joins``: what is rotated is laid with the rest of a head also where there is no rest.
 
-    ``attention``: what the class runs when nothing else is asked; ``eager_upcasts``: its eager softmax is in fp32; ``masked``:
+    ``attention``: what the class runs when nothing else is asked; ``eager_upcasts``: its eager softmax is in fp32; ``sinks``:
+    those that a mixer has are a column beside its scores, or scale what it attended to by their log-sum-exp;
+    ``subtracts_largest``: eager scores lose their largest before the softmax, sinks or not; ``scales_values``: values are
+    multiplied before they are cached; ``projects_first``: queries, keys and values are projected before any is normed; ``masked``:
     it passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask;
     ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
 
@@ -46,7 +50,8 @@ class Implementation:
     needed: ``keeps_attention``, the attention's output during the feed-forward block; ``keeps_norm``, the norm it read;
     ``keeps_unrotated``, queries and keys before they are rotated, and what is rotated of them, during the attention;
     ``keeps_probabilities``, a layer's attention probabilities during the next layer; ``keeps_positions``, position embeddings
-    during the whole forward (``positions_by_row``: those of every sequence, else one row for all).
+    during the whole forward (``positions_by_row``: those of every sequence, else one row for all). ``computes_positions``: they
+    are rows of a table that does not train, gone when they are added.
     ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
@@ -54,6 +59,7 @@ class Implementation:
     ``shared_first``: shared experts compute before the router and the others.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     ``rotates_always``: how the family computes without a rotary embedding (Falcon's ALiBi) was not read.
+    ``checkpoints``: whether ``gradient_checkpointing_enable`` is heard.
     ``triangles``: a boolean mask of all positions by all positions is a buffer of the model, or of each layer.
     """
 
@@ -66,6 +72,10 @@ class Implementation:
     indexer_rotary: RotaryStyle = "halves"
     table_for_windows: bool = False
     eager_upcasts: bool = True
+    sinks: Literal["column", "scale"] = "column"
+    subtracts_largest: bool = False
+    scales_values: bool = False
+    projects_first: bool = False
     masked: bool = False
     repeats_keys: bool = True
     norms_first: bool = False
@@ -86,6 +96,7 @@ class Implementation:
     keeps_probabilities: bool = False
     keeps_positions: bool = False
     positions_by_row: bool = False
+    computes_positions: bool = False
     wide_logits: bool = False
     own_linears: bool = False
     rotates_always: bool = False
@@ -93,6 +104,7 @@ class Implementation:
     scales_branches: bool = False
     norms_embeddings: bool = False
     shared_first: bool = False
+    checkpoints: bool = True
     triangles: Literal["none", "model", "layers"] = "none"
 
 
@@ -106,6 +118,8 @@ LLAMA4 = Implementation(
     norm="nested", qk_norm="none", normed_after_rotation=True, rotary="complex", experts="dense", keeps_attention=True
 )
 DEEPSEEK = Implementation(rotary="chunks", router="sigmoid_fp32", routing="fp32")
+
+AFMOE = Implementation(norm="wide", placement="sandwich", router="sigmoid", routing="fp32", projects_first=True, shared_first=True)
 
 LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
@@ -121,6 +135,10 @@ SCORED_BY_SIGMOID = "dots1 solar_open exaone_moe"
 WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),
     **dict.fromkeys(MULTIPLIED.split(), Implementation(scales_embeddings=True, scales_branches=True)),
+    **dict.fromkeys(
+        ("granite_swa", "granitemoe_swa"),
+        Implementation(scales_embeddings=True, scales_branches=True, attention="eager", sinks="scale"),
+    ),
     "falcon_h1": Implementation(scales_embeddings=True),
     **dict.fromkeys(("mamba", "falcon_mamba", "mamba2"), Implementation(wide_logits=True)),
     "nemotron_h": Implementation(norm="wide", wide_logits=True),
@@ -138,6 +156,8 @@ WRITTEN: dict[str, Implementation] = {
     "hunyuan_v1_dense": Implementation(normed_after_rotation=True),
     "exaone4": Implementation(placement="post"),
     "biogpt": Implementation(drops_norm=True, keeps_positions=True),
+    "xglm": Implementation(attention="bounded", computes_positions=True, scales_embeddings=True),
+    "gpt_neox_japanese": Implementation(joins=True, attention="into_zeros", keeps_probabilities=True, checkpoints=False),
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     **dict.fromkeys(("gpt2", "gpt-sw3"), Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True)),
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, triangles="model"),
@@ -149,7 +169,7 @@ WRITTEN: dict[str, Implementation] = {
     "hy_v3_narrow": Implementation(router="sigmoid_fp32", routing="fp32"),
     "glm": Implementation(rotary="pairs"),
     **dict.fromkeys(("glm4", "glm4v_text", "glm_ocr_text"), Implementation(rotary="pairs", placement="sandwich")),
-    "hunyuan_v1_moe": Implementation(normed_after_rotation=True),
+    "hunyuan_v1_moe": Implementation(normed_after_rotation=True, routing="fp32", shared_first=True),
     "youtu": Implementation(rotary="chunks"),
     "ernie4_5": Implementation(rotary="pairs_late"),
     "gpt_neo": Implementation(
@@ -170,6 +190,17 @@ WRITTEN: dict[str, Implementation] = {
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), GEMMA4),
     **dict.fromkeys(("olmo2", "flex_olmo"), Implementation(norm="wide", placement="post", rotary="wide")),
     "olmo3": Implementation(norm="wide", placement="post", rotary="wide", table_for_windows=True),
+    "afmoe": AFMOE,
+    "afmoe_scaled": replace(AFMOE, scales_embeddings=True),
+    "mimo_v2_flash": Implementation(
+        attention="eager",
+        router="sigmoid_fp32",
+        routing="fp32",
+        joins=True,
+        table_for_windows=True,
+        subtracts_largest=True,
+        scales_values=True,
+    ),
     "mixtral": Implementation(routing="fp32"),
     **dict.fromkeys(SCORED_BY_SIGMOID.split(), Implementation(router="sigmoid_fp32", routing="fp32")),
     **dict.fromkeys(("glm4_moe", "glm4v_moe_text"), Implementation(router="sigmoid_fp32", routing="fp32", joins=True)),

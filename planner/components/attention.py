@@ -10,6 +10,7 @@ from planner.components.fused_lora import Projection, fuses, lay_fused
 from planner.components.graph import Graph
 from planner.components.kernels import FLASH_MAX_HEAD_DIM, Operands, choose_kernel, fused, math, packed, repeat_keys
 from planner.components.norms import norm_forward
+from planner.components.older_attention import eager_bounded, eager_into_zeros
 from planner.components.operators import linear, multiply
 from planner.components.quantised_cache import quantised_forward
 from planner.components.rotary import Rotated, rotate
@@ -19,6 +20,8 @@ from planner.components.tape import Size
 from planner.modelled import NotModelled
 
 HANDED_OUT = "keys and values handed out"
+GATE = "gate_proj"
+"""A linear beside those of queries, keys and values, whose sigmoid gates what was attended to."""
 WHOLE_NAME = {"q": "query", "k": "key"}
 
 
@@ -58,7 +61,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
             seen_keys(run, mixer), needs_mask(run, mixer),
         ))  # fmt: skip
     g.free("q rotated cast", "k rotated cast", "v cast")
-    if mixer.output_gate:
+    if mixer.output_gate or GATE in project:
         _gate(g, mixer)
     _norm_attended(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
@@ -153,25 +156,51 @@ def _project(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]],
 def _project_apart(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
     """``q``, ``k`` and ``v``, normed where the family norms them (and rotated where it does so before the next is made)."""
     if mixer.fused_qkv:
-        width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
-        linear(g, "qkv", source, g.run.rows(width), project.get("qkv", ()))
-        for name, heads, head_dim in _parts(mixer):
-            g.view(name, "qkv", sliced, g.run.heads(heads, head_dim))
-        if mixer.cached_kv_heads:
-            _expand(g, mixer)
-        elif g.run.code.copies_parts:
-            _copy_parts(g, mixer)
+        _project_together(g, mixer, project, source)
     for name, heads, head_dim in _parts(mixer):
         if not mixer.fused_qkv:
             _project_one(g, mixer, project, source, name)
         if name == "v" and g.run.code.norms_values:
             _replace_by_norm(g, Norm("v_norm", head_dim, "rms", ()), name, heads, "none")
-        elif name != "v" and mixer.qk_norm != "none" and not g.run.code.normed_after_rotation:
-            full = mixer.qk_norm == "full_width"
-            norm = _head_norm(mixer, name, heads if full else 1)
-            _replace_by_norm(g, norm, name, 1 if full else heads, g.run.code.qk_norm)
+        elif name != "v" and not g.run.code.projects_first:
+            _norm_projected(g, mixer, name, heads)
         if name != "v" and mixer.rotary_dim and g.run.code.rotates_each:
             rotate(g, g.run.code.rotary, [Rotated(name, heads, head_dim, mixer.rotary_dim)])
+    _project_gate(g, mixer, project, source)
+    if g.run.code.scales_values:
+        multiply(g, "v scaled", g.size_of("v"), "v")
+        g.free("v")
+        g.rename("v scaled", "v")
+
+
+def _project_together(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
+    """Queries, keys and values of one linear."""
+    width = mixer.num_heads * mixer.head_dim + mixer.num_kv_heads * (mixer.head_dim + mixer.value_head_dim)
+    linear(g, "qkv", source, g.run.rows(width), project.get("qkv", ()))
+    for name, heads, head_dim in _parts(mixer):
+        g.view(name, "qkv", sliced, g.run.heads(heads, head_dim))
+    if mixer.cached_kv_heads:
+        _expand(g, mixer)
+    elif g.run.code.copies_parts:
+        _copy_parts(g, mixer)
+
+
+def _project_gate(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
+    """A gate of the output beside the projections, which in such families are all made before any is normed."""
+    if GATE in project:
+        linear(g, "q gate", source, g.run.heads(mixer.num_heads, mixer.value_head_dim), project[GATE])
+    if g.run.code.projects_first:
+        for name, heads in _query_and_key(mixer):
+            _norm_projected(g, mixer, name, heads)
+
+
+def _norm_projected(g: Graph, mixer: Attention, name: str, heads: int) -> None:
+    """Queries or keys pass their norm, where they have one before the rotation."""
+    if mixer.qk_norm == "none" or g.run.code.normed_after_rotation:
+        return
+    full = mixer.qk_norm == "full_width"
+    norm = _head_norm(mixer, name, heads if full else 1)
+    _replace_by_norm(g, norm, name, 1 if full else heads, g.run.code.qk_norm)
 
 
 def _project_output(g: Graph, weights: tuple[Weight, ...], target: str, size: Size) -> None:
@@ -250,6 +279,10 @@ def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
         eager_biased(g, ops)
     elif g.run.code.attention == "eager_wide":
         eager_wide(g, ops)
+    elif g.run.code.attention == "bounded":
+        eager_bounded(g, ops, dropout=mixer.dropout)
+    elif g.run.code.attention == "into_zeros":
+        eager_into_zeros(g, ops, dropout=mixer.dropout)
     elif g.run.code.attention == "eager" or g.run.eager:
         eager(g, ops, softcap=mixer.logit_softcap, sinks=mixer.has_sinks, query_by_head=by_head, dropout=mixer.dropout)
     else:
@@ -376,4 +409,6 @@ def _projections(mixer: Attention) -> dict[str, tuple[Weight, ...]]:
         names = ("q_proj", "k_proj", "v_proj", "o_proj") if len(modules) > 3 else ("q_proj", "k_proj", "o_proj")
     else:
         names = ("q_proj", "o_proj")
-    return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)}
+    gate = next((name for name in modules if name.endswith(f".{GATE}")), "")
+    gates = {GATE: tuple(modules.pop(gate))} if gate else {}
+    return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)} | gates

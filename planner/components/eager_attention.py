@@ -6,11 +6,12 @@ Each reads queries, keys and values by name and leaves ``attended`` and ``probab
 from __future__ import annotations
 
 from planner.components.autocast import is_wide, narrowed
-from planner.components.graph import Graph
+from planner.components.graph import Graph, Node
 from planner.components.kernels import Operands, repeat_keys, summed_heads
-from planner.components.rules import Rule, passed_on
+from planner.components.rules import Gradients, Rule, broadcast, passed_on
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Size
+from planner.modelled import NotModelled
 
 
 def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head: bool, dropout: bool = False) -> None:
@@ -22,6 +23,8 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
     fp32 numbers makes the scores fp32.
     """
     run, repeated = g.run, repeat_keys(g, ops)
+    if run.autocast and (run.code.subtracts_largest or (sinks and run.code.sinks == "scale")):
+        raise NotModelled("training.precision: these sinks of attention under autocast have no closed form yet")
     scores = run.scores(ops.heads, ops.keys)
     q = read = _narrow(g, ops.q)
     keys = _narrow(g, repeated.k)
@@ -39,6 +42,11 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
     _replace(g, last, "scores masked", _masked_scores(run, ops), rule=passed_on)
     if run.autocast and not sinks:
         _softmax_of_masked(g, ops, keeps=is_wide(g.size_of(ops.q)))
+    elif run.code.subtracts_largest:
+        _softmax_of_differences(g, ops, sinks=sinks)
+    elif sinks and run.code.sinks == "scale":
+        _log_sum_exp(g, ops)
+        _softmax(g, ops, scores)
     else:
         (_softmax_with_sinks if sinks else _softmax)(g, ops, scores)
     if dropout and g.saving:
@@ -47,6 +55,8 @@ def eager(g: Graph, ops: Operands, *, softcap: bool, sinks: bool, query_by_head:
     v = _by_head(g, ops, values, ops.value_head_dim, lies=False)
     g.make("attended", run.heads(ops.heads, ops.value_head_dim), (probabilities, v), (probabilities, v))
     g.free(*({v, values, probabilities} - {repeated.v, "probabilities"}))
+    if sinks and run.code.sinks == "scale":
+        _scaled_by_sinks(g, ops)
     g.make("attended by token", run.heads(ops.heads, ops.value_head_dim), ("attended",))
     g.free("attended", "scores without largest")
     if repeated is not ops:
@@ -240,6 +250,64 @@ def _softmax_with_sinks(g: Graph, ops: Operands, scores: Size) -> None:  # noqa:
     g.free("largest", "scores and sinks")
     g.make("probabilities", more, ("scores without largest",), ("probabilities",))
     g.free("scores masked")
+
+
+def _softmax_of_differences(g: Graph, ops: Operands, *, sinks: bool) -> None:
+    """Scores, with a column of sinks or without, less the largest of each row; then a softmax in their dtype (MiMo-V2)."""
+    size, last = g.run.scores(ops.heads, ops.keys + int(sinks)), "scores masked"
+    if sinks:
+        _replace(g, last, "scores and sinks", size, rule=passed_on)
+        last = "scores and sinks"
+    g.make("largest", g.run.scores(ops.heads, 1), (last,), ("largest indices",), _row_rule)
+    g.hold("largest indices", _row(g, ops, "int64_bytes", 8))
+    g.make("scores without largest", size, (last, "largest"), (), _less_row)
+    g.free("largest", "largest indices", last)
+    g.make("probabilities", size, ("scores without largest",), ("probabilities",))
+    g.free("scores without largest")
+
+
+def _row_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``value_selecting_reduction_backward``: zeros of all scores, the row's gradient put in its place."""
+    return [(tensor, g.gradient(tensor, node)) for tensor in node.inputs]
+
+
+def _less_row(g: Graph, node: Node, gradient: str) -> Gradients:
+    """The gradient itself, and its negative, as large until it is summed to the rows."""
+    scores, row = node.inputs
+    negative = g.held(f"d {row} rows", node, g.record.sizes[scores])
+    made = g.gradient(row, node)
+    g.consume(negative)
+    return [(scores, g.share(gradient)), (row, made)]
+
+
+def _log_sum_exp(g: Graph, ops: Operands) -> None:
+    """log Σ exp of each row of masked scores, and from it what scales the row's output (Granite with sinks)."""
+    rows = _row(g, ops, "bytes", g.run.dtype_bytes)
+    g.make("row sums", rows, ("scores masked",), ("scores masked", "row sums"), _log_sum_exp_rule)
+    g.make("sink scale", _row(g, ops, "fp32_bytes", 4), ("row sums",), ("sink scale",))
+
+
+def _log_sum_exp_rule(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+    """``logsumexp_backward``: grad · exp(scores − result), three tensors of the scores' size."""
+    (tensor,) = node.inputs
+    size = g.record.sizes[tensor]
+    moments = [g.held(f"{node.out} {moment}", node, size) for moment in ("difference", "exponential")]
+    made = g.gradient(tensor, node)
+    g.consume(*moments)
+    return [(tensor, made)]
+
+
+def _scaled_by_sinks(g: Graph, ops: Operands) -> None:
+    size = g.run.heads(ops.heads, ops.value_head_dim)
+    inputs = ("attended", "sink scale")
+    g.make("attended scaled", size, inputs, inputs, broadcast)
+    g.free("attended", "sink scale", "row sums")
+    g.rename("attended scaled", "attended")
+
+
+def _row(g: Graph, ops: Operands, what: str, size_bytes: int) -> Size:
+    """One number for each head and query."""
+    return Size(batch=g.run.batch, heads=ops.heads, queries=g.run.sequence, **{what: size_bytes})
 
 
 def _replace(g: Graph, old: str, new: str, size: Size, saves: tuple[str, ...] = (), rule: Rule | None = None) -> None:

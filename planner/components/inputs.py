@@ -44,7 +44,7 @@ def hold_inputs(
         tape.hold(TABLES, kept)
         tape.free("frequencies")
         course.run(tape.span(), 1, "rotary embedding")
-    if not checkpointing or offloaded or run.code.keeps_positions:
+    if not checkpointing or offloaded or run.code.keeps_positions or run.code.computes_positions:
         course.level.change("workspace", EMBEDDINGS, first.entering() if run.narrow_ends else run.hidden(), 1)
     if checkpointing or run.cached:
         for name, size in outliving(architecture.decoder.layers[0], run).items():

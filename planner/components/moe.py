@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.counts import is_routed
 from planner.architecture.layers import DenseMLP, MixtureOfExperts, Norm, Weight
 from planner.components.activations import activate
-from planner.components.autocast import in_16_bit, narrowed
+from planner.components.autocast import in_16_bit, is_wide, narrowed
 from planner.components.expert_adapters import begin_experts, summed_experts, summed_router, times
 from planner.components.experts_in_turn import experts_in_turn
 from planner.components.graph import Graph, Node
@@ -106,18 +108,30 @@ def _router(g: Graph, mixer: MixtureOfExperts, source: str) -> None:
     upcasts = code.router in ("sigmoid_fp32", "softmax_fp32")
     if upcasts and run.dtype_bytes != FP32_BYTES:
         _wide_router(g, mixer, source, weights, wide, summed)
+    elif any(weight.dtype == "fp32" for weight in weights) and run.dtype_bytes != FP32_BYTES:
+        _router_in_fp32(g, source, weights, wide)
     else:
         with in_16_bit(g):
             if summed:
                 times(g, "router logits", g.run.rows(mixer.num_experts), source, summed)
             else:
                 linear(g, "router logits", source, g.run.rows(mixer.num_experts), weights)
-    if upcasts and (code.router == "sigmoid_fp32" or not run.autocast):
+    if (upcasts and (code.router == "sigmoid_fp32" or not run.autocast)) or is_wide(g.size_of("router logits")):
         g.make("router scores", g.size_of("router logits"), ("router logits",), ("router scores",))
     else:
         g.make("router scores fp32", wide, ("router logits",))
         g.make("router scores", wide, ("router scores fp32",), ("router scores",))
     g.free("router scores fp32", "router change", summed)
+
+
+def _router_in_fp32(g: Graph, source: str, weights: tuple[Weight, ...], wide: Size) -> None:
+    """A router whose weight is fp32 whatever the others are reads a copy in fp32 (Hunyuan)."""
+    run = g.run
+    g.make("router input fp32", run.upcast(run.hidden_size), (source,))
+    g.run = replace(run, dtype_bytes=FP32_BYTES)
+    linear(g, "router logits", "router input fp32", wide, weights)
+    g.run = run
+    g.free("router input fp32")
 
 
 def _wide_router(g: Graph, mixer: MixtureOfExperts, source: str, weights: tuple[Weight, ...], wide: Size, summed: str) -> None:

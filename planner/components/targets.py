@@ -106,7 +106,7 @@ def bears(weight: Weight, path: str, names: Sequence[str]) -> bool:
 def part_of(weight: Weight) -> Part | None:
     """Which stacked parameter of a layer's experts a weight is in, or whether it is their router's own."""
     if weight.role == "router":
-        return "router" if weight.name.endswith(".gate.weight") and not weight.is_linear else None
+        return "router" if weight.name.endswith(".gate.weight") else None
     if weight.role != "expert":
         return None
     return "down" if "down_proj" in weight.name or ".w2" in weight.name else "up"

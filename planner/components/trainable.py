@@ -95,9 +95,14 @@ def _require_linears(architecture: Architecture, targets: Targets) -> None:
     for path, weight, _ in _parameters(architecture):
         if weight.role in ("head", "embedding", "conv") and bears(weight, path, targets.names):
             raise NotModelled(f"training.lora.targets: an adapter of {weight.name} has no closed form yet")
-        if weight.role != "router" or weight.name.endswith("shared_expert_gate.weight"):
+        if weight.role != "router" or weight.name.endswith(("shared_expert_gate.weight", ".gate.wg.weight")):
             continue
         if targets.adapts(weight, path) or bears(weight, path, targets.names):
+            if weight.is_linear and weight.name.endswith(".router.weight"):
+                raise NotModelled(
+                    f"training.lora.targets: PEFT adds to what a linear returns, and {weight.name.removesuffix('.weight')} returns "
+                    "scores and choices at once, so that it cannot be adapted: name the other linears"
+                )
             every = f"{ALL_LINEAR} names the router too, and " if targets.names == (ALL_LINEAR,) else ""
             raise NotModelled(f"training.lora.targets: {every}an adapter of {weight.name} has no closed form yet: name the linears")
 

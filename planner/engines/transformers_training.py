@@ -117,10 +117,11 @@ def training_phases(
     steps = [Step("load", course.peak)]
     for component, name, size, count in optimizer.items():
         course.level.change(component, name, size, count)
+    code = _code(architecture, flash=work.flash, checkpointed=bool(work.checkpointing))
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
     run = Run(
         work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating, code=_code(architecture, flash=work.flash),
+        cuda=work.cuda, accumulating=accumulating, code=code,
         eager=work.eager, flash=work.flash,
         residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
         cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
@@ -159,9 +160,11 @@ def training_phases(
     return steps
 
 
-def _code(architecture: Architecture, *, flash: bool) -> Implementation:
+def _code(architecture: Architecture, *, flash: bool, checkpointed: bool) -> Implementation:
     """How the family is written. FlashAttention caps scores itself, where the class computes them eagerly for that."""
     code = implementation_of(architecture) or LLAMA
+    if checkpointed and not code.checkpoints:
+        raise NotModelled(f"training.checkpointing: transformers does not checkpoint {architecture.model_class}: use none")
     if not flash or code.attention == "sdpa":
         return code
     mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
@@ -247,10 +250,11 @@ def _kept_of_embeddings(architecture: Architecture, run: Run, reached: Reached, 
     """
     if not reached.input:
         return []
-    dropped = run.code.keeps_positions and not run.code.positions_by_row and architecture.decoder.layers[0].dropout
+    adds = (run.code.keeps_positions and not run.code.positions_by_row) or run.code.computes_positions
+    dropped = adds and architecture.decoder.layers[0].dropout
     normed = norms_embeddings(architecture)
     cast = normed and work.autocast and run.dtype_bytes == HALF_BYTES
-    made = run.code.scales_embeddings or run.code.norms_embeddings or _adds_positions(architecture)
+    made = run.code.scales_embeddings or run.code.norms_embeddings or _adds_positions(architecture) or run.code.computes_positions
     elsewhere = made or work.virtual_tokens > 0 or work.checkpointing.offloads
     leaf = not reached.embeddings and bool(work.checkpointing) and elsewhere
     return [
@@ -268,7 +272,7 @@ def _adds_positions(architecture: Architecture) -> bool:
 
 def _makes_input(architecture: Architecture, run: Run) -> bool:
     """Whether the first layer reads something made of the embeddings."""
-    made = run.code.scales_embeddings or run.code.norms_embeddings
+    made = run.code.scales_embeddings or run.code.norms_embeddings or run.code.computes_positions
     return made or _adds_positions(architecture) or norms_embeddings(architecture)
 
 

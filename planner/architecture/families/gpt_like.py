@@ -139,6 +139,7 @@ def gpt_neox_japanese(config: Config) -> Architecture:
     hidden = config.size("hidden_size")
     mixer = full_attention(config, path="attention", fused="query_key_value", names=("", "", "", "dense"))
     width = int(hidden * config.number("intermediate_multiple_size", default=4))
+    mixer = replace(mixer, dropout=config.number("attention_dropout", default=0.1) > 0)
     channel = mlp(config, width, gated=False, names=("dense_h_to_4h", "dense_4h_to_h"))
     layer = block(config, mixer, channel, norm=layer_norm)
     last = replace(layer, weights=(Weight("attention.dense_bias", (hidden,), "bias"),))
@@ -268,8 +269,22 @@ def xglm(config: Config) -> Architecture:
     bio = config.text("model_type") == "biogpt"
     layer = bart_like_layer(config, config.size("intermediate_size" if bio else "ffn_dim"))
     named = with_head(config, head="output_projection") if bio and config.head == "lm_head" else config
-    learned = (positions(config, "embed_positions", 2),) if bio else ()
+    if not bio:
+        return sinusoidal(named, layer)
+    learned = (positions(config, "embed_positions", 2),)
     return decoder(named, [layer] * num_layers(config), norm=layer_norm, norm_name="layer_norm", embeddings=learned)
+
+
+def sinusoidal(config: Config, layer: Layer) -> Architecture:
+    """XGLM around its layers: a table of computed positions, which is a buffer; attention's probabilities pass a dropout."""
+    table = positions(config, "embed_positions", 2)
+    table = replace(table, name=f"{config.base}embed_positions.weights", is_buffer=True, fixed=True)
+    dropped = config.number("attention_dropout", default=0.1) > 0
+    mixers = tuple(replace(mixer, dropout=dropped) for mixer in layer.sequence if isinstance(mixer, Attention))
+    layers = [replace(layer, sequence=mixers)] * num_layers(config)
+    found = decoder(config, layers, norm=layer_norm, norm_name="layer_norm", weights=(table,))
+    plain = config.number("activation_dropout", default=0) == config.number("layerdrop", default=0) == 0
+    return found if plain else replace(found, decoder_type="xglm_dropped_within")
 
 
 @family("openai-gpt")

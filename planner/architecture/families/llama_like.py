@@ -29,6 +29,10 @@ POST = ("post_attention_layernorm", "post_feedforward_layernorm")
 SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
+MAX_BASE = 10**12
+"""Of rotary positions."""
+
+
 def every(period: int) -> Callable[[int], str]:
     """Every ``period``-th layer attends to everything, the others to a window."""
     return lambda index: SLIDING if period and (index + 1) % period else FULL
@@ -177,7 +181,22 @@ def granite_windowed(config: Config) -> Architecture:
     bias = config.flag("attention_bias")
     channel = mlp(config, bias=config.flag("mlp_bias"))
     layers = dense(config, channel, rule=lambda index: SLIDING if index % 4 else FULL, qkv_bias=bias, output_bias=bias, sinks=True)
-    return decoder(config, layers)
+    return rotated_by_layer(config, decoder(config, layers))
+
+
+def rotated_by_layer(config: Config, found: Architecture) -> Architecture:
+    """``layer_rope_theta``: a base of the rotary positions for each layer, 0 for none. Tables of several bases were not read."""
+    bases = config.integers("layer_rope_theta", length=len(found.decoder.layers), maximum=MAX_BASE)
+    if bases is None:
+        return found
+    made: dict[Layer, Layer] = {}
+    for layer in dict.fromkeys(found.decoder.layers):
+        mixers = tuple(replace(mixer, rotary_dim=0) for mixer in layer.sequence if isinstance(mixer, Attention))
+        made[layer] = replace(layer, sequence=mixers)
+    layers = tuple(layer if base else made[layer] for layer, base in zip(found.decoder.layers, bases, strict=False))
+    several = len(set(bases) - {0}) > 1
+    kind = f"{found.model_type}_of_several_bases" if several else found.decoder_type
+    return replace(found, decoder=replace(found.decoder, layers=layers), decoder_type=kind)
 
 
 @family("hyperclovax")

@@ -15,6 +15,7 @@ from planner.architecture.families.llama_like import (
     SLIDING,
     every,
     pattern_windows,
+    rotated_by_layer,
     window_kinds,
 )
 from planner.architecture.families.registry import family
@@ -209,7 +210,7 @@ def granite_moe(config: Config) -> Architecture:
     """Granite 3 MoE, with a shared block beside the experts and with sinks in its later forms."""
     bias = config.flag("attention_bias")
     swa = config.text("model_type") == "granitemoe_swa"
-    return sparse_decoder(
+    found = sparse_decoder(
         config,
         lambda: granite_experts(config),
         rule=(lambda index: SLIDING if index % 4 else FULL) if swa else None,
@@ -217,6 +218,7 @@ def granite_moe(config: Config) -> Architecture:
         output_bias=bias,
         sinks=swa,
     )
+    return rotated_by_layer(config, found) if swa else found
 
 
 def granite_experts(config: Config) -> MixtureOfExperts:
@@ -288,7 +290,10 @@ def hunyuan_moe(config: Config) -> Architecture:
 
     def experts() -> MixtureOfExperts:
         width = config.size("intermediate_size")
-        return moe(config, *routed(config), width, router="gate.wg", router_is_linear=True, shared="shared_mlp", shared_width=width)
+        shared = {"shared": "shared_mlp", "shared_width": width}
+        found = moe(config, *routed(config), width, router="gate.wg", router_is_linear=True, **shared)
+        kept = (replace(weight, dtype="fp32") if weight.role == "router" else weight for weight in found.weights)
+        return replace(found, weights=tuple(kept))
 
     names = ("query_layernorm", "key_layernorm")
     return sparse_decoder(config, experts, qkv_bias=bias, output_bias=bias, qk_norm="per_head", qk_norm_names=names)

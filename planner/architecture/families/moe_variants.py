@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
 
 from planner.architecture.blocks import attention, biasless_layer_norm, block, decoder, linear, mlp, moe, num_layers
 from planner.architecture.config import Config, Defaults
@@ -87,7 +89,7 @@ def afmoe(config: Config) -> Architecture:
         balance = (Weight("mlp.expert_bias", (count,), "bias"),)
         return moe(config, count, per_token, width, router="router.gate", router_is_linear=True, shared_width=shared, extra=balance)
 
-    return sparse_decoder(
+    found = sparse_decoder(
         config,
         experts,
         mlp_types=[SPARSE if index >= first else DENSE for index in range(num_layers(config))],
@@ -97,6 +99,18 @@ def afmoe(config: Config) -> Architecture:
         output_bias=bias,
         qk_norm="per_head",
         extra=linear("self_attn.gate_proj", heads * head_dim, hidden),
+    )
+    layers = {layer: unrotated(layer) for layer in dict.fromkeys(found.decoder.layers)}
+    decoder_type = "afmoe_scaled" if config.flag("mup_enabled") else ""
+    rotated = replace(found.decoder, layers=tuple(layers[layer] for layer in found.decoder.layers))
+    return replace(found, decoder=rotated, decoder_type=decoder_type)
+
+
+def unrotated(layer: Layer) -> Layer:
+    """The layer, without rotary positions where it has no window."""
+    mixers = (mixer for mixer in layer.sequence if isinstance(mixer, Attention))
+    return replace(
+        layer, sequence=tuple(mixer if mixer.window_tokens is not None else replace(mixer, rotary_dim=0) for mixer in mixers)
     )
 
 
@@ -169,6 +183,10 @@ def cohere_moe(config: Config) -> Architecture:
     )
 
 
+MIMO_ROTATED = 0.334
+"""The share of a head that is rotated (``MiMoV2FlashConfig``)."""
+
+
 @family("mimo_v2_flash")
 def mimo(config: Config) -> Architecture:
     """MiMo-V2: values narrower than keys; windowed layers have twice the key-value heads, and sinks."""
@@ -179,7 +197,7 @@ def mimo(config: Config) -> Architecture:
     kv_heads = config.size("num_key_value_heads")
 
     def mixer(window: int | None) -> Attention:
-        return attention(
+        found = attention(
             config,
             kv_heads=kv_heads * 2 if window else kv_heads,
             value_head_dim=config.size("v_head_dim"),
@@ -187,6 +205,10 @@ def mimo(config: Config) -> Architecture:
             window_tokens=window,
             sinks=window is not None,
         )
+        rotated = config.mapping("rope_parameters").get(FULL if window is None else SLIDING)
+        share = rotated.get("partial_rotary_factor") if isinstance(rotated, dict) else None
+        share = share if isinstance(share, int | float) and 0 < share <= 1 else MIMO_ROTATED
+        return replace(found, rotary_dim=2 * ceil(int(found.head_dim * share) / 2))
 
     before = config.optional("sliding_window_size")
     window = config.size("sliding_window") if before is None else before + 1
