@@ -6,10 +6,11 @@ Views observe its signals and ask it to edit; nothing else holds a scenario. Eve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakMethod
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
@@ -311,7 +312,8 @@ class _Edit(QUndoCommand):
 
     def __init__(self, owner: _Owner, before: Scenario, after: Scenario, text: str, merge_key: str) -> None:
         super().__init__(text)
-        self._restore: Callable[[Scenario], None] = owner.restore
+        # Weak: cycles through a stack of Qt's are collected in an order that it does not survive.
+        self._restore = WeakMethod(owner.restore)
         self.before, self.after, self.merge_key = before, after, merge_key
 
     def id(self) -> int:
@@ -325,7 +327,11 @@ class _Edit(QUndoCommand):
         return True
 
     def undo(self) -> None:
-        self._restore(self.before)
+        self._put_back(self.before)
 
     def redo(self) -> None:
-        self._restore(self.after)
+        self._put_back(self.after)
+
+    def _put_back(self, scenario: Scenario) -> None:
+        if restore := self._restore():
+            restore(scenario)
