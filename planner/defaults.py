@@ -70,6 +70,10 @@ def _settle_training(training: Training, limit: int | None, notes: list[str]) ->
         notes.append(f"training.sequence: {sequence} by default")
     elif limit is not None and sequence > limit:
         notes.append(f"a sequence of {sequence} tokens exceeds the model's context limit of {limit}")
+    if training.precision == "fp8" and "fp8_recipe" not in training.engine_options:
+        notes.append(
+            "training.engine_options.fp8_recipe: tensorwise by default, of torchao's linears as they are without torch.compile"
+        )
     attention = "sdpa" if training.attention == "auto" else training.attention
     settled = replace(training, sequence=sequence, attention=attention)
     return settled if training.objective == "sft" else _settle_objective(settled, notes)
@@ -107,6 +111,8 @@ def _training_weights(scenario: Scenario, notes: list[str]) -> str:
         dtype = {"amp-bf16": "bf16", "amp-fp16": "fp16"}.get(scenario.training.precision, dtype)
         if scenario.weights in PLAIN:
             return scenario.weights
+    if scenario.training.precision == "fp8" and scenario.weights == "fp32":
+        return scenario.weights
     if scenario.weights in ("native", dtype):
         return dtype
     if scenario.weights in PLAIN:

@@ -48,6 +48,11 @@ TRANSFORMERS_TRAINING = {
         "str", "kernels in place of transformers' code: rms_norm, rope, swiglu, lora (over 4-bit weights), cross_entropy"
     ),
     "compile": Option("bool", "each layer is compiled (torch.compile)"),
+    "fp8_recipe": Option(
+        "str",
+        "how torchao scales operands of FP8 products (precision fp8)",
+        choices=("tensorwise", "rowwise", "rowwise_with_gw_hp"),
+    ),
     "repeat_keys": Option("bool", "attention gets keys and values copied for every query head (torchtune, torchtitan, litgpt)"),
     "autocast_adapter_dtype": Option("bool", "PEFT keeps the adapters of a 16-bit base in fp32"),
     "prepare_for_kbit_training": Option("bool", "PEFT casts what is not quantised to fp32"),
@@ -101,6 +106,9 @@ SGLANG = {
     "cuda_graph_max_bs": Option("int", "largest batch captured", 1, 100_000),
     "page_size": Option("int", "tokens of one cache page", 1, 8192),
     "max_total_tokens": Option("int", "tokens of the pool, instead of what is left", 1, _TOKENS),
+    "swa_full_tokens_ratio": Option("float", "tokens of the windowed layers' pool for each of the full layers'", 0.001, 1.0),
+    "mamba_full_memory_ratio": Option("float", "memory of recurrent states for that of the token pool", 0.001, 1000.0),
+    "max_mamba_cache_size": Option("int", "slots of recurrent states, instead of a share of the memory", 1, 1_000_000),
 }
 TENSORRT_LLM = {
     "version": Option("str", "release whose constants are used"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture, MixtureOfExperts
+from planner.components.float8 import CAST_BYTES, Float8, cast_values, products_in_8_bit
 from planner.components.optimizers import OPTIMIZERS
 from planner.components.trainable import trainable_parameters
 from planner.engines.sharded.layout import ZERO_STAGES, Ways, ways_of
@@ -18,7 +19,7 @@ from planner.formats.format import Format
 from planner.gpu import Gpu
 from planner.record import record
 from planner.scenario import Scenario
-from planner.speed import BACKWARD, LINK_FRACTION, TRAINING_FLOPS_FRACTION, Pace, Rates, pace_of, parts_of, rates_of
+from planner.speed import BACKWARD, LINK_FRACTION, TRAINING_FLOPS_FRACTION, Pace, Part, Rates, pace_of, parts_of, rates_of
 
 FP32_BYTES = 4
 PACED = ("sft", "dpo")
@@ -30,6 +31,8 @@ HOST_ADAM_BYTES_PER_S = 50e9
 reads and writes."""
 NVME_BYTES_PER_S = 5e9
 """Reading or writing one PCIe 4.0 drive in sequence (data sheets say 5 to 7 GB/s): an assumption of one drive a GPU."""
+OF_LINEARS = ("projections", "feed-forward", "shared experts and router")
+"""Parts of a forward that are linears of the layers."""
 SIDES = 4
 """Exchanges of a tensor-parallel layer: after attention and feed-forward, forward and backward (Shoeybi et al. 2019)."""
 
@@ -57,7 +60,10 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
     rates = rates_of(gpu, dtype, TRAINING_FLOPS_FRACTION)
     if rates is None:
         return {}
-    forward = _forward(scenario, architecture, fmt, rates, ways)
+    forward, float8 = _forward(scenario, architecture, fmt, rates, ways), products_in_8_bit(ask)
+    plain_s = forward.by["compute"]
+    if float8 is not None:
+        forward = _in_8_bit(scenario, architecture, fmt, gpu, rates, ways, float8)
     passes = 1 + _backward_passes(scenario) + (1 if ask.checkpointing == "full" else 0) + _reference_passes(scenario)
     work = {name: passes * ask.gradient_accumulation * seconds for name, seconds in forward.by.items()}
     chunks = int(str(ask.engine_options.get("virtual_pipeline", 1)))
@@ -69,7 +75,7 @@ def training_speed(scenario: Scenario, architecture: Architecture, fmt: Format, 
     pace = Pace(sum(by.values()), by)
     tokens = _rows(scenario) * (ask.sequence or 1) * ask.gradient_accumulation * ways.data
     total = ask.engine_options.get("total_tokens")
-    arithmetic = 3 * work["compute"] / passes * (rates.flops / (gpu.flops_for(dtype) or rates.flops))
+    arithmetic = 3 * ask.gradient_accumulation * plain_s * (rates.flops / (gpu.flops_for(dtype) or rates.flops))
     return {
         "prefill_s": None, "time_per_token_s": None, "tokens_per_s": tokens / pace.seconds, "step_s": pace.seconds,
         "bound_by": pace.bound_by, "bubble": idle / (1 + idle),
@@ -83,6 +89,20 @@ def _forward(scenario: Scenario, architecture: Architecture, fmt: Format, rates:
     ask = scenario.training
     parts = parts_of(architecture, fmt, _rows(scenario), ask.sequence or 1, 0, all_logits=True)
     return pace_of((part for part in parts if part.name != "cache"), rates, ways.tensor * ways.pipeline * ways.context)
+
+
+def _in_8_bit(
+    scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, rates: Rates, ways: Ways, float8: Float8
+) -> Pace:
+    """The same with the layers' linears at the card's rate of 8-bit floats, and all casts of their operands."""
+    ask, faster = scenario.training, (gpu.flops_for("fp8") or gpu.flops_for("bf16") or 1) / (gpu.flops_for("bf16") or 1)
+    parts = [
+        Part(part.name, part.flops / faster, part.bytes) if part.name in OF_LINEARS else part
+        for part in parts_of(architecture, fmt, _rows(scenario), ask.sequence or 1, 0, all_logits=True)
+        if part.name != "cache"
+    ]
+    moved = CAST_BYTES * cast_values(architecture, float8, _rows(scenario) * (ask.sequence or 1))
+    return pace_of(iter([*parts, Part("casts", 0.0, float(moved))]), rates, ways.tensor * ways.pipeline * ways.context)
 
 
 def _rows(scenario: Scenario) -> int:
@@ -110,7 +130,7 @@ def _optimizer_s(scenario: Scenario, architecture: Architecture, rates: Rates, w
     """Gradient, parameter and states are read, parameter and states written: once a step, of the rank's share."""
     ask = scenario.training
     share = 1 if ways.sharding == "none" else ways.sharded_over
-    width = FP32_BYTES if ask.precision != "bf16" or ways.sharding in ZERO_STAGES else 2
+    width = FP32_BYTES if ask.precision not in ("bf16", "fp8") or ways.sharding in ZERO_STAGES else 2
     moved = width * (3 + 2 * OPTIMIZERS[ask.optimizer].moments) * _trained(scenario, architecture, ways) / share
     kept = 1 - scenario.offload.optimizer
     return moved * kept / rates.bytes

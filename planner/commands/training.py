@@ -11,6 +11,7 @@ from planner.commands.optimizers import optimizer_arguments
 from planner.commands.recipes import axolotl, torchtune
 from planner.commands.transformers import VERSION, loading
 from planner.components.checkpointing import SELECTIVE_EVERY
+from planner.components.float8 import DEFAULT_RECIPE, MULTIPLE
 from planner.components.fused_kernels import KERNELS
 from planner.engine_options import ZERO
 
@@ -75,7 +76,16 @@ def _script(scenario: Scenario) -> Command:
         lines.append(f"from peft import {PEFT_CONFIGS[ask.method]}, get_peft_model{prepare}")
     lines.append(f"from transformers import {', '.join([*imports, *collator, 'Trainer', 'TrainingArguments'])}")
     # The arguments first: they bind the process to its GPU and tell loading how weights are sharded.
-    lines += ["", *_arguments(scenario, notes), *load, *_adapters(scenario), *_frozen(scenario), "", *_dataset(scenario)]
+    lines += [
+        "",
+        *_arguments(scenario, notes),
+        *load,
+        *_adapters(scenario),
+        *_frozen(scenario),
+        *_in_8_bit(scenario, notes),
+        "",
+        *_dataset(scenario),
+    ]
     trained = ["model=model", "args=arguments", "train_dataset=dataset"]
     trained += [f"data_collator={name}()" for name in collator]
     if ask.optimizer == "adamw":
@@ -98,6 +108,27 @@ def _objective(scenario: Scenario) -> Command:
     imported = ["from peft import prepare_model_for_kbit_training"] if _prepares(scenario) else []
     prepared = [*_prepared(scenario), *_frozen(scenario)]
     return objective_script(scenario, arguments, adapters, _literal, notes, imported=imported, prepared=prepared)
+
+
+def _in_8_bit(scenario: Scenario, notes: list[str]) -> list[str]:
+    """torchao's conversion of the linears that accelerate takes: all but the first and the last, of dimensions that fit."""
+    ask = scenario.training
+    if ask.precision != "fp8":
+        return []
+    if ask.batch * (ask.sequence or MULTIPLE) % MULTIPLE:
+        notes.append(f"training.sequence: products in FP8 take micro-batches of a multiple of {MULTIPLE} tokens")
+    recipe = ask.engine_options.get("fp8_recipe", DEFAULT_RECIPE)
+    return [
+        "from torchao.float8 import Float8LinearConfig, convert_to_float8_training",
+        "",
+        "linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]",
+        "convert_to_float8_training(",
+        "    model,",
+        f'    config=Float8LinearConfig.from_recipe_name("{recipe}"),',
+        "    module_filter_fn=lambda module, name: name not in (linears[0], linears[-1])",
+        "    and not (module.in_features % 16 or module.out_features % 16),",
+        ")",
+    ]
 
 
 def _adapters(scenario: Scenario) -> list[str]:
@@ -189,8 +220,8 @@ def _training_arguments(scenario: Scenario, notes: list[str]) -> dict[str, objec
         **PRECISIONS.get(ask.precision, {}),
         **_checkpointing(scenario, notes),
     }
-    if ask.precision == "fp8":
-        notes.append("training.precision: launch with accelerate's mixed_precision: fp8")
+    if ask.precision == "fp8" and scenario.weights == "fp32":
+        arguments["bf16"] = True
     if "bucket_cap_mb" in ask.engine_options and _sharding(scenario) == "none" and _ranks(scenario) > 1:
         arguments["ddp_bucket_cap_mb"] = ask.engine_options["bucket_cap_mb"]
     kernels = _kernels(ask)

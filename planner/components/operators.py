@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from planner.architecture.counts import is_routed
 from planner.architecture.layers import Weight
 from planner.components.autocast import CACHED, cast_product, is_wide, narrowed
+from planner.components.float8 import float8_product
 from planner.components.frozen import record_product, wide_product
 from planner.components.graph import Graph
 from planner.components.quantised import hold_product
@@ -45,6 +46,9 @@ def product(
         hold_product(graph, scheme, weights, name, size, component)
         if graph.saving:
             record_product(graph, scheme, weights, name, source, size)
+        return
+    if graph.run.float8 is not None and graph.run.float8.converts(weights):
+        float8_product(graph, graph.run.float8, name, source, size, weights, component, copies=copies)
         return
     grouped = any(map(is_routed, weights)) and graph.run.code.experts == "grouped"
     if graph.run.autocast and graph.run.parameter_bytes and not grouped:

@@ -14,6 +14,7 @@ from planner.components.trainable import is_named
 
 if TYPE_CHECKING:
     from planner.components.adapters import Adapters
+    from planner.components.float8 import Float8
     from planner.components.quantised_cache import CacheQuantisation
 
 FP32_BYTES = 4
@@ -75,6 +76,8 @@ class Run:
     """Experts are linears of their own, one after another."""
     fused: tuple[str, ...] = ()
     """Kernels in place of the class's own code (:mod:`planner.components.fused_kernels`)."""
+    float8: Float8 | None = None
+    """Linears whose products run in 8-bit floats."""
 
     def trains(self, weights: Sequence[Weight] = ()) -> bool:
         """Whether weights get gradients (without any: those that are not told)."""

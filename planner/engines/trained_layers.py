@@ -55,10 +55,11 @@ def reached_by_gradients(architecture: Architecture, run: Run, *, input_requires
         own = replace(run, path=f"{stack.name}.{index}.", constant_input=not needs) if run.names else run
         weights = list(layer_weights(layer)) if run.names or not needs else []
         named = frozenset(weight.name for weight in weights if own.trains((weight,))) if run.names else None
-        first = run.narrow_ends and not index
+        first = (run.narrow_ends or run.float8 is not None) and not index
         key = (id(layer), needs, named, first)
         if key not in groups:
-            own = own if run.names else replace(run, constant_input=not needs, narrow_input=first)
+            own = own if run.names else replace(run, constant_input=not needs, narrow_input=first and run.narrow_ends)
+            own = own if run.float8 is None else replace(own, float8=run.float8.at(index))
             groups[key] = (TrainedLayers(layer, own, ()), [])
         groups[key][1].append(index)
         needs = needs or bool(named) or prefixed or _changes(run, weights)

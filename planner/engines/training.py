@@ -9,6 +9,7 @@ from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters, hold_shared
 from planner.components.autocast import HALF_BYTES, has_wide_norms, require_autocast
 from planner.components.checkpointing import Checkpointing, checkpointing_of
+from planner.components.float8 import float8_of
 from planner.components.fused_kernels import fused_kernels_of, require_fusable
 from planner.components.optimizers import (
     DEFAULT_RANK,
@@ -64,7 +65,7 @@ def training_steps(
         experts_in_turn=has_single_experts(scenario, architecture),
         repeats_keys=_repeats_keys(scenario, architecture),
         virtual_tokens=ask.virtual_tokens if ask.method == "prompt" else 0, prefix=prefix_of(ask, architecture),
-        fused=_fused(scenario, architecture),
+        fused=_fused(scenario, architecture), float8=float8_of(scenario, architecture),
         loss=_loss(scenario, architecture), objective=objective_of(scenario, architecture, capacity_bytes),
     )  # fmt: skip
     hold_adapters(weights, around.stored(adapter_tensors(architecture, ask, dtype_bytes)))
@@ -113,7 +114,7 @@ def has_narrow_ends(training: Training) -> bool:
 def _autocast(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> bool:
     """Whether products run in 16 bit by ``torch.autocast``. Raises :class:`NotModelled` where what that makes is not derived."""
     ask = scenario.training
-    if not ask.precision.startswith("amp"):
+    if not (ask.precision.startswith("amp") or (ask.precision == "fp8" and dtype_bytes == FP32_BYTES)):
         return False
     masters = dtype_bytes == FP32_BYTES and ask.method != "qlora"
     if masters and ask.loss != "default":
@@ -242,11 +243,9 @@ def trained_tensors(scenario: Scenario, architecture: Architecture, dtype_bytes:
 def require_modelled_training(scenario: Scenario) -> None:
     """Raise :class:`NotModelled` for what no derivation covers yet."""
     training = scenario.training
-    _require_plain_precision(training)
     require_choices({
         "engine": (scenario.engine, ("transformers",)),
         "training.method": (training.method, ("full", "lora", "qlora", "dora", "freeze", "ia3", "prompt", "prefix", *OTHERS)),
-        "training.precision": (training.precision, ("bf16", "fp32", "amp-bf16", "amp-fp16")),
         "training.optimizer": (training.optimizer, tuple(OPTIMIZERS)),
         "training.checkpointing": (training.checkpointing, CHECKPOINTINGS),
         "training.loss": (training.loss, LOSSES),
@@ -271,15 +270,6 @@ def require_modelled_training(scenario: Scenario) -> None:
     if training.data == "flattened" and training.attention != "flash":
         raise NotModelled("training.data: flattened examples are kept apart by attention flash alone; sdpa masks all pairs")
     require_one_gpu(scenario)
-
-
-def _require_plain_precision(training: Training) -> None:
-    """Raise :class:`NotModelled` for FP8 products."""
-    if training.precision == "fp8":
-        raise NotModelled(
-            "training.precision: fp8: whether inputs are kept in 16 bit or as FP8 copies with scales, and weights are cast once or "
-            "for each product, differs between torchao and Transformer Engine, of which a scenario names none: choose bf16"
-        )
 
 
 def require_choices(asked: Mapping[str, tuple[str, Sequence[str]]]) -> None:

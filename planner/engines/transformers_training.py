@@ -16,6 +16,7 @@ from planner.components.attention import HANDED_OUT
 from planner.components.autocast import CACHED, HALF_BYTES, widened
 from planner.components.beside import OF_OWN_INPUTS, OWN_INPUTS
 from planner.components.checkpointing import Checkpointing
+from planner.components.float8 import Float8
 from planner.components.graph import Graph
 from planner.components.inputs import TABLES, hold_inputs
 from planner.components.layer import Laid
@@ -84,6 +85,8 @@ class TrainingStep:
     loss: Loss = Loss()
     fused: tuple[str, ...] = ()
     """Kernels in place of transformers' own code."""
+    float8: Float8 | None = None
+    """Linears whose products run in 8-bit floats."""
     objective: Objective | None = None
     """What trains with other models or its own answers adds to the step."""
 
@@ -130,7 +133,7 @@ def training_phases(
         quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
         parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
         hands_out_keys=work.hands_out_keys, fused=work.fused, repeats_keys=work.repeats_keys,
-        experts_in_turn=work.experts_in_turn,
+        experts_in_turn=work.experts_in_turn, float8=work.float8,
     )  # fmt: skip
     requires = bool(work.checkpointing) or work.virtual_tokens > 0
     reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)
@@ -206,7 +209,7 @@ def _training_forward(
     if work.casts_head:
         _hold_head_casts(course, architecture, run, reached)
     loss_forward(course, architecture, at_the_head(run), reached, loss)
-    _forget_cached(course)
+    forget_cached(course)
     drop(course, "embeddings", HANDED_OUT, *CACHED_KEYS)
     around.at("loss", course)
     return laid
@@ -235,7 +238,7 @@ def _widen_gradient(course: Course, run: Run) -> None:
     course.level.change("workspace", "d", run.hidden(), 1)
 
 
-def _forget_cached(course: Course) -> None:
+def forget_cached(course: Course) -> None:
     """Autocast ends with the loss, and with it its cache of cast weights; those that autograd keeps stay."""
     for component, name, size, count in list(course.level.items()):
         if component == "workspace" and name.endswith(CACHED):

@@ -17,6 +17,7 @@ from .adapters import apply_method
 from .errors import WorkerError
 from .flash import IMPLEMENTATION as FLASH
 from .flash import play_flash
+from .float8 import convert
 from .layers import LAYER_KEYS, keep_layers
 from .order import Order
 from .quantised import FORMATS, is_quantised, quantise
@@ -75,6 +76,8 @@ def build(order: Order) -> Built:
     _keep_in_fp32(model, dtype)
     if order.task == "training":
         model = apply_method(model, order)
+        if order.training.precision == "fp8":
+            convert(model, order.training)
     elif order.weights not in DTYPES and order.weights != "native":
         quantise(model, order.weights, (), real=not order.fake)
     return Built(model, config, dtype, layers)
@@ -121,7 +124,8 @@ def choose_dtype(order: Order, config: Any) -> torch.dtype:
     if order.task == "training" and order.training.method == "qlora" and order.weights == "native":
         return _compute_dtype(order, config)
     if order.task == "training" and order.training.method in ("full", "freeze"):
-        return torch.bfloat16 if order.training.precision == "bf16" else torch.float32
+        narrow = order.training.precision == "bf16" or (order.training.precision == "fp8" and order.weights != "fp32")
+        return torch.bfloat16 if narrow else torch.float32
     name = order.weights
     if name in DTYPES:
         return DTYPES[name]

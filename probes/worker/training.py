@@ -122,7 +122,8 @@ class TrainingLoad:
         return loss / self._workload.gradient_accumulation if self._workload.gradient_accumulation > 1 else loss
 
     def _autocast(self, device: torch.device) -> Any:
-        dtype = _AUTOCAST.get(self._workload.precision)
+        over_masters = self._workload.precision == "fp8" and self._built.dtype == torch.float32
+        dtype = torch.bfloat16 if over_masters else _AUTOCAST.get(self._workload.precision)
         return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
 
     def _update(self) -> None:

@@ -202,7 +202,7 @@ def _torchtune(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
 
 def _torchtitan(row: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     if "float8" in row["notes"]:
-        return None, "float8: what its linears keep for the backward has no closed form"
+        return None, "float8: what compiled layers keep of its casts has no closed form"
     if row["sequence"] is None:
         return None, "the sequence length is not published"
     ways = int(row["parallel"].rpartition("x")[2])

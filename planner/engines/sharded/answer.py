@@ -90,7 +90,7 @@ def one_rank(scenario: Scenario, ways: Ways, architecture: Architecture) -> Scen
         # of a sharded 4-bit base the adapters are computed as beside a plain one
         method = "lora" if ask.method == "qlora" else ask.method
         widens = ask.method == "qlora" and ask.precision.startswith("amp") and has_wide_norms(architecture)
-        precision = ask.precision if widens and is_flat(scenario) else dtype
+        precision = ask.precision if ask.precision == "fp8" or (widens and is_flat(scenario)) else dtype
         work |= {"precision": precision, "method": method, "engine_options": options}
     return Scenario(**{**vars(scenario), **alone, "training": type(ask)(**{**vars(ask), **work})})
 
@@ -104,6 +104,11 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
         return
     if ways.sharding != "none" and ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
+    if ask.precision == "fp8" and (ways.tensor > 1 or (ways.sharding != "none" and not _gathers_16_bit(scenario, ways))):
+        raise NotModelled(
+            "training.precision: fp8 over several GPUs is derived for replicas, and for engine fsdp with fsdp_version 2, which "
+            "gathers parameters in 16 bit (accelerate's plugin gathers them in FP8)"
+        )
     cut = ask.method in METHODS or (ask.method == "qlora" and ways.sharding == "fsdp" and is_flat(scenario))
     if ways.sharding != "none" and not cut:
         raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
@@ -117,6 +122,10 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
     require_modelled_training(one_rank(scenario, ways, architecture))
     if architecture.kind == "decoder":
         require_modelled(architecture, eager=ask.attention == "eager")
+
+
+def _gathers_16_bit(scenario: Scenario, ways: Ways) -> bool:
+    return scenario.engine == "fsdp" and ways.sharding == "fsdp" and not is_flat(scenario)
 
 
 def _rank_answer(

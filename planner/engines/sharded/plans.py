@@ -28,8 +28,8 @@ from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Scenario
 
-COMPUTED_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 2, "amp-fp16": 2}
-KEPT_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 4, "amp-fp16": 4}
+COMPUTED_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 2, "amp-fp16": 2, "fp8": 2}
+KEPT_BYTES = {"fp32": 4, "bf16": 2, "amp-bf16": 4, "amp-fp16": 4, "fp8": 2}
 """Bytes of a parameter as it is computed with, and as the rank keeps it."""
 
 
@@ -120,6 +120,8 @@ def fsdp_policy(scenario: Scenario, ranks: int) -> Policy:
     ask = scenario.training
     options, plain = ask.engine_options, scenario.engine == "fsdp"
     computed, kept = COMPUTED_BYTES[ask.precision], KEPT_BYTES[ask.precision]
+    if ask.precision == "fp8":
+        kept = PLAIN_BYTES[scenario.weights]
     reduced = {"fp32": 4, "bf16": 2}.get(str(options.get("reduce_dtype")), 4 if plain and computed != kept else computed)
     accumulates = "" if ask.gradient_accumulation == 1 else "shards" if plain else "whole"
     adapters = adapter_dtype_bytes(ask, computed)
