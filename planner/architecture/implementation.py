@@ -26,7 +26,8 @@ class Implementation:
     """One family's way of writing its blocks.
 
     ``norm`` (and ``qk_norm`` where it is another): see :mod:`planner.components.norms`; ``placement``: norms before a mixer,
-    after it, after the sum with the residual (``after``), both, or before it with the norm's result as the residual;
+    after it, after the sum with the residual (``after``), both, or before it with the norm's result as the residual
+    (``recurrent_placement``: in layers with a recurrent mixer, where that is another);
     ``norms_first``: a parallel layer computes both norms before its mixers; ``normed_after_rotation``: queries and keys are
     normed after they are rotated; ``norms_values``: values are normed too, without a weight.
 
@@ -67,6 +68,7 @@ class Implementation:
     qk_norm: NormVariant | None = None
     normed_after_rotation: bool = False
     placement: Placement = "pre"
+    recurrent_placement: Placement | None = None
     rotary: RotaryStyle = "halves"
     attention: AttentionCode = "sdpa"
     indexer_rotary: RotaryStyle = "halves"
@@ -185,6 +187,7 @@ WRITTEN: dict[str, Implementation] = {
     "cohere": Implementation(norm="centred", rotary="pairs_wide"),
     **dict.fromkeys(("cohere2", "cohere2_moe"), Implementation(norm="centred", rotary="pairs_wide")),
     "olmo": Implementation(norm="wide"),
+    "olmo_hybrid": Implementation(norm="wide", placement="post", recurrent_placement="pre", rotary="wide"),
     "gemma2": Implementation(norm="added", placement="sandwich", attention="eager"),
     "gemma3_text": GEMMA,
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), GEMMA4),

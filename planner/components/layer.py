@@ -274,6 +274,9 @@ def _channel_forward(g: Graph, mixer: ChannelMixer, source: str, target: str) ->
 def _forward(g: Graph, layer: Layer) -> None:
     """``x`` to ``y``; ``x`` stays, its owner frees it."""
     _name_shared(g, layer)
+    placement = g.run.code.recurrent_placement
+    if placement is not None and any(isinstance(mixer, Recurrent) for mixer in layer.sequence):
+        g.run = replace(g.run, code=replace(g.run.code, placement=placement))
     if streams_of(layer) > 1:
         hyper_layer(g, layer)
     elif is_side_by_side(layer):

@@ -27,6 +27,9 @@ MODELS = {
     "xglm, bounded scores": ("long", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
     "xglm, trained": ("full", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
+    "olmo_hybrid, delta nets with projections of their own": (
+        "full", SMALL | {"model_type": "olmo_hybrid", "num_key_value_heads": 8, "layer_types": ["linear_attention", "full_attention"]},
+    ),
     "hunyuan_v1_moe, a router that is a linear": (
         "lora", SMALL | EXPERTS | {"model_type": "hunyuan_v1_moe", "head_dim": 32, "moe_topk": 2, "num_key_value_heads": 2},
     ),

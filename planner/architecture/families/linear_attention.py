@@ -97,10 +97,11 @@ def olmo_hybrid(config: Config) -> Architecture:
         projections = tuple(weight for name, width in widths.items() for weight in linear(f"linear_attn.{name}", width, hidden))
         return gated_delta_net(filled, projections=projections, path="linear_attn", norm="o_norm", output="o_proj")
 
+    rotary = config.mapping("rope_parameters").get("rope_theta", 0) is not None  # null in the published config: no positions
     built = hybrid(
         config,
         types,
-        {FULL: lambda: attention(config, qkv_bias=bias, output_bias=bias, qk_norm="full_width"), LINEAR: delta},
+        {FULL: lambda: attention(config, qkv_bias=bias, output_bias=bias, qk_norm="full_width", rotary=rotary), LINEAR: delta},
         {DENSE: lambda: mlp(config)},
         norms={FULL: ("post_attention_layernorm", "post_feedforward_layernorm"), LINEAR: PRE},
     )

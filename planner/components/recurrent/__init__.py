@@ -26,8 +26,6 @@ def unmodelled_recurrent(mixer: Recurrent) -> str:
     """Why a mixer has no closed form, in words; empty when it has."""
     if mixer.kind not in FORWARDS:
         return f"{mixer.kind} mixers"
-    if mixer.kind == "gated_delta_net" and not any("in_proj_qkv" in weight.name for weight in mixer.weights):
-        return "delta nets with projections of their own"
     return ""
 
 

@@ -19,6 +19,7 @@ from planner.components.recurrent.states import RECURRENT_STATE, recurrent_state
 from planner.components.rules import broadcast, passed_on, power, weighted
 from planner.components.run import FP32_BYTES
 from planner.components.tape import Size
+from planner.modelled import NotModelled
 
 CHUNK_TOKENS = 64
 """Default of the function's ``chunk_size``; the models don't set another."""
@@ -33,9 +34,13 @@ def delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> N
 def _delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> None:
     run, weights = g.run, modules(mixer)
     steps = bool(run.past_tokens) and run.sequence == 1
-    _project(g, mixer, source, weights)
+    apart = "g_proj" in weights
+    (_project_apart if apart else _project)(g, mixer, source, weights)
     causal_convolution(g, mixer, "mixed", "q k v")
     g.free("q k v", "k part", "q part", "v part")
+    if apart:
+        linear(g, "beta part", source, run.rows(mixer.num_heads), weights["b_proj"])
+        linear(g, "decay part", source, run.rows(mixer.num_heads), weights["a_proj"])
     keys = run.rows(mixer.num_groups * mixer.state_dim)
     g.parts("mixed", {"q in": keys, "k in": keys, "v in": run.rows(mixer.inner_dim)})
     small = Size(batch=run.batch, sequence=run.sequence, heads=mixer.num_heads, bytes=run.dtype_bytes)
@@ -45,8 +50,10 @@ def _delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> 
     (_step if steps else _chunks)(g, mixer)
     if run.cached and not steps:
         g.hold(RECURRENT_STATE, recurrent_state(mixer, run), "recurrent_state")
-    _gated_norm(g, mixer, weights.get("norm", ()))
-    linear(g, target, "gated", run.hidden(), weights["out_proj"])
+    if apart:
+        linear(g, "z", source, run.rows(mixer.inner_dim), weights["g_proj"])
+    _gated_norm(g, mixer, weights.get("norm", weights.get("o_norm", ())))
+    linear(g, target, "gated", run.hidden(), weights["o_proj" if apart else "out_proj"])
     g.free("gated", "projected", "z", "q in", "k in", "v in", "mixed", "state new", "beta", "log decay")
     g.free("b and a", "beta part", "decay part")
 
@@ -70,6 +77,18 @@ def _project(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tupl
     for name in ("q part", "k part"):
         g.make(name, run.rows(keys), ("projected",))
     g.make("q k v", run.rows(mixer.conv_channels), ("q part", "k part", "v part"), (), passed_on)
+
+
+def _project_apart(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tuple[Weight, ...]]) -> None:
+    """Queries, keys and values by a linear each, laid together for the convolution (OLMo Hybrid)."""
+    if g.run.autocast:
+        raise NotModelled("training.precision: delta nets with projections of their own under autocast have no closed form yet")
+    keys = g.run.rows(mixer.num_groups * mixer.state_dim)
+    parts = {"q part": keys, "k part": keys, "v part": g.run.rows(mixer.inner_dim)}
+    for name, size in parts.items():
+        linear(g, name, source, size, weights[f"{name[0]}_proj"])
+    g.make("q k v", g.run.rows(mixer.conv_channels), tuple(parts), (), passed_on)
+    g.free(*parts)
 
 
 def _inputs(g: Graph, mixer: Recurrent) -> None:
