@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, QPoint, Qt, Slot
@@ -72,16 +73,24 @@ class Guide(QObject):
 
         enabled = ((path, action) for path, action in self._actions() if action.isEnabled())
         return [
-            Command(action.text().replace("&", ""), " · ".join(filter(None, (path, _keys(action)))), action.trigger)
+            Command(
+                action.text().replace("&", ""), " · ".join(filter(None, (path, _keys(action)))), action.trigger, action.statusTip()
+            )
             for path, action in enabled
         ]  # fmt: skip
 
     def _fields(self) -> list[Command]:
         from gui.palette import Command  # noqa: PLC0415  as above
 
-        form = self._window.form
-        reachable = (field for field in form.fields.values() if field.parentWidget().isVisibleTo(form))
-        return [Command(tr(field.spec.label).replace("&", ""), tr("field"), field.focus_editor) for field in reachable]
+        form, scenario = self._window.form, self._window.context.state.scenario
+        specs = (field.spec for field in form.fields.values() if field.spec.suits(scenario))
+        return [
+            Command(
+                tr(spec.label).replace("&", ""), tr("{} field").format(tr(spec.section)), partial(form.go_to, spec.path),
+                f"{spec.path} {tr(spec.tip)}",
+            )
+            for spec in specs
+        ]  # fmt: skip
 
     def _actions(self) -> list[tuple[str, QAction]]:
         """The actions of all menus, each with the name of its menu."""

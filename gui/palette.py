@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 
 from gui.cells import Index
 from gui.text import RIGHT, width_of, write
-from gui.theme import SMALL, theme
+from gui.theme import SMALL, set_role, theme
 from gui.translate import tr
 
 _SIZE, _ROW, _PADDING = QSize(560, 380), 28, 10
@@ -32,18 +32,19 @@ _MOVES = (Qt.Key.Key_Up, Qt.Key.Key_Down, Qt.Key.Key_PageUp, Qt.Key.Key_PageDown
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What can be run: its name, a note at the right (menu, shortcut), and what it does."""
+    """What can be run: its name, a note at the right (menu, shortcut), and what it does. ``words``: what else it is found by."""
 
     name: str
     note: str
     run: Callable[[], object]
+    words: str = ""
 
 
 def matching(commands: Sequence[Command], typed: str) -> list[Command]:
-    """Commands that have every word typed, those whose name begins with it first; the order stays otherwise."""
-    words = typed.lower().split()
-    found = [one for one in commands if all(word in f"{one.name} {one.note}".lower() for word in words)]
-    return sorted(found, key=lambda one: not one.name.lower().startswith(typed.lower().strip()))
+    """Commands that have every word typed: first those whose name begins with what is typed, then those whose name has it."""
+    words, whole = typed.lower().split(), typed.lower().strip()
+    found = [one for one in commands if all(word in f"{one.name} {one.note} {one.words}".lower() for word in words)]
+    return sorted(found, key=lambda one: (not one.name.lower().startswith(whole), whole not in one.name.lower()))
 
 
 class Palette(QDialog):
@@ -55,6 +56,7 @@ class Palette(QDialog):
         self.field = QLineEdit(placeholderText=tr("Command, field or example"))
         self.list = QListWidget()
         self.setAccessibleName(tr("Command palette"))
+        set_role(self, "popup")
         self.field.setAccessibleName(tr("Find a command"))
         self.list.setAccessibleName(tr("Commands found"))
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
@@ -81,7 +83,8 @@ class Palette(QDialog):
     @property
     def shown(self) -> list[str]:
         """The names that are listed."""
-        return [self.list.item(row).text() for row in range(self.list.count())]
+        rows = (self.list.item(row) for row in range(self.list.count()))
+        return [item.text() for item in rows if item.data(_RUN) is not None]
 
     @Slot(str)
     def _narrow(self, typed: str) -> None:
@@ -90,12 +93,15 @@ class Palette(QDialog):
             item = QListWidgetItem(command.name, self.list)
             item.setData(_NOTE, command.note)
             item.setData(_RUN, command)
+        if not self.list.count():
+            item = QListWidgetItem(tr("Nothing here is called that"), self.list)
+            item.setFlags(Qt.ItemFlag.NoItemFlags)
         self.list.setCurrentRow(0)
 
     @Slot()
     def _run(self) -> None:
         item = self.list.currentItem()
-        if item is None:
+        if item is None or item.data(_RUN) is None:
             return
         self.close()
         item.data(_RUN).run()
@@ -117,4 +123,5 @@ class _Delegate(QStyledItemDelegate):
         note = str(index.data(_NOTE) or "")
         write(painter, room, note, theme().colour("muted"), SMALL, align=RIGHT)
         taken = int(width_of(note, SMALL)) + _PADDING
-        write(painter, room.adjusted(0, 0, -taken, 0), str(index.data()), theme().colour("text"))
+        ink = theme().colour("text" if index.data(_RUN) is not None else "muted")
+        write(painter, room.adjusted(0, 0, -taken, 0), str(index.data()), ink)

@@ -10,6 +10,7 @@ _ICONS = Path(__file__).parent / "icons"
 _SHEET = """
 QToolTip { color: @text; background: @surface; border: 1px solid @border; padding: 4px 6px; }
 QMainWindow, QDialog { background: @window; }
+QDialog[role="popup"] { border: 1px solid @muted; }
 QMenuBar { background: @window; padding: 2px 6px; }
 QMenuBar::item { padding: 4px 8px; border-radius: 4px; background: transparent; }
 QMenuBar::item:selected { background: @accent_soft; }

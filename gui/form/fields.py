@@ -126,6 +126,19 @@ def _names() -> Editor:
     return NamesField()
 
 
+def _cards() -> Editor:
+    return _alike(NamesField())
+
+
+def _lengths() -> Editor:
+    return _alike(NumbersField())
+
+
+def _alike(field: NamesField) -> Editor:
+    field.setPlaceholderText(tr("all alike"))
+    return field
+
+
 def _modules() -> Editor:
     return ModulesField()
 
@@ -187,7 +200,7 @@ _NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("training.lora.rslora", "rsLoRA", "Scale by the root of the rank. It changes no size.", "Workload", _on_off, "training", advanced=True, when=_low_rank),
     FieldSpec("training.lora.alpha", "LoRA alpha", "Scale of the adapters; empty: twice the rank. It changes no size.", "Workload", _count, "training", advanced=True, when=_low_rank),
     FieldSpec("training.data", "Arrangement", "How examples become rows: padded, packed, or one after the other in one row.", "Workload", _choices(*ARRANGEMENTS), "training", advanced=True),
-    FieldSpec("training.lengths", "Lengths", "Tokens of a sample of examples where they differ, parted by commas.", "Workload", NumbersField, "training", advanced=True),
+    FieldSpec("training.lengths", "Lengths", "Tokens of a sample of examples where they differ, parted by commas.", "Workload", _lengths, "training", advanced=True),
     FieldSpec("training.gradient_accumulation", "Accumulation", "Micro-batches before each optimizer step.", "Workload", _count, "training", advanced=True),
     FieldSpec("training.loss", "Loss", "Default upcasts all logits to fp32; chunked and fused do not.", "Workload", _choices(*LOSSES), "training", advanced=True),
     FieldSpec("inference.engine", "&Engine", "The framework that runs the model.", "Engine", _choices(*INFERENCE_ENGINES), "inference"),
@@ -202,7 +215,7 @@ _NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("inference.speculation.tokens", "Proposed", "Tokens proposed in each step.", "Engine", _count, "inference", advanced=True, when=_speculates),
     FieldSpec("inference.speculation.draft_parameters", "Draft size", "Parameters of the draft model.", "Engine", _count, "inference", advanced=True, when=_speculates),
     FieldSpec("inference.adapters.count", "LoRA slots", "Adapters served beside each other; 0 for none.", "Engine", _none_or_count, "inference", advanced=True),
-    FieldSpec("inference.adapters.rank", "Their rank", "Rank that each slot has room for.", "Engine", _count, "inference", advanced=True),
+    FieldSpec("inference.adapters.rank", "Slot rank", "Rank that each LoRA slot has room for.", "Engine", _count, "inference", advanced=True),
     FieldSpec("inference.conversation.turns", "Turns", "Questions and answers of a dialogue.", "Workload", _count, "inference", advanced=True),
     FieldSpec("inference.conversation.history", "History", "What stays in the context from one turn to the next.", "Workload", _choices(*HISTORIES), "inference", advanced=True, when=_talks),
     FieldSpec("inference.conversation.kept_tokens", "Kept tokens", "Tokens that stand for the history where it is not kept.", "Workload", _none_or_count, "inference", advanced=True, when=_talks),
@@ -223,6 +236,7 @@ _NAMED: tuple[FieldSpec, ...] = (
     FieldSpec("offload.kv_cache", "Offload KV", "Share of the KV cache, 0 to 1, that is kept off the GPU.", "Parallelism", _share, "inference", advanced=True),
     FieldSpec("offload.optimizer", "Offload optim.", "Share of the optimizer's state, 0 to 1, that is kept off the GPU.", "Parallelism", _share, "training", advanced=True),
     FieldSpec("offload.to", "Offload to", "Where it is kept.", "Parallelism", _choices(*OFFLOAD_TARGETS), advanced=True),
+    FieldSpec("hardware.cards", "Cards", "Cards that differ, each by its name, parted by commas, in the order of devices; empty: all alike.", "Hardware", _cards, advanced=True),
     FieldSpec("hardware.capacity_bytes", "Capacity, GiB", "Memory of one GPU, for a budget or a modified card; empty: the catalog's.", "Hardware", _size, advanced=True),
 )  # fmt: skip
 _PLACES: dict[str, Section] = {

@@ -27,6 +27,7 @@ class NumberField(QAbstractSpinBox):
         self._doubles, self._least = doubles, least
         self._default = 1
         self.setFocusPolicy(BY_KEY_OR_CLICK)
+        self.lineEdit().setPlaceholderText(tr("not set"))
         self._restyle_figures()
         theme().changed.connect(self._restyle_figures)
         self.setCorrectionMode(QAbstractSpinBox.CorrectionMode.CorrectToPreviousValue)
@@ -47,6 +48,8 @@ class NumberField(QAbstractSpinBox):
         if isinstance(value, int):
             self._default = value
             self.lineEdit().setPlaceholderText(tr("{}  (default)").format(value))
+        elif value is None:
+            self.lineEdit().setPlaceholderText(tr("not set"))
 
     def set_placeholder(self, value: object) -> None:
         """What an empty field stands for, in few words."""

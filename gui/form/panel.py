@@ -46,6 +46,7 @@ class FormPanel(QScrollArea):
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text=tr("Advanced"), checkable=True, checked=advanced)
         self._groups: list[tuple[FieldSpec, QWidget]] = []
+        self._folded_headings: list[QLabel] = []
         self._build()
         self._connect()
         self._show_scenario(state.scenario)
@@ -57,6 +58,13 @@ class FormPanel(QScrollArea):
     def advanced(self) -> bool:
         """Whether the seldom-used fields are unfolded."""
         return self._fold.isChecked()
+
+    def go_to(self, path: str) -> None:
+        """Put the keyboard into the field at ``path``, unfolding what it is folded under."""
+        field = self.fields[path]
+        self._fold.setChecked(self._fold.isChecked() or field.spec.advanced)
+        self.ensureWidgetVisible(field)
+        field.focus_editor()
 
     def _build(self) -> None:
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -124,7 +132,20 @@ class FormPanel(QScrollArea):
         self._fold.setAccessibleName(tr("Advanced fields"))
         column.addSpacing(4)
         column.addWidget(self._fold)
-        self._add_groups(column, sorted((spec for spec in FIELDS if spec.advanced), key=lambda spec: spec.task or "~"))
+        for section in SECTIONS:
+            specs = sorted(
+                (spec for spec in FIELDS if spec.advanced and spec.section == section), key=lambda spec: spec.task or "~"
+            )
+            if specs:
+                self._add_folded_heading(column, section)
+                self._add_groups(column, specs)
+
+    def _add_folded_heading(self, column: QVBoxLayout, section: Section) -> None:
+        """Folded fields stand under the same headings as the others; of each section some are there in every task."""
+        heading = QLabel(tr(section))
+        set_role(heading, "small")
+        column.addWidget(heading)
+        self._folded_headings.append(heading)
 
     def _connect(self) -> None:
         for field in self.fields.values():
@@ -182,6 +203,7 @@ class FormPanel(QScrollArea):
         """Show the fields of the task at hand, and the folded ones when unfolded."""
         scenario, unfolded = self._state.scenario, self._fold.isChecked()
         shown = [(spec.suits(scenario) and (unfolded or not spec.advanced), group) for spec, group in self._groups]
+        shown += [(unfolded, heading) for heading in self._folded_headings]
         changed = [(wanted, group) for wanted, group in shown if group.isHidden() == wanted]
         if not changed:
             return

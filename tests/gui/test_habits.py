@@ -261,6 +261,23 @@ def test_the_palette_finds_and_runs_with_the_keyboard_alone(window, qtbot):
     QTest.keyClick(palette.field, Qt.Key.Key_Escape)
 
 
+def test_the_palette_goes_to_folded_fields_by_the_names_of_the_file_too_and_says_when_there_is_none(window, qtbot):
+    window.activateWindow()
+    qtbot.waitActive(window)
+    palette = window.guide.open_palette()
+    QTest.keyClicks(palette.field, "kv_cache")
+    assert palette.shown[0] == "KV cache"
+    QTest.keyClick(palette.field, Qt.Key.Key_Return)
+    assert window.focusWidget() is window.form.fields["inference.kv_cache"].editor
+    assert not window.focusWidget().visibleRegion().isEmpty()
+    palette = window.guide.open_palette()
+    QTest.keyClicks(palette.field, "no such thing")
+    assert palette.shown == []
+    assert palette.list.item(0).text().startswith("Nothing")
+    QTest.keyClick(palette.field, Qt.Key.Key_Return)
+    QTest.keyClick(palette.field, Qt.Key.Key_Escape)
+
+
 @pytest.mark.parametrize("name", [tab.name for tab in TABS])
 def test_every_tab_has_a_page_of_help(window, name):
     window.show_tab(name)
