@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command, model_name, model_notes, shell_line
-from planner.engines import sglang as sglang_engine
 from planner.engines import tensorrt_llm as tensorrt_llm_engine
 from planner.engines import tgi as tgi_engine
+from planner.engines.sglang import releases as sglang_releases
 from planner.engines.vllm import versions as vllm_versions
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from planner.scenario import Scenario
 
 Options = list[tuple[str, object]]
-VERSIONS = {"vllm": vllm_versions.DEFAULT_VERSION, "sglang": sglang_engine.VERSION, "tensorrt-llm": tensorrt_llm_engine.VERSION,
-            "tgi": tgi_engine.VERSION}  # fmt: skip
+VERSIONS = {
+    "vllm": vllm_versions.DEFAULT_VERSION, "sglang": sglang_releases.DEFAULT_VERSION,
+    "tensorrt-llm": tensorrt_llm_engine.VERSION, "tgi": tgi_engine.VERSION,
+}  # fmt: skip
 """Releases that predictions are made for; ``engine_options.version`` of the plan goes before."""
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -89,11 +91,22 @@ def sglang(scenario: Scenario) -> tuple[Command, ...]:
         ("--dp-size", _ways(spread.data)),
         ("--ep-size", _ways(spread.expert)),
         ("--disable-cuda-graph", set_options.get("disable_cuda_graph")),
-        ("--cuda-graph-max-bs", set_options.get("cuda_graph_max_bs")),
+        (_largest_captured(set_options.get("version")), set_options.get("cuda_graph_max_bs")),
+        ("--page-size", set_options.get("page_size")),
+        ("--max-total-tokens", set_options.get("max_total_tokens")),
+        ("--swa-full-tokens-ratio", set_options.get("swa_full_tokens_ratio")),
+        ("--mamba-full-memory-ratio", set_options.get("mamba_full_memory_ratio")),
+        ("--max-mamba-cache-size", set_options.get("max_mamba_cache_size")),
         *_nodes(scenario, "--nnodes", notes),
     ]
     _offload_notes(scenario, notes)
     return (_served("sglang", "SGLang server", ("python", "-m", "sglang.launch_server"), options, scenario, notes),)
+
+
+def _largest_captured(version: object) -> str:
+    """The flag that names the largest captured batch: of decoding alone since prefills are captured by their lengths."""
+    renamed = sglang_releases.version_of(version) >= sglang_releases.GRAPH_FLAGS_SINCE
+    return "--cuda-graph-max-bs-decode" if renamed else "--cuda-graph-max-bs"
 
 
 def tensorrt_llm(scenario: Scenario) -> tuple[Command, ...]:

@@ -11,7 +11,7 @@ Answer = Callable[..., Footprint]
 """(scenario, architecture, fmt, gpu, machine, capacity_bytes, notes) → the footprint."""
 SERVED = {
     "vllm": ("planner.engines.vllm.answer", "vllm_answer"),
-    "sglang": ("planner.engines.sglang", "sglang_answer"),
+    "sglang": ("planner.engines.sglang.answer", "sglang_answer"),
     "tensorrt-llm": ("planner.engines.tensorrt_llm", "tensorrt_llm_answer"),
     "tgi": ("planner.engines.tgi", "tgi_answer"),
 }

@@ -7,6 +7,7 @@ the rest. It fits when the pool holds a sequence of the greatest length it accep
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from planner.architecture.counts import parameter_count as counted_parameters
 from planner.architecture.layers import Architecture
@@ -250,9 +251,7 @@ def _verdict(scenario: Scenario, server: Server) -> tuple[Verdict, list[str]]:
         return "does_not_fit", reasons
     pool = server.pool
     poorer = largest(0, pool.blocks - -(-server.uncertainty_bytes // max(1, pool.block_bytes)))
-    return ("tight" if _shortfalls(scenario, server, Pool(pool.groups, pool.block_bytes, poorer)) else "fits"), _waiting(
-        scenario, server
-    )
+    return ("tight" if _shortfalls(scenario, server, replace(pool, blocks=poorer)) else "fits"), _waiting(scenario, server)
 
 
 def _waiting(scenario: Scenario, server: Server) -> list[str]:
@@ -300,7 +299,7 @@ def _gpus(scenario: Scenario, server: Server, machine: Overheads, capacity: int)
     found: list[GpuFootprint] = []
     for _ in range(scenario.parallel.data):
         for rank, pool in zip(server.ranks, server.pools, strict=True):
-            phases = _phases(rank, Pool(pool.groups, pool.block_bytes, server.pool.blocks), machine)
+            phases = _phases(rank, replace(pool, blocks=server.pool.blocks), machine)
             found += [GpuFootprint(len(found) + index, capacity, phases) for index in range(scenario.parallel.tensor)]
     return tuple(found)
 

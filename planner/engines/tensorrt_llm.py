@@ -12,7 +12,7 @@ from planner.engines.refusals import refuse_chunks
 from planner.engines.served_weights import running
 from planner.engines.serving import RankMemory, serving_footprint
 from planner.engines.shares import share_of
-from planner.engines.token_pool import Rules, flat_server, set_up
+from planner.engines.token_pool import Rules, flat_fill, flat_server, set_up
 from planner.faults import Faults
 from planner.footprint import Footprint
 from planner.formats import Format
@@ -61,10 +61,13 @@ def tensorrt_llm_answer(
     def room(rank: RankMemory) -> int:
         return share_of(largest(0, capacity - machine.context_bytes - rank.fixed_bytes), fraction)
 
+    fill = flat_fill(
+        room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS), most_tokens=None,
+        states=_integer(options.get("max_batch_size"), scenario.inference.batch),
+    )  # fmt: skip
     server = flat_server(
-        scenario, setup, room=room, page_tokens=_integer(options.get("tokens_per_block"), BLOCK_TOKENS),
-        max_requests=_integer(options.get("max_batch_size"), REQUESTS), step_tokens=tokens, most_tokens=None,
-        states=_integer(options.get("max_batch_size"), scenario.inference.batch), states_by_batch="max_batch_size" not in options,
+        scenario, setup, fill=fill, max_requests=_integer(options.get("max_batch_size"), REQUESTS), step_tokens=tokens,
+        states_by_batch="max_batch_size" not in options,
         because=f"TensorRT-LLM {VERSION} _cal_max_memory: (total − peak) · free_gpu_memory_fraction", log=_log,
     )  # fmt: skip
     taken += [] if given else [f"inference.engine_options.free_gpu_memory_fraction: {FRACTION} by default"]

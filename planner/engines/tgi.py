@@ -15,7 +15,7 @@ from planner.engines.served_weights import has_latent, running, value_bytes, wit
 from planner.engines.serving import RankMemory, serving_footprint
 from planner.engines.shares import share_of
 from planner.engines.tgi_launcher import FLASH_DECODING_BLOCK, FLASHINFER_BLOCK, block_tokens, prefill_tokens
-from planner.engines.token_pool import Rules, Setup, flat_server, set_up
+from planner.engines.token_pool import Rules, Setup, flat_fill, flat_server, set_up
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint
 from planner.formats import Format
@@ -88,9 +88,10 @@ def tgi_answer(
     if "max_batch_prefill_tokens" not in options:
         taken = f"inference.engine_options.max_batch_prefill_tokens: {step}, as the launcher settles it for this model and card"
         notes = (*notes, taken)
+    most = _integer(options.get("max_batch_total_tokens"), 0) or None
     server = flat_server(
-        scenario, setup, room=room, page_tokens=page, max_requests=_integer(options.get("max_batch_size"), 1 << 20),
-        step_tokens=tokens, most_tokens=_integer(options.get("max_batch_total_tokens"), 0) or None, states=0,
+        scenario, setup, fill=flat_fill(room, page_tokens=page, most_tokens=most, states=0),
+        max_requests=_integer(options.get("max_batch_size"), 1 << 20), step_tokens=tokens,
         because=f"TGI {VERSION} warmup: total · cuda_memory_fraction · {WIGGLE_ROOM} − what the largest prefill left", log=_log,
         lowers_limit=scenario.inference.max_model_len is None,
     )  # fmt: skip

@@ -95,9 +95,23 @@ class Setup:
     state_bytes: tuple[int, ...]
     max_model_len: int
     notes: tuple[str, ...]
+    kind: CacheKind
+    beside: tuple[SequenceMixer, ...] = ()
+    """The layers of what proposes tokens, on the last stage."""
+    draft_bytes: int = 0
+    """Weights of what proposes tokens, counted among those of the last stage."""
     steps: tuple[Mapping[str, int], ...] = ()
     """What a step's activations are made of on each stage."""
     graph_sizes: int = 0
+
+
+@record
+class Filled:
+    """What a rank's room holds: the pool, recurrent states of ``states_bytes``, and so the requests that can run."""
+
+    pool: Pool
+    states_bytes: int = 0
+    most_requests: int | None = None
 
 
 def set_up(
@@ -144,7 +158,7 @@ def set_up(
         notes.append(f"speculation: {proposed}")
     return Setup(
         rules, architecture, stages, ranks, tuple(token for token, _ in cells), tuple(state for _, state in cells),
-        max_model_len, tuple(notes),
+        max_model_len, tuple(notes), kind, beside, draft_size,
         tuple(_step_values(architecture, stage, split, dtype_bytes, machine, step_tokens) for stage in stages), graph_sizes,
     )  # fmt: skip
 
@@ -245,50 +259,58 @@ def _step_values(
     }  # fmt: skip
 
 
+def flat_fill(
+    room: Callable[[RankMemory], int], *, page_tokens: int, most_tokens: int | None, states: int
+) -> Callable[[RankMemory, Setup], Filled]:
+    """Pages of ``page_tokens`` tokens for every layer alike, in what ``states`` sequences' states leave of ``room``."""
+
+    def fill(rank: RankMemory, setup: Setup) -> Filled:
+        token, held = setup.token_bytes[rank.stage], states * setup.state_bytes[rank.stage]
+        spec = PageSpec("full", page_tokens, page_tokens * token)
+        blocks = largest(0, room(rank) - held) // spec.page_bytes
+        if most_tokens is not None:
+            blocks = smallest(blocks, most_tokens // page_tokens)
+        return Filled(Pool((spec,), spec.page_bytes, blocks), held)
+
+    return fill
+
+
 def flat_server(
     scenario: Scenario,
     setup: Setup,
     *,
-    room: Callable[[RankMemory], int],
-    page_tokens: int,
+    fill: Callable[[RankMemory, Setup], Filled],
     max_requests: int,
     step_tokens: int,
-    most_tokens: int | None,
-    states: int,
     because: str,
     log: Callable[[RankMemory, Pool], tuple[str, ...]],
     states_by_batch: bool = False,
     lowers_limit: bool = True,
 ) -> Server:
-    """The server when ``room`` bytes of a rank are left for pages of ``page_tokens`` tokens and ``states`` sequences' states.
+    """The server whose ranks hold what ``fill`` puts into what is left of them.
 
     ``lowers_limit``: it starts with a pool shorter than its longest request too (SGLang ``tp_worker.py`` ``max_req_len``,
     TensorRT-LLM ``resource_manager.py``, TGI ``warmup`` where ``max_total_tokens`` is not given).
     """
-    pools: list[Pool] = []
-    layouts: list[Layout] = []
-    for rank, token, state in zip(setup.ranks, setup.token_bytes, setup.state_bytes, strict=True):
-        if not token:
-            raise NotModelled(f"{setup.rules.engine}: a model without attention keeps no pool of tokens")
-        spec = PageSpec("full", page_tokens, page_tokens * token)
-        blocks = largest(0, room(rank) - states * state) // spec.page_bytes
-        if most_tokens is not None:
-            blocks = smallest(blocks, most_tokens // page_tokens)
-        layouts.append(Layout((spec,), spec.page_bytes))
-        pools.append(Pool((spec,), spec.page_bytes, blocks))
-    ranks = tuple(replace(rank, states_bytes=states * state) for rank, state in zip(setup.ranks, setup.state_bytes, strict=True))
+    if not all(setup.token_bytes):
+        raise NotModelled(f"{setup.rules.engine}: a model without attention keeps no pool of tokens")
+    filled = [fill(rank, setup) for rank in setup.ranks]
+    pools = tuple(each.pool for each in filled)
+    ranks = tuple(replace(rank, states_bytes=each.states_bytes) for rank, each in zip(setup.ranks, filled, strict=True))
     first = ranks[0]
     version = f"{setup.rules.engine} {setup.rules.version}"
     terms = [
         *weight_terms(setup.stages, [rank.weights_bytes for rank in setup.ranks], setup.rules.source),
-        *(term for rank in ranks for term in _rank_terms(setup, rank, step_tokens, states, scenario)),
-        *pool_terms(pools, layouts[0], because),
+        *(term for rank in ranks for term in _rank_terms(setup, rank, step_tokens, scenario)),
+        *pool_terms(pools, Layout(pools[0].groups, pools[0].block_bytes), because),
     ]
+    running = [each.most_requests for each in filled if each.most_requests is not None]
     return Server(
-        ranks=ranks, pools=tuple(pools), max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
+        ranks=ranks, pools=pools, max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
         uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
         notes=(*setup.notes, _known_runs(setup.rules.engine)),
-        version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)), max_requests=max_requests,
+        version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)),
+        max_requests=min([max_requests, *running]),
         states_by_batch=states_by_batch and any(setup.state_bytes), lowers_limit=lowers_limit,
     )  # fmt: skip
 
@@ -305,7 +327,7 @@ def _known_runs(engine: str) -> str:
     return f"the error band is stated, not measured: recorded runs of {engine} that could be told apart: {rows or 'none'}"
 
 
-def _rank_terms(setup: Setup, rank: RankMemory, step_tokens: int, states: int, scenario: Scenario) -> list[Term]:
+def _rank_terms(setup: Setup, rank: RankMemory, step_tokens: int, scenario: Scenario) -> list[Term]:
     version, stage = f"{setup.rules.engine} {setup.rules.version}", rank.stage
     found = [
         Term(
@@ -320,7 +342,10 @@ def _rank_terms(setup: Setup, rank: RankMemory, step_tokens: int, states: int, s
         found.append(Term("cuda_graphs", "2 · sizes · graph_bytes", values, rank.graphs_bytes, "modelled", because))
     found += adapter_terms(stage, scenario, rank.adapters_bytes, f"{version}: slots are taken up front")
     if rank.states_bytes:
-        because = f"{version}: a slot for each sequence that may run"
-        values = {"stage": stage, "slots": states, "state_bytes": rank.states_bytes // states}
+        because, each = (
+            f"{version}: slots for sequences that may run, and what the engine keeps beside them",
+            setup.state_bytes[stage],
+        )
+        values = {"stage": stage, "slots": rank.states_bytes // each, "state_bytes": each}
         found.append(Term("recurrent_state", "slots · state_bytes", values, rank.states_bytes, "derived", because))
     return found + library_terms(stage, rank.libraries_bytes, "modelled", "NCCL communicators as published, A100 NVLink")

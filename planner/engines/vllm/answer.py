@@ -81,7 +81,7 @@ VENDORS = ("NVIDIA", "AMD", "Intel")
 NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
 """V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
 DECLARED_SINCE = (
-    ("modelopt", "fp8", (0, 14, 0)), ("modelopt", "nvfp4", (0, 24, 0)), ("compressed-tensors", "fp8", (0, 15, 0)),
+    ("modelopt", "fp8", (0, 14, 0)), ("modelopt", "nvfp4", (0, 24, 0)), ("compressed-tensors", "fp8", (0, 16, 0)),
 )  # fmt: skip
 """Since when ``--kv-cache-dtype auto`` takes what a checkpoint declares (``resolve_kv_cache_dtype_string``, ``Attention``)."""
 EXPERT_SLOTS_SINCE = (0, 11, 1)
@@ -360,7 +360,7 @@ def _server(
         )
 
     server = Server(
-        ranks=ranks, pools=pools, max_model_len=settings.max_model_len, scheduled_tokens=settings.batched_tokens,
+        ranks=ranks, pools=pools, max_model_len=settings.max_model_len, scheduled_tokens=settings.scheduled_tokens,
         uncertainty_bytes=band, terms=LaterSequence(terms), notes=tuple(_notes(scenario, architecture, plan)),
         version=f"vLLM {version}",
         log=log, tokens_by_concurrency=settings.release.tokens_by_concurrency, max_requests=settings.sequences,

@@ -37,6 +37,8 @@ HYBRID_SINCE, HYBRID_CHUNKS_SINCE = (0, 9, 1), (0, 14, 0)
 (``VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE`` is on by default). Before, every layer caches as if it saw everything."""
 SWAP_GIB = 4.0
 """Pinned for each GPU before V1, which recomputes what it preempts (0.6.4 ``config.py`` ``CacheConfig``)."""
+IN_FLIGHT_SINCE = (0, 26, 0)
+"""The first release read that keeps blocks behind a window until every step in flight is done (``max_in_flight_tokens``)."""
 STATES_CACHED_SINCE = (0, 33, 0)
 """The first release read in which hybrid models cache prefixes by default; 0.24.0 does not."""
 
@@ -58,6 +60,13 @@ class Settings:
     multiprocessors: int
     kv_bytes: int | None
     swap_bytes: int = 0
+    steps_in_flight: int = 1
+    """Steps that are scheduled ahead of what is done: one for each pipeline stage and one more, as scheduling is asynchronous."""
+
+    @property
+    def scheduled_tokens(self) -> int:
+        """Tokens of a sequence that may be scheduled and not done, so that their window is kept (``SlidingWindowSpec``)."""
+        return self.batched_tokens * self.steps_in_flight
 
     @property
     def expanded_tokens(self) -> int:
@@ -109,6 +118,7 @@ def settings_of(
         multiprocessors=sms,
         kv_bytes=_optional(options, "kv_cache_memory_bytes"),
         swap_bytes=int(_fraction(options, "swap_space", SWAP_GIB) * GIB) if version < V1_SINCE else 0,
+        steps_in_flight=scenario.parallel.pipeline + 1 if version >= IN_FLIGHT_SINCE else 1,
     )
     for name, value in (("max_num_batched_tokens", chosen_batched), ("max_num_seqs", chosen_sequences)):
         if name not in options:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from planner.architecture import read_config
 from planner.engines.paged import PageSpec, Pool
-from planner.engines.sglang import default_permille, tower_share
+from planner.engines.sglang.settings import default_permille, tower_share
 from planner.engines.shares import share_of
 from planner.faults import Faults
 from planner.footprint import HOST, OUTSIDE_ALLOCATED, Footprint
@@ -562,7 +562,8 @@ def test_limits_agree_with_the_verdict(engine):
 
     SGLang and TensorRT-LLM start with a pool shorter than their longest request, and refuse such requests instead.
     """
-    alone = footprint(engine=engine, hardware={"gpu": "L4"}, max_model_len=131072, prompt_tokens=1024)
+    narrow = {"chunked_prefill_size": 2048} if engine == "sglang" else {}
+    alone = footprint(engine=engine, hardware={"gpu": "L4"}, max_model_len=131072, prompt_tokens=1024, engine_options=narrow)
     starts = engine in ("sglang", "tensorrt-llm")
     assert (alone.verdict != "does_not_fit", alone.limits["max_batch"] > 0) == (starts, starts)
     assert starts == any("longer requests are refused" in note for note in alone.notes)
