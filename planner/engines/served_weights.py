@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from planner.architecture.counts import parameter_count as counted_parameters
 from planner.architecture.layers import Architecture, LatentAttention, SequenceMixer
+from planner.engines.eagle import head_mixers, head_parameters
 from planner.faults import Fault, Faults
 from planner.formats import Format, resolve_format, weight_bytes
 from planner.formats.storage import DTYPE_BITS
@@ -97,12 +98,16 @@ def draft_bytes(
         if not architecture.unbuilt:
             raise Faults([Fault("inference.speculation.method", "the model has no multi-token-prediction modules; use ngram")])
         return _prediction_bytes(architecture, fmt, tensor), "the checkpoint's multi-token-prediction modules, in its format"
+    if draft is not None and ask.method == "eagle":
+        held = head_parameters(ask.draft or {}, draft, architecture, tensor)
+        return held * dtype_bytes, f"an EAGLE head of {held} parameters on each rank, which reads the model's embedding"
     if draft is not None:
         return parameter_count(draft) * dtype_bytes // tensor, f"a draft model of {parameter_count(draft)} parameters"
     parameters = ask.draft_parameters
     if parameters is None:
         raise Faults([Fault("inference.speculation.draft_parameters", f"method {ask.method} needs the draft's size")])
-    return parameters * dtype_bytes // tensor, f"a draft of {parameters} parameters, its cache not counted"
+    cached = "its cache that of one layer like the model's" if ask.method == "eagle" else "its cache not counted"
+    return parameters * dtype_bytes // tensor, f"a draft of {parameters} parameters, {cached}"
 
 
 @remember_by_identity(64)
@@ -123,6 +128,8 @@ def _prediction_bytes(architecture: Architecture, fmt: Format, tensor: int) -> i
 def proposing_mixers(architecture: Architecture, scenario: Scenario, draft: Architecture | None) -> tuple[SequenceMixer, ...]:
     """The layers of what proposes tokens that keep a cache of their own."""
     method = scenario.inference.speculation.method
+    if method == "eagle":
+        return head_mixers(draft, architecture)
     stacks = architecture.unbuilt if method == "mtp" else (draft.decoder,) if draft is not None and method == "draft" else ()
     return tuple(mixer for stack in stacks for layer in stack.layers for mixer in layer.sequence)
 
