@@ -37,8 +37,9 @@ class Implementation:
 
     ``attention``: what the class runs when nothing else is asked; ``eager_upcasts``: its eager softmax is in fp32; ``sinks``:
     those that a mixer has are a column beside its scores, or scale what it attended to by their log-sum-exp;
-    ``subtracts_largest``: eager scores lose their largest before the softmax, sinks or not; ``scales_values``: values are
-    multiplied before they are cached; ``projects_first``: queries, keys and values are projected before any is normed; ``masked``:
+    ``subtracts_largest``: eager scores lose their largest before the softmax, sinks or not; ``gate``: of
+    attention's output, by a linear of the layer's input, where there is one; ``scales_values``: values are multiplied before
+    they are cached; ``projects_first``: queries, keys and values are projected before any is normed; ``masked``:
     it passes a mask even where ``is_causal`` would do; ``repeats_keys``: keys are copied for every query head under a mask;
     ``skips_shared``: layers that read other layers' caches see only the tokens whose logits are kept.
 
@@ -77,6 +78,7 @@ class Implementation:
     sinks: Literal["column", "scale"] = "column"
     subtracts_largest: bool = False
     scales_values: bool = False
+    gate: Literal["sigmoid", "softplus"] = "sigmoid"
     projects_first: bool = False
     masked: bool = False
     repeats_keys: bool = True
@@ -204,6 +206,12 @@ WRITTEN: dict[str, Implementation] = {
         subtracts_largest=True,
         scales_values=True,
     ),
+    "kolibri1": Implementation(placement="sandwich", router="sigmoid_fp32", routing="fp32"),
+    "laguna": Implementation(
+        router="sigmoid", joins=True, table_for_windows=True, projects_first=True, shared_first=True, gate="softplus"
+    ),
+    "lfm3": Implementation(placement="sandwich", rotary="wide", table_for_windows=True),
+    "lfm3_normed_before": Implementation(rotary="wide", table_for_windows=True),
     "mixtral": Implementation(routing="fp32"),
     **dict.fromkeys(SCORED_BY_SIGMOID.split(), Implementation(router="sigmoid_fp32", routing="fp32")),
     **dict.fromkeys(("glm4_moe", "glm4v_moe_text"), Implementation(router="sigmoid_fp32", routing="fp32", joins=True)),

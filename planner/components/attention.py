@@ -14,14 +14,16 @@ from planner.components.older_attention import eager_bounded, eager_into_zeros
 from planner.components.operators import linear, multiply
 from planner.components.quantised_cache import quantised_forward
 from planner.components.rotary import Rotated, rotate
-from planner.components.rules import passed_on, sliced
-from planner.components.run import Run, module_of
+from planner.components.rules import broadcast, passed_on, sliced
+from planner.components.run import FP32_BYTES, Run, module_of
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 
 HANDED_OUT = "keys and values handed out"
 GATE = "gate_proj"
 """A linear beside those of queries, keys and values, whose sigmoid gates what was attended to."""
+LATE_GATE = "g_proj"
+"""One that is computed once attention is over, for every value or one for each head."""
 WHOLE_NAME = {"q": "query", "k": "key"}
 
 
@@ -61,8 +63,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
             seen_keys(run, mixer), needs_mask(run, mixer),
         ))  # fmt: skip
     g.free("q rotated cast", "k rotated cast", "v cast")
-    if mixer.output_gate or GATE in project:
-        _gate(g, mixer)
+    _gated(g, mixer, project, source)
     _norm_attended(g, mixer)
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
     _project_output(g, project.get("o_proj", ()), target, result)
@@ -323,6 +324,33 @@ def _gate(g: Graph, mixer: Attention) -> None:
     g.rename("gated", "attended")
 
 
+def _gated(g: Graph, mixer: Attention, project: dict[str, tuple[Weight, ...]], source: str) -> None:
+    """What was attended to, behind the gate that the mixer has."""
+    if mixer.output_gate or GATE in project:
+        _gate(g, mixer)
+    if LATE_GATE in project:
+        _gate_late(g, mixer, source, project[LATE_GATE])
+
+
+def _gate_late(g: Graph, mixer: Attention, source: str, weights: tuple[Weight, ...]) -> None:
+    """attended · sigmoid(gate(x)), or softplus in fp32; one gate a head is spread over its values."""
+    run, each = g.run, weights[0].shape[0] == mixer.num_heads
+    width = 1 if each else mixer.value_head_dim
+    narrow, wide = run.heads(mixer.num_heads, width), run.heads(mixer.num_heads, width, FP32_BYTES)
+    linear(g, "gate", source, narrow, weights)
+    if run.code.gate == "softplus":
+        g.make("gate fp32", wide, ("gate",))
+        g.make("gate open fp32", wide, ("gate fp32",), ("gate fp32",))
+        g.free("gate fp32", "gate")
+        g.make("gate open", narrow, ("gate open fp32",))
+    else:
+        g.make("gate open", narrow, ("gate",), ("gate open",))
+    inputs = ("attended", "gate open")
+    g.make("gated", run.heads(mixer.num_heads, mixer.value_head_dim), inputs, inputs, broadcast if each else None)
+    g.free("attended", "gate", "gate open fp32", "gate open")
+    g.rename("gated", "attended")
+
+
 def _norm_attended(g: Graph, mixer: Attention) -> None:
     """A norm before the output projection, where the mixer has one (BitNet)."""
     weights = tuple(weight for weight in mixer.weights if module_of(weight) == "attn_sub_norm")
@@ -409,6 +437,6 @@ def _projections(mixer: Attention) -> dict[str, tuple[Weight, ...]]:
         names = ("q_proj", "k_proj", "v_proj", "o_proj") if len(modules) > 3 else ("q_proj", "k_proj", "o_proj")
     else:
         names = ("q_proj", "o_proj")
-    gate = next((name for name in modules if name.endswith(f".{GATE}")), "")
-    gates = {GATE: tuple(modules.pop(gate))} if gate else {}
-    return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)} | gates
+    gates = {name: path for path in modules for name in (GATE, LATE_GATE) if path.endswith(f".{name}")}
+    beside = {name: tuple(modules.pop(path)) for name, path in gates.items()}
+    return {name: tuple(weights) for name, weights in zip(names, modules.values(), strict=False)} | beside

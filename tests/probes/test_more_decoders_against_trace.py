@@ -15,23 +15,35 @@ SMALL = {
 EXPERTS = {"moe_intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 2}
 WINDOWS = {"sliding_window": 200, "layer_types": ["full_attention", "sliding_attention"]}
 OLDER = SMALL | {"d_model": 256, "num_layers": 2, "attention_heads": 8}
+TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 8}
 MODELS = {
     "bitnet, norms inside the mixers": ("full", SMALL | {"model_type": "bitnet"}),
     "granite_swa, sinks that scale": ("full", SMALL | WINDOWS | {"model_type": "granite_swa", "layer_rope_theta": [10000, 0]}),
     "afmoe, a gate beside the projections": (
-        "lora", SMALL | WINDOWS | EXPERTS | {"model_type": "afmoe", "head_dim": 32, "global_attn_every_n_layers": 2, "mup_enabled": True},
+        "lora",
+        SMALL | WINDOWS | EXPERTS
+        | {"model_type": "afmoe", "head_dim": 32, "global_attn_every_n_layers": 2, "mup_enabled": True},
     ),
     "mimo_v2_flash, scores less their largest": (
-        "long", SMALL | WINDOWS | EXPERTS | {"model_type": "mimo_v2_flash", "head_dim": 48, "v_head_dim": 32, "n_routed_experts": 8},
+        "long",
+        SMALL | WINDOWS | EXPERTS
+        | {"model_type": "mimo_v2_flash", "head_dim": 48, "v_head_dim": 32, "n_routed_experts": 8},
     ),
     "xglm, bounded scores": ("long", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
     "xglm, trained": ("full", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
-    "olmo_hybrid, delta nets with projections of their own": (
-        "full", SMALL | {"model_type": "olmo_hybrid", "num_key_value_heads": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "olmo_hybrid, delta nets with projections of their own": ("full", SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"}),
+    "laguna, a gate of each head by softplus": (
+        "full", SMALL | WINDOWS | EXPERTS | {"model_type": "laguna", "head_dim": 32, "shared_expert_intermediate_size": 96},
+    ),
+    "lfm3, a gate of each head by a sigmoid": (
+        "lora", SMALL | {"model_type": "lfm3", "head_dim": 32, "layer_types": ["conv", "full_attention"]},
+    ),
+    "kolibri1, positions in windows alone": (
+        "long", SMALL | WINDOWS | EXPERTS | {"model_type": "kolibri1", "head_dim": 32, "shared_expert_intermediate_size": 96},
     ),
     "hunyuan_v1_moe, a router that is a linear": (
-        "lora", SMALL | EXPERTS | {"model_type": "hunyuan_v1_moe", "head_dim": 32, "moe_topk": 2, "num_key_value_heads": 2},
+        "lora", SMALL | EXPERTS | {"model_type": "hunyuan_v1_moe", "head_dim": 32, "moe_topk": 2},
     ),
 }  # fmt: skip
 WORK = {

@@ -38,7 +38,7 @@ def mellum(config: Config) -> Architecture:
         )
 
     norms = (*PRE, "post_self_attn_layernorm", "post_mlp_layernorm") if kolibri else PRE
-    return sparse_decoder(
+    found = sparse_decoder(
         config,
         experts,
         mlp_types=None if kolibri else mlp_types(config, lambda _: True),
@@ -48,6 +48,8 @@ def mellum(config: Config) -> Architecture:
         output_bias=bias,
         qk_norm="per_head",
     )
+    windowed = kolibri and config.optional("sliding_window", minimum=0)
+    return without_positions(found) if windowed else found
 
 
 @family("beam")
@@ -100,18 +102,26 @@ def afmoe(config: Config) -> Architecture:
         qk_norm="per_head",
         extra=linear("self_attn.gate_proj", heads * head_dim, hidden),
     )
+    return replace(without_positions(found), decoder_type="afmoe_scaled" if config.flag("mup_enabled") else "")
+
+
+def without_positions(found: Architecture) -> Architecture:
+    """The same, without rotary positions in layers that have no window."""
+
+    def unrotated(layer: Layer) -> Layer:
+        mixers = (mixer for mixer in layer.sequence if isinstance(mixer, Attention))
+        made = (mixer if mixer.window_tokens is not None else replace(mixer, rotary_dim=0) for mixer in mixers)
+        return replace(layer, sequence=tuple(made))
+
     layers = {layer: unrotated(layer) for layer in dict.fromkeys(found.decoder.layers)}
-    decoder_type = "afmoe_scaled" if config.flag("mup_enabled") else ""
-    rotated = replace(found.decoder, layers=tuple(layers[layer] for layer in found.decoder.layers))
-    return replace(found, decoder=rotated, decoder_type=decoder_type)
+    return replace(found, decoder=replace(found.decoder, layers=tuple(layers[layer] for layer in found.decoder.layers)))
 
 
-def unrotated(layer: Layer) -> Layer:
-    """The layer, without rotary positions where it has no window."""
-    mixers = (mixer for mixer in layer.sequence if isinstance(mixer, Attention))
-    return replace(
-        layer, sequence=tuple(mixer if mixer.window_tokens is not None else replace(mixer, rotary_dim=0) for mixer in mixers)
-    )
+def rotated_share(config: Config, window: int | None, default: float) -> float:
+    """What share of a head is rotated, which ``rope_parameters`` say for each type of layer."""
+    rotated = config.mapping("rope_parameters").get(FULL if window is None else SLIDING)
+    share = rotated.get("partial_rotary_factor") if isinstance(rotated, dict) else None
+    return share if isinstance(share, int | float) and 0 < share <= 1 else default
 
 
 @family("aria_text")
@@ -151,11 +161,15 @@ def laguna(config: Config) -> Architecture:
         mixer = attention(
             config, heads=max(width, 1), qkv_bias=bias, output_bias=bias, qk_norm="per_head", window_tokens=window, extra=gates
         )
+        share = rotated_share(config, window, 0.5 if window is None else 1.0)
+        mixer = replace(mixer, rotary_dim=int(mixer.head_dim * share))
         return block(config, mixer, experts() if mlp_type == SPARSE else mlp(config))
 
     kinds = list(zip(windows, types, heads, strict=False))
     made = {kind: layer(*kind) for kind in dict.fromkeys(kinds)}
-    return decoder(config, [made[kind] for kind in kinds])
+    found = decoder(config, [made[kind] for kind in kinds])
+    capped = config.number("moe_router_logit_softcapping", default=0) > 0
+    return replace(found, decoder_type="laguna_capped") if capped else found
 
 
 @family("cohere2_moe")
@@ -205,9 +219,7 @@ def mimo(config: Config) -> Architecture:
             window_tokens=window,
             sinks=window is not None,
         )
-        rotated = config.mapping("rope_parameters").get(FULL if window is None else SLIDING)
-        share = rotated.get("partial_rotary_factor") if isinstance(rotated, dict) else None
-        share = share if isinstance(share, int | float) and 0 < share <= 1 else MIMO_ROTATED
+        share = rotated_share(config, window, MIMO_ROTATED)
         return replace(found, rotary_dim=2 * ceil(int(found.head_dim * share) / 2))
 
     before = config.optional("sliding_window_size")

@@ -115,7 +115,8 @@ def lfm3(config: Config) -> Architecture:
         {DENSE: lambda: mlp(config, path="feed_forward", names=("w1", "w3", "w2"))},
         norms=(*norms, "post_operator_norm", "post_ffn_norm") if config.flag("use_sandwich_norm") else norms,
     )
-    return decoder(config, built, norm_name="embedding_norm")
+    found = decoder(config, built, norm_name="embedding_norm")
+    return found if config.flag("use_sandwich_norm") else replace(found, decoder_type="lfm3_normed_before")
 
 
 @family("recurrent_gemma")
