@@ -28,8 +28,8 @@ def told_apart(gpu_name: str) -> tuple[object, ...]:
     """What the memory of servers depends on of a card's name."""
     from planner.engines.tgi_launcher import CARD_TERAFLOPS  # noqa: PLC0415  loaded for those who ask
     from planner.engines.vllm.answer import multiprocessors  # noqa: PLC0415  loaded for those who ask
-    from planner.engines.vllm.settings import LARGE_BY_NAME  # noqa: PLC0415  loaded for those who ask
+    from planner.engines.vllm.settings import LARGE_BY_NAME, SPARK  # noqa: PLC0415  loaded for those who ask
 
     name = gpu_name.lower()
     known = next((teraflops for card, teraflops in CARD_TERAFLOPS if gpu_name.startswith(card)), 0)
-    return multiprocessors(gpu_name), known, *(part in name for part in ("a100", *LARGE_BY_NAME))
+    return multiprocessors(gpu_name), known, *(part in name for part in ("a100", SPARK, *LARGE_BY_NAME))

@@ -214,6 +214,9 @@ def _limits(scenario: Scenario, server: Server, replicas: int) -> dict[str, int 
         return known | {"max_batch": 0}
     if server.states_by_batch:
         return known
+    if not pool.groups:
+        most = None if server.max_requests is None else server.max_requests * replicas
+        return known | {"kv_tokens": None, "max_concurrency": most, "max_batch": most}
     first, further = request_blocks(pool, scenario, server)
     batch = 0 if pool.blocks < first else 1 + (pool.blocks - first) // max(1, further)
     if server.max_requests is not None:
@@ -305,14 +308,13 @@ def _gpus(scenario: Scenario, server: Server, machine: Overheads, capacity: int)
 
 
 def _phases(rank: RankMemory, pool: Pool, machine: Overheads) -> tuple[Phase, ...]:
+    """Loading, the widest step, and decoding, where there is a cache to decode with."""
     weights = {"weights": rank.weights_bytes, "adapters": rank.adapters_bytes}
     served = weights | {"kv_cache": pool.size_bytes, "recurrent_state": rank.states_bytes, "cuda_graphs": rank.graphs_bytes}
     context = machine.context_bytes + rank.libraries_bytes
-    return (
-        _phase("load", weights, machine.context_bytes),
-        _phase("prefill", served | {"activations": rank.activations_bytes}, context),
-        _phase("decode", served, context),
-    )
+    loaded = _phase("load", weights, machine.context_bytes)
+    stepping = _phase("prefill", served | {"activations": rank.activations_bytes}, context)
+    return (loaded, stepping, _phase("decode", served, context)) if pool.groups else (loaded, stepping)
 
 
 def _phase(name: str, components: Mapping[str, int], context_bytes: int) -> Phase:

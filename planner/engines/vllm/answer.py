@@ -18,7 +18,6 @@ from planner.engines.refusals import (
     refuse_format,
     refuse_layout,
     refuse_offload,
-    require_decoder,
 )
 from planner.engines.served_weights import (
     absorbed_bytes,
@@ -69,6 +68,9 @@ UNDERIVED_FORMATS = {
     "gguf": "its GGUF loader merges projections of different types into padded tensors",
     "hqq": "its HQQ loader repacks weights for Marlin",
 }
+SEQUENCE_TYPES = ("whisper",)
+POOLED_TYPES = ("bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert")
+"""Encoders with a model of their own (``models/registry.py`` ``_EMBEDDING_MODELS``)."""
 MULTIPROCESSORS = (
     ("B200", 148), ("B300", 148), ("H100 PCIe", 114), ("H100", 132), ("H200", 132), ("GH200", 132), ("H20", 78), ("A100", 108),
     ("L40", 142), ("L4", 58), ("RTX PRO 6000", 188), ("RTX 5090", 170), ("RTX 5080", 84), ("RTX 4090", 128), ("RTX 3090", 82),
@@ -114,15 +116,16 @@ def vllm_answer(
     Raises :class:`planner.faults.Faults` for what vLLM refuses and ``NotModelled`` for caches that are not derived.
     """
     server, taken = vllm_server(scenario, architecture, fmt, gpu, machine, capacity)
-    return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken))
+    return serving_footprint(asked_of(scenario, architecture), architecture, gpu, machine, capacity, server, (*notes, *taken))
 
 
 def vllm_server(
     scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu, machine: Overheads, capacity: int
 ) -> tuple[Server, list[str]]:
     """vLLM's memory for a scenario, and the defaults taken."""
-    require_decoder(architecture, "vLLM")
+    _require_served(architecture)
     architecture = running(architecture)
+    scenario = asked_of(scenario, architecture)
     settings, notes = settings_of(scenario, architecture, gpu.name, capacity, multiprocessors(gpu.name))
     scenario, declared = with_declared_cache(scenario, fmt, _followed(settings.version))
     notes += declared
@@ -140,7 +143,27 @@ def vllm_server(
     layouts = tuple(_layout(architecture, scenario, plan, stage) for stage in stages)
     pools = _pools(settings, capacity, ranks, layouts)
     server = _server(scenario, architecture, machine, settings, plan, ranks, runs, layouts, pools)
-    return replace(server, refused=_unstartable(settings, capacity, machine)), notes
+    return replace(server, refused=_unstartable(settings, capacity, machine) or _overfull(server, capacity, machine)), notes
+
+
+def _require_served(architecture: Architecture) -> None:
+    """Raise Faults for what vLLM has no model of, :class:`NotModelled` for what it has and is not derived."""
+    if architecture.kind == "encoder-decoder" and architecture.model_type not in SEQUENCE_TYPES:
+        message = (
+            f"vLLM serves no {architecture.model_type}: of encoder-decoder models it has Whisper and its kin; use transformers"
+        )
+        raise Faults([Fault("model", message)])
+    if architecture.kind == "encoder-decoder":
+        raise NotModelled("vLLM: the cache of an encoder's states has no closed form yet")
+    if architecture.kind == "encoder" and architecture.model_type not in POOLED_TYPES:
+        raise NotModelled(f"vLLM: {architecture.model_type} is no encoder that it has a model of its own for")
+
+
+def asked_of(scenario: Scenario, architecture: Architecture) -> Scenario:
+    """What is asked of the server: an encoder generates nothing, and answers each request in one step."""
+    if architecture.kind != "encoder":
+        return scenario
+    return replace(scenario, inference=replace(scenario.inference, new_tokens=0, chunked_prefill=False))
 
 
 def _followed(version: tuple[int, int, int]) -> dict[str, tuple[str, ...]]:
@@ -159,6 +182,14 @@ def _unstartable(settings: Settings, capacity: int, machine: Overheads) -> tuple
         f"the CUDA context: the server refuses to start; use at most {_percent_free(free, capacity) / 100}"
     )
     return (message,)
+
+
+def _overfull(server: Server, capacity: int, machine: Overheads) -> tuple[str, ...]:
+    """A server without a pool starts wherever weights and steps fit the card."""
+    needed = max(rank.fixed_bytes for rank in server.ranks) + machine.context_bytes
+    if server.pool.groups or needed <= capacity:
+        return ()
+    return (f"{needed / GIB:.2f} GiB of weights and a step's values exceed the card's {capacity / GIB:.2f} GiB",)
 
 
 def _percent_free(free: int, capacity: int) -> int:

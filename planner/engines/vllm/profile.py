@@ -45,7 +45,7 @@ def profile_run(
     workspace_bytes: int,
 ) -> ProfileRun:
     """The peak of the profile run on a stage that holds ``layers``; the last stage samples too."""
-    last = layers.stop == len(architecture.decoder.layers)
+    last = layers.stop == len(architecture.decoder.layers) and architecture.kind == "decoder"
     tokens, hidden = settings.batched_tokens, architecture.hidden_size
     widest = widest_layer_bytes(architecture, layers, tokens, tensor, experts, dtype_bytes, settings.expanded_tokens)
     encoder = _encoder_cache_bytes(architecture, tokens, dtype_bytes) if layers.start == 0 else 0

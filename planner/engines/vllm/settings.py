@@ -31,6 +31,8 @@ V0_CHUNKS_SINCE, V0_CHUNK_TOKENS, V0_CHUNK_TOKENS_BEFORE = (0, 6, 5), 2048, 512
 """Tokens of such a chunk, raised by pull request 10544."""
 BY_MEMORY_SINCE, BUT_A100_SINCE = (0, 8, 5), (0, 9, 0)
 """The larger defaults went to H100 and H200 by name, then to all large cards (pull request 17073), then to all but A100 (17885)."""
+SPARK, BUT_SPARK_SINCE = "gb10", (0, 33, 0)
+"""The first release read that counts GB10 among smaller cards, whatever its memory (``get_batch_defaults``)."""
 LARGE_BY_NAME = ("h100", "h200")
 HYBRID_SINCE, HYBRID_CHUNKS_SINCE = (0, 9, 1), (0, 14, 0)
 """Groups of layers that cache differently; those with attention in chunks among them
@@ -173,7 +175,8 @@ def _batch_defaults(
 def _is_large(version: tuple[int, int, int], gpu_name: str, capacity_bytes: int) -> bool:
     if version < BY_MEMORY_SINCE:
         return any(part in gpu_name for part in LARGE_BY_NAME)
-    return capacity_bytes >= LARGE_GPU_BYTES and ("a100" not in gpu_name or version < BUT_A100_SINCE)
+    slower = ("a100" in gpu_name and version >= BUT_A100_SINCE) or (SPARK in gpu_name and version >= BUT_SPARK_SINCE)
+    return capacity_bytes >= LARGE_GPU_BYTES and not slower
 
 
 def _v0_tokens(version: tuple[int, int, int], ask: Inference, architecture: Architecture, max_model_len: int) -> int:
