@@ -48,11 +48,11 @@ def _gelu_new(g: Graph, source: str, target: str, size: Size) -> None:
     g.make("one and tanh", size, ("tanh",), (), passed_on)
     g.free("tanh")
     both = ("half of x", "one and tanh")
-    g.make(target, size, both, both, None if size is narrow else _in_the_widest)
+    g.make(target, size, both, both, None if size is narrow else in_the_widest)
     g.free(*both)
 
 
-def _in_the_widest(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
+def in_the_widest(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001
     """Of the product of a 16-bit and an fp32 tensor both gradients are made in fp32."""
     return [(tensor, g.held(f"d {tensor}", node, g.record.sizes[node.out])) for tensor in node.wanted]
 

@@ -58,7 +58,10 @@ def require_autocast(
 
     ``eager``: that was asked for; ``quantised``: over quantised weights, ``prepared``: with all others in fp32;
     ``checkpointed``: recomputed; ``narrow_ends``: with embeddings and head in 16 bit; ``masters``: over fp32 weights.
+    Encoders, which are laid apart, say for themselves what of them is derived.
     """
+    if architecture.kind != "decoder":
+        return
     code, layers = implementation_of(architecture), architecture.decoder.layers
     if code is None or not all(_is_read(layer, masters=masters) for layer in layers):
         raise NotModelled(f"{architecture.model_class}: mixed precision of {_unread(layers)} has no closed form yet")

@@ -6,6 +6,7 @@ The positions are a mask of numbers for the memory-efficient kernel, laid out an
 from __future__ import annotations
 
 from planner.architecture.layers import Attention, Weight
+from planner.components.autocast import in_16_bit, is_wide, narrowed
 from planner.components.graph import Graph, Node
 from planner.components.operators import linear
 from planner.components.rules import Gradients, passed_on, sliced
@@ -26,6 +27,11 @@ def biased_attention(g: Graph, mixer: Attention, source: str, target: str, *, en
 
     In training a decoder's keys and values pass a cache, whatever was asked (``T5Stack`` keeps a config of its own).
     """
+    with in_16_bit(g):
+        _biased_attention(g, mixer, source, target, encoded, keys)
+
+
+def _biased_attention(g: Graph, mixer: Attention, source: str, target: str, encoded: str, keys: int) -> None:
     run, weights = g.run, {module: _of(mixer, module) for module in "qkvo"}
     keys, at = keys or run.sequence, "cross " if encoded else ""
     rows = {"batch": run.batch, "keys": keys, "heads": mixer.num_heads, "bytes": run.dtype_bytes}
@@ -48,9 +54,10 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
     """The mask of numbers that the kernel reads, as one for every sequence and as what it keeps.
 
     Across it is made of zeros once for all layers. Rows that are no multiple of 16 are copied into some that are
-    (attention.cpp, ``pad_bias``), while the caller still holds them.
+    (attention.cpp, ``pad_bias``), while the caller still holds them. The kernel is on autocast's 16-bit list.
     """
-    run, size, name = g.run, position_bias(g.run, mixer, keys), "cross bias" if crossed else "bias"
+    run, name = g.run, "cross bias" if crossed else "bias"
+    size = g.size_of(CROSS_POSITIONS if crossed else POSITIONS)
     missing = -keys % ALIGNED_KEYS
     row = {"heads": mixer.num_heads, "queries": run.sequence, "padded_keys": keys + missing, "bytes": run.dtype_bytes}
     kept = CROSS_POSITIONS
@@ -62,6 +69,10 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
             source = "bias masked"
         g.make(kept, size, (source,), (), passed_on)
         g.free("bias masked")
+        if run.autocast and is_wide(size):
+            size = narrowed(size)
+            g.make("bias in 16 bit", size, (kept,))
+            kept = "bias in 16 bit"
     whole = kept
     if missing > 0:
         g.make(f"{name} padded", Size(**row), (kept,))
@@ -82,7 +93,7 @@ def _kernel(g: Graph, mixer: Attention, operands: tuple[str, ...], bias: tuple[s
     inputs = (*operands, bias[0])
     g.make(f"{at}attended", run.heads(mixer.num_heads, mixer.value_head_dim), inputs, saves, kernel_back, whole=True)
     g.free(f"{at}log_sum_exp", bias[0], bias[1] if bias[1] != CROSS_POSITIONS else "", "bias unpadded", "cross bias unpadded")
-    g.free("bias for the kernel")
+    g.free("bias for the kernel", "bias in 16 bit")
 
 
 def kernel_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: ARG001

@@ -11,8 +11,9 @@ from functools import partial
 from typing import cast
 
 from planner.architecture.layers import Attention, DenseMLP, Layer, Weight
-from planner.components.activations import activate
+from planner.components.activations import activate, in_the_widest
 from planner.components.attention import attention_forward
+from planner.components.autocast import in_16_bit, is_wide, widened
 from planner.components.biased import biased_attention, kernel_back, position_bias
 from planner.components.graph import Graph
 from planner.components.kernels import Operands, choose_kernel, fused
@@ -49,7 +50,7 @@ def bert_block(g: Graph, layer: Layer, *, drops_attention: bool = True) -> None:
     for index, (name, forward) in enumerate(_branches(g, layer)):
         forward(stream, name)
         if drops_attention or name == "mlp":
-            drop_out(g, layer, name, g.run.hidden())
+            drop_out(g, layer, name)
         add(g, f"{name} sum", g.run.hidden(), name, stream)
         norm_forward(g, next(norms), f"{name} residual", f"{name} sum")
         g.free(f"{name} sum", name, *((stream,) if index else ()))
@@ -64,7 +65,7 @@ def bart_block(g: Graph, layer: Layer) -> None:
         norm_forward(g, next(norms), f"{name} norm", stream)
         forward(f"{name} norm", name)
         g.free(f"{name} norm")
-        drop_out(g, layer, name, g.run.hidden())
+        drop_out(g, layer, name)
         add(g, f"{name} residual", g.run.hidden(), stream, name)
         g.free(name, *((stream,) if index else ()))
         stream = f"{name} residual"
@@ -81,20 +82,28 @@ def t5_block(g: Graph, layer: Layer) -> None:
         across = mixer.kv == "cross"
         keys = source_tokens(g) if across else 0
         biased_attention(g, mixer, f"{name} norm", name, encoded=ENCODED if across else "", keys=keys)
-        drop_out(g, layer, name, g.run.hidden())
+        drop_out(g, layer, name)
         add(g, f"{name} residual", g.run.hidden(), stream, name)
         g.free(name, f"{name} norm", *((stream,) if index else ()))
         stream = f"{name} residual"
     norm_forward(g, next(norms), "mlp norm", stream)
     _t5_mlp(g, layer)
     g.free("mlp norm")
-    drop_out(g, layer, "mlp", g.run.hidden())
+    drop_out(g, layer, "mlp")
     add(g, "y", g.run.hidden(), stream, "mlp")
     g.free("mlp", stream)
 
 
 def _t5_mlp(g: Graph, layer: Layer) -> None:
-    """down(drop(act(gate) · up)) or down(drop(act(up))) (``T5DenseGatedActDense``, ``T5DenseActDense``)."""
+    """down(drop(act(gate) · up)) or down(drop(act(up))) (``T5DenseGatedActDense``, ``T5DenseActDense``).
+
+    Before the last linear the code casts to its weight's dtype, which autocast undoes.
+    """
+    with in_16_bit(g):
+        _t5_mlp_forward(g, layer)
+
+
+def _t5_mlp_forward(g: Graph, layer: Layer) -> None:
     run, channel = g.run, layer.channel[0]
     assert isinstance(channel, DenseMLP)  # noqa: S101  there are no experts
     wide, weights = run.mlp(channel.intermediate_size), [(weight,) for weight in channel.weights]
@@ -103,18 +112,24 @@ def _t5_mlp(g: Graph, layer: Layer) -> None:
     g.free("gate")
     if channel.gated:
         linear(g, "up", "mlp norm", wide, weights[1])
-        multiply(g, "product", wide, "activated", "up")
+        both = ("activated", "up")
+        g.make("product", g.size_of("activated"), both, both, in_the_widest if is_wide(g.size_of("activated")) else None)
         g.free("activated", "up")
         g.rename("product", "activated")
-    drop_out(g, layer, "activated", wide)
+    drop_out(g, layer, "activated")
+    if run.autocast and not is_wide(g.size_of("activated")):
+        g.make("activated fp32", widened(g.size_of("activated")), ("activated",))
+        g.free("activated")
+        g.rename("activated fp32", "activated")
     linear(g, "mlp", "activated", run.hidden(), weights[-1])
     g.free("activated")
 
 
-def drop_out(g: Graph, layer: Layer, name: str, size: Size) -> None:
+def drop_out(g: Graph, layer: Layer, name: str) -> None:
     """A dropout in the place of its input; autograd keeps a mask of one byte an element."""
     if not layer.dropout or not g.saving:
         return
+    size = g.size_of(name)
     g.make("dropped", size, (name,))
     g.hold(f"{name} mask", mask_of(size))
     g.save_for_last(f"{name} mask")
@@ -149,6 +164,11 @@ def _branches(g: Graph, layer: Layer) -> list[tuple[str, Callable[[str, str], No
 
 def _across(g: Graph, mixer: Attention, source: str, target: str) -> None:
     """Attention to the encoder's output: keys and values are made of that."""
+    with in_16_bit(g):
+        _attend_across(g, mixer, source, target)
+
+
+def _attend_across(g: Graph, mixer: Attention, source: str, target: str) -> None:
     run, tokens = g.run, source_tokens(g)
     weights: dict[str, tuple[Weight, ...]] = {}
     for weight in mixer.weights:
@@ -213,6 +233,19 @@ def modernbert_block(g: Graph, layer: Layer) -> None:
     if len(norms) > 1:
         source = "attention norm"
         norm_forward(g, norms.pop(0), source, "x")
+    with in_16_bit(g):
+        _modernbert_attention(g, attention, source)
+    g.free("attended", "q", "k", "v", "q part", "k part", "qkv", "attention norm")
+    add(g, "residual", run.hidden(), "x", "attention")
+    norm_forward(g, norms[0], "mlp norm", "residual")
+    mlp_forward(g, channel, "mlp norm", "mlp")
+    g.free("mlp norm")
+    add(g, "y", run.hidden(), "residual", "mlp")
+    g.free("mlp", "residual", "attention")
+
+
+def _modernbert_attention(g: Graph, attention: Attention, source: str) -> None:
+    run = g.run
     heads = run.heads(attention.num_heads, attention.head_dim)
     qkv, output = _linears(attention.weights)
     linear(g, "qkv", source, run.heads(3 * attention.num_heads, attention.head_dim), qkv)
@@ -224,13 +257,6 @@ def modernbert_block(g: Graph, layer: Layer) -> None:
     g.free("q wide", "k wide")
     _attend(g, attention)
     linear(g, "attention", "attended", run.hidden(), output)
-    g.free("attended", "q", "k", "v", "q part", "k part", "qkv", "attention norm")
-    add(g, "residual", run.hidden(), "x", "attention")
-    norm_forward(g, norms[0], "mlp norm", "residual")
-    mlp_forward(g, channel, "mlp norm", "mlp")
-    g.free("mlp norm")
-    add(g, "y", run.hidden(), "residual", "mlp")
-    g.free("mlp", "residual", "attention")
 
 
 def _attend(g: Graph, attention: Attention) -> None:

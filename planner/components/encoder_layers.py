@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from planner.architecture.counts import layer_weights
 from planner.architecture.layers import Layer, Stack
 from planner.components.biased import CROSS_POSITIONS, POSITIONS
-from planner.components.encoder import Block
+from planner.components.encoder import INDEX_BYTES, Block
 from planner.components.graph import Graph, Record, Stopped
 from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
 
-ZEROS = "zeros across, made again"
+ZEROS, BUCKETS = "zeros across, made again", "buckets made again"
 
 
 @record
@@ -81,14 +81,22 @@ def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
     g = _graph(stage, kept | own | _gradients(stage, first=first), saving=True, stop_after=again.record.saves)
     begun = _begun(stage, first=first)
     record = g.begin_backward(again.record, begun)
+    kept_for_table = (BUCKETS,) if looks_up and stage.run.trainable else ()
+    for name in kept_for_table:
+        g.hold(name, buckets(stage.run), "activations")
     if looks_up and CROSS_POSITIONS in stage.leaves:
         g.hold(ZEROS, stage.leaves[CROSS_POSITIONS])
     try:
         stage.block(g, laid.layer)
     except Stopped:
-        g.release_unsaved("x", ZEROS, *begun.values(), *own)
+        g.release_unsaved("x", ZEROS, *begun.values(), *own, *kept_for_table)
     g.consume(*own)
-    return _finish(g, stage, record, begun)
+    return _finish(g, stage, record, begun, *kept_for_table)
+
+
+def buckets(run: Run) -> Size:
+    """Which of the learnt positions each pair of tokens takes; autograd keeps it for their table's gradient."""
+    return Size(queries=run.sequence, keys=run.sequence, int64_bytes=INDEX_BYTES)
 
 
 def makes_positions(layer: Layer) -> bool:
@@ -101,10 +109,10 @@ def _begun(stage: Stage, *, first: bool) -> dict[str, str]:
     return {"y": "d"} | ({} if first else {leaf: f"d {leaf}" for leaf in stage.leaves})
 
 
-def _finish(g: Graph, stage: Stage, forward: Record, begun: dict[str, str]) -> Span:
+def _finish(g: Graph, stage: Stage, forward: Record, begun: dict[str, str], *saved: str) -> Span:
     made = g.backward(forward, begun)
     if stage.recomputed:
-        g.consume("x", ZEROS)
+        g.consume("x", ZEROS, *saved)
     for leaf, name in (("x", "d"), *((leaf, f"d {leaf}") for leaf in stage.leaves)):
         if made.get(leaf, name) != name:
             g.rename(made[leaf], name)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from planner.architecture.layers import Architecture, Norm, Stack, Weight
 from planner.components.activations import activate
+from planner.components.autocast import in_16_bit, is_wide, widened
 from planner.components.encoder import drop_out
 from planner.components.encoder_layers import Stage
 from planner.components.graph import Graph, Node, Record
 from planner.components.norms import norm_forward
 from planner.components.operators import linear, multiply
 from planner.components.rules import Gradients
-from planner.components.run import FP32_BYTES, Run
+from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
 
@@ -63,7 +64,7 @@ def embed(architecture: Architecture, stage: Stage, run: Run) -> Part:
     else:
         g.rename("embedded", "x")
     if norm is not None and dropped:
-        drop_out(g, stage.stack.layers[0], "x", run.hidden())
+        drop_out(g, stage.stack.layers[0], "x")
     if leaf:
         g.free("embedded")
     return Part(g.span(), g.record)
@@ -88,29 +89,32 @@ def encode(architecture: Architecture, stage: Stage, run: Run) -> Part:
         else:
             g.free("x")
         if architecture.model_type in ("t5", "mt5"):
-            drop_out(g, stage.stack.layers[0], "hidden", run.hidden())
+            drop_out(g, stage.stack.layers[0], "hidden")
     return Part(g.span(), g.record)
 
 
 def lay_head(architecture: Architecture, run: Run) -> Part:
-    """Logits and the loss; a masked-LM head transforms what it reads first, T5's scales it, BART's adds a bias."""
+    """Logits and the loss; a masked-LM head transforms what it reads first, T5's scales it, BART's adds a bias.
+
+    The loss is on autocast's fp32 list.
+    """
     g = Graph(run, saving=True, start={"hidden": Held(run.hidden(), "workspace")})
     vocab = {"batch": run.batch, "sequence": run.sequence, "vocab_size": architecture.vocab_size}
-    narrow, source, last = Size(**vocab, bytes=run.dtype_bytes), _transformed(g, architecture), "logits"
-    linear(g, "logits", source, narrow, _projection(architecture), component="logits")
+    source, last = _transformed(g, architecture), "logits"
+    with in_16_bit(g):
+        logits = Size(**vocab, bytes=g.run.dtype_bytes)
+        linear(g, "logits", source, logits, _projection(architecture), component="logits")
     if architecture.kind == "encoder":
         g.free(source)
     if any("final_logits_bias" in weight.name for weight in architecture.head):
-        g.make("logits and bias", narrow, ("logits",), (), _passed, component="logits")
+        last, logits = "logits and bias", Size(**vocab, bytes=run.dtype_bytes)
+        g.make(last, logits, ("logits",), (), _passed, component="logits")
         g.free("logits")
-        last = "logits and bias"
-    wide = architecture.model_type in WIDE_LOSS and run.dtype_bytes != FP32_BYTES
+    wide = not is_wide(logits) and (run.autocast or architecture.model_type in WIDE_LOSS)
     if wide:
         g.make("logits fp32", Size(**vocab, fp32_bytes=4), (last,), component="logits")
     before = "logits fp32" if wide else last
-    g.make(
-        "log probabilities", Size(**vocab, bytes=4 if wide else run.dtype_bytes), (before,), (), _softmax_back, component="logits"
-    )
+    g.make("log probabilities", widened(logits) if wide else logits, (before,), (), _softmax_back, component="logits")
     g.make("loss", Size(fp32_bytes=4), ("log probabilities",), ())
     g.free("loss", "logits", "logits and bias", "logits fp32", source, "hidden")
     return Part(g.span(), g.record)
@@ -142,8 +146,9 @@ def _transformed(g: Graph, architecture: Architecture) -> str:
         weight for weight in architecture.head if weight.role in ("linear", "bias") and f".{weight.name}".split(".")[-2] in MIXED
     ]
     norm = tuple(weight for weight in architecture.head if "norm" in weight.name.lower())
-    linear(g, "transformed", "hidden", run.hidden(), dense)
-    activate(g, "gelu", "transformed", "activated", run.hidden())
+    with in_16_bit(g):
+        linear(g, "transformed", "hidden", g.run.hidden(), dense)
+        activate(g, "gelu", "transformed", "activated", g.run.hidden())
     g.free("transformed")
     norm_forward(g, Norm("head norm", run.hidden_size, "layer", norm), "normed", "activated")
     g.free("activated")

@@ -388,11 +388,11 @@ class Graph(Tape):
         for node in reversed(nodes):
             gradient = gradients.pop(node.out, None)
             produced = node.rule(self, node, gradient) if gradient is not None else []
+            if self._stop_after is not None:
+                self._release_saved(node, left)
             made_as_read = [(tensor, self._as_read(node, tensor, made)) for tensor, made in produced]
-            for storage in node.saves:
-                left[id(storage)] = left.get(id(storage), storage.saves) - 1
-                if not left[id(storage)]:
-                    self.consume(storage.name)
+            if self._stop_after is None:
+                self._release_saved(node, left)
             if gradient is not None:
                 self.drop(gradient)
             for tensor, made in made_as_read:
@@ -401,10 +401,18 @@ class Graph(Tape):
                 else:
                     self._accumulate(gradients, tensor, made)
 
+    def _release_saved(self, node: Node, left: dict[int, int]) -> None:
+        """What the node had saved goes, unless another reads it yet."""
+        for storage in node.saves:
+            left[id(storage)] = left.get(id(storage), storage.saves) - 1
+            if not left[id(storage)]:
+                self.consume(storage.name)
+
     def _as_read(self, node: Node, tensor: str, made: str) -> str:
         """A gradient in the dtype of its tensor: the engine casts one that a node has made in another (``validate_outputs``).
 
-        What the node had saved, and the gradient that came, are there until then (``release_variables`` follows).
+        What the node had saved, and the gradient that came, are there until then (``release_variables`` follows); what a
+        checkpoint had made again was the node's alone, and goes as soon as it has run.
         """
         if tensor in node.constants:
             return made

@@ -13,6 +13,7 @@ from functools import partial
 from planner.architecture.counts import layer_indices, layer_weights
 from planner.architecture.implementation import LLAMA, implementation_of
 from planner.architecture.layers import Architecture, Attention, Layer, Stack, Weight
+from planner.components.autocast import narrowed
 from planner.components.biased import ALIGNED_KEYS, CROSS_POSITIONS, POSITIONS, position_bias
 from planner.components.encoder import (
     ENCODED,
@@ -25,14 +26,14 @@ from planner.components.encoder import (
     t5_block,
     window_mask,
 )
-from planner.components.encoder_layers import LaidLayer, Stage, layer_back, layer_forward, layer_recomputed
+from planner.components.encoder_layers import LaidLayer, Stage, buckets, layer_back, layer_forward, layer_recomputed
 from planner.components.encoder_outside import LEAF, PENDING, Part, embed, encode, lay_head, undo
 from planner.components.optimizers import Moment
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import OTHERS
 from planner.engines.transformers import Step
-from planner.engines.transformers_training import TrainingStep
+from planner.engines.transformers_training import TrainingStep, forget_cached
 from planner.modelled import NotModelled
 
 BLOCKS: dict[str, Block] = {
@@ -62,6 +63,8 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
         raise NotModelled(f"{architecture.model_class}: of encoders full training, LoRA and DoRA have closed forms")
     if work.eager:
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention")
+    if work.autocast and not work.over_masters:
+        raise NotModelled(f"training.precision: {architecture.model_class} has a closed form of mixed precision over fp32 weights")
     if work.flash and block is t5_block:
         raise NotModelled(f"training.attention: {architecture.model_class} has no FlashAttention: choose sdpa")
     return block
@@ -81,7 +84,8 @@ def encoder_training_phases(
     run = Run(
         work.batch, work.sequence, architecture.hidden_size, work.dtype_bytes, cuda=work.cuda,
         accumulating=work.accumulation > 1, code=implementation_of(architecture) or LLAMA,
-        trainable=work.adapters is None, adapters=work.adapters,
+        trainable=work.adapters is None, adapters=work.adapters, autocast=work.autocast,
+        parameter_bytes=work.dtype_bytes if work.over_masters else 0,
     )  # fmt: skip
     for tensor in work.trained if run.accumulating else ():
         factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}
@@ -125,7 +129,8 @@ class _Step:
             if index < len(self._stages) - 1:
                 _become(self._course, "hidden", "activations", ENCODED)
         self._lay(lay_head(self._architecture, self._run), "loss")
-        if not self._run.trainable and not self._checkpointing:
+        forget_cached(self._course)
+        if not self._checkpointing and (self._run.autocast or not self._run.trainable):
             _drop(self._course, ENCODED)
 
     def backward(self) -> None:
@@ -167,7 +172,7 @@ class _Step:
             self._course.run(relative_positions(stage.run, stage.stack.layers[0]), 1, "relative positions")
             self._release(stage, (POSITIONS,))
             if not self._checkpointing and stage.run.trainable:
-                self._course.level.change("activations", "buckets", _buckets(stage.run), 1)
+                self._course.level.change("activations", "buckets", buckets(stage.run), 1)
         for name, size in stage.shared.items():
             if name != ENCODED:
                 self._course.hold("workspace", name, size)
@@ -203,7 +208,7 @@ class _Step:
             _drop(self._course, "d", LEAF)
             return
         if POSITIONS in stage.shared and not self._checkpointing:
-            self._course.level.change("activations", "buckets", _buckets(stage.run), -1)
+            self._course.level.change("activations", "buckets", buckets(stage.run), -1)
         words, *others = self._architecture.embeddings
         own = [weight for weight in stage.stack.weights if weight.role == "embedding" and not weight.fixed]
         pending = next((size for _, name, size, count in self._course.level.items() if name == PENDING and count), None)
@@ -240,7 +245,7 @@ def _stage(stack: Stack, run: Run, block: Block, *, across: bool, recomputed: bo
         leaves |= {POSITIONS: shared[POSITIONS]} if run.trainable else {}
         cached = across and not recomputed
         if across:
-            shared[CROSS_POSITIONS] = position_bias(run, attention)
+            shared[CROSS_POSITIONS] = narrowed(position_bias(run, attention)) if run.autocast else position_bias(run, attention)
             leaves |= {CROSS_POSITIONS: shared[CROSS_POSITIONS]} if recomputed else {}
     if block is modernbert_block:
         shared[MASK] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
@@ -256,11 +261,6 @@ def _kinds(stage: Stage) -> list[tuple[Layer, tuple[int, ...], bool]]:
     first = [(stage.stack.layers[0], (0,), True)]
     rest = [(layer, tuple(place for place in places if place), False) for layer, places in found]
     return first + [kind for kind in rest if kind[1]]
-
-
-def _buckets(run: Run) -> Size:
-    """Which of the learnt positions each pair of tokens takes."""
-    return Size(queries=run.sequence, keys=run.sequence, int64_bytes=INDEX_BYTES)
 
 
 def _position_tables(stack: Stack) -> list[Weight]:

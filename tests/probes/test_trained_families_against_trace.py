@@ -58,13 +58,14 @@ MODELS = {
     "bloom": {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 8, "vocab_size": 1200, "torch_dtype": "bfloat16"},
 }  # fmt: skip
 WHOLE, AGAIN = {"batch": 2, "sequence": 256}, {"batch": 2, "sequence": 512, "checkpointing": "full"}
-FP32 = {"precision": "fp32"}
+FP32, MIXED = {"precision": "fp32"}, {"precision": "amp-bf16"}
 CASES = [
     ("t5 of unequal depths", WHOLE), ("bart", AGAIN),
     ("pegasus, whose positions are fixed", WHOLE), ("xlm-roberta", WHOLE), ("distilbert", WHOLE), ("modernbert", AGAIN),
     ("llama4, every expert on every token", WHOLE), ("minimax, linear attention", WHOLE),
     ("deepseek_v32, an indexer without gradients", AGAIN), ("gemma4, shared keys and inputs of each layer", WHOLE),
     ("bloom", AGAIN), ("t5 of unequal depths", AGAIN | FP32), ("xlm-roberta", WHOLE | FP32), ("modernbert", WHOLE | FP32),
+    ("xlm-roberta", WHOLE | MIXED), ("modernbert", WHOLE | MIXED), ("bart", WHOLE | MIXED), ("t5 of unequal depths", AGAIN | MIXED),
 ]  # fmt: skip
 CUBLAS_WORKSPACE_BYTES = 2 * 32 * 2**20
 SMALL_TENSORS_BYTES = 128 * 1024
