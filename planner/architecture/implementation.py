@@ -53,7 +53,8 @@ class Implementation:
     ``keeps_unrotated``, queries and keys before they are rotated, and what is rotated of them, during the attention;
     ``keeps_probabilities``, a layer's attention probabilities during the next layer; ``keeps_positions``, position embeddings
     during the whole forward (``positions_by_row``: those of every sequence, else one row for all). ``computes_positions``: they
-    are rows of a table that does not train, gone when they are added.
+    are rows of a table that does not train, gone when they are added; ``narrows_positions``: of an fp32 table, which the first
+    forward casts to the embeddings' dtype for good.
     ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
@@ -101,6 +102,7 @@ class Implementation:
     keeps_positions: bool = False
     positions_by_row: bool = False
     computes_positions: bool = False
+    narrows_positions: bool = False
     wide_logits: bool = False
     own_linears: bool = False
     rotates_always: bool = False
@@ -165,6 +167,9 @@ WRITTEN: dict[str, Implementation] = {
     "opt": Implementation(drops_norm=True, keeps_positions=True, positions_by_row=True),
     **dict.fromkeys(("gpt2", "gpt-sw3"), Implementation(eager_upcasts=False, keeps_attention=True, keeps_positions=True)),
     "gpt_bigcode": Implementation(keeps_attention=True, keeps_positions=True, triangles="model"),
+    "ctrl": Implementation(
+        eager_upcasts=False, keeps_attention=True, keeps_norm=True, keeps_positions=True, narrows_positions=True, checkpoints=False
+    ),
     "opt_normed_after": Implementation(placement="after", keeps_positions=True, positions_by_row=True),
     "phi3": Implementation(rotary="joined"),
     "apertus": LLAMA,

@@ -99,6 +99,18 @@ def _rotary_buffers(level: Level, architecture: Architecture) -> None:
         level.change("workspace", "rotary frequencies", Size(half_rotary_dim=rotary_dim // 2, fp32_bytes=4), 2)
 
 
+def narrow_positions(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
+    """What the first forward makes of tables that were loaded in fp32, where the family casts them."""
+    code = implementation_of(architecture)
+    if code is None or not code.narrows_positions or dtype_bytes == FP32_BYTES:
+        return
+    for weight in architecture.decoder.weights:
+        if weight.fixed and weight.dtype == "fp32":
+            name, cells = f"buffer {weight.name.rpartition('.')[2]}", {"positions": weight.shape[0], "hidden_size": weight.shape[1]}
+            level.change("workspace", name, Size(**cells, bytes=FP32_BYTES), -1)
+            level.change("workspace", name, Size(**cells, bytes=dtype_bytes), 1)
+
+
 def _listed_buffers(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
     """Buffers the architecture lists: balancing biases of routers, decay tables of lightning attention."""
     for _, weight, times in iter_weights(architecture):

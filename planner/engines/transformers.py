@@ -20,6 +20,7 @@ from planner.components.norms import norm_forward
 from planner.components.quantised import QuantisedWeights
 from planner.components.quantised_cache import CacheQuantisation
 from planner.components.run import Run
+from planner.components.states import narrow_positions
 from planner.components.tape import Course, Held, Level, Peak, Size, highest
 from planner.record import record
 
@@ -66,6 +67,9 @@ def generation_phases(architecture: Architecture, weights: Level, work: Generati
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
+    weights = weights.fork()
+    narrow_positions(weights, architecture, work.dtype_bytes)
+    course.level = weights.fork()
     course.begin_phase()
     _forward_pass(course, architecture, inference_run(architecture, work, work.prompt_tokens), draws=work.draws)
     steps.append(Step("prefill", course.peak))

@@ -23,6 +23,7 @@ from planner.components.layer import Laid
 from planner.components.optimizers import Moment
 from planner.components.quantised import QuantisedWeights
 from planner.components.run import Run, gradient
+from planner.components.states import narrow_positions
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
 from planner.components.trainable import Trainable
 from planner.engines.around import ALONE, Around
@@ -118,23 +119,11 @@ def training_phases(
     course.level = weights.fork()
     course.begin_phase()
     steps = [Step("load", course.peak)]
+    narrow_positions(course.level, architecture, work.dtype_bytes)
     for component, name, size, count in optimizer.items():
         course.level.change(component, name, size, count)
-    code = _code(architecture, flash=work.flash, checkpointed=bool(work.checkpointing))
     accumulating = around.adds_gradients(accumulating=work.accumulation > 1)
-    run = Run(
-        work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
-        cuda=work.cuda, accumulating=accumulating, code=code,
-        eager=work.eager, flash=work.flash,
-        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
-        cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
-        trainable=work.adapters is None and not work.virtual_tokens and work.prefix is None, adapters=work.adapters,
-        names=work.names,
-        quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
-        parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
-        hands_out_keys=work.hands_out_keys, fused=work.fused, repeats_keys=work.repeats_keys,
-        experts_in_turn=work.experts_in_turn, float8=work.float8,
-    )  # fmt: skip
+    run = run_of(architecture, work, accumulating=accumulating)
     requires = bool(work.checkpointing) or work.virtual_tokens > 0
     reached = reached_by_gradients(architecture, run, input_requires=requires, prefixed=work.prefix is not None)
     tokens = Size(batch=work.batch, sequence=work.sequence, int64_bytes=INDEX_BYTES)

@@ -31,6 +31,9 @@ MODELS = {
     ),
     "xglm, bounded scores": ("long", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
     "xglm, trained": ("full", OLDER | {"model_type": "xglm", "ffn_dim": 704}),
+    "ctrl, positions cast by the first forward": (
+        "long", SMALL | {"model_type": "ctrl", "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 1024, "dff": 704},
+    ),
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
     "olmo_hybrid, delta nets with projections of their own": ("full", SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"}),
     "laguna, a gate of each head by softplus": (

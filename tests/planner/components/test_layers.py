@@ -126,7 +126,7 @@ def test_the_peak_grows_with_batch_and_sequence(case: tuple[str, int], batch: in
 
 def test_a_layer_with_a_mixer_nobody_derived_is_not_modelled() -> None:
     with pytest.raises(NotModelled, match="no closed form"):
-        require_modelled(read_config({"model_type": "ctrl", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 300}))
+        require_modelled(read_config({"model_type": "rwkv", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 300}))
 
 
 class TestGraph:
