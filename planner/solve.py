@@ -1,4 +1,4 @@
-"""Inverse questions: the longest context, the largest batch, the fewest and the smallest GPUs, the format, the layout.
+"""Inverse questions: the longest context, the largest batch, the fewest GPUs, the format, the layout.
 
 Each answer is exact with respect to the predictor: it fits (or is tight), and its neighbour does not. Memory grows with
 every count (the tests hold it so), so that counts are found by doubling and halving; cards, formats and layouts are tried
@@ -26,6 +26,8 @@ MOST_TOKENS = 2**24
 MOST_GPUS = 64
 GPUS_OF_A_NODE = 8
 """Tensor parallelism stays within what one node's links join; beyond, stages follow one another."""
+MOST_BY_LAYERS = {"transformers": GPUS_OF_A_NODE, "llama.cpp": MOST_GPUS}
+"""Engines that lay layers over the GPUs of one machine; llama.cpp says itself how many devices are too many."""
 
 
 @record
@@ -104,12 +106,12 @@ def largest_batch(asked: Asked) -> int:
 def layouts(scenario: Scenario, gpus: int) -> Iterator[Scenario]:
     """The scenario spread over ``gpus`` in the ways its engine knows, that which moves least between GPUs first.
 
-    transformers lays layers on GPU after GPU of one machine. Serving: tensor parallelism within a node, then fewer ranks with
-    pipeline stages. Training: ZeRO or FSDP over data parallelism, where memory falls with every GPU.
+    transformers and llama.cpp lay layers on GPU after GPU of one machine. Serving: tensor parallelism within a node, then fewer
+    ranks with pipeline stages. Training: ZeRO or FSDP over data parallelism, where memory falls with every GPU.
     """
-    by_layers = scenario.task == "inference" and scenario.engine == "transformers"
+    by_layers = scenario.task == "inference" and scenario.engine in MOST_BY_LAYERS
     if gpus == 1 or by_layers:
-        if gpus <= GPUS_OF_A_NODE:
+        if gpus <= MOST_BY_LAYERS.get(scenario.engine, 1):
             yield _spread(scenario, gpus, Parallel())
         return
     if scenario.task == "training" and scenario.training.engine != "megatron":
@@ -189,12 +191,6 @@ def fewest_gpus(asked: Asked, most: int = MOST_GPUS) -> int | None:
     """How many of the scenario's GPU it takes at least; None when ``most`` don't do."""
     found = cheapest_layout(asked, most)
     return None if found is None else found.hardware.gpus
-
-
-def smallest_gpu(asked: Asked, gpus: Sequence[Gpu]) -> Gpu | None:
-    """The card with the least memory on which the scenario fits, its count unchanged; None when it fits on none."""
-    by_memory = sorted(gpus, key=lambda gpu: (gpu.capacity_bytes, gpu.name))
-    return next((gpu for gpu in by_memory if asked.fits(on_card(asked.scenario, gpu), gpu)), None)
 
 
 def on_card(scenario: Scenario, gpu: Gpu) -> Scenario:

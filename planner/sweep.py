@@ -8,6 +8,7 @@ is what :func:`planner.predict.predict` says of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from planner.architecture.layers import Architecture
@@ -25,6 +26,7 @@ from planner.predict import Device, answer_alone, predict, settled_of
 from planner.record import record
 from planner.repeat import Question, counts_of, question_of, with_counts
 from planner.scenario import Scenario
+from planner.solve import GOOD, layouts, on_card
 from planner.symbolic.amount import largest, plain
 from planner.symbolic.program import Program, record_program
 
@@ -166,14 +168,32 @@ def context_grid(
 def gpu_matrix(
     scenario: Scenario, architecture: Architecture, native: Format | None, gpus: Sequence[Gpu], counts: Sequence[int]
 ) -> Sweep:
-    """Figures of shape (GPUs, counts): the scenario on so many of each GPU, split by tensor parallelism.
+    """Figures of shape (GPUs, counts): the scenario on so many of each GPU (:func:`on_gpus`)."""
+    return _matrix(scenario, architecture, native, gpus, [partial(on_gpus, scenario, count=count) for count in counts])
 
-    Cards of one kind differ by numbers alone: each kind and count is one question about so many machines, or, of cards that
+
+def smallest_gpu(scenario: Scenario, architecture: Architecture, native: Format | None, gpus: Sequence[Gpu]) -> Gpu | None:
+    """The card with the least memory on which the scenario fits, its count and layout unchanged; None when it fits on none."""
+    by_memory = sorted(gpus, key=lambda gpu: (gpu.capacity_bytes, gpu.name))
+    verdicts = _matrix(scenario, architecture, native, by_memory, [partial(on_card, scenario)]).verdict[:, 0]
+    return next((gpu for gpu, verdict in zip(by_memory, verdicts, strict=True) if VERDICTS[verdict] in GOOD), None)
+
+
+def _matrix(
+    scenario: Scenario,
+    architecture: Architecture,
+    native: Format | None,
+    gpus: Sequence[Gpu],
+    spreads: Sequence[Callable[[Gpu], Scenario]],
+) -> Sweep:
+    """Figures of shape (GPUs, spreads): the scenario as each spread lays it on each GPU.
+
+    Cards of one kind differ by numbers alone: each kind and spread is one question about so many machines, or, of cards that
     were measured, one sweep over capacities.
     """
     import numpy as np  # noqa: PLC0415
 
-    found = Sweep(**{name: np.zeros((len(gpus), len(counts)), dtype=np.int64) for name in METERS})
+    found = Sweep(**{name: np.zeros((len(gpus), len(spreads)), dtype=np.int64) for name in METERS})
     kinds: dict[object, list[int]] = {}
     for row, gpu in enumerate(gpus):
         kinds.setdefault(_kind(scenario, gpu), []).append(row)
@@ -181,8 +201,8 @@ def gpu_matrix(
         card = _cards.setdefault(kind, gpus[rows[0]])
         machines = [_numbers(scenario, gpus[row]) for row in rows]
         capacities = [gpus[row].capacity_bytes for row in rows]
-        for column, count in enumerate(counts):
-            spread = on_gpus(scenario, card, count)
+        for column, spread_on in enumerate(spreads):
+            spread = spread_on(card)
             if card.calibration is None:
                 filled = _by_machine(spread, architecture, native, card, machines)
             else:
@@ -246,13 +266,8 @@ def _kind(scenario: Scenario, gpu: Gpu) -> tuple[object, ...]:
 
 
 def on_gpus(scenario: Scenario, gpu: Gpu, count: int) -> Scenario:
-    """The scenario on ``count`` of a GPU, its weights split over all of them (by transformers and llama.cpp by layers)."""
-    hardware = type(scenario.hardware)(
-        **{**vars(scenario.hardware), "gpu": gpu.name, "gpus": count, "cards": (), "capacity_bytes": None}
-    )
-    by_layers = scenario.task == "inference" and scenario.engine in ("transformers", "llama.cpp")
-    parallel = type(scenario.parallel)(**{**vars(scenario.parallel), "tensor": 1 if by_layers else count})
-    return Scenario(**{**vars(scenario), "hardware": hardware, "parallel": parallel})
+    """The scenario on ``count`` of a GPU, at most a node's, in the layout that moves least between them."""
+    return next(layouts(on_card(scenario, gpu), count))
 
 
 @record

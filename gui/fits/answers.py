@@ -8,11 +8,10 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from gui.fits.speeds import Pace, paces_of
+from gui.units import format_bytes
 from planner.engines.served import SERVED
-from planner.faults import Faults
-from planner.footprint import TIGHT_BELOW, Footprint, Verdict
+from planner.footprint import TIGHT_BELOW, Verdict
 from planner.formats import parse_format
-from planner.predict import predict
 from planner.scenario import Scenario
 from planner.solve import (
     GOOD,
@@ -21,15 +20,15 @@ from planner.solve import (
     context_of,
     largest_batch,
     largest_format,
-    layouts,
     longest_context,
+    on_card,
     smallest_sharding,
     with_context,
     with_values,
 )
-from planner.sweep import VERDICTS, context_grid
+from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, smallest_gpu
+from resources.gpus import find_gpus, gpu_names
 from resources.gpus import gpu as find_gpu
-from resources.gpus import gpu_names
 
 if TYPE_CHECKING:
     from resources.plan import Plan
@@ -109,7 +108,8 @@ def fits_of(plan: Plan, settled: Scenario, unwanted: Event | None = None) -> Fit
     """Answer everything for a plan. Raises :class:`NotWanted` once ``unwanted`` is set."""
     unwanted = unwanted or Event()
     found = _map(plan, settled)
-    cards = tuple(_card_row(plan, settled, name, unwanted) for name in _cards(plan))
+    _go_on(unwanted)
+    cards = _card_rows(plan, settled)
     own = next(row for row in cards if row.name == plan.gpu.name)
     return Fits(found, cards, _inverse(plan, settled, own, unwanted), paces_of(plan, settled, partial(_go_on, unwanted)))
 
@@ -147,22 +147,18 @@ def _cards(plan: Plan) -> list[str]:
     return known if plan.gpu.name in known else [plan.gpu.name, *known]
 
 
-def _card_row(plan: Plan, settled: Scenario, name: str, unwanted: Event) -> CardRow:
-    answers = []
-    for count in COUNTS:
-        _go_on(unwanted)
-        moved = with_values(settled, gpu=name, capacity_bytes=None)
-        answers.append(_answer(plan, next(layouts(moved, count)), name))
-    return CardRow(name, find_gpu(name).capacity_bytes, tuple(answers))
-
-
-def _answer(plan: Plan, scenario: Scenario, name: str) -> Answer:
-    try:
-        footprint: Footprint = predict(scenario, plan.architecture, find_gpu(name), plan.model.native)
-    except Faults:
-        return Answer(scenario, "unknown", None)
-    shares = [gpu.peak.device / gpu.capacity_bytes for gpu in footprint.gpus if gpu.peak and gpu.capacity_bytes]
-    return Answer(scenario, footprint.verdict, max(shares, default=None))
+def _card_rows(plan: Plan, settled: Scenario) -> tuple[CardRow, ...]:
+    gpus = [find_gpu(name) for name in _cards(plan)]
+    matrix = gpu_matrix(settled, plan.architecture, plan.model.native, gpus, COUNTS)
+    rows = []
+    for row, gpu in enumerate(gpus):
+        answers = []
+        for column, count in enumerate(COUNTS):
+            device = int(matrix.device[row, column])
+            share = device / gpu.capacity_bytes if device >= 0 else None
+            answers.append(Answer(on_gpus(settled, gpu, count), VERDICTS[matrix.verdict[row, column]], share))
+        rows.append(CardRow(gpu.name, gpu.capacity_bytes, tuple(answers)))
+    return tuple(rows)
 
 
 def _inverse(plan: Plan, settled: Scenario, own: CardRow, unwanted: Event) -> tuple[Inverse, ...]:
@@ -170,7 +166,7 @@ def _inverse(plan: Plan, settled: Scenario, own: CardRow, unwanted: Event) -> tu
     if asked.verdict(settled) in (None, "unknown"):
         return ()
     found = []
-    for answer in (_longest, _largest, _fewest, _sharding if settled.task == "training" else _format):
+    for answer in (_longest, _largest, _fewest, _smallest, _sharding if settled.task == "training" else _format):
         _go_on(unwanted)
         found.append(answer(asked, own))
     return tuple(found)
@@ -196,6 +192,16 @@ def _fewest(asked: Asked, own: CardRow) -> Inverse:
         return Inverse(question, f"{found.hardware.gpus}", found)
     unknown = any(answer.verdict == "unknown" for answer in own.answers)
     return Inverse(question, "not known" if unknown else f"more than {COUNTS[-1]}", None)
+
+
+def _smallest(asked: Asked, _own: CardRow) -> Inverse:
+    """Of the whole catalog, as many of it as are planned."""
+    count = asked.scenario.hardware.gpus
+    question = "Smallest card" if count == 1 else f"Smallest card of which {count} do"
+    gpu = smallest_gpu(asked.scenario, asked.architecture, asked.native, find_gpus())
+    if gpu is None:
+        return Inverse(question, "none of the catalog", None)
+    return Inverse(question, f"{gpu.name} ({format_bytes(gpu.capacity_bytes)})", on_card(asked.scenario, gpu))
 
 
 def _format(asked: Asked, _own: CardRow) -> Inverse:

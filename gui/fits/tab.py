@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from resources.plan import Plan
 
 _PAUSE_MS = 120
-_QUESTIONS = 4
+_QUESTIONS = 5
 _VIEW_WIDTH = 150
 VIEWS = (
     ("map", "Context × batch", "What fits of every load on this card"),
@@ -90,7 +90,7 @@ class FitsTab(QWidget):
         inverse, card = QGridLayout(), QFrame()
         inverse.setSpacing(10)
         for index, answer in enumerate(self.answers):
-            inverse.addWidget(answer, index // 2, index % 2)
+            inverse.addWidget(answer, index // 2, index % 2, 1, 1 + (index == _QUESTIONS - 1 and index % 2 == 0))
         for column in range(2):
             inverse.setColumnStretch(column, 1)
         set_role(card, "card")

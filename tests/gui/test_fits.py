@@ -8,7 +8,7 @@ from gui.examples import EXAMPLES
 from gui.fits.answers import GOOD, fits_of
 from gui.fits.cards import CardTable
 from gui.fits.heat_map import said
-from planner.scenario import Hardware, Inference, Parallel, Scenario, parse_scenario
+from planner.scenario import Hardware, Inference, Parallel, Scenario, parse_scenario, to_json
 from planner.solve import context_of, with_context, with_values
 from resources.plan import make_plan
 
@@ -75,12 +75,29 @@ def test_inverse_answers_are_the_edge_of_what_fits(tab):
     assert state(tab).scenario == batch.scenario
 
 
+def test_the_smallest_card_is_taken_into_the_form(tab):
+    shown = tab.answers[3].shown
+    assert shown.question == "Smallest card"
+    QTest.mouseClick(tab.answers[3].use, Qt.MouseButton.LeftButton)
+    plan = state(tab).plan
+    assert shown.value.startswith(plan.gpu.name)
+    assert plan.footprint.verdict in GOOD
+    smaller = [row for row in tab._fits.cards if row.memory_bytes < plan.gpu.capacity_bytes]
+    assert all(row.answers[0].verdict not in GOOD for row in smaller)
+
+
+def test_llama_cpp_is_answered_on_several_cards():
+    plan = make_plan(parse_scenario(to_json(CHAT) | {"inference": {"engine": "llama.cpp"}}))
+    fits = fits_of(plan, parse_scenario(plan.footprint.scenario))
+    assert "unknown" not in {answer.verdict for row in fits.cards for answer in row.answers}
+
+
 def test_a_training_over_replicas_is_told_its_least_sharding(open_window, qtbot):
     sharded = next(example.scenario for example in EXAMPLES if example.name == "sharded")
     window = open_window(sharded)
     tab = window.show_tab("fits")
     qtbot.waitUntil(lambda: tab.settled and bool(tab._fits.inverse))
-    shown = tab.answers[3].shown
+    shown = tab.answers[4].shown
     assert shown.question == "Least sharding that fits"
     assert make_plan(shown.scenario).footprint.verdict in GOOD
     assert shown.scenario.parallel.data == sharded.parallel.data
@@ -90,8 +107,8 @@ def test_weights_that_do_not_fit_are_answered_with_the_largest_that_do(open_wind
     window = open_window(Scenario("meta-llama/Llama-3.1-8B", "inference", hardware=Hardware("L4", capacity_bytes=14 * 2**30)))
     tab = window.show_tab("fits")
     qtbot.waitUntil(lambda: tab.settled and bool(tab._fits.inverse))
-    assert tab.answers[3].shown.value in ("fp8", "int8")
-    assert make_plan(tab.answers[3].shown.scenario).footprint.verdict in GOOD
+    assert tab.answers[4].shown.value in ("fp8", "int8")
+    assert make_plan(tab.answers[4].shown.scenario).footprint.verdict in GOOD
 
 
 def test_the_map_follows_the_form_and_waits_for_typing_to_pause(tab, qtbot):

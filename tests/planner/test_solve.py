@@ -21,13 +21,10 @@ from planner.solve import (
     largest_format,
     layouts,
     longest_context,
-    on_card,
-    smallest_gpu,
     with_context,
     with_values,
 )
 from planner.units import GIB
-from resources.gpus import find_gpus
 from resources.plan import find_gpu, find_model
 
 MODELS = ("meta-llama/Llama-3.1-8B", "google/gemma-3-1b-it", "Qwen/Qwen3-0.6B", "mistralai/Mistral-7B-v0.1")
@@ -95,18 +92,6 @@ def test_what_fits_fits_with_less(question, batch, more, tokens, further) -> Non
     small = with_context(with_values(question.scenario, batch=batch), tokens)
     large = with_context(with_values(question.scenario, batch=batch + more), tokens + further)
     assert question.fits(small) or not question.fits(large)
-
-
-def test_the_smallest_card_is_the_smallest_that_fits() -> None:
-    question = ask(MODELS[0], "transformers", batch=4, prompt_tokens=4096)
-    cards = find_gpus("")
-    found = smallest_gpu(question, cards)
-    assert found is not None
-    assert found.capacity_bytes < 24 * GIB
-    for card in cards:
-        if card.capacity_bytes < found.capacity_bytes:
-            assert not question.fits(on_card(question.scenario, card), card)
-    assert smallest_gpu(ask("meta-llama/Llama-3.1-405B", "transformers"), cards) is None
 
 
 def test_the_fewest_gpus_and_their_layout() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from planner.faults import Faults
 from planner.predict import answer_alone, predict
 from planner.scenario import parse_scenario
-from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, speed_curve, sweep
+from planner.solve import GOOD, Asked, on_card
+from planner.sweep import VERDICTS, context_grid, gpu_matrix, on_gpus, smallest_gpu, speed_curve, sweep
 from resources.gpus import find_gpus
 from resources.plan import find_gpu, find_model
 
@@ -99,6 +100,29 @@ def test_the_matrix_of_gpus_is_made_of_predictions(engine) -> None:
                 continue
             assert verdict == alone.verdict
             assert matrix.headroom[row, column] == (-1 if alone.headroom_bytes is None else alone.headroom_bytes)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "llama.cpp", "training"])
+def test_the_smallest_card_is_the_smallest_that_fits(engine) -> None:
+    scenario, architecture, gpu, native = asked(MODELS[0], engine)
+    question, cards = Asked(scenario, architecture, gpu, native), find_gpus("")
+    found = smallest_gpu(scenario, architecture, native, cards)
+    assert found is not None
+    assert question.verdict(on_card(scenario, found), found) in GOOD
+    smaller = [card for card in cards if card.capacity_bytes < found.capacity_bytes]
+    assert smaller
+    assert not [card.name for card in smaller[::3] if question.fits(on_card(scenario, card), card)]
+    fits_on_none = asked("deepseek-ai/DeepSeek-V3", engine)
+    assert smallest_gpu(fits_on_none[0], fits_on_none[1], fits_on_none[3], cards) is None
+
+
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp"])
+def test_layers_are_laid_over_every_card_of_a_machine(engine) -> None:
+    """No answer of the matrix is refused for its layout, and each further card leaves less on the fullest."""
+    scenario, architecture, gpu, native = asked(MODELS[0], engine)
+    matrix = gpu_matrix(scenario, architecture, native, [gpu], (1, 2, 4, 8))
+    assert (np.diff(matrix.device[0]) < 0).all()
+    assert {VERDICTS[verdict] for verdict in matrix.verdict[0]} == {"fits"}
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm", "llama.cpp"])
