@@ -40,11 +40,14 @@ class RankMemory:
     host_bytes: int = 0
     states_bytes: int = 0
     """Recurrent states in slots of their own beside the pool."""
+    buffers_bytes: int = 0
+    """What the server keeps for its requests beside caches and states."""
 
     @property
     def fixed_bytes(self) -> int:
         """Everything but the pool."""
-        return self.weights_bytes + self.adapters_bytes + self.activations_bytes + self.graphs_bytes + self.libraries_bytes
+        held = self.weights_bytes + self.adapters_bytes + self.activations_bytes + self.graphs_bytes
+        return held + self.buffers_bytes + self.libraries_bytes
 
 
 @record
@@ -310,7 +313,10 @@ def _gpus(scenario: Scenario, server: Server, machine: Overheads, capacity: int)
 def _phases(rank: RankMemory, pool: Pool, machine: Overheads) -> tuple[Phase, ...]:
     """Loading, the widest step, and decoding, where there is a cache to decode with."""
     weights = {"weights": rank.weights_bytes, "adapters": rank.adapters_bytes}
-    served = weights | {"kv_cache": pool.size_bytes, "recurrent_state": rank.states_bytes, "cuda_graphs": rank.graphs_bytes}
+    served = weights | {
+        "kv_cache": pool.size_bytes, "recurrent_state": rank.states_bytes, "workspace": rank.buffers_bytes,
+        "cuda_graphs": rank.graphs_bytes,
+    }  # fmt: skip
     context = machine.context_bytes + rank.libraries_bytes
     loaded = _phase("load", weights, machine.context_bytes)
     stepping = _phase("prefill", served | {"activations": rank.activations_bytes}, context)

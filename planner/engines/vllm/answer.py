@@ -40,7 +40,7 @@ from planner.engines.vllm.cache import (
     cache_layout,
     context_faults,
 )
-from planner.engines.vllm.profile import ProfileRun, profile_run
+from planner.engines.vllm.profile import ProfileRun, counts_bytes, profile_run
 from planner.engines.vllm.settings import Settings, settings_of
 from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
 from planner.faults import Fault, Faults
@@ -312,6 +312,7 @@ def _rank(
         activations_bytes=run.peak_bytes,
         graphs_bytes=_graph_bytes(plan.settings, run, machine),
         libraries_bytes=_libraries(plan, stage),
+        buffers_bytes=counts_bytes(architecture, plan.settings) if stage.stage == len(plan.stages) - 1 else 0,
         host_bytes=host * tensor,
     )
 
@@ -379,6 +380,7 @@ def _server(
             *weight_terms(plan.stages, [rank.weights_bytes for rank in ranks], f"vLLM {version} model_executor/layers"),
             *(_activation_term(run, rank, version) for run, rank in zip(runs, ranks, strict=True)),
             *_other_terms(settings, ranks, scenario, machine),
+            *_count_terms(settings, architecture, ranks, version),
             *pool_terms(pools, layouts[0], because),
         ]
 
@@ -420,6 +422,21 @@ def _notes(scenario: Scenario, architecture: Architecture, plan: Plan) -> list[s
 def _activation_term(run: ProfileRun, rank: RankMemory, version: str) -> Term:
     because = f"vLLM {version} v1/worker/gpu_model_runner.py profile_run: the larger of forward and sampler"
     return Term("activations", run.formula, {"stage": rank.stage, **run.values}, run.peak_bytes, "derived", because, "prefill")
+
+
+def _count_terms(settings: Settings, architecture: Architecture, ranks: tuple[RankMemory, ...], version: str) -> list[Term]:
+    """One term for the rank that samples, in the phases in which the server runs."""
+    because = f"vLLM {version} v1/worker/gpu/sample/penalties.py: output_bin_counts and prompt_bin_mask of every sequence"
+    formula = "4 · sequences · (vocab_size + ⌈vocab_size / 32⌉)"
+    return [
+        Term(
+            "workspace", formula, {"stage": rank.stage, "sequences": settings.sequences, "vocab_size": architecture.vocab_size},
+            rank.buffers_bytes, "derived", because, phase,
+        )
+        for rank in ranks
+        if rank.buffers_bytes
+        for phase in ("prefill", "decode")
+    ]  # fmt: skip
 
 
 def _other_terms(settings: Settings, ranks: tuple[RankMemory, ...], scenario: Scenario, machine: Overheads) -> list[Term]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planner.architecture.layers import Architecture, Attention, Recurrent
+from planner.architecture.layers import Architecture, Attention, MixtureOfExperts, Recurrent
 from planner.engines.served_weights import has_latent
-from planner.engines.vllm.versions import Release, release_of, version_of
+from planner.engines.vllm.versions import Release, Sampler, release_of, version_of
 from planner.record import record
 from planner.scenario import Inference, Scenario
 from planner.symbolic.amount import largest, smallest
@@ -15,8 +15,8 @@ from planner.units import GIB
 LARGE_GPU_BYTES = 70 * 2**30
 """From here on (A100 excepted) vLLM's larger defaults hold (``EngineArgs.get_batch_defaults``)."""
 WIDE_GPU_BYTES = 160 * 2**30
-WIDE_SINCE = (0, 33, 0)
-"""0.33.0 doubles the server's tokens a step on cards that large."""
+WIDE_SINCE = (0, 28, 0)
+"""The first release read that doubles the server's tokens a step on cards that large; 0.26 does not."""
 UTILIZATION, UTILIZATION_BEFORE = 0.92, 0.9
 UTILIZATION_SINCE = (0, 20, 0)
 """The default share of the card rose when CUDA graphs came to be subtracted from the pool."""
@@ -39,10 +39,20 @@ HYBRID_SINCE, HYBRID_CHUNKS_SINCE = (0, 9, 1), (0, 14, 0)
 (``VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE`` is on by default). Before, every layer caches as if it saw everything."""
 SWAP_GIB = 4.0
 """Pinned for each GPU before V1, which recomputes what it preempts (0.6.4 ``config.py`` ``CacheConfig``)."""
+SECOND_DENSE_SINCE, SECOND_ALL_SINCE, SECOND_WARMED_SINCE = (0, 25, 0), (0, 29, 0), (0, 33, 0)
+"""Since when the second model runner (``v1/worker/gpu``) runs dense models without recurrent states beside the classes named, and
+all models; the last: since when its profile run samples with every parameter in use, and not greedily alone."""
+SECOND_SINCE = {
+    "Qwen3ForCausalLM": (0, 22, 0), "LlamaForCausalLM": (0, 23, 0), "MistralForCausalLM": (0, 23, 0),
+    "DeepseekV2ForCausalLM": (0, 24, 0), "Qwen2MoeForCausalLM": (0, 24, 0), "GraniteMoeForCausalLM": (0, 24, 0),
+}  # fmt: skip
+"""``DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES``."""
+SECOND_PROPOSES = {"draft": (0, 31, 0), "ngram": (0, 32, 0)}
+"""Since when it proposes by other ways than heads and prediction modules."""
 IN_FLIGHT_SINCE = (0, 26, 0)
 """The first release read that keeps blocks behind a window until every step in flight is done (``max_in_flight_tokens``)."""
-STATES_CACHED_SINCE = (0, 33, 0)
-"""The first release read in which hybrid models cache prefixes by default; 0.24.0 does not."""
+STATES_CACHED_SINCE = (0, 26, 0)
+"""Since when hybrid models cache prefixes by default; models without attention do not (``is_prefix_caching_supported``)."""
 
 
 @record
@@ -63,7 +73,9 @@ class Settings:
     kv_bytes: int | None
     swap_bytes: int = 0
     steps_in_flight: int = 1
-    """Steps that are scheduled ahead of what is done: one for each pipeline stage and one more, as scheduling is asynchronous."""
+    """Steps that are scheduled ahead of what is done."""
+    second_runner: bool = False
+    """Whether the second model runner runs the model; it counts each sequence's tokens for penalties on the GPU."""
 
     @property
     def scheduled_tokens(self) -> int:
@@ -79,6 +91,11 @@ class Settings:
         one_block = self.sequences * self.block_tokens
         found: int = largest(smallest(largest(8 * self.max_model_len, 4 * one_block), MOST_EXPANDED_TOKENS), one_block)
         return found
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the profile run samples."""
+        return "plain" if self.second_runner and self.version < SECOND_WARMED_SINCE else self.release.sampler
 
     @property
     def release(self) -> Release:
@@ -103,7 +120,7 @@ def settings_of(
         batched = max(batched, limit)
     chosen_batched = _number(options, "max_num_batched_tokens", batched)
     chosen_sequences = min(_number(options, "max_num_seqs", sequences), chosen_batched)
-    eager = options.get("enforce_eager") is True
+    eager, second = options.get("enforce_eager") is True, _is_second(ask, architecture, version)
     settings = Settings(
         version=version,
         utilization=_fraction(
@@ -120,7 +137,8 @@ def settings_of(
         multiprocessors=sms,
         kv_bytes=_optional(options, "kv_cache_memory_bytes"),
         swap_bytes=int(_fraction(options, "swap_space", SWAP_GIB) * GIB) if version < V1_SINCE else 0,
-        steps_in_flight=scenario.parallel.pipeline + 1 if version >= IN_FLIGHT_SINCE else 1,
+        steps_in_flight=_in_flight(scenario.parallel.pipeline, version, second=second),
+        second_runner=second,
     )
     for name, value in (("max_num_batched_tokens", chosen_batched), ("max_num_seqs", chosen_sequences)):
         if name not in options:
@@ -128,6 +146,23 @@ def settings_of(
     if "gpu_memory_utilization" not in options:
         notes.append(f"inference.engine_options.gpu_memory_utilization: {settings.utilization} by default")
     return settings, notes
+
+
+def _is_second(ask: Inference, architecture: Architecture, version: tuple[int, int, int]) -> bool:
+    """Whether the second model runner runs a generating model (``VllmConfig.use_v2_model_runner``)."""
+    if architecture.kind != "decoder" or version < SECOND_PROPOSES.get(ask.speculation.method, (0, 0, 0)):
+        return False
+    named = SECOND_SINCE.get(architecture.model_class)
+    mixers = [mixer for layer in architecture.decoder.layers for mixer in (*layer.sequence, *layer.channel)]
+    dense = not any(isinstance(mixer, Recurrent | MixtureOfExperts) for mixer in mixers)
+    return version >= SECOND_ALL_SINCE or (named is not None and version >= named) or (dense and version >= SECOND_DENSE_SINCE)
+
+
+def _in_flight(stages: int, version: tuple[int, int, int], *, second: bool) -> int:
+    """Steps in flight: one for each stage, and one more as scheduling is asynchronous, which the first runner is on one stage."""
+    if version < IN_FLIGHT_SINCE:
+        return 1
+    return stages + 1 if second or stages == 1 else stages
 
 
 def _captured(architecture: Architecture, sequences: int, batched_tokens: int) -> int:
@@ -144,7 +179,7 @@ def _prefix_caching(options: Mapping[str, object], architecture: Architecture, v
     if isinstance(asked, bool):
         return asked
     recurrent = any(isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence)
-    return not recurrent or version >= STATES_CACHED_SINCE
+    return not recurrent or (version >= STATES_CACHED_SINCE and bool(_attention(architecture) or has_latent(architecture)))
 
 
 def _groups(architecture: Architecture, version: tuple[int, int, int]) -> bool:

@@ -11,6 +11,7 @@ from typing import Literal
 from planner.faults import Fault, Faults
 from planner.record import record
 
+Sampler = Literal["v0", "sort", "triton", "flashinfer", "plain"]
 DEFAULT_VERSION = "0.33.0"
 """Assumed where ``engine_options.version`` is not given: the newest release read."""
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
@@ -21,7 +22,7 @@ class Release:
     """The constants of one range of releases."""
 
     since: tuple[int, int, int]
-    sampler: Literal["v0", "sort", "triton", "flashinfer"]
+    sampler: Sampler
     subtracts_graphs: bool
     """Whether the profiled memory of CUDA graphs comes off the pool (``VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS``)."""
     tokens_by_concurrency: bool

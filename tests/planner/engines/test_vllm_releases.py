@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,7 +12,7 @@ from planner.engines.vllm.settings import settings_of
 from planner.faults import Faults
 from planner.formats import native_format
 from planner.predict import predict
-from planner.scenario import parse_scenario
+from planner.scenario import Parallel, parse_scenario
 from resources.catalog import catalog_model
 from resources.gpus import gpu
 
@@ -96,3 +97,50 @@ def test_slots_of_adapters_have_a_rank_that_vllm_takes() -> None:
     assert any("max_lora_rank 16" in note for note in odd.notes)
     with pytest.raises(Faults, match="up to rank 512"):
         answered("0.19.0", adapters={"count": 1, "rank": 600})
+
+
+def step_of(version: str, name: str = LLAMA, **work: object) -> dict[str, int]:
+    """What the server holds in its widest step, limited to requests of 8192 tokens."""
+    scenario = asked(version, H100, name, max_model_len=8192, **work)
+    found = predict(scenario, model(name)[0], gpu(H100), model(name)[1])
+    return dict(found.gpus[0].phases[1].components)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "counted"),
+    [
+        ("0.22.0", LLAMA, False), ("0.23.0", LLAMA, True), ("0.24.0", "Qwen/Qwen2.5-7B", False),
+        ("0.25.0", "Qwen/Qwen2.5-7B", True), ("0.28.0", "Qwen/Qwen3-30B-A3B", False), ("0.29.0", "Qwen/Qwen3-30B-A3B", True),
+    ],
+)  # fmt: skip
+def test_the_second_runner_counts_the_tokens_of_every_sequence(version, name, counted) -> None:
+    """``output_bin_counts`` and ``prompt_bin_mask`` of ``v1/worker/gpu/sample/penalties.py``: 1024 sequences by the vocabulary."""
+    vocabulary = model(name)[0].vocab_size
+    assert step_of(version, name).get("workspace", 0) == counted * 4 * 1024 * (vocabulary + -(-vocabulary // 32))
+
+
+def test_the_second_runner_samples_greedily_until_its_profile_run_warms_every_parameter() -> None:
+    """Three fp32 values for each logit of 1024 sequences in 0.22 and 0.33, none between, where the forward takes more."""
+    before, between, since = (step_of(version)["activations"] for version in ("0.22.0", "0.31.0", "0.33.0"))
+    assert before - since == 1024 * 4096 * 2
+    assert between < since
+    assert step_of("0.28.0", speculation={"method": "ngram", "tokens": 3})["activations"] == before
+
+
+@pytest.mark.parametrize(("version", "stages", "steps"), [("0.24.0", 2, 1), ("0.26.0", 1, 2), ("0.26.0", 2, 3), ("0.33.0", 4, 5)])
+def test_windows_are_kept_for_every_step_in_flight(version, stages, steps) -> None:
+    """``VllmConfig.max_in_flight_tokens``: a step for each stage and one more."""
+    scenario = replace(asked(version), parallel=Parallel(pipeline=stages))
+    found = gpu(H100)
+    settled = settings_of(scenario, model(LLAMA)[0], found.name, found.capacity_bytes, 132)[0]
+    assert settled.scheduled_tokens == steps * 8192
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "cached"),
+    [
+        ("0.24.0", "Qwen/Qwen3.5-9B", False), ("0.26.0", "Qwen/Qwen3.5-9B", True), ("0.33.0", "state-spaces/mamba-2.8b-hf", False),
+    ],
+)  # fmt: skip
+def test_prefixes_of_hybrid_models_are_cached_where_there_is_attention(version, name, cached) -> None:
+    assert settled(version, H100, name).prefix_caching == cached
