@@ -8,7 +8,7 @@ from __future__ import annotations
 
 BANDS: dict[tuple[str, str], tuple[int, int]] = {
     ("transformers generation", "reserved"): (42, 160),
-    ("transformers training", "reserved"): (108, 131),
+    ("transformers training", "reserved"): (136, 123),
     ("vllm", "weights"): (19, 2),
     ("vllm", "activations"): (15, 67),
     ("vllm", "kv memory"): (11, 1),

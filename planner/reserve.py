@@ -125,6 +125,24 @@ TRANSIENT = ("workspace", "activations", "logits")
 """Components whose tensors come and go."""
 
 
+@record
+class Asked:
+    """Bytes that a training step asks of an allocator with nothing cached.
+
+    ``logits_bytes``: all logits at the loss's highest moment; ``largest_logits_bytes``: of the largest of these tensors;
+    ``logits_blocks_bytes``: blocks of every size of logits in forward and backward, as many as are live at once.
+    ``stack_bytes``: the highest level until the layers' forward is over; ``slack_bytes``: what a layer's tensors take beyond
+    their peak when none finds room in a block of another size. ``is_regular``: layers leave tensors of one size alone.
+    """
+
+    logits_bytes: int = 0
+    largest_logits_bytes: int = 0
+    logits_blocks_bytes: int = 0
+    stack_bytes: int = 0
+    slack_bytes: int = 0
+    is_regular: bool = False
+
+
 def generation_reserved(levels: Mapping[str, Level], loaded: tuple[int, int]) -> dict[str, int]:
     """Reserved by phase of a generation. ``loaded``: see :func:`reserved_for_weights`.
 
@@ -143,31 +161,37 @@ def training_reserved(
     levels: Mapping[str, Level],
     loaded: tuple[int, int],
     segments: TrainedSegments | None = None,
-    logits: tuple[int, int] | None = None,
+    asked: Asked | None = None,
 ) -> dict[str, int]:
     """Reserved by phase of the steady training step.
 
-    Gradients and the optimizer's transient of the step before stay cached; activations find room in them, the blocks
-    of the logits do not. In the backward the gradient of the log-probabilities finds a block of the forward's, that of the
-    logits in fp32 does not. What the first step took, without states, stays cached for the later ones.
+    The first step takes blocks for the layers' forward, and beside them, since nothing that is cached is as large, one for
+    every tensor of logits of a size that is live at once; what follows finds room in these. What it took, without
+    states, stays cached for the later steps. There gradients and the optimizer's transient are cached too; activations find
+    room in them, the blocks of the logits do not, and where the blocks of the first step are held in part by what trains, or
+    laid over otherwise by layers that leave tensors of many sizes, one of the logits' blocks is taken again.
 
     What an objective generates or scores before takes all it needs beside what the steps before left cached.
 
-    ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``logits``: bytes of all logits at the loss's
-    highest moment and of the largest tensor of them (None: as the peaks of the phases show them).
+    ``segments``: see :func:`trained_segments` (None: as much as is allocated); ``asked``: None is as the peaks of the phases
+    show it.
     """
     parts = {name: level.components() for name, level in levels.items()}
     load, backward, optimizer = levels["load"].total, levels["backward"], parts["optimizer"]
     states, gradients = optimizer.get("optimizer_state", 0), optimizer.get("gradients", 0)
     found = segments or TrainedSegments(states, gradients, states)
-    all_logits, one = logits or (parts["forward"].get("logits", 0), backward.largest(TRANSIENT))
+    asked = asked or Asked(parts["forward"].get("logits", 0), backward.largest(TRANSIENT))
     held = loaded[1] + sum(size for name, size in parts["load"].items() if name not in LOADED)
     static = held + found.states_bytes + largest(0, states - found.held_bytes)
     updated = levels["optimizer"].total - load - states
     if gradients:
         updated += found.gradients_bytes - gradients
-    descent = backward.total - load - states + one
-    step = largest(static + largest(levels["forward"].total - load - states, all_logits + updated), held + descent)
+    again = asked.largest_logits_bytes
+    if asked.is_regular:
+        again = smallest(again, updated)
+    stack = asked.stack_bytes - load - states + asked.slack_bytes + asked.logits_blocks_bytes
+    descent = largest(backward.total - load - states + largest(again, asked.slack_bytes), stack)
+    step = largest(static + largest(levels["forward"].total - load - states, asked.logits_bytes + updated), held + descent)
     last = largest(step, static + descent)
     more = {
         name: largest(last, static + level.total - load - states + (level.largest(TRANSIENT) if name == "generation" else 0))

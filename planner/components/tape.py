@@ -25,6 +25,8 @@ def rounded(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
+COUNTS = frozenset({"batch", "sequence", "tokens", "queries", "keys", "chunks", "padded_sequence", "padded_keys", "positions"})
+"""Factors that the workload decides, the others being the model's."""
 OPEN_AT_MOST = 24
 """Moments of which a trace leaves open which is the highest; of more it is decided, for the inputs of the trace."""
 
@@ -125,13 +127,14 @@ class Span:
 
     ``tops``: its highest moment, as bytes above the start and the tensors that make the difference; several where the
     inputs of a trace decide which is highest. ``end``: bytes above the start after it (negative for a backward), with the
-    tensors of ``end_change``. ``live``: what stays.
+    tensors of ``end_change``. ``live``: what stays. ``steps``: all that was made and dropped, in order.
     """
 
     tops: Sequence[tuple[int, Changes]]
     end: int
     end_change: Changes
     live: Mapping[str, Held]
+    steps: Changes = ()
 
     @property
     def peak(self) -> int:
@@ -200,7 +203,7 @@ class Tape:
         """The block as a whole."""
         self._mark()
         tops = [(top, _net(self._steps[:at])) for top, at in self._tops]
-        return Span(tops, self._above, _net(self._steps), dict(self._live))
+        return Span(tops, self._above, _net(self._steps), dict(self._live), tuple(self._steps))
 
     def _mark(self) -> None:
         """Note the moment when it is higher than those before."""
@@ -213,6 +216,57 @@ class Tape:
         del self._live[name]
         self._steps.append((name, held, -1))
         self._above -= held.size.bytes
+
+
+class Blocks:
+    """What a phase asks of an allocator that has no block of the right size: worked out when somebody asks.
+
+    ``logits``: all tensors of logits outside the layers, made and dropped in order.
+    """
+
+    __slots__ = ("_spans", "_tops", "logits")
+
+    def __init__(self) -> None:
+        self.logits: list[tuple[str, Held, int]] = []
+        self._tops: Sequence[int] = (0,)
+        self._spans: Sequence[Span] = ()
+
+    def take_stack(self, tops: Sequence[int], spans: Sequence[Span]) -> None:
+        """A stack of layers has been laid; the phase has been as high as one of ``tops``."""
+        self._tops, self._spans = tops, spans
+
+    @property
+    def stack_bytes(self) -> int:
+        """The highest level until the end of the last stack."""
+        return largest(*self._tops)  # type: ignore[no-any-return]
+
+    @property
+    def slack_bytes(self) -> int:
+        """Of the layer with most: what its tensors take beyond its peak when none finds room in a block of another size."""
+        slacks = [separate_bytes(span.steps) - span.peak for span in self._spans]
+        return largest(*slacks) if slacks else 0  # type: ignore[no-any-return]
+
+
+def separate_bytes(steps: Changes) -> int:
+    """Bytes of the blocks that tensors take in turn when none finds room in a block of another kind."""
+    live: dict[object, int] = {}
+    most: dict[object, int] = {}
+    sizes: dict[object, int] = {}
+    for _, held, count in steps:
+        kind = _kind(held.size)
+        now = live[kind] = live.get(kind, 0) + count
+        if now > most.get(kind, 0):
+            most[kind] = now
+            sizes.setdefault(kind, held.size.bytes)
+    return sum(sizes[kind] * count for kind, count in most.items())
+
+
+def _kind(size: Size) -> object:
+    """What sizes have in common that grow alike, the last token of a sequence aside. Sizes that are equal by chance differ."""
+    if size.formula:
+        return size.formula, tuple(size.values)
+    counts = ["tokens" if name in ("batch", "sequence") else name for name in size.values if name in COUNTS]
+    return prod(value for name, value in size.values.items() if name not in COUNTS), *dict.fromkeys(counts)  # type: ignore[misc]
 
 
 @record
@@ -268,6 +322,7 @@ class Course:
 
     def __init__(self) -> None:
         self.level = Level()
+        self.blocks = Blocks()
         self._tops: list[tuple[int, Peak]] = [(0, Peak(self.level))]
 
     @property
@@ -277,10 +332,12 @@ class Course:
 
     def begin_phase(self) -> None:
         """Forget the peak so far: a phase starts at the level that stands."""
+        self.blocks = Blocks()
         self._tops = [(self.level.total, Peak(self.level.copy()))]
 
     def run(self, span: Span, times: int = 1, where: str = "") -> None:
         """Run a block ``times`` in a row; its highest moment is in the first or the last repeat, the level being linear."""
+        self.blocks.logits += [step for step in span.steps if step[1].component == "logits"]
         grows = exceeds(span.end, 0)
         repeats = (0, times - 1) if grows is None else (times - 1,) if grows else (0,)
         for before in repeats:
@@ -312,6 +369,7 @@ class Course:
                         _offer(self._tops, (total, Peak(level, where)))
         for span, positions in blocks:
             _apply(self.level, span.end_change, len(positions))
+        self.blocks.take_stack([top for top, _ in self._tops], [span for span, _ in blocks])
 
     def hold(self, component: str, name: str, size: Size, count: int = 1, where: str = "") -> None:
         """Raise (or, with a negative count, lower) the level by ``count`` tensors."""

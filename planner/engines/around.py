@@ -20,6 +20,8 @@ class Around:
     """One rank alone: nothing happens around its step. ``holds_gradients``: what earlier micro-batches left is its own matter."""
 
     holds_gradients: bool = False
+    waiting_bytes: int = 0
+    """Of buffers that are given up while the card still reads them: the allocator takes as much anew."""
 
     def adds_gradients(self, *, accumulating: bool) -> bool:
         """Whether autograd's gradients are added (or copied) one by one to tensors that are there already."""

@@ -21,7 +21,7 @@ from planner.components.quantised import QuantisedWeights
 from planner.components.quantised_cache import CacheQuantisation
 from planner.components.run import Run
 from planner.components.states import narrow_positions
-from planner.components.tape import Course, Held, Level, Peak, Size, highest
+from planner.components.tape import Blocks, Course, Held, Level, Peak, Size, highest
 from planner.record import record
 
 
@@ -34,6 +34,8 @@ class Step:
     logits_bytes: int = 0
     """All logits at the highest moment of a training's loss, wherever the phase's peak is."""
     largest_logits_bytes: int = 0
+    blocks: Blocks | None = None
+    """What a training step asks for where the allocator has nothing cached that fits."""
 
     def hold_cublas_workspaces(self, size_bytes: int, handles: int) -> None:
         """cuBLAS takes a workspace through the allocator at the first matrix product of each handle, and keeps it."""

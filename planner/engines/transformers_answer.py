@@ -14,7 +14,7 @@ from planner.components.layer import require_modelled
 from planner.components.quantised import QuantisedWeights, is_known, require_modelled_experts, with_narrow_ends
 from planner.components.quantised_cache import BITS_OF_KV_CACHE, cache_quantisation, require_groups
 from planner.components.states import plain_weights
-from planner.components.tape import Level
+from planner.components.tape import Level, separate_bytes
 from planner.components.trainable import trainable_parameters
 from planner.engines.host_loading import loading_host
 from planner.engines.releases import has_single_experts, saves_inputs
@@ -37,7 +37,14 @@ from planner.formats.storage import BitsAndBytes4Bit
 from planner.later import LaterSequence
 from planner.machine import CUBLAS_HANDLES, Overheads
 from planner.modelled import NotModelled
-from planner.reserve import generation_reserved, reserved_for_weights, settle_reserved, trained_segments, training_reserved
+from planner.reserve import (
+    Asked,
+    generation_reserved,
+    reserved_for_weights,
+    settle_reserved,
+    trained_segments,
+    training_reserved,
+)
 from planner.scenario import Parallel, Scenario, to_json
 from planner.symbolic.amount import largest
 from planner.uncertainty import device_band
@@ -270,12 +277,23 @@ def _meters(
     loaded = reserved_for_weights(architecture, PLAIN_BYTES[dtype], quantised.fmt if quantised is not None else None)
     if scenario.task == "training":
         trained, rank = trained_tensors(scenario, architecture, PLAIN_BYTES[dtype])
-        forward = next(step for step in steps if step.name == "forward")
         segments = trained_segments(trained, scenario.training.optimizer, rank)
-        reserved = training_reserved(levels, loaded, segments, (forward.logits_bytes, forward.largest_logits_bytes))
+        asked = asked_of(steps, is_regular=scenario.training.checkpointing == "full")
+        reserved = training_reserved(levels, loaded, segments, asked)
     else:
         reserved = generation_reserved(levels, loaded)
     return phases_of(levels, reserved, scenario.task, machine, capacity)
+
+
+def asked_of(steps: Sequence[Step], *, is_regular: bool) -> Asked:
+    """What a step of training asks of the allocator. ``is_regular``: its layers leave tensors of one size alone."""
+    forward, backward = (next(step for step in steps if step.name == name) for name in ("forward", "backward"))
+    logits = (forward.logits_bytes, forward.largest_logits_bytes)
+    if forward.blocks is None or backward.blocks is None:
+        return Asked(*logits)
+    blocks = separate_bytes([*forward.blocks.logits, *backward.blocks.logits])
+    stack = (forward.blocks.stack_bytes, forward.blocks.slack_bytes)
+    return Asked(*logits, blocks, *stack, is_regular=is_regular)
 
 
 def phases_of(

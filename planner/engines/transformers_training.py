@@ -138,12 +138,12 @@ def training_phases(
         course.hold("workspace", LABELS, tokens)
     course.begin_phase()
     saved = _training_forward(course, architecture, run, reached, around, work)
-    steps.append(Step("forward", course.peak, *highest_logits(architecture, run, work.loss)))
+    steps.append(Step("forward", course.peak, *highest_logits(architecture, run, work.loss), course.blocks))
     steps += objective.between(course, architecture, run) if objective is not None else []
     drop(course, LABELS)
     course.begin_phase()
     _training_backward(course, architecture, run, reached, saved, around, work)
-    steps.append(Step("backward", course.peak))
+    steps.append(Step("backward", course.peak, blocks=course.blocks))
     course.begin_phase()
     around.at("optimizer", course)
     for name, size in transient:

@@ -42,6 +42,27 @@ WORK: dict[str, dict[str, Any]] = {
     "2x1024 checkpointed 8-bit": {"batch": 2, "sequence": 1024, "optimizer": "adamw_8bit", "checkpointing": "full"},
     "8x1024 foreach": {"batch": 8, "sequence": 1024, "optimizer": "adamw_foreach"},
 }  # fmt: skip
+ADAPTED_MODELS = (
+    "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B", "mistralai/Mistral-7B-v0.1",
+)  # fmt: skip
+LORA: dict[str, Any] = {"rank": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LONG: dict[str, Any] = {
+    "batch": 4, "sequence": 4096, "checkpointing": "full", "attention": "flash", "optimizer": "adamw_foreach",
+    "method": "lora", "lora": {**LORA, "alpha": 16, "dropout": 0.1},
+}  # fmt: skip
+SHORT: dict[str, Any] = {"method": "lora", "lora": LORA, "optimizer": "adamw_foreach"}
+ADAPTED: dict[str, dict[str, Any]] = {
+    "4x4096 checkpointed lora": LONG,
+    "4x4096 checkpointed lora amp": {**LONG, "precision": "amp-bf16"},
+    "4x4096 checkpointed lora fused": {**LONG, "loss": "fused"},
+    "2x2048 checkpointed lora": {**SHORT, "batch": 2, "sequence": 2048, "checkpointing": "full"},
+    "4x1024 lora": {**SHORT, "batch": 4, "sequence": 1024},
+    "4x4096 checkpointed qlora": {**LONG, "method": "qlora"},
+    "4x4096 checkpointed qlora amp": {
+        **LONG, "method": "qlora", "precision": "amp-bf16", "engine_options": {"prepare_for_kbit_training": True},
+    },
+}  # fmt: skip
+"""Adapters beside frozen weights, where the activations and the logits are most of what is reserved."""
 Rows = dict[str, dict[str, dict[str, int]]]
 
 
@@ -60,7 +81,12 @@ class Wire:
 
 def plan_of(model: str, work: str, **hardware: int) -> Plan:
     """The plan of one row."""
-    document = {"version": 1, "model": model, "task": "training", "training": WORK[work], "hardware": {"gpu": GPU, **hardware}}
+    training = WORK.get(work) or ADAPTED[work]
+    weights = "nf4-dq" if training.get("method") == "qlora" else "bf16"
+    document = {
+        "version": 1, "model": model, "task": "training", "weights": weights, "training": training,
+        "hardware": {"gpu": GPU, **hardware},
+    }  # fmt: skip
     return make_plan(parse_scenario(document), network=False)
 
 
@@ -82,8 +108,8 @@ def update() -> Rows:
     """The rows that are kept, completed."""
     rows: Rows = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if "--missing" in sys.argv:
-        for work in WORK:
-            for model in MODELS:
+        for work in (*WORK, *ADAPTED):
+            for model in MODELS if work in WORK else ADAPTED_MODELS:
                 if model not in rows.setdefault(work, {}):
                     found = rehearse(model, work)
                     rows[work] |= {model: found} if found else {}

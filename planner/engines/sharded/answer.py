@@ -15,7 +15,7 @@ from planner.engines.sharded.megatron import megatron_steps
 from planner.engines.sharded.plans import COMPUTED_BYTES, RankPlan, is_flat, rank_plans
 from planner.engines.training import require_modelled_training, trained_tensors, training_steps
 from planner.engines.transformers import Step
-from planner.engines.transformers_answer import assumed, phases_of
+from planner.engines.transformers_answer import asked_of, assumed, phases_of
 from planner.explain import terms_of
 from planner.footprint import OUTSIDE_ALLOCATED, Footprint, GpuFootprint, Host, Phase, Term, judge
 from planner.formats.checkpoint import known_bytes
@@ -155,13 +155,16 @@ def _meters(
     outside = replace(machine, context_bytes=machine.context_bytes + plan.collectives * COLLECTIVE_BYTES)
     stored = plan.quantised.fmt if plan.quantised is not None else None
     loaded = reserved_for_weights(plan.stored, plan.stored_bytes, stored)
-    forward = next(step for step in steps if step.name == "forward")
-    logits = (forward.logits_bytes, forward.largest_logits_bytes) if plan.stage is None else None
+    regular = ways.sharding == "none" and scenario.training.checkpointing == "full"
+    asked = asked_of(steps, is_regular=regular) if plan.stage is None else None
     segments = None
     if ways.sharding == "none" and plan.stage is None:
         trained, rank = trained_tensors(scenario, plan.computed, plan.stored_bytes)
         segments = trained_segments(trained, scenario.training.optimizer, rank)
-    return phases_of(levels, training_reserved(levels, loaded, segments, logits), "training", outside, capacity)
+    reserved = training_reserved(levels, loaded, segments, asked)
+    waiting = plan.around.waiting_bytes
+    reserved = {name: size + waiting * (name != "load") for name, size in reserved.items()}
+    return phases_of(levels, reserved, "training", outside, capacity)
 
 
 def _host(plans: Sequence[RankPlan], ways: Ways) -> Host:

@@ -36,6 +36,8 @@ from planner.scenario import Training
 
 GATHERED, CAST, WHOLE = "gathered flat parameter", "part cast to gather", "flat gradient"
 REDUCED, SHARDS = "reduced part", "sharded gradients"
+IN_FLIGHT = 2
+"""Units that may be gathered before the first of them has been computed with (torch/distributed/fsdp/_limiter_utils.py)."""
 KEPT_INPUT, KEPT_GRADIENT = "layer input a hook keeps", "gradient of a layer input a hook keeps"
 
 
@@ -94,6 +96,8 @@ class FlatSharded(Around):
         left = [weight for _, weight, times in iter_weights(architecture) if id(weight) not in taken for _ in range(times)]
         self._quantised = None
         self._root = self._unit(left)
+        if policy.ranks > 1:
+            self.waiting_bytes = (IN_FLIGHT - 1) * max(unit.gathered_bytes for unit in self._layers)
 
     def _unit(self, weights: Iterable[Weight]) -> FlatUnit:
         kept = [weight for weight in weights if not weight.is_buffer]

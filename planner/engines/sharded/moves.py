@@ -17,7 +17,7 @@ def moves(steps: Sequence[Move]) -> Span:
         above += count * held.size.bytes
         if above > top:
             top, at = above, index + 1
-    return Span([(top, steps[:at])], above, steps, {})
+    return Span([(top, steps[:at])], above, steps, {}, steps)
 
 
 def then(*spans: Span) -> Span:
@@ -28,7 +28,7 @@ def then(*spans: Span) -> Span:
         tops += [(end + top, [*change, *moved]) for top, moved in span.tops]
         end += span.end
         change = [*change, *span.end_change]
-    return Span(tops, end, change, {})
+    return Span(tops, end, change, {}, [step for span in spans for step in span.steps])
 
 
 def gradients_of(span: Span) -> list[Move]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from planner.engines.sharded.fsdp import Policy
+from planner.engines.sharded.fsdp1 import FlatSharded
 from planner.footprint import Footprint
-from planner.scenario import parse_scenario
+from planner.scenario import Training, parse_scenario
 from resources.plan import make_plan
 
 LLAMA = {
@@ -110,3 +112,11 @@ def test_layer_norms_over_a_sharded_4_bit_base_widen_under_autocast(batch: int, 
     }  # fmt: skip
     found = make_plan(parse_scenario(document), network=False, calibrated=False).footprint
     assert max(phase.allocated for phase in found.gpus[0].phases) == pytest.approx(measured, rel=0.01)
+
+
+def test_a_unit_that_is_given_up_still_waits_for_the_card():
+    """FSDP gathers a unit before the one before it has been computed with: the allocator takes both, of which one is live."""
+    layer = 2 * 256 * 256 + 2 * 64 * 256 + 3 * 256 * 1024 + 2 * 256
+    architecture = make_plan(parse_scenario({"model": {"config": LLAMA}, "task": "training"}), network=False).architecture
+    assert FlatSharded(architecture, Policy(2, 2, 4, 4), Training()).waiting_bytes == 2 * layer
+    assert FlatSharded(architecture, Policy(1, 2, 4, 4), Training()).waiting_bytes == 0
