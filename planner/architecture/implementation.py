@@ -15,7 +15,7 @@ from planner.record import record
 NormVariant = Literal["cast", "wide", "added", "nested", "none", "kernel", "centred", "narrow"]
 RotaryStyle = Literal[
     "halves", "joined", "pairs", "pairs_whole", "pairs_inline", "pairs_in_fp32",
-    "pairs_late", "wide", "pairs_wide", "chunks", "complex",
+    "pairs_late", "wide", "pairs_wide", "chunks", "complex", "none",
 ]  # fmt: skip
 AttentionCode = Literal["sdpa", "eager", "eager_wide", "alibi", "biased", "bounded", "into_zeros"]
 Placement = Literal["pre", "post", "after", "sandwich", "normed_residual"]
@@ -228,6 +228,8 @@ WRITTEN: dict[str, Implementation] = {
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added", joins=True)),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),
+    "kimi_linear": Implementation(rotary="none", router="sigmoid_fp32", routing="fp32"),
+    "bailing_hybrid": DEEPSEEK,
     **dict.fromkeys(("glm4_moe_lite", "axk1"), DEEPSEEK),
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": Implementation(rotary="chunks", indexer_rotary="chunks", router="sigmoid_fp32", routing="fp32"),

@@ -67,7 +67,7 @@ def _rotary_tables(run: Run, mixers: list[SequenceMixer]) -> list[int]:
     """Rotated widths of which there is a table each; in some families windowed layers have one of their own."""
     found: dict[tuple[bool, int], int] = {}
     for mixer in mixers:
-        if isinstance(mixer, LatentAttention):
+        if isinstance(mixer, LatentAttention) and run.code.rotary != "none":
             found[False, mixer.qk_rope_head_dim] = mixer.qk_rope_head_dim
         elif isinstance(mixer, Attention) and mixer.rotary_dim:
             apart = run.code.table_for_windows and mixer.window_tokens is not None

@@ -12,9 +12,10 @@ from planner.components.kernels import Operands, choose_kernel, fused, math
 from planner.components.norms import norm_forward
 from planner.components.operators import linear
 from planner.components.rotary import Rotated, rotate
-from planner.components.rules import Gradients, passed_on
+from planner.components.rules import Gradients, broadcast, passed_on
 from planner.components.run import module_of
 from planner.components.tape import Size
+from planner.modelled import NotModelled
 
 
 def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -> None:
@@ -26,14 +27,19 @@ def latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -
 def _latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) -> None:
     run, heads, width = g.run, mixer.num_heads, mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
     keys, rope = run.past_tokens + run.sequence, mixer.qk_rope_head_dim
+    rotated = run.code.rotary != "none"
     _queries(g, mixer, source, run.heads(heads, width))
-    g.parts("q", {"q nope": run.heads(heads, mixer.qk_nope_head_dim), "q rope": run.heads(heads, rope)})
+    if rotated:
+        g.parts("q", {"q nope": run.heads(heads, mixer.qk_nope_head_dim), "q rope": run.heads(heads, rope)})
     linear(g, "kv compressed", source, run.rows(mixer.kv_lora_rank + rope), _of(mixer, "kv_a_proj_with_mqa"))
     g.parts("kv compressed", {"kv": run.rows(mixer.kv_lora_rank), "k": run.heads(1, rope)})
     _norm(g, mixer, "kv_a_layernorm", "kv", "kv", mixer.kv_lora_rank)
-    rotate(g, run.code.rotary, [Rotated("q rope", heads, rope, rope), Rotated("k", 1, rope, rope)])
+    if rotated:
+        rotate(g, run.code.rotary, [Rotated("q rope", heads, rope, rope), Rotated("k", 1, rope, rope)])
+    else:
+        g.rename("k", "k rotated")
     _cache(g, mixer, keys)
-    query = _join_queries(g, run.heads(heads, width))
+    query = _join_queries(g, run.heads(heads, width)) if rotated else "q"
     _expand(g, mixer, keys)
     sparse = mixer.indexer is not None
     if sparse:
@@ -48,12 +54,30 @@ def _latent_forward(g: Graph, mixer: LatentAttention, source: str, target: str) 
         g.make("attended by token", run.heads(heads, mixer.v_head_dim), ("attended",))
         g.free("attended")
         g.rename("attended by token", "attended")
+    _gate(g, mixer, source)
     linear(g, target, "attended", run.hidden(), _of(mixer, "o_proj"))
     g.free("attended", "q nope", "q", "q rope rotated", "kv", "kv compressed", "k rotated", "kv norm")
     g.free(
         "q joined", "q joined cast", "k joined", "k nope", "v", "kv expanded", *(() if run.cached else ("kv cached", "k cached"))
     )
     g.free("q compressed norm", "mask scattered", "mask chosen", "index chosen")
+
+
+def _gate(g: Graph, mixer: LatentAttention, source: str) -> None:
+    """attended · sigmoid(gate(x)) of each head, where the mixer has such a gate (Ling 2.5)."""
+    run, weights = g.run, _of(mixer, "g_proj")
+    if not weights:
+        return
+    if run.autocast:
+        raise NotModelled("training.precision: gates of latent attention under autocast have no closed form yet")
+    linear(g, "gate", source, run.rows(mixer.num_heads), weights)
+    g.make("gate fp32", run.row(mixer.num_heads), ("gate",))
+    g.make("gate open fp32", run.row(mixer.num_heads), ("gate fp32",), ("gate open fp32",))
+    g.make("gate open", run.heads(mixer.num_heads, 1), ("gate open fp32",))
+    inputs = ("attended", "gate open")
+    g.make("gated", run.heads(mixer.num_heads, mixer.v_head_dim), inputs, inputs, broadcast)
+    g.free("attended", "gate", "gate fp32", "gate open fp32", "gate open")
+    g.rename("gated", "attended")
 
 
 def _join_queries(g: Graph, size: Size) -> str:

@@ -16,6 +16,10 @@ EXPERTS = {"moe_intermediate_size": 96, "num_experts": 8, "num_experts_per_tok":
 WINDOWS = {"sliding_window": 200, "layer_types": ["full_attention", "sliding_attention"]}
 OLDER = SMALL | {"d_model": 256, "num_layers": 2, "attention_heads": 8}
 TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 8}
+KIMI = {
+    "moe_intermediate_size": 96, "linear_num_heads": 4, "linear_head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32,
+}  # fmt: skip
 MODELS = {
     "bitnet, norms inside the mixers": ("full", SMALL | {"model_type": "bitnet"}),
     "granite_swa, sinks that scale": ("full", SMALL | WINDOWS | {"model_type": "granite_swa", "layer_rope_theta": [10000, 0]}),
@@ -36,6 +40,7 @@ MODELS = {
     ),
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
     "olmo_hybrid, delta nets with projections of their own": ("full", SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"}),
+    "kimi_linear, a decay of each channel": ("long", SMALL | TWO_KINDS | KIMI | {"model_type": "kimi_linear"}),
     "laguna, a gate of each head by softplus": (
         "full", SMALL | WINDOWS | EXPERTS | {"model_type": "laguna", "head_dim": 32, "shared_expert_intermediate_size": 96},
     ),
@@ -57,6 +62,12 @@ WORK = {
         "training": {"batch": 2, "sequence": 300, "method": "lora", "lora": {"targets": ["all-linear"]}, "checkpointing": "full"},
     },
 }
+TRAINED_UNKNOWN = {
+    "kimi_linear": SMALL | TWO_KINDS | KIMI | {"model_type": "kimi_linear"},
+    "gpt_neox_japanese, checkpointed": SMALL | {"model_type": "gpt_neox_japanese"},
+    "olmo_hybrid, in two precisions": SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"},
+    "granite_swa, in two precisions": SMALL | WINDOWS | {"model_type": "granite_swa"},
+}
 SMALL_TENSORS_BYTES = 256 * 1024
 
 
@@ -71,3 +82,13 @@ def test_a_family_equals_its_trace(trace, model: str) -> None:
     assert predicted.keys() == traced.keys(), footprint.notes
     for name, allocated in predicted.items():
         assert abs(allocated - traced[name]["allocated"]) <= 0.005 * traced[name]["allocated"] + SMALL_TENSORS_BYTES, name
+
+
+@pytest.mark.parametrize("model", TRAINED_UNKNOWN)
+def test_training_that_nobody_derived_is_unknown(model: str) -> None:
+    """No number, and the reason."""
+    training = {"precision": "amp-bf16"} if model.endswith("precisions") else {"checkpointing": "full"}
+    document = {"version": 1, "model": {"config": TRAINED_UNKNOWN[model]}, "task": "training", "training": training}
+    footprint = make_plan(parse_scenario(document), network=False, device="cuda").footprint
+    assert not footprint.gpus[0].phases
+    assert any(note.startswith("unknown: ") for note in footprint.notes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from planner.architecture.layers import Recurrent
 from planner.components.graph import Graph
 from planner.components.recurrent.delta_net import delta_net_forward
+from planner.components.recurrent.kimi_delta import kimi_delta_forward
 from planner.components.recurrent.lightning import lightning_forward
 from planner.components.recurrent.mamba import mamba_forward
 from planner.components.recurrent.mamba2 import mamba2_forward
@@ -14,6 +15,7 @@ from planner.components.recurrent.short_conv import short_conv_forward
 
 FORWARDS: dict[str, Callable[[Graph, Recurrent, str, str], None]] = {
     "gated_delta_net": delta_net_forward,
+    "kimi_delta": kimi_delta_forward,
     "lightning": lightning_forward,
     "mamba": mamba_forward,
     "mamba2": mamba2_forward,

@@ -35,7 +35,7 @@ def _delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> 
     run, weights = g.run, modules(mixer)
     steps = bool(run.past_tokens) and run.sequence == 1
     apart = "g_proj" in weights
-    (_project_apart if apart else _project)(g, mixer, source, weights)
+    (project_apart if apart else _project)(g, mixer, source, weights)
     causal_convolution(g, mixer, "mixed", "q k v")
     g.free("q k v", "k part", "q part", "v part")
     if apart:
@@ -47,12 +47,12 @@ def _delta_net_forward(g: Graph, mixer: Recurrent, source: str, target: str) -> 
     g.make("beta", small, ("beta part",), ("beta",))
     g.hold("log decay", Size(batch=run.batch, sequence=run.sequence, heads=mixer.num_heads, fp32_bytes=4))
     _inputs(g, mixer)
-    (_step if steps else _chunks)(g, mixer)
+    (delta_step if steps else _chunks)(g, mixer)
     if run.cached and not steps:
         g.hold(RECURRENT_STATE, recurrent_state(mixer, run), "recurrent_state")
     if apart:
         linear(g, "z", source, run.rows(mixer.inner_dim), weights["g_proj"])
-    _gated_norm(g, mixer, weights.get("norm", weights.get("o_norm", ())))
+    gated_norm(g, mixer, weights.get("norm", weights.get("o_norm", ())))
     linear(g, target, "gated", run.hidden(), weights["o_proj" if apart else "out_proj"])
     g.free("gated", "projected", "z", "q in", "k in", "v in", "mixed", "state new", "beta", "log decay")
     g.free("b and a", "beta part", "decay part")
@@ -79,7 +79,7 @@ def _project(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tupl
     g.make("q k v", run.rows(mixer.conv_channels), ("q part", "k part", "v part"), (), passed_on)
 
 
-def _project_apart(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tuple[Weight, ...]]) -> None:
+def project_apart(g: Graph, mixer: Recurrent, source: str, weights: Mapping[str, tuple[Weight, ...]]) -> None:
     """Queries, keys and values by a linear each, laid together for the convolution (OLMo Hybrid)."""
     if g.run.autocast:
         raise NotModelled("training.precision: delta nets with projections of their own under autocast have no closed form yet")
@@ -215,7 +215,7 @@ def _walk(g: Graph, mixer: Recurrent, chunks: int) -> None:
     g.free("state decayed", "update", "state old")
 
 
-def _step(g: Graph, mixer: Recurrent) -> None:
+def delta_step(g: Graph, mixer: Recurrent) -> None:
     """One token: decay, prediction, correction, update, read; leaves ``read`` and ``state new``."""
     run, state = g.run, recurrent_state(mixer, g.run)
     wide = run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
@@ -235,7 +235,7 @@ def _step(g: Graph, mixer: Recurrent) -> None:
     g.free("output", "q scaled", "k unit", "v", "beta wide", "predicted", "corrected")
 
 
-def _gated_norm(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
+def gated_norm(g: Graph, mixer: Recurrent, weights: tuple[Weight, ...]) -> None:
     """RMSNorm of each head, times silu(z) in fp32 (``Qwen3NextRMSNormGated``); leaves ``gated``."""
     run = g.run
     narrow, wide = run.heads(mixer.num_heads, mixer.head_dim), run.heads(mixer.num_heads, mixer.head_dim, FP32_BYTES)
