@@ -1,8 +1,7 @@
 """Calibrate this machine: measure what it adds outside the tensors, and let predictions use what proves itself.
 
-run   a guided battery of under five minutes, then fit (the default)
-fit   fit on the recordings that are there: all, or the files named
-show, undo, reset, export FILE   what is kept
+``run`` goes through a battery of under five minutes and then fits; ``fit`` goes by the recordings that are there, all or the files
+named; ``show``, ``undo``, ``reset`` and ``export`` are for what is kept.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ACTIONS = ("run", "fit", "show", "undo", "reset", "export")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What to do."""
-    parser.add_argument("action", nargs="?", choices=ACTIONS, default="run", help="default: run")
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="run", help="what to do (default: run)")
     parser.add_argument("files", nargs="*", metavar="FILE|CARD", help="fit: recordings; undo, reset: a card; export: a file")
     parser.add_argument("--device", help="run: cuda:N or cpu (default: cuda:0 when a GPU is here, else cpu)")
     parser.add_argument("--dry-run", action="store_true", help="run, fit: show what it comes to, and keep nothing")

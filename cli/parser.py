@@ -66,7 +66,9 @@ def _run_verb(arguments: Sequence[str]) -> int:
     import importlib  # noqa: PLC0415  a verb loads only what it needs
 
     verb = importlib.import_module(f"cli.{arguments[0]}")
-    parser = argparse.ArgumentParser(prog=f"{_program()} {arguments[0]}", description=verb.__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser(
+        prog=f"{_program()} {arguments[0]}", description=(verb.__doc__ or "").replace("``", ""), epilog=EPILOG
+    )
     verb.add_options(parser)
     words, command = list(arguments[1:]), None
     if getattr(verb, "TAKES_COMMAND", False) and "--" in words:

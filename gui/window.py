@@ -375,7 +375,7 @@ class MainWindow(QMainWindow):
 
     @Slot()
     def _focus_model(self) -> None:
-        self.form.fields["model"].editor.setFocus(Qt.FocusReason.TabFocusReason)
+        self.form.fields["model"].focus_editor()
 
     @Slot()
     def _next_pane(self) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent / "data" / "models.json"
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 class UnknownModel(LookupError):
@@ -52,12 +54,23 @@ def catalog_model(model: str) -> CatalogModel:
 
 
 def find_models(search: str = "") -> list[CatalogModel]:
-    """Models whose id, ``model_type`` or licence has every word of ``search``; ids that start with it come first."""
+    """Models whose id, ``model_type`` or licence has every word of ``search``; ids that start with it come first.
+
+    Otherwise they stand as people count: 4B before 30B.
+    """
     words = search.lower().split()
     found = [name for name, row in _rows().items() if all(word in _searched(name, row) for word in words)]
     start = search.lower().strip()
-    found.sort(key=lambda name: not (name.lower().startswith(start) or name.split("/")[-1].lower().startswith(start)))
+    begun = {name for name in found if name.lower().startswith(start) or name.split("/")[-1].lower().startswith(start)}
+    found.sort(key=lambda name: (name not in begun, *_counted(name)))
     return [_read(name) for name in found]
+
+
+@cache
+def _counted(name: str) -> tuple[str | float, ...]:
+    """Words and numbers by turns, beginning with a word."""
+    parts = _NUMBER.split(name.lower())
+    return tuple(float(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def close_ids(model: str) -> tuple[str, ...]:

@@ -39,12 +39,8 @@ class Missing(HubError):
 class Offline(HubError):
     """The Hub can't be reached from here."""
 
-    def __init__(self, what: str, message: str) -> None:
-        super().__init__(
-            what,
-            message,
-            "Check the network and HF_ENDPOINT; catalog models, the local cache and folders work without it",
-        )
+    def __init__(self, what: str, message: str, remedy: str = "Check the network and HF_ENDPOINT") -> None:
+        super().__init__(what, message, f"{remedy}; catalog models, the local cache and folders work without it")
 
 
 class RateLimited(HubError):

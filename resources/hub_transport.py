@@ -110,7 +110,7 @@ def _worded(what: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled:
-        raise Offline(what, "HF_HUB_OFFLINE is set") from None
+        raise Offline(what, "HF_HUB_OFFLINE is set", "Unset it to ask the Hub") from None
     except httpx2.TimeoutException:
         raise Slow(what) from None
     except (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol):

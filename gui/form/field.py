@@ -54,8 +54,10 @@ class Field(QWidget):
             self.editor.set_default(value)
 
     def focus_editor(self) -> None:
-        """Put the keyboard into the field."""
+        """Put the keyboard into the field, so that typing replaces what stands there."""
         self.editor.setFocus(Qt.FocusReason.TabFocusReason)
+        if isinstance(self.editor, _TYPED):
+            self.editor.selectAll()
 
     def set_fault(self, message: str) -> None:
         """Show what is wrong; empty when nothing is."""

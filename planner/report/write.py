@@ -56,7 +56,8 @@ def _html(part: Part) -> str:
     if isinstance(part, Heading):
         return f"<h{part.level}>{escape(part.text)}</h{part.level}>"
     if isinstance(part, Text):
-        return f"<p><strong>{escape(part.strong)}</strong> {escape(part.text)}</p>"
+        strong = f"<strong>{escape(part.strong)}</strong> " if part.strong else ""
+        return f"<p>{strong}{escape(part.text)}</p>"
     if isinstance(part, Items):
         return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in part.lines)}</ul>"
     if isinstance(part, Chart):

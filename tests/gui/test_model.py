@@ -16,6 +16,7 @@ from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtTest import QAbstractItemModelTester, QTest
 from PySide6.QtWidgets import QApplication
 
+from gui.actions import Act
 from gui.first import FIRST_SCENARIO
 from gui.form.custom import CustomArchitecture
 from gui.form.dimensions import dimensions_of, with_dimension
@@ -328,6 +329,20 @@ def set_dimension(dialog, path, text):
     editor.selectAll()
     QTest.keyClick(editor, Qt.Key.Key_Delete)
     QTest.keyClicks(editor, text)
+
+
+def test_a_click_into_the_box_or_its_key_begins_a_new_search(open_window, qtbot):
+    window = open_window()
+    window.activateWindow()
+    qtbot.waitActive(window)
+    qtbot.waitUntil(lambda: QApplication.focusWidget() is not None)
+    box = window.form.fields["model"].editor
+    QTest.mouseClick(box, Qt.MouseButton.LeftButton)
+    assert box.selectedText() == box.text()
+    QTest.mouseClick(box, Qt.MouseButton.LeftButton)
+    assert not box.hasSelectedText()
+    window.action(Act.FOCUS_MODEL).trigger()
+    assert box.selectedText() == box.text()
 
 
 def test_dimensions_edited_by_hand_become_the_model_and_can_be_undone(parts):

@@ -63,6 +63,11 @@ def test_search_takes_words_in_any_order_and_puts_beginnings_first() -> None:
     assert find_models("no such model") == []
 
 
+def test_sizes_stand_as_people_count_them() -> None:
+    found = [model.id for model in find_models("Qwen/Qwen3-")]
+    assert found.index("Qwen/Qwen3-4B") < found.index("Qwen/Qwen3-30B-A3B") < found.index("Qwen/Qwen3-235B-A22B")
+
+
 def test_loading_is_quick() -> None:
     def load() -> None:
         catalog._rows.cache_clear()
