@@ -58,7 +58,8 @@ class Implementation:
     ``drops_norm``: a feed-forward block's norm goes as soon as the first linear has read it.
     ``wide_logits``: the head's result is turned to fp32 at once, and the narrow one gone before the loss.
     ``scales_embeddings``: the layers read a multiple of the embeddings; ``scales_branches``: a multiple of each mixer's output
-    is added to the residual; ``norms_embeddings``: an RMS norm without a weight stands before the layers.
+    is added to the residual; ``norms_embeddings``: an RMS norm without a weight stands before the layers;
+    ``copies_embeddings``: a copy of them serves the layers.
     ``shared_first``: shared experts compute before the router and the others.
     ``own_linears``: its linears are a class of its own, which quantisers that look for ``nn.Linear`` pass over.
     ``rotates_always``: how the family computes without a rotary embedding (Falcon's ALiBi) was not read.
@@ -109,6 +110,7 @@ class Implementation:
     scales_embeddings: bool = False
     scales_branches: bool = False
     norms_embeddings: bool = False
+    copies_embeddings: bool = False
     shared_first: bool = False
     checkpoints: bool = True
     triangles: Literal["none", "model", "layers"] = "none"
@@ -228,6 +230,7 @@ WRITTEN: dict[str, Implementation] = {
     "kimi_k2": DEEPSEEK,
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), Implementation(norm="added", joins=True)),
     "minimax": Implementation(placement="normed_residual", routing="fp32"),
+    "zamba2": Implementation(copies_embeddings=True),
     "kimi_linear": Implementation(rotary="none", router="sigmoid_fp32", routing="fp32"),
     "bailing_hybrid": DEEPSEEK,
     **dict.fromkeys(("glm4_moe_lite", "axk1"), DEEPSEEK),

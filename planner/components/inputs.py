@@ -14,7 +14,7 @@ from planner.components.run import Run
 from planner.components.tape import Course, Size, Tape
 
 EMBEDDINGS, TABLES, MASK = "embeddings", "cosines and sines", "mask"
-BIASES = "biases of positions"
+BIASES, COPIED = "biases of positions", "embeddings copied"
 
 
 def hold_inputs(
@@ -46,12 +46,14 @@ def hold_inputs(
         course.run(tape.span(), 1, "rotary embedding")
     if not checkpointing or offloaded or run.code.keeps_positions or run.code.computes_positions:
         course.level.change("workspace", EMBEDDINGS, first.entering() if run.narrow_ends else run.hidden(), 1)
+    if run.code.copies_embeddings:
+        course.level.change("workspace", COPIED, run.hidden(), 1)
     if checkpointing or run.cached:
         for name, size in outliving(architecture.decoder.layers[0], run).items():
             course.level.change("workspace", name, size, 1)
 
 
-SHARED = (EMBEDDINGS, "x", MASK, TABLES, BIASES, "earlier probabilities", "position embeddings", *OWN_INPUTS)
+SHARED = (EMBEDDINGS, COPIED, "x", MASK, TABLES, BIASES, "earlier probabilities", "position embeddings", *OWN_INPUTS)
 """What goes when the model returns its last hidden state."""
 
 

@@ -34,7 +34,13 @@ from planner.components.norms import norm_forward
 from planner.components.operators import add, multiply
 from planner.components.recompute import as_checkpoint
 from planner.components.recurrent import recurrent_forward, unmodelled_recurrent
-from planner.components.recurrent.arrangements import is_side_by_side, normed_residual, side_by_side
+from planner.components.recurrent.arrangements import (
+    is_shared_before,
+    is_side_by_side,
+    normed_residual,
+    shared_before,
+    side_by_side,
+)
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Held, Size, Span
 from planner.modelled import NotModelled
@@ -88,10 +94,11 @@ def is_plain(layer: Layer) -> bool:
 
 def _unmodelled(layer: Layer, code: Implementation, *, eager: bool) -> str:
     """What of a layer has no closed form, in words; empty when all has."""
-    if (len(layer.sequence) > 1 and not is_side_by_side(layer)) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
+    arranged = is_side_by_side(layer) or is_shared_before(layer)
+    if (len(layer.sequence) > 1 and not arranged) or (len(layer.channel) > 1 and not is_dense_beside_experts(layer)):
         return "layers with several mixers side by side"
     reasons = [_unmodelled_sequence(mixer, code, eager=eager) for mixer in layer.sequence]
-    if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel:
+    if len(layer.norms) != _expected_norms(layer, code) and not layer.parallel and not is_shared_before(layer):
         reasons.append("this arrangement of norms")
     return next((reason for reason in reasons if reason), "")
 
@@ -281,6 +288,8 @@ def _forward(g: Graph, layer: Layer) -> None:
         hyper_layer(g, layer)
     elif is_side_by_side(layer):
         side_by_side(g, layer)
+    elif is_shared_before(layer):
+        shared_before(g, layer)
     elif layer.parallel:
         _parallel(g, layer)
     elif g.run.code.placement == "normed_residual":

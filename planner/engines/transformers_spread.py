@@ -18,6 +18,7 @@ from planner.components.cache import cache_component, held_tensors
 from planner.components.inputs import EMBEDDINGS, SHARED, TABLES, hold_inputs
 from planner.components.layer import layer_forward, require_modelled
 from planner.components.quantised import QuantisedWeights
+from planner.components.recurrent.arrangements import is_shared_before
 from planner.components.rotary import rotary_embedding
 from planner.components.run import Run
 from planner.components.states import plain_weights
@@ -149,6 +150,8 @@ def _require_derived(scenario: Scenario, architecture: Architecture, quantised: 
         raise NotModelled("hardware.gpus: layers that read caches of layers on other GPUs have no closed form yet")
     if any(isinstance(mixer, Attention) and mixer.compression is not None for mixer in mixers):
         raise NotModelled("hardware.gpus: compressed caches spread over several GPUs have no closed form yet")
+    if any(map(is_shared_before, layers)):
+        raise NotModelled("hardware.gpus: blocks whose weights serve layers on several GPUs have no closed form yet")
     if not scenario.offload.weights:
         return
     code = implementation_of(architecture)

@@ -20,6 +20,10 @@ KIMI = {
     "moe_intermediate_size": 96, "linear_num_heads": 4, "linear_head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2,
     "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32,
 }  # fmt: skip
+SHARED_BLOCK = {
+    "layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "num_key_value_heads": 8, "n_mamba_heads": 8,
+    "mamba_expand": 2, "adapter_rank": 8,
+}  # fmt: skip
 MODELS = {
     "bitnet, norms inside the mixers": ("full", SMALL | {"model_type": "bitnet"}),
     "granite_swa, sinks that scale": ("full", SMALL | WINDOWS | {"model_type": "granite_swa", "layer_rope_theta": [10000, 0]}),
@@ -41,6 +45,7 @@ MODELS = {
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
     "olmo_hybrid, delta nets with projections of their own": ("full", SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"}),
     "kimi_linear, a decay of each channel": ("long", SMALL | TWO_KINDS | KIMI | {"model_type": "kimi_linear"}),
+    "zamba2, a block that serves several layers": ("long", SMALL | SHARED_BLOCK | {"model_type": "zamba2"}),
     "laguna, a gate of each head by softplus": (
         "full", SMALL | WINDOWS | EXPERTS | {"model_type": "laguna", "head_dim": 32, "shared_expert_intermediate_size": 96},
     ),
@@ -63,6 +68,7 @@ WORK = {
     },
 }
 TRAINED_UNKNOWN = {
+    "zamba2": SMALL | SHARED_BLOCK | {"model_type": "zamba2"},
     "kimi_linear": SMALL | TWO_KINDS | KIMI | {"model_type": "kimi_linear"},
     "gpt_neox_japanese, checkpointed": SMALL | {"model_type": "gpt_neox_japanese"},
     "olmo_hybrid, in two precisions": SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"},

@@ -144,6 +144,7 @@ def zamba2(config: Config) -> Architecture:
         head_dim=config.optional("attention_head_dim") or max(2 * hidden // heads, 1),
         kv_heads=config.optional("num_key_value_heads") or heads,
         hidden=2 * hidden,
+        rotary=config.flag("use_mem_rope"),
     )
     width = config.optional("intermediate_size") or 4 * hidden
     channel = replace(mlp(config, width, fused="gate_up_proj"), weights=(), activation=config.text("hidden_act", default="gelu"))
