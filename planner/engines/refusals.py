@@ -11,6 +11,8 @@ from planner.gpu import Gpu
 from planner.modelled import NotModelled
 from planner.scenario import Inference, Scenario
 
+BF16_SINCE = (8, 0)
+
 
 def refuse_context(ask: Inference, limit: int | None, max_model_len: int, engine: str) -> list[Fault]:
     """Lengths the engine refuses: beyond the model's own limit, or requests beyond what the server accepts."""
@@ -42,6 +44,13 @@ def refuse_dtype(fmt: Format, gpu: Gpu, engine: str, minimum: Mapping[str, tuple
             need = ".".join(map(str, capability))
             return [Fault("weights", f"{engine} runs {fmt.name} from compute capability {need} on; {gpu.name} has {have}")]
     return []
+
+
+def halved_as_fp16(fmt: Format, gpu: Gpu, engine: str) -> list[str]:
+    """In words that bf16 runs as fp16 where the card has no bf16: as many bytes."""
+    if fmt.name != "bf16" or gpu.compute_capability is None or gpu.compute_capability >= BF16_SINCE:
+        return []
+    return [f"weights: {engine} runs bf16 as fp16 on {gpu.name}, unless bf16 is forced, which it refuses"]
 
 
 def refuse_card(gpu: Gpu, engine: str, vendors: Sequence[str]) -> list[Fault]:

@@ -38,7 +38,7 @@ RULES = Rules(
         "nvfp4": "it has no NVFP4 kernels",
         "hqq": "it has no HQQ loader",
     },
-    minimum_capability={"bf16": (8, 0), "fp8": (8, 0), "awq": (7, 5), "gptq": (7, 5)},
+    minimum_capability={"bf16": (7, 5), "fp8": (8, 0), "awq": (7, 5), "gptq": (7, 5)},
 )  # fmt: skip
 WIGGLE_ROOM = 0.9
 LATENT_TYPES, LATENT_HEAD = ("deepseek_v2", "deepseek_v3"), 192

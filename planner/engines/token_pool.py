@@ -12,6 +12,7 @@ from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, rotary_bytes
 from planner.engines.paged import Layout, PageSpec, Pool
 from planner.engines.refusals import (
+    halved_as_fp16,
     refuse_card,
     refuse_context,
     refuse_dtype,
@@ -51,6 +52,8 @@ from planner.units import GIB
 RELEASE = re.compile(r"v?\d+\.\d+")
 COLLECTIVE_BYTES = int(0.6 * GIB)
 """NCCL's buffers on each of several GPUs: 544 to 688 MB a communicator on A100 with NVLink, as published."""
+_NO_ROOM = "no token's cache fits beside weights, steps and graphs: the server refuses to start"
+_NO_STATES = "the slots of recurrent states hold no request: the server refuses to start"
 BAND_BYTES = int(0.3 * GIB)
 ACTIVATION_PERMILLE, WEIGHT_PERMILLE = 300, 10
 """No published run tells activations of these engines apart: the step's closed form is taken, with a wide band."""
@@ -131,7 +134,7 @@ def set_up(
     """
     require_decoder(architecture, rules.engine)
     scenario, declared = with_declared_cache(scenario, fmt, rules.declared_caches)
-    notes = [*read_as(scenario, rules), *declared]
+    notes = [*read_as(scenario, rules), *declared, *halved_as_fp16(fmt, gpu, rules.engine)]
     max_model_len = _max_model_len(scenario, architecture, rules, notes)
     split = Split(scenario.parallel.tensor, scenario.parallel.pipeline, scenario.parallel.expert, VOCABULARY_PADDING)
     _refuse(scenario, architecture, fmt, gpu, rules, split, max_model_len)
@@ -305,13 +308,14 @@ def flat_server(
         *pool_terms(pools, Layout(pools[0].groups, pools[0].block_bytes), because),
     ]
     running = [each.most_requests for each in filled if each.most_requests is not None]
+    refused = [_NO_ROOM] if min(pool.blocks for pool in pools) == 0 else [_NO_STATES] if 0 in running else []
     return Server(
         ranks=ranks, pools=pools, max_model_len=setup.max_model_len, scheduled_tokens=step_tokens,
         uncertainty_bytes=_band(setup.rules.engine, first), terms=tuple(terms),
         notes=(*setup.notes, _known_runs(setup.rules.engine)),
         version=version, log=lambda: log(first, min(pools, key=lambda pool: pool.blocks)),
         max_requests=min([max_requests, *running]),
-        states_by_batch=states_by_batch and any(setup.state_bytes), lowers_limit=lowers_limit,
+        states_by_batch=states_by_batch and any(setup.state_bytes), lowers_limit=lowers_limit, refused=tuple(refused),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def unused(scenario: Scenario, architecture: Architecture) -> tuple[str, ...]:
     """What is asked of an inference and changes nothing, each with the reason. ``scenario``: as it was asked."""
     if scenario.task != "inference":
         return ()
-    by_engine = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vllm}.get(scenario.engine)
+    by_engine = {"transformers": _transformers, "llama.cpp": _llama_cpp, "vllm": _vllm, "sglang": _sglang}.get(scenario.engine)
     found = [*_workload(scenario.inference), *_offload(scenario)]
     if scenario.engine in SERVED:
         found += _served(scenario)
@@ -72,10 +72,24 @@ def _vllm(scenario: Scenario, architecture: Architecture) -> Iterator[str]:
         yield "inference.shared_prefix: enable_prefix_caching is off: every request holds its prefix itself"
 
 
+def _sglang(scenario: Scenario, architecture: Architecture) -> Iterator[str]:
+    from planner.engines.sglang.releases import release_of, version_of  # noqa: PLC0415  loaded for those who ask
+
+    options = scenario.inference.engine_options
+    release = release_of(version_of(options.get("version")))
+    if "swa_full_tokens_ratio" in options and architecture.model_type not in release.windows:
+        yield "inference.engine_options.swa_full_tokens_ratio: this release caches every layer of this model alike"
+    given = [name for name in ("mamba_full_memory_ratio", "max_mamba_cache_size") if name in options]
+    if given and not _has_states(architecture):
+        yield f"inference.engine_options.{', '.join(given)}: the model has no recurrent states"
+
+
+def _has_states(architecture: Architecture) -> bool:
+    return any(isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence)
+
+
 def _mixed(architecture: Architecture) -> bool:
-    return _has_windows(architecture) or any(
-        isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence
-    )
+    return _has_windows(architecture) or _has_states(architecture)
 
 
 def _has_windows(architecture: Architecture) -> bool:

@@ -29,7 +29,15 @@ RULES = Rules(
     declared_caches={"modelopt": ("fp8",)},
     state_bytes=4,
     offloads=("weights", "kv_cache"),
-    minimum_capability={"bf16": (8, 0), "fp8": (8, 0), "awq": (7, 5), "gptq": (6, 0), "nvfp4": (10, 0), "mxfp4": (8, 0)},
+    minimum_capability={
+        "bf16": (7, 5),
+        "fp16": (7, 5),
+        "fp8": (8, 0),
+        "awq": (7, 5),
+        "gptq": (6, 0),
+        "nvfp4": (10, 0),
+        "mxfp4": (8, 0),
+    },
 )
 BLACKWELL = 10
 
@@ -41,7 +49,9 @@ def sglang_answer(
     architecture = running(architecture)
     options = scenario.inference.engine_options
     settings, taken = settings_of(scenario, architecture, gpu, capacity)
-    version = ".".join(map(str, version_of(options.get("version"))))
+    version = str(options.get("version") or DEFAULT_VERSION).removeprefix("v")
+    newest = version_of(version) > version_of(DEFAULT_VERSION)
+    read = [f"inference.engine_options.version: {version}; release {DEFAULT_VERSION} was read and stands for it"] if newest else []
     rules = replace(RULES, version=version, source=f"SGLang {version} srt")
     captured = 0 if options.get("disable_cuda_graph") is True else settings.graph_batch
     asked, sparse = _sparse_cache(scenario, architecture, gpu, settings.release)
@@ -65,7 +75,7 @@ def sglang_answer(
         asked, setup, fill=filled, max_requests=settings.max_requests, step_tokens=settings.chunk_tokens,
         because=f"SGLang {version} profile_max_num_token: free memory · mem_fraction_static − weights", log=_log,
     )  # fmt: skip
-    return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken, *sparse))
+    return serving_footprint(scenario, architecture, gpu, machine, capacity, server, (*notes, *taken, *sparse, *read))
 
 
 def _sparse_cache(scenario: Scenario, architecture: Architecture, gpu: Gpu, release: Release) -> tuple[Scenario, list[str]]:

@@ -35,7 +35,8 @@ class WindowPool(Pool):
         if self.window is None:
             return full
         held = smallest(tokens, self.window.window_tokens + self.groups[0].block_tokens)
-        return largest(full, ceil_div(held, self.window.block_tokens))
+        wider: int = largest(full, ceil_div(held, self.window.block_tokens))
+        return wider
 
 
 @record

@@ -10,6 +10,7 @@ from planner.engines.beside import DRAFT, read_beside
 from planner.engines.loading import loaded_bytes, mxfp4_padding_bytes, rotary_bytes
 from planner.engines.paged import Layout, Pool
 from planner.engines.refusals import (
+    halved_as_fp16,
     refuse_card,
     refuse_chunks,
     refuse_context,
@@ -41,8 +42,14 @@ from planner.engines.vllm.cache import (
     context_faults,
 )
 from planner.engines.vllm.profile import ProfileRun, counts_bytes, profile_run
-from planner.engines.vllm.settings import Settings, settings_of
-from planner.engines.vllm.versions import COLLECTIVE_BAND_BYTES, NON_TORCH_BAND_BYTES, PIPELINE_NON_TORCH_BYTES
+from planner.engines.vllm.settings import V1_SINCE, Settings, settings_of
+from planner.engines.vllm.versions import (
+    COLLECTIVE_BAND_BYTES,
+    DEFAULT_VERSION,
+    NON_TORCH_BAND_BYTES,
+    PIPELINE_NON_TORCH_BYTES,
+    version_of,
+)
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint, Term
 from planner.formats import Format
@@ -61,6 +68,8 @@ MINIMUM_CAPABILITY = {"bf16": (8, 0), "awq": (7, 5), "gptq": (6, 0), "fp8": (8, 
 """``QuantizationConfig.get_min_capability`` of each method; bfloat16 in ``platforms/cuda.py``. Below 8.9 fp8 is weight-only."""
 TURING_MARLIN_SINCE, TURING_MARLIN = (0, 14, 0), {"fp8": (7, 5), "nvfp4": (7, 5)}
 """Marlin's weight-only kernels run on Turing too (``marlin_utils_fp8.py`` ``is_fp8_marlin_supported``, pull request 29901)."""
+HALVES_SINCE = (0, 10, 0)
+"""Since when ``--dtype auto`` falls back to fp16 on cards without bf16 (``_resolve_auto_dtype``)."""
 FILES_UNTIL = (0, 26, 0)
 """From here on neither is among ``QUANTIZATION_METHODS`` (``layers/quantization/__init__.py``)."""
 REFUSED_FORMATS = {"gguf": "it reads no GGUF files from 0.26 on; use llama.cpp", "hqq": "it has no HQQ loader from 0.26 on"}
@@ -80,6 +89,7 @@ MULTIPROCESSORS = (
 OTHER_MULTIPROCESSORS = 108
 VENDORS = ("NVIDIA", "AMD", "Intel")
 """``platforms/``: CUDA, ROCm, XPU, and Gaudi by a plugin; on Apple's chips it computes on the CPU."""
+BLOCK_STEP = 16
 NO_DRAFTS_SINCE, DRAFTS_AGAIN = (0, 10, 0), (0, 14, 0)
 """V0 proposed tokens by draft models, V1 does since pull request 24322; between them ``SpeculativeConfig`` refuses."""
 DECLARED_SINCE = (
@@ -128,7 +138,7 @@ def vllm_server(
     scenario = asked_of(scenario, architecture)
     settings, notes = settings_of(scenario, architecture, gpu.name, capacity, multiprocessors(gpu.name))
     scenario, declared = with_declared_cache(scenario, fmt, _followed(settings.version))
-    notes += declared
+    notes += [*declared, *halved_as_fp16(fmt, gpu, "vLLM"), *_newer(settings.version)]
     scenario = _in_slots(scenario, notes)
     plan = _plan(scenario, architecture, fmt, gpu, settings)
     stages = plan.stages
@@ -144,6 +154,13 @@ def vllm_server(
     pools = _pools(settings, capacity, ranks, layouts)
     server = _server(scenario, architecture, machine, settings, plan, ranks, runs, layouts, pools)
     return replace(server, refused=_unstartable(settings, capacity, machine) or _overfull(server, capacity, machine)), notes
+
+
+def _newer(version: tuple[int, int, int]) -> list[str]:
+    """In words that no release as new as that was read."""
+    if version <= version_of(DEFAULT_VERSION):
+        return []
+    return [f"inference.engine_options.version: {'.'.join(map(str, version))}; release {DEFAULT_VERSION} stands for it"]
 
 
 def _require_served(architecture: Architecture) -> None:
@@ -209,6 +226,7 @@ def _plan(scenario: Scenario, architecture: Architecture, fmt: Format, gpu: Gpu,
         *refuse_expert(scenario, architecture),
         *split_faults(architecture, split),
         *_format_faults(fmt, gpu, settings.version),
+        *_page_faults(settings),
         *refuse_context(ask, architecture.max_context_tokens, settings.max_model_len, "vLLM"),
         *cache_faults(architecture, ask.kv_cache),
         *_speculation_faults(ask, settings.version),
@@ -244,8 +262,17 @@ def _state_bytes(architecture: Architecture, version: tuple[int, int, int]) -> i
 def _format_faults(fmt: Format, gpu: Gpu, version: tuple[int, int, int]) -> list[Fault]:
     """Formats that the release has no loader for, or whose kernels don't run on the card."""
     minimum = MINIMUM_CAPABILITY | (TURING_MARLIN if version >= TURING_MARLIN_SINCE else {})
+    minimum |= {"bf16": (7, 0)} if version >= HALVES_SINCE else {}
     refused = REFUSED_FORMATS if version >= FILES_UNTIL else {}
     return [*refuse_format(fmt, "vLLM", refused), *refuse_dtype(fmt, gpu, "vLLM", minimum)]
+
+
+def _page_faults(settings: Settings) -> list[Fault]:
+    """Attention kernels page multiples of 16 tokens (``get_supported_kernel_block_sizes``)."""
+    if settings.block_tokens % BLOCK_STEP == 0 or settings.version < V1_SINCE:
+        return []
+    message = f"vLLM's attention kernels read blocks of multiples of {BLOCK_STEP} tokens; got {settings.block_tokens}"
+    return [Fault("inference.engine_options.block_size", message)]
 
 
 def _require_derived(fmt: Format) -> None:
