@@ -35,6 +35,7 @@ TRANSFORMERS_INFERENCE = {
 TRANSFORMERS_TRAINING = {
     "version": Option("str", "release of transformers whose loss is computed"),
     "trl_version": Option("str", "release of TRL whose trainer runs"),
+    "local_rollout_forward_batch_size": Option("int", "sequences that PPO generates and scores at once", 1, 1_000_000),
     "bitsandbytes_version": Option("str", "release of bitsandbytes whose 4-bit products are computed"),
     "use_reentrant": Option("bool", "gradient checkpointing by the reentrant implementation"),
     "checkpoint_every": Option("int", "selective checkpointing recomputes each layer of so many", 1, 100_000),

@@ -1,4 +1,4 @@
-"""TRL's scripts for objectives that hold several models or learn from completions: DPO and GRPO."""
+"""TRL's scripts for objectives that hold several models or learn from completions: DPO, GRPO and PPO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from planner.commands.command import Command, model_name, model_notes
 from planner.commands.transformers import loading
 from planner.defaults import DEFAULT_SEQUENCE_TOKENS
+from planner.engines.ppo import ROLLOUT_ROWS
 from planner.engines.trl import NEWEST
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from planner.scenario import Scenario, Training
 
 TRAINERS = {"dpo": "DPO", "grpo": "GRPO"}
+LAST_WITH_PPO = "1.11"
+"""TRL 1.12 dropped ``experimental/ppo``."""
 GRPO_BETA = 0.04
 """Any weight of the reference but 0 loads one (DeepSeekMath, section 4.2, takes this)."""
 
@@ -30,11 +33,8 @@ def objective_script(
     ``prepared``: lines that cast or freeze the loaded model, and ``imported`` what they call.
     """
     ask = scenario.training
-    if ask.objective not in TRAINERS:
-        notes.append(
-            "training.objective: TRL dropped its PPO trainer with release 1.12; pin trl==1.11 and write the script by its docs"
-        )
-        return Command("Train with TRL", "trl", "1.11", "python", "\n", "train.py", (*model_notes(scenario), *notes))
+    if ask.objective == "ppo":
+        return _ppo_script(scenario, arguments, adapters, literal, notes)
     name = TRAINERS[ask.objective]
     device_map = "cuda" if ask.method == "qlora" and scenario.hardware.gpus * scenario.hardware.nodes == 1 else None
     imports, load = loading(scenario, ask.attention, device_map=device_map)
@@ -61,6 +61,66 @@ def objective_script(
     ]
     return Command(
         f"Train with TRL ({name})", "trl", NEWEST, "python", "\n".join(lines), "train.py", (*model_notes(scenario), *notes)
+    )
+
+
+def _ppo_script(
+    scenario: Scenario, arguments: Mapping[str, object], adapters: str, literal: Callable[[object], str], notes: list[str]
+) -> Command:
+    """The trainer of the last release that has one (``trl/experimental/ppo``), with models of the planned one's size."""
+    ask, name = scenario.training, json.dumps(model_name(scenario), ensure_ascii=False)
+    prompt, completion = _lengths(ask)
+    own = {key: value for key, value in arguments.items() if key not in ("max_steps", "gradient_checkpointing")}
+    rows = own["gradient_accumulation_steps"]
+    own |= {
+        "bf16": False,
+        "response_length": completion,
+        "total_episodes": 4 * ask.batch * (rows if isinstance(rows, int) else 1),
+        "local_rollout_forward_batch_size": ask.engine_options.get("local_rollout_forward_batch_size", ROLLOUT_ROWS),
+        "num_ppo_epochs": 1,
+        "num_sample_generations": 0,
+    }
+    written = "".join(f"    {key}={literal(value)},\n" for key, value in own.items())
+    imports, load = loading(scenario, ask.attention, device_map=None)
+    scorer = f"AutoModelForSequenceClassification.from_pretrained({name}, num_labels=1, dtype=model.dtype)"
+    checkpointed = ["for trained in (model, value):", "    trained.gradient_checkpointing_enable()"]
+    notes.append("value and reward model stand in for your own: the planned model with a head of one number")
+    lines = [
+        "import torch",
+        "from datasets import Dataset",
+        *([f"from peft import {adapters.partition('(')[0]}"] if adapters else []),
+        f"from transformers import {', '.join([*imports, 'AutoModelForSequenceClassification', 'AutoTokenizer'])}",
+        "from trl.experimental.ppo import PPOConfig, PPOTrainer",
+        "",
+        f"arguments = PPOConfig(\n{written})",
+        *load,
+        f"value = {scorer}",
+        f"reward = {scorer}",
+        *(checkpointed if ask.checkpointing != "none" else []),
+        *(["model.enable_input_require_grads()"] if adapters and ask.checkpointing != "none" else []),
+        f"tokenizer = AutoTokenizer.from_pretrained({name})",
+        "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
+        *([f"adapters = {adapters}"] if adapters else []),
+        "",
+        "# random tokens of the planned length stand in for your prompts: the memory is the same",
+        f"tokens = torch.randint(model.config.get_text_config().vocab_size, (64, {prompt}))",
+        'dataset = Dataset.from_dict({"input_ids": tokens.tolist()})',
+        "PPOTrainer(",
+        "    args=arguments,",
+        "    processing_class=tokenizer,",
+        "    model=model,",
+        "    ref_model=None,",
+        "    reward_model=reward,",
+        "    value_model=value,",
+        "    train_dataset=dataset,",
+        "    eval_dataset=dataset,",
+        *(["    peft_config=adapters,"] if adapters else []),
+        ").train()",
+        'print(f"peak allocated {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")',
+        "",
+    ]
+    return Command(
+        "Train with TRL (PPO)", "trl", LAST_WITH_PPO, "python", "\n".join(lines), "train.py", (*model_notes(scenario), *notes)
     )
 
 

@@ -385,10 +385,11 @@ def _narrow_keys(g: Graph) -> str:
 
 
 def _behind_prefix(g: Graph, mixer: Attention) -> None:
-    """In training keys and values are copied behind those of a trained prefix (PEFT's, in a cache of its own)."""
+    """In training keys and values are copied into a cache, where there are some behind those of a trained prefix (PEFT's)."""
     for name, own in (("k", "k rotated"), ("v", "v")):
         size = g.run.cache(mixer, name, g.run.past_cells(mixer) + g.run.sequence)
-        g.make(f"{name} cached", size, (f"{name} past", own), (), passed_on, component="kv_cache")
+        read = (f"{name} past", own) if g.run.past_tokens else (own,)
+        g.make(f"{name} cached", size, read, (), passed_on, component="kv_cache")
         g.consume(f"{name} past")
     g.free("k rotated", "v")
 

@@ -1,5 +1,6 @@
 """Objectives with several models, or with answers of their own: what TRL 1.16's trainers add to a training step.
 
+``ppo``, which TRL 1.12 dropped, has four models and a step of its own (:mod:`planner.engines.ppo`).
 ``dpo`` (``trainer/dpo_trainer.py``): the batch holds pairs; the reference scores the same rows over what the policy saved.
 ``grpo`` (``trainer/grpo_trainer.py``): all micro-batches' completions are generated at once, then scored by the reference where
 there is one, then the policy steps over them. What is loaded, the optimizer's states included, stays throughout.
@@ -17,7 +18,7 @@ from planner.components.run import Run
 from planner.components.tape import Course, Level, Peak, Size, highest
 from planner.engines.scored_loss import scored_forward
 from planner.engines.transformers import Generation, Step, final_norm, generation_phases
-from planner.engines.trl import TrlRelease, trl_release
+from planner.engines.trl import TrlRelease, dropped_ppo, trl_release
 from planner.modelled import NotModelled
 from planner.record import record
 from planner.scenario import Scenario, Training
@@ -128,6 +129,8 @@ def objective_of(scenario: Scenario, architecture: Architecture, capacity_bytes:
     if ask.objective == "sft":
         return None
     require_modelled_objective(scenario, architecture)
+    if ask.objective == "ppo":
+        return Objective("ppo", ask.reference, ask.prompt_tokens or 1)
     if ask.objective == "dpo":
         return Objective("dpo", ask.reference, ask.prompt_tokens or 1, buffered=ask.gradient_accumulation)
     steps, own = ask.rollout.steps or ask.gradient_accumulation, ask.rollout.engine == "transformers"
@@ -167,7 +170,6 @@ def require_modelled_objective(scenario: Scenario, architecture: Architecture) -
         layer.dropout or any(isinstance(mixer, Attention) and mixer.dropout for mixer in layer.sequence) for layer in layers
     )
     asked = {
-        "training.objective: ppo, four models whose trainer TRL 1.12 dropped,": ask.objective == "ppo",
         f"{architecture.model_class}: objective {ask.objective} of what is no decoder": architecture.kind != "decoder",
         f"{architecture.model_class}: objective {ask.objective} with dropouts in the layers": drops,
         f"training.loss: {ask.loss} beside objective {ask.objective}": ask.loss != "default",
@@ -177,11 +179,36 @@ def require_modelled_objective(scenario: Scenario, architecture: Architecture) -
         "training.engine_options.prepare_for_kbit_training: TRL does no such cast, so that it": bool(
             ask.engine_options.get("prepare_for_kbit_training")
         ),
-        "training.engine_options.trl_version: scores from all logits": _release(ask).scores != "tiles",
+        "training.engine_options.trl_version: scores from all logits": ask.objective != "ppo" and _release(ask).scores != "tiles",
     }
+    if ask.objective == "ppo":
+        asked |= _asked_of_ppo(ask, architecture)
     for what, holds in asked.items():
         if holds:
             raise NotModelled(f"{what} has no closed form yet")
+
+
+def _asked_of_ppo(ask: Training, architecture: Architecture) -> dict[str, bool]:
+    mixers = [mixer for layer in architecture.decoder.layers for mixer in layer.sequence]
+    plain = all(isinstance(mixer, Attention) and mixer.kv == "own" and mixer.cached_kv_heads is None for mixer in mixers)
+    alike = len({(mixer.num_kv_heads, mixer.head_dim) for mixer in mixers if isinstance(mixer, Attention)}) == 1
+    version, engine = ask.engine_options.get("trl_version"), ask.rollout.engine
+    return {
+        f"training.engine_options.trl_version: {version} has no PPO trainer, which TRL 1.12 dropped: it": dropped_ppo(version),
+        f"training.method: {ask.method} with objective ppo": ask.method not in ("full", "lora"),
+        f"training.precision: {ask.precision} with objective ppo": ask.precision != "bf16",
+        "training.checkpointing: selective with objective ppo": ask.checkpointing == "selective",
+        f"training.attention: {ask.attention} with objective ppo": ask.attention != "sdpa",
+        "training.engine_options.fused_kernels, compile or ema with objective ppo": bool(
+            {"fused_kernels", "compile", "ema"} & set(ask.engine_options)
+        ),
+        f"training.rollout.engine: {engine}, where PPO's policy generates itself,": engine != "transformers",
+        "training.rollout.steps: PPO generates for a whole update; another number": (
+            ask.rollout.steps not in (None, ask.gradient_accumulation)
+        ),
+        f"{architecture.model_class}: objective ppo of caches or heads that differ from layer to layer": not (plain and alike),
+        f"{architecture.model_class}: objective ppo with capped logits": bool(architecture.logit_softcap),
+    }
 
 
 def _casts_anew(ask: Training) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from planner.architecture.counts import parameter_count
 from planner.architecture.layers import Architecture
 from planner.components.adapters import adapter_tensors, adapters_for, hold_adapters, hold_shared
 from planner.components.autocast import HALF_BYTES, has_wide_norms, require_autocast
@@ -22,10 +24,10 @@ from planner.components.optimizers import (
 )
 from planner.components.quantised import QuantisedWeights
 from planner.components.tape import BLOCK_BYTES, Level, Size
-from planner.components.trainable import OTHERS, Trainable, head_names, trainable_tensors
+from planner.components.trainable import OTHERS, Trainable, head_names, trainable_parameters, trainable_tensors
 from planner.engine_options import whole
 from planner.engines.around import ALONE, Around
-from planner.engines.objectives import EXTRAS, hold_others, objective_of
+from planner.engines.objectives import EXTRAS, hold_others, objective_of, require_modelled_objective
 from planner.engines.prefix import prefix_of
 from planner.engines.releases import Release, has_single_experts, is_reentrant, release_of
 from planner.engines.training_loss import CHUNK_TOKENS, Loss
@@ -34,6 +36,9 @@ from planner.engines.transformers_training import TrainingStep, training_phases
 from planner.engines.trl import casts_ends_back
 from planner.modelled import NotModelled
 from planner.scenario import CHECKPOINTINGS, LOSSES, Scenario, Training
+
+if TYPE_CHECKING:
+    from planner.engines.ppo import Proximal
 
 
 def training_steps(
@@ -50,6 +55,8 @@ def training_steps(
     autocast = _autocast(scenario, architecture, dtype_bytes)
     if autocast and dtype_bytes == FP32_BYTES and quantised is None:
         weights.relabel("weights", "master_weights")
+    proximal = _proximal(scenario, architecture, dtype_bytes)
+    tensors = (*tensors, *proximal.trained) if proximal is not None else tensors
     states = optimizer_states(tensors, ask.optimizer, rank, cuda=cuda)
     prepared = quantised is not None and prepares(ask) and ask.precision != "fp32"
     widens = autocast and quantised is not None and not prepares(ask) and has_wide_norms(architecture)
@@ -83,7 +90,37 @@ def training_steps(
 
         return encoder_training_phases(architecture, weights, states, work, transient)
     _require_next_tokens(architecture)
+    if proximal is not None:
+        from planner.engines.ppo import hold_scorers, ppo_phases  # noqa: PLC0415  loaded for those who ask
+
+        hold_scorers(weights, proximal.scorer, dtype_bytes)
+        return ppo_phases(architecture, weights, states, work, transient, proximal)
     return training_phases(architecture, weights, states, work, transient, around)
+
+
+def _proximal(scenario: Scenario, architecture: Architecture, dtype_bytes: int) -> Proximal | None:
+    """What PPO adds; None for another objective."""
+    ask = scenario.training
+    if ask.objective != "ppo":
+        return None
+    from planner.engines.ppo import ROLLOUT_ROWS, Proximal, scorer_of  # noqa: PLC0415  loaded for those who ask
+
+    require_modelled_objective(scenario, architecture)
+    scorer = scorer_of(architecture)
+    whole_model = replace(scenario, training=replace(ask, method="full", objective="sft"))
+    trained, _ = trained_tensors(whole_model, scorer, dtype_bytes)
+    at_once = whole(ask.engine_options, "local_rollout_forward_batch_size", ROLLOUT_ROWS)
+    return Proximal(ask.batch * ask.gradient_accumulation, at_once, ask.prompt_tokens or 1, scorer, trained, ask.reference)
+
+
+def trained_count(scenario: Scenario, architecture: Architecture) -> int:
+    """Trained parameters, those of PPO's value model among them."""
+    count = trainable_parameters(architecture, scenario.training)
+    if scenario.training.objective != "ppo":
+        return count
+    from planner.engines.ppo import scorer_of  # noqa: PLC0415  loaded for those who ask
+
+    return count + parameter_count(scorer_of(architecture))
 
 
 def _require_next_tokens(architecture: Architecture) -> None:
@@ -94,8 +131,8 @@ def _require_next_tokens(architecture: Architecture) -> None:
 
 
 def _without_dropout(training: Training) -> Training:
-    """TRL's DPO switches off the dropout of adapters too (``DPOConfig.disable_dropout``)."""
-    if training.objective != "dpo" or not training.lora.dropout:
+    """TRL's DPO and PPO switch off the dropout of adapters too (``DPOConfig.disable_dropout``, ``disable_dropout_in_model``)."""
+    if training.objective not in ("dpo", "ppo") or not training.lora.dropout:
         return training
     return replace(training, lora=replace(training.lora, dropout=0.0))
 
@@ -174,6 +211,8 @@ def _with_average(states: Level, weights: Level, around: Around) -> Level:
 
 def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     options, ask = scenario.training.engine_options, scenario.training
+    if ask.objective == "ppo":
+        return Loss("drawn", prompt_tokens=ask.prompt_tokens or 1)
     if ask.objective != "sft":
         return Loss("scores", prompt_tokens=ask.prompt_tokens or 1, extras=EXTRAS.get(ask.objective, 0))
     in_place = "cross_entropy" in fused_kernels_of(options)

@@ -12,6 +12,7 @@ from planner.architecture.layers import Architecture, Weight
 from planner.components.run import Run, factors_of, gradient
 from planner.components.tape import Course, Held, Size, Span, Tape
 from planner.engines.around import Around
+from planner.engines.drawn_loss import drawn_backward, drawn_forward, values_backward, values_forward
 from planner.engines.releases import LossCopies
 from planner.engines.scored_loss import scored_backward, scored_forward, scored_tokens, tile
 from planner.engines.trained_layers import Reached
@@ -43,6 +44,8 @@ class Loss:
     """Of loss ``scores``: tokens of a row that are not scored."""
     extras: int = 0
     """Of loss ``scores``: fp32 numbers of each token that metrics take beside the log-probabilities."""
+    hands_out: bool = False
+    """Of losses ``drawn`` and ``values``: the inputs of all layers are handed out, and nothing else keeps them."""
     in_place: bool = False
     """The default loss by one kernel, which keeps the logits it reads and writes their gradient over them."""
 
@@ -53,7 +56,7 @@ class Loss:
 
     def keeps_norm(self, run: Run, reached: Reached) -> bool:
         """Whether the final norm's output is kept for the backward: by the head, or by chunks that are views of it."""
-        if self.kind == "default":
+        if self.kind in ("default", "drawn", "values"):
             return reached.head
         return self.kind == "chunked" and bool(run.batch == 1)
 
@@ -63,6 +66,14 @@ def loss_forward(course: Course, architecture: Architecture, run: Run, reached: 
     if loss.kind == "default":
         _default_forward(course, architecture, run, loss)
         drop(course, "final norm")
+        return
+    if loss.kind == "values":
+        values_forward(course, architecture, run, hands_out=loss.hands_out)
+        drop(course, "final norm")
+        return
+    if loss.kind == "drawn":
+        drop(course, "final norm")
+        drawn_forward(course, architecture, run, reached, loss.prompt_tokens, hands_out=loss.hands_out)
         return
     if loss.kind == "scores":
         scored_forward(course, run, loss.prompt_tokens, saving=True, extras=loss.extras)
@@ -85,6 +96,10 @@ def loss_backward(course: Course, architecture: Architecture, run: Run, reached:
         _default_backward(course, architecture, run, reached, around, loss)
     elif loss.kind == "scores":
         scored_backward(course, architecture, run, reached, around, loss.prompt_tokens)
+    elif loss.kind == "values":
+        values_backward(course, architecture, run, around)
+    elif loss.kind == "drawn":
+        drawn_backward(course, architecture, run, reached, around, loss.prompt_tokens)
     elif loss.kind == "chunked":
         around.at("head backward", course)
         _chunked_backward(course, architecture, run, reached, loss)

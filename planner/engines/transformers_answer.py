@@ -15,7 +15,6 @@ from planner.components.quantised import QuantisedWeights, is_known, require_mod
 from planner.components.quantised_cache import BITS_OF_KV_CACHE, cache_quantisation, require_groups
 from planner.components.states import plain_weights
 from planner.components.tape import Level, separate_bytes
-from planner.components.trainable import trainable_parameters
 from planner.engines.host_loading import loading_host
 from planner.engines.releases import has_single_experts, saves_inputs
 from planner.engines.training import (
@@ -23,6 +22,7 @@ from planner.engines.training import (
     prepares,
     require_choices,
     require_modelled_training,
+    trained_count,
     trained_tensors,
     training_host,
     training_steps,
@@ -90,7 +90,7 @@ def transformers_answer(
         scenario=to_json(settled),
         level="predict",
         parameters=parameter_count(architecture),
-        trainable_parameters=trainable_parameters(architecture, settled.training) if settled.task == "training" else 0,
+        trainable_parameters=trained_count(settled, architecture) if settled.task == "training" else 0,
         weight_bytes=known_bytes(architecture, fmt),
         gpus=(footprint,),
         host=_host(settled, architecture, fmt),

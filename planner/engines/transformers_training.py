@@ -130,19 +130,19 @@ def training_phases(
     objective, waiting = work.objective, accumulating and not around.holds_gradients
     course.hold("workspace", "input ids", tokens, objective.inputs if objective is not None else 1)
     if waiting and (objective is None or objective.amid_gradients):
-        _hold_gradients(course, work.trained)
+        hold_gradients(course, work.trained)
     steps += objective.before(course, architecture, run) if objective is not None else []
     if waiting and objective is not None and not objective.amid_gradients:
-        _hold_gradients(course, work.trained)
+        hold_gradients(course, work.trained)
     if objective is not None:
         course.hold("workspace", LABELS, tokens)
     course.begin_phase()
-    saved = _training_forward(course, architecture, run, reached, around, work)
+    saved = training_forward(course, architecture, run, reached, around, work)
     steps.append(Step("forward", course.peak, *highest_logits(architecture, run, work.loss), course.blocks))
     steps += objective.between(course, architecture, run) if objective is not None else []
     drop(course, LABELS)
     course.begin_phase()
-    _training_backward(course, architecture, run, reached, saved, around, work)
+    training_backward(course, architecture, run, reached, saved, around, work)
     steps.append(Step("backward", course.peak, blocks=course.blocks))
     course.begin_phase()
     around.at("optimizer", course)
@@ -150,6 +150,24 @@ def training_phases(
         course.hold("workspace", name, size, where="step of the optimizer")
     steps.append(Step("optimizer", course.peak))
     return steps
+
+
+def run_of(architecture: Architecture, work: TrainingStep, *, accumulating: bool) -> Run:
+    """What every block of the step's forward needs."""
+    code = _code(architecture, flash=work.flash, checkpointed=bool(work.checkpointing))
+    return Run(
+        work.batch, work.sequence + work.virtual_tokens, architecture.hidden_size, work.dtype_bytes,
+        cuda=work.cuda, accumulating=accumulating, code=code,
+        eager=work.eager, flash=work.flash,
+        residual_in_fp32=architecture.decoder.layers[0].residual_in_fp32 or (work.autocast and norms_embeddings(architecture)),
+        cached=work.prefix is not None, past_tokens=work.prefix.tokens if work.prefix is not None else 0,
+        trainable=work.adapters is None and not work.virtual_tokens and work.prefix is None, adapters=work.adapters,
+        names=work.names,
+        quantised=work.quantised, compute_bytes=work.compute_bytes, autocast=work.autocast,
+        parameter_bytes=work.dtype_bytes if work.over_masters else 0, narrow_ends=work.narrow_ends,
+        hands_out_keys=work.hands_out_keys, fused=work.fused, repeats_keys=work.repeats_keys,
+        experts_in_turn=work.experts_in_turn, float8=work.float8,
+    )  # fmt: skip
 
 
 def _code(architecture: Architecture, *, flash: bool, checkpointed: bool) -> Implementation:
@@ -165,7 +183,7 @@ def _code(architecture: Architecture, *, flash: bool, checkpointed: bool) -> Imp
     return replace(code, attention="sdpa")
 
 
-def _training_forward(
+def training_forward(
     course: Course, architecture: Architecture, run: Run, reached: Reached, around: Around, work: TrainingStep
 ) -> list[Laid]:
     """Forward with autograd on; returns what each kind of layer saved, the final norm's last."""
@@ -273,10 +291,11 @@ def norms_embeddings(architecture: Architecture) -> bool:
     return any("embeddings_layernorm" in weight.name for weight in architecture.decoder.weights)
 
 
-def _training_backward(
+def training_backward(
     course: Course, architecture: Architecture, run: Run, reached: Reached, laid: list[Laid], around: Around,
     work: TrainingStep,
 ) -> None:  # fmt: skip
+    """From the loss to the embeddings; ``laid``: what :func:`training_forward` returned."""
     around.at("backward", course)
     loss_backward(course, architecture, at_the_head(run), reached, around, work.loss)
     if work.casts_head or work.narrow_ends:
@@ -301,9 +320,9 @@ def _training_backward(
     if work.prefix is not None:
         work.prefix.backward(course, architecture, run)
     if work.virtual_tokens and not run.accumulating:
-        _hold_gradients(course, work.trained)
+        hold_gradients(course, work.trained)
     if work.adapters is not None and not run.accumulating:
-        _hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
+        hold_gradients(course, [found for found in work.trained if any(f"{name}." in found.name for name in OF_OWN_INPUTS)])
     drop(course, TABLES, "mask", *OWN_INPUTS)
     around.at("end", course)
 
@@ -360,7 +379,7 @@ def _embedding_backward(course: Course, architecture: Architecture, run: Run) ->
     course.run(tape.span(), 1, "backward of the embeddings")
 
 
-def _hold_gradients(course: Course, trained: Sequence[Trainable]) -> None:
+def hold_gradients(course: Course, trained: Sequence[Trainable]) -> None:
     """Gradients of every parameter that has some, left by the earlier micro-batches."""
     for tensor in trained:
         factors = {f"dim{index}": extent for index, extent in enumerate(tensor.shape)}

@@ -30,6 +30,7 @@ TRL_RELEASES = (
 CASTS_BACK = (0, 27)
 """Before it the trainers cast embeddings and head back to bf16 after PEFT's preparation of a 4-bit model (TRL 0.26
 models/utils.py, peft_module_casting_to_bf16); the norms stay fp32."""
+WITHOUT_PPO = (1, 12)
 TILE_TOKENS = 4096
 """TRL 1.16 kernels/chunked_logprob.py, TOKEN_CHUNK_SIZE."""
 TILE_COLUMNS = 32768
@@ -47,6 +48,11 @@ def trl_release(version: object) -> TrlRelease:
 def casts_ends_back(version: object) -> bool:
     """Whether a release that a scenario names leaves embeddings and head in 16 bit beside prepared norms."""
     return bool(version) and _number(version) < CASTS_BACK
+
+
+def dropped_ppo(version: object) -> bool:
+    """Whether a release that a scenario names has no PPO trainer any more (TRL 1.12 ``experimental``)."""
+    return bool(version) and _number(version) >= WITHOUT_PPO
 
 
 def _number(version: object) -> tuple[int, int]:

@@ -83,6 +83,20 @@ def build(order: Order) -> Built:
     return Built(model, config, dtype, layers)
 
 
+def build_scorer(order: Order) -> Any:
+    """A model of the same layers that gives each token one number, on meta (``AutoModelForSequenceClassification``)."""
+    import transformers
+
+    config, _ = read_config(order.config, order.layers)
+    known = transformers.AutoModelForSequenceClassification._model_mapping
+    if type(config) not in known:
+        field = "scenario.training.objective"
+        raise WorkerError("unsupported", f"{field}: transformers has no value model of {type(config).__name__}", field)
+    config.num_labels, config.pad_token_id = 1, 0
+    with _without_memory(order.fake):
+        return _instantiate(known[type(config)], config, choose_dtype(order, config), order.attention)
+
+
 def read_config(document: Mapping[str, Any], layers: int | None) -> tuple[Any, int | None]:
     """The library's config object, cut to ``layers``, and the number of (decoder) layers it has."""
     from transformers import AutoConfig

@@ -82,6 +82,27 @@ class InferenceLoad:
         self._step(generation, generation.input_ids)
         if self._workload.new_tokens > 1:
             self._decode(generation, phases, self._workload.new_tokens - 1)
+        self._forget()
+
+    def generate_scored(self, phases: Phases, device: torch.device, label: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """The same keeping every step's scores, (rows, tokens, vocabulary) in fp32, which are stacked while the cache lives.
+
+        All of them are there from the first decode step on: the highest moment is that of the last.
+        """
+        generation = self._start(device)
+        self._step(generation, generation.input_ids)
+        rows, tokens = generation.input_ids.shape[0], self._workload.new_tokens
+        scores = [torch.zeros((rows, self._built.vocabulary or 2), device=device) for _ in range(tokens)]
+        for each in scores:
+            label(each)
+        if tokens > 1:
+            self._decode(generation, phases, tokens - 1)
+        stacked = torch.stack(scores, 1)
+        label(stacked)
+        self._forget()
+        return stacked
+
+    def _forget(self) -> None:
         for part in _parts(self.cache):
             for holder in (part, *getattr(part, "layers", ())):
                 vars(holder).clear()  # what labels its updates refers to it: nothing but this frees its tensors now

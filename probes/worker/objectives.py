@@ -23,6 +23,7 @@ from .inference import InferenceLoad, MakeUnroller
 from .order import Inference, Order, Training
 from .parallel import Layout
 from .phases import Phases
+from .proximal import ProximalLoad, build_others
 from .scores import log_probabilities
 from .training import Batch, TrainingLoad
 
@@ -34,11 +35,19 @@ OF_GRPO = (torch.float32,)
 
 def has_reference_model(order: Order) -> bool:
     """Whether a second model is held beside the trained one."""
-    return order.task == "training" and order.training.objective != "sft" and order.training.reference == "model"
+    if order.task != "training" or order.training.objective == "sft":
+        return False
+    return order.training.objective == "ppo" or order.training.reference == "model"
 
 
 def build_reference(order: Order) -> Any:
-    """The reference on meta: the model that is trained, without adapters, in the dtype it was built in."""
+    """The reference on meta: the model that is trained, without adapters, in the dtype it was built in; of PPO all others too."""
+    if order.training.objective == "ppo":
+        return build_others(order, _reference(order) if order.training.reference == "model" else None)
+    return _reference(order)
+
+
+def _reference(order: Order) -> Any:
     own = replace(order, training=replace(order.training, method="full"))
     if order.training.method not in ("full", "freeze"):
         own = replace(order, task="inference", inference=replace(order.inference, attention=order.training.attention))
@@ -62,6 +71,8 @@ def make_training_load(
         return TrainingLoad(built, workload, attribution, fake, layout)
     if workload.objective == "dpo":
         return PreferenceLoad(built, replace(workload, batch=2 * workload.batch), attribution, fake, layout, reference)
+    if workload.objective == "ppo" and workload.rollout.get("engine", "transformers") == "transformers":
+        return ProximalLoad(built, workload, attribution, fake, layout, reference, unroll)
     if workload.objective == "grpo" and workload.rollout.get("engine", "transformers") != "vllm":
         return PolicyLoad(built, workload, attribution, fake, layout, reference, unroll)
     field = "scenario.training.objective"

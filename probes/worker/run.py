@@ -327,7 +327,12 @@ class Run:
         parameters, size_bytes = parameters_of(self._built.model)
         return {
             "parameters": parameters,
-            "trainable_parameters": sum(p.numel() for p in self._built.model.parameters() if p.requires_grad),
+            "trainable_parameters": sum(
+                parameter.numel()
+                for model in (self._built.model, self._reference)
+                for parameter in (model.parameters() if model is not None else ())
+                if parameter.requires_grad
+            ),
             "weight_bytes": size_bytes,
             "layers": self._built.layers,
             "model_class": type(self._built.model).__name__,

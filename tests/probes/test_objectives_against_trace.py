@@ -1,4 +1,4 @@
-"""Steps of DPO and GRPO in closed form against the worker's, phase by phase: references, generations, scores by tiles."""
+"""Steps of DPO, GRPO and PPO in closed form against the worker's, phase by phase: references, generations, scores by tiles."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ WORK: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
         SMALL,
         {"objective": "grpo", "reference": "adapter", "method": "lora", "lora": EVERY | {"dropout": 0.0}, "rollout": {"steps": 4},
          "sequence": 24, "checkpointing": "full"},
+        "native",
+    ),
+    "a policy and a value model, two micro-batches": (
+        TIED, {"objective": "ppo", "gradient_accumulation": 2, "sequence": 40, "prompt_tokens": 30}, "native",
+    ),
+    "a policy's adapters, two micro-batches, generated one by one": (
+        SMALL,
+        {"objective": "ppo", "method": "lora", "lora": EVERY, "gradient_accumulation": 2, "checkpointing": "full", "sequence": 40,
+         "prompt_tokens": 32, "engine_options": {"local_rollout_forward_batch_size": 1}},
         "native",
     ),
 }  # fmt: skip

@@ -112,6 +112,8 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
     cut = ask.method in METHODS or (ask.method == "qlora" and ways.sharding == "fsdp" and is_flat(scenario))
     if ways.sharding != "none" and not cut:
         raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
+    if ask.objective == "ppo":
+        raise NotModelled("training.objective: ppo over several GPUs has no closed form yet")
     spread = (ways.sharding, ways.tensor, ways.pipeline, ways.context) != ("none", 1, 1, 1)
     if ask.objective != "sft" and spread:
         raise NotModelled(f"training.objective: {ask.objective} over several GPUs is derived for replicas of the whole model alone")

@@ -307,3 +307,13 @@ def test_objectives_are_trained_by_trl(training_of: dict[str, object], config: s
 def test_groups_that_trl_refuses_are_said() -> None:
     script, *_ = training(objective="grpo", batch=3)
     assert any("3 completions" in note for note in script.notes)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_ppo_is_trained_by_the_last_trl_that_has_it(method: str) -> None:
+    script, *_ = training(objective="ppo", method=method, checkpointing="full", sequence=512, prompt_tokens=100, batch=2)
+    assert (script.engine, script.version) == ("trl", "1.11")
+    compile(script.text, "train.py", "exec")
+    for part in ("response_length=412", "value_model=value", "reward_model=reward", "gradient_checkpointing_enable", "(64, 100)"):
+        assert part in script.text
+    assert ("peft_config=adapters" in script.text) is (method == "lora")

@@ -54,10 +54,34 @@ def test_every_phase_opens_to_terms() -> None:
         {"objective": "dpo"},
         {"objective": "grpo", "reference": "model"},
         {"objective": "grpo", "rollout": {"engine": "vllm"}},
+        {"objective": "ppo"},
     ):
         footprint = plan_of(training).footprint
         for phase in footprint.gpus[0].phases:
             assert sum(term.bytes for term in footprint.terms if term.tells_of(phase.name, 0)) == phase.device, phase.name
+
+
+def test_ppo_holds_four_models_of_which_two_train() -> None:
+    """Reference, value and reward model beside the policy; adapters need no reference, and the value model trains whole."""
+    full, adapted = (plan_of({"objective": "ppo", "method": method}).footprint for method in ("full", "lora"))
+    loaded, scorer = full.gpus[0].phases[0].components, full.trainable_parameters - full.parameters
+    head = CONFIG["vocab_size"] * CONFIG["hidden_size"]
+    assert scorer == full.parameters - head + CONFIG["hidden_size"]
+    assert loaded["other_models"] == pytest.approx(loaded["weights"] + 2 * 2 * scorer, rel=0.001)
+    assert adapted.gpus[0].phases[0].components["other_models"] == pytest.approx(4 * scorer, rel=0.001)
+    assert [phase.name for phase in full.gpus[0].phases] == [
+        "load", "generation", "reference", "forward", "backward", "optimizer",
+    ]  # fmt: skip
+
+
+def test_scores_of_drawn_tokens_outlive_the_update() -> None:
+    """Of every token of an update's completions all scores in fp32: kept throughout, three times while they are made."""
+    rows, completion = 2 * 3, 1024 - 200
+    footprint = plan_of({"objective": "ppo", "prompt_tokens": 200, "gradient_accumulation": 3}).footprint
+    each = 4 * rows * completion * CONFIG["vocab_size"]
+    peaks = {phase.name: phase.components["logits"] for phase in footprint.gpus[0].phases if "logits" in phase.components}
+    assert peaks["generation"] == 3 * each
+    assert all(size > each for name, size in peaks.items() if name != "generation")
 
 
 def test_vllm_takes_its_share_of_the_card_and_gives_it_back_asleep() -> None:
@@ -73,7 +97,7 @@ def test_vllm_takes_its_share_of_the_card_and_gives_it_back_asleep() -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 4), st.integers(64, 2000), st.sampled_from(["dpo", "grpo"]), st.sampled_from(["none", "full"]))
+@given(st.integers(1, 4), st.integers(64, 2000), st.sampled_from(["dpo", "grpo", "ppo"]), st.sampled_from(["none", "full"]))
 def test_more_rows_and_tokens_never_take_less(batch: int, sequence: int, objective: str, checkpointing: str) -> None:
     """Memory is monotone in batch and sequence, phase by phase."""
     work = {"objective": objective, "checkpointing": checkpointing, "prompt_tokens": 32}
@@ -119,7 +143,11 @@ def test_what_a_trainer_refuses_is_refused_by_its_path(training: dict[str, objec
 @pytest.mark.parametrize(
     ("training", "word"),
     [
-        ({"objective": "ppo"}, "ppo"),
+        ({"objective": "ppo", "engine_options": {"trl_version": "1.12"}}, "trl_version"),
+        ({"objective": "ppo", "rollout": {"engine": "vllm"}}, "training.rollout.engine"),
+        ({"objective": "ppo", "rollout": {"steps": 2}}, "training.rollout.steps"),
+        ({"objective": "ppo", "precision": "fp32"}, "training.precision"),
+        ({"objective": "ppo", "method": "dora"}, "training.method"),
         ({"objective": "dpo", "engine_options": {"trl_version": "0.24"}}, "trl_version"),
         ({"objective": "dpo", "loss": "fused"}, "training.loss"),
         ({"objective": "grpo", "rollout": {"engine": "vllm", "gpu_memory_utilization": 0.01}}, "gpu_memory_utilization"),
