@@ -7,6 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
+_LEAST_PER_PART = 16
+"""Points of a part below which none is worth having."""
+
 
 def extremes(columns: Sequence[Sequence[int]], limit: int, always: Iterable[int] = ()) -> list[int]:
     """Indices, in order, at which columns of equal length are worth drawing: at most ``limit``.
@@ -26,4 +29,24 @@ def extremes(columns: Sequence[Sequence[int]], limit: int, always: Iterable[int]
         for start, end in pairwise(edges):
             part = values[start:end]
             kept |= {start + int(part.argmin()), start + int(part.argmax())}
+    return sorted(kept)
+
+
+def extremes_of_parts(columns: Sequence[Sequence[int]], begins: Iterable[int], limit: int, always: Iterable[int] = ()) -> list[int]:
+    """As :func:`extremes`, with the points shared out evenly among the parts that begin at ``begins``.
+
+    So a part of few events beside a long one keeps its course: a load beside the decoding of hundreds of tokens. What a short part
+    does not need, the longer ones have.
+    """
+    length, wanted = len(columns[0]), list(always)
+    inner = sorted({begin for begin in begins if 0 < begin < length})
+    if length <= limit or not inner or len(inner) > limit // _LEAST_PER_PART:
+        return extremes(columns, limit, wanted)
+    kept: list[int] = []
+    left, parts = limit, sorted(pairwise([0, *inner, length]), key=lambda part: part[1] - part[0])
+    for number, (start, end) in enumerate(parts):
+        inside = [index - start for index in wanted if start <= index < end]
+        found = extremes([column[start:end] for column in columns], left // (len(parts) - number), inside)
+        kept += [start + index for index in found]
+        left -= len(found)
     return sorted(kept)

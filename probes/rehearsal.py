@@ -14,7 +14,7 @@ from typing import Any
 from planner.allocator import AllocatorOptions, Frame, memory_snapshot
 from planner.footprint import Footprint, Phase, Verdict, judge
 from planner.machine import CONTEXT_BAND
-from probes.downsample import extremes
+from probes.downsample import extremes_of_parts
 from probes.measurement import Measurement, StepPhase
 from probes.outcome import Outcome
 from probes.peaks import OpenedPeak, open_peak
@@ -75,11 +75,11 @@ class Rehearsal(Measurement):
         return tuple(open_peak(self.trace, self._replay, run) for run in runs if run is not None)
 
     def timeline_points(self, limit: int | None = TIMELINE_POINTS) -> list[Point]:
-        """The course of memory over the events of the trace; beyond ``limit`` points only peaks and valleys."""
+        """The course of memory over the events of the trace; beyond ``limit`` points only peaks and valleys of each phase."""
         allocated, reserved, runs = self._replay.allocated_bytes, self._replay.reserved_bytes, self._replay.runs
         limit = limit or len(allocated)
-        events = extremes((allocated, reserved), limit, [run.allocated_event for run in runs]) if allocated else []
         begins = [run.first_event for run in runs]
+        events = extremes_of_parts((allocated, reserved), begins, limit, [run.allocated_event for run in runs]) if allocated else []
         names = ["", *(run.name for run in runs)]
         return [(event, names[bisect_right(begins, event)], allocated[event], reserved[event]) for event in events]
 

@@ -165,6 +165,16 @@ def test_the_timeline_is_short_and_keeps_the_peak() -> None:
     assert max(point[2] for point in points) == max(point[2] for point in rehearsal.timeline_points(limit=None))
 
 
+def test_a_short_phase_keeps_its_course_beside_a_long_one() -> None:
+    steps = [["a", number, 512 * number, 1, 7, 8] for number in range(10, 60)]
+    ticks = [entry for number in range(100, 9000) for entry in (["a", number, 512, 1, 7, 8], ["f", number])]
+    short = [phase("forward", "begin", 2), storage(["p", 3, "begin", 2], *steps, ["p", 3, "end", 2]), phase("forward", "end", 2)]
+    long = [phase("backward", "begin", 2), storage(["p", 4, "begin", 2], *ticks, ["p", 4, "end", 2]), phase("backward", "end", 2)]
+    points = rehearsed(order(), *short, *long).timeline_points()
+    assert len(points) <= TIMELINE_POINTS
+    assert sum(point[1] == "forward" for point in points) >= len(steps)
+
+
 def test_nonsense_on_the_wire_is_told() -> None:
     answer = rehearsed(order(), storage(["f", 77], ["q"])).footprint()
     assert any("2 entries of the trace" in note for note in answer.notes)
