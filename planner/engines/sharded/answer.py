@@ -104,16 +104,10 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
         return
     if ways.sharding != "none" and ask.precision not in COMPUTED_BYTES:
         raise NotModelled(f"training.precision: {ask.precision} over several GPUs has no closed form yet")
-    if ask.precision == "fp8" and (ways.tensor > 1 or (ways.sharding != "none" and not _gathers_16_bit(scenario, ways))):
-        raise NotModelled(
-            "training.precision: fp8 over several GPUs is derived for replicas, and for engine fsdp with fsdp_version 2, which "
-            "gathers parameters in 16 bit (accelerate's plugin gathers them in FP8)"
-        )
+    _require_alone(scenario, ways)
     cut = ask.method in METHODS or (ask.method == "qlora" and ways.sharding == "fsdp" and is_flat(scenario))
     if ways.sharding != "none" and not cut:
         raise NotModelled(f"training.method: {ask.method} with sharding {ways.sharding} has no closed form yet")
-    if ask.objective == "ppo":
-        raise NotModelled("training.objective: ppo over several GPUs has no closed form yet")
     spread = (ways.sharding, ways.tensor, ways.pipeline, ways.context) != ("none", 1, 1, 1)
     if ask.objective != "sft" and spread:
         raise NotModelled(f"training.objective: {ask.objective} over several GPUs is derived for replicas of the whole model alone")
@@ -124,6 +118,18 @@ def require_choices(scenario: Scenario, architecture: Architecture, ways: Ways) 
     require_modelled_training(one_rank(scenario, ways, architecture))
     if architecture.kind == "decoder":
         require_modelled(architecture, eager=ask.attention == "eager")
+
+
+def _require_alone(scenario: Scenario, ways: Ways) -> None:
+    """Raise :class:`NotModelled` for what is derived for one GPU, or for few of the ways to spread it."""
+    ask = scenario.training
+    if ask.precision == "fp8" and (ways.tensor > 1 or (ways.sharding != "none" and not _gathers_16_bit(scenario, ways))):
+        raise NotModelled(
+            "training.precision: fp8 over several GPUs is derived for replicas, and for engine fsdp with fsdp_version 2, which "
+            "gathers parameters in 16 bit (accelerate's plugin gathers them in FP8)"
+        )
+    if ask.objective == "ppo":
+        raise NotModelled("training.objective: ppo over several GPUs has no closed form yet")
 
 
 def _gathers_16_bit(scenario: Scenario, ways: Ways) -> bool:
