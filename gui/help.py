@@ -37,7 +37,7 @@ HELP: Mapping[str, tuple[Paragraph, ...]] = {
                         "cell, or walk with the arrow keys and press Return, to adopt it. A cross: the engine refuses the load, "
                         "however full the card would be."),
         Paragraph(HEAD, "THE SPEED"),
-        Paragraph(BODY, "Tokens a second of all sequences together, and how long each waits for its next one, up to the most that "
+        Paragraph(BODY, "Throughput of all sequences together, and how long each waits for its next token, up to the most that "
                         "fit. Click a point, or walk with the arrow keys: the panel at the right opens the parts a step is the sum "
                         "of. A double click or Return adopts it."),
         Paragraph(HEAD, "THE TABLE"),

@@ -168,11 +168,15 @@ class State(QObject):
             self._selection = selection
             self.selection_changed.emit(selection)
 
+    def leave_details(self) -> None:
+        """Explain the plan again, and no more a peak or a point of another tab's chart."""
+        if self._selection.peak is not None or self._selection.pace is not None:
+            self.select(dataclasses.replace(self._selection, peak=None, pace=None))
+
     def restore(self, scenario: Scenario) -> None:
         """Take ``scenario`` without a new undo step (undo and redo come here)."""
         self._scenario = scenario
-        if self._selection.peak is not None or self._selection.pace is not None:
-            self.select(dataclasses.replace(self._selection, peak=None, pace=None))
+        self.leave_details()
         self.scenario_changed.emit(scenario)
         self._recompute()
 

@@ -278,6 +278,7 @@ class MainWindow(QMainWindow):
     @Slot(int)
     def _tab_changed(self, index: int) -> None:
         self._ensure(TABS[index].name)
+        self._context.state.leave_details()
 
     @Slot()
     def _go_to_tab(self) -> None:

@@ -191,7 +191,7 @@ class SpeedChart(QWidget):
             write(painter, QRectF(0, y - 8, px(_LEFT) - 8, 16), rate, rate_ink, SMALL, tabular=True, align=RIGHT)
             write(painter, QRectF(right + 8, y - 8, px(_RIGHT) - 8, 16), wait, wait_ink, SMALL, tabular=True, align=LEFT)
         head = QRectF(6, 4, self.width() - 12, 18)
-        write(painter, head, tr("— Tokens a second, all together"), rate_ink, SMALL, bold=True)
+        write(painter, head, tr("— Throughput, tokens/s"), rate_ink, SMALL, bold=True)
         write(painter, head, self._wait_words, wait_ink, SMALL, bold=True, align=RIGHT)
         for index, pace in enumerate(self.paces):
             room = QRectF(self._x(index) - 30, bottom + 4, 60, 16)
@@ -201,7 +201,7 @@ class SpeedChart(QWidget):
     @property
     def _wait_words(self) -> str:
         training = bool(self.paces) and self.paces[0].scenario.task == "training"
-        return tr("- - Milliseconds a step") if training else tr("- - Milliseconds to each one's next token")
+        return tr("- - Time per step, ms") if training else tr("- - Time per output token, ms")
 
     def _paint_line(self, painter: QPainter, colour: str, most: float, value: Callable[[Pace], float], style: Qt.PenStyle) -> None:
         points = [QPointF(self._x(index), self._y(value(pace), most)) for index, pace in enumerate(self.paces)]

@@ -114,6 +114,16 @@ def test_a_row_of_the_table_opens_the_peak_of_its_phase(tab, qtbot, recording):
     assert "rehearsed" not in tab.window().why.text()
 
 
+def test_another_tab_is_about_the_plan_again(tab, qtbot, recording):
+    tab.replay(recording)
+    until_ended(tab, qtbot)
+    window = tab.window()
+    assert "rehearsed peak" in window.why.text()
+    window.show_tab("advice")
+    assert "rehearsed peak" not in window.why.text()
+    assert window.why.text().startswith("CUDA context")
+
+
 def test_the_plan_s_card_can_be_rehearsed_but_not_measured_here(tab):
     tab.controls.device.set_value(tab.controls.CARD)
     assert "H100 SXM5 80GB" in tab.controls.device.currentText()
