@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from cli import parser
 from resources.history import History
 from tests.children import ending
+from tests.timing import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -62,14 +62,9 @@ def test_an_interrupted_measurement_is_kept(tmp_path: Path) -> None:
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
     )  # fmt: skip
     with ending(child):
-        deadline = time.monotonic() + 60
-        while (
-            not any('"prefill","state"' in path.read_text() for path in tmp_path.glob("recordings/*"))
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
+        assert eventually(lambda: any('"prefill","state"' in path.read_text() for path in tmp_path.glob("recordings/*")))
         child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=60)
+        out, errors = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130
     assert errors.startswith("highwater: Stopped")
     measured = json.loads(out)["gpus"][0]["phases"]

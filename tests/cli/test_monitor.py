@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from probes.monitor import Holder, sort_holders
 from probes.recording import read_recording
 from tests.children import ending
 from tests.probes.fake_nvml import H200, PROJECT, FakeNvml
+from tests.timing import PATIENCE_S
 
 GIB = 2**30
 
@@ -39,7 +39,7 @@ def start(fake: FakeNvml, *arguments: str, home: Path | None = None) -> subproce
 
 def monitor(fake: FakeNvml, *arguments: str) -> tuple[int, str, str]:
     child = start(fake, *arguments)
-    out, errors = child.communicate(timeout=60)
+    out, errors = child.communicate(timeout=PATIENCE_S)
     return child.returncode, out, errors
 
 
@@ -111,12 +111,7 @@ def test_it_goes_on_until_it_is_interrupted_and_records(fake: FakeNvml, tmp_path
 
     def until(condition: Any) -> dict[str, Any]:
         assert child.stdout is not None
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            told: dict[str, Any] = json.loads(child.stdout.readline())
-            if condition(told):
-                return told
-        raise AssertionError
+        return next(told for told in map(json.loads, child.stdout) if condition(told))
 
     with ending(child):
         until(lambda told: told["gpus"])
@@ -125,7 +120,7 @@ def test_it_goes_on_until_it_is_interrupted_and_records(fake: FakeNvml, tmp_path
         fake.say(H200 | {"0.lost": 15})
         assert "fallen off the bus" in until(lambda told: told["gpus"][0]["trouble"])["gpus"][0]["trouble"]
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=20)
+        _, errors = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0
     assert errors.splitlines()[-1] == f"recording: {path}"
     recorded = read_recording(path)

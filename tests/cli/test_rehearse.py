@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from cli import parser
 from probes import preflight
 from tests.children import ending
+from tests.timing import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -114,11 +114,9 @@ def test_an_interrupt_stops_it(tmp_path: Path) -> None:
         child.stdin.write(json.dumps(scenario()))
         child.stdin.close()
         child.stdin = None
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        assert eventually(lambda: any('"hello"' in path.read_text() for path in tmp_path.glob("recordings/*")))
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130
     assert errors.startswith("highwater: Stopped")
     assert errors.count("\n") == 1

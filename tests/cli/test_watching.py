@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from cli import parser
 from planner.units import GIB
 from resources.history import History
 from tests.children import ending
+from tests.timing import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = {"version": 1, "model": "meta-llama/Llama-3.1-8B", "task": "inference", "inference": {"batch": 4, "prompt_tokens": 4096}}
@@ -62,7 +62,7 @@ def test_options_after_the_dashes_are_the_commands_own(tmp_path: Path) -> None:
 
 
 def test_attaching_leaves_the_process_alone_also_when_interrupted(tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     try:
         child = subprocess.Popen(
             [sys.executable, "main.py", "measure", "--attach", str(other.pid)],
@@ -70,12 +70,9 @@ def test_attaching_leaves_the_process_alone_also_when_interrupted(tmp_path: Path
             env=os.environ | {"HIGHWATER_HOME": str(tmp_path)},
         )  # fmt: skip
         with ending(child):
-            deadline = time.monotonic() + 30
-            while not list(tmp_path.glob("recordings/*")) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            time.sleep(0.2)
+            assert eventually(lambda: any("\n[" in path.read_text() for path in tmp_path.glob("recordings/*")))
             child.send_signal(signal.SIGINT)
-            out, errors = child.communicate(timeout=30)
+            out, errors = child.communicate(timeout=PATIENCE_S)
         assert child.returncode == 130
         assert f"process {other.pid} goes on" in out
         assert f"process {other.pid} goes on" in errors
