@@ -244,7 +244,7 @@ class Blocks:
     def slack_bytes(self) -> int:
         """Of the layer with most: what its tensors take beyond its peak when none finds room in a block of another size."""
         slacks = [separate_bytes(span.steps) - span.peak for span in self._spans]
-        return largest(*slacks) if slacks else 0  # type: ignore[no-any-return]
+        return largest(*slacks) if slacks else 0
 
 
 def separate_bytes(steps: Changes) -> int:
@@ -266,7 +266,7 @@ def _kind(size: Size) -> object:
     if size.formula:
         return size.formula, tuple(size.values)
     counts = ["tokens" if name in ("batch", "sequence") else name for name in size.values if name in COUNTS]
-    return prod(value for name, value in size.values.items() if name not in COUNTS), *dict.fromkeys(counts)  # type: ignore[misc]
+    return prod(value for name, value in size.values.items() if name not in COUNTS), *dict.fromkeys(counts)
 
 
 @record
