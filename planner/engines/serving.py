@@ -219,7 +219,7 @@ def _limits(scenario: Scenario, server: Server, replicas: int) -> dict[str, int 
         return known
     if not pool.groups:
         most = None if server.max_requests is None else server.max_requests * replicas
-        return known | {"kv_tokens": None, "max_concurrency": most, "max_batch": most}
+        return known | {"max_concurrency": most, "max_batch": most}
     first, further = request_blocks(pool, scenario, server)
     batch = 0 if pool.blocks < first else 1 + (pool.blocks - first) // max(1, further)
     if server.max_requests is not None:

@@ -58,7 +58,7 @@ from planner.later import LaterSequence
 from planner.machine import Overheads
 from planner.modelled import NotModelled
 from planner.record import record
-from planner.scenario import Inference, Scenario
+from planner.scenario import Inference, Scenario, to_json
 from planner.sharding import VOCABULARY_PADDING, Split, StageWeights, split_faults, stage_weights
 from planner.symbolic.amount import largest
 from planner.uncertainty import band_permille
@@ -126,7 +126,8 @@ def vllm_answer(
     Raises :class:`planner.faults.Faults` for what vLLM refuses and ``NotModelled`` for caches that are not derived.
     """
     server, taken = vllm_server(scenario, architecture, fmt, gpu, machine, capacity)
-    return serving_footprint(asked_of(scenario, architecture), architecture, gpu, machine, capacity, server, (*notes, *taken))
+    found = serving_footprint(asked_of(scenario, architecture), architecture, gpu, machine, capacity, server, (*notes, *taken))
+    return found if architecture.kind == "decoder" else replace(found, scenario=to_json(scenario))
 
 
 def vllm_server(

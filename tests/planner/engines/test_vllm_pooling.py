@@ -32,7 +32,8 @@ def test_an_encoder_holds_its_weights_in_16_bit_and_no_cache(name) -> None:
     assert set(phases) == {"load", "prefill"}
     assert "kv_cache" not in phases["prefill"]
     assert phases["load"]["weights"] == pytest.approx(2 * parameter_count(read_config(dict(catalog_model(name).config))), rel=0.01)
-    assert found.limits["max_batch"] == 256
+    assert (found.limits["max_batch"], found.limits["kv_tokens"]) == (256, 0)
+    assert parse_scenario(found.scenario) == parse_scenario(found.scenario | {"version": 1})
 
 
 def test_a_step_takes_a_whole_prompt() -> None:
