@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from PySide6.QtCore import QEvent, QRect, QRectF, QSize, Slot
-from PySide6.QtGui import QHelpEvent, QPainter, QPaintEvent
+from PySide6.QtGui import QHelpEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from gui.painting import paint_component
@@ -103,6 +103,12 @@ class LayerStrip(QWidget):
     def sizeHint(self) -> QSize:
         """A bar, and for each kind as many rows as it takes."""
         return QSize(200, self.heightForWidth(max(self.width(), 200)))
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Layouts keep the height of the first width, which was a guess."""
+        super().resizeEvent(event)
+        if event.size().width() != event.oldSize().width():
+            self.updateGeometry()
 
     def hasHeightForWidth(self) -> bool:
         """The words flow."""

@@ -134,6 +134,7 @@ def __getattr__(name: str) -> Mapping[str, Format]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_GGUF = "gguf:"
 _ALIASES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "bnb-int8": "int8", "fp8_e4m3": "fp8"}
 
 
@@ -149,8 +150,17 @@ def parse_format(name: str) -> Format:
     alias = _ALIASES.get(name, name)
     known = _PLAIN.get(alias) or _formats().get(alias) or _parametric(name)
     if known is None:
-        raise UnknownFormat(f"unknown weight format {name[:80]!r}{nearest(name, format_names())}")
+        raise UnknownFormat(f"unknown weight format {name[:80]!r}{_meant(name)}")
     return known
+
+
+def _meant(name: str) -> str:
+    """The format that is spoken of so, GGUF's types also without their prefix, as people call them (``q4_k_m``)."""
+    spoken: dict[str, str] = {}
+    for known in format_names():
+        spoken.setdefault(known.lower().removeprefix(_GGUF), known)
+    short = name[:80].lower().removeprefix(_GGUF)
+    return f" (did you mean {spoken[short]}?)" if short in spoken else nearest(name, format_names())
 
 
 def _parametric(name: str) -> Format | None:

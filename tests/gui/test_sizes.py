@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gui.cells import LEAST_HEIGHT
+from gui.first import FIRST_SCENARIO
 from gui.form.layers import LayerStrip
 from gui.text import width_of
 
@@ -58,6 +61,13 @@ def test_a_kind_of_layers_is_told_whole(open_window, qtbot):
     assert "768" in told
     qtbot.waitUntil(lambda: strip.height() >= strip.heightForWidth(strip.width()))
     assert strip.tip_at(20, strip.height() - 2) == strip.kinds[-1].text
+
+
+def test_a_session_begins_with_every_kind_of_layers_in_sight(open_window, qtbot):
+    window = open_window(replace(FIRST_SCENARIO, model="deepseek-ai/DeepSeek-V3"))
+    strip = window.form.findChild(LayerStrip)
+    assert len(strip.kinds) == 3
+    qtbot.waitUntil(lambda: strip.height() == strip.heightForWidth(strip.width()))
 
 
 def test_form_and_why_are_wider_in_a_very_wide_window(open_window):

@@ -32,7 +32,10 @@ def test_parameters_may_be_left_out() -> None:
     assert parse_format("gguf:q4_k_m").name == "gguf:Q4_K_M"
 
 
-@pytest.mark.parametrize(("name", "suggestion"), [("bf61", "bf16"), ("gguf:Q4_K_L", "gguf:Q4_K"), ("nf4dq", "nf4-dq")])
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("bf61", "bf16"), ("gguf:Q4_K_L", "gguf:Q4_K"), ("nf4dq", "nf4-dq"), ("q4_k_m", "gguf:Q4_K_M"), ("BF16", "bf16")],
+)
 def test_an_unknown_name_suggests_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(UnknownFormat, match=suggestion):
         parse_format(name)
