@@ -41,31 +41,41 @@ def encoder_span(layer: Layer, run: Run, block: Block, kept: dict[str, Size] | N
     return g.span()
 
 
-def bert_block(g: Graph, layer: Layer, *, drops_attention: bool = True) -> None:
+def bert_block(g: Graph, layer: Layer, *, drops_attention: bool = True, keeps_attention: bool = False) -> None:
     """Each mixer is added to its input, then normed (``BertLayer``, ``BartEncoderLayer``, ``BartDecoderLayer``).
 
-    ``drops_attention``: its output passes a dropout too (not in ``distilbert``'s ``TransformerBlock``).
+    ``drops_attention``: its output passes a dropout too (not in ``distilbert``'s ``TransformerBlock``); ``keeps_attention``: a
+    variable holds it to the end of the layer, and none what was added (``NomicBertLayer``).
     """
     stream, norms = "x", iter(layer.norms)
     for index, (name, forward) in enumerate(_branches(g, layer)):
         forward(stream, name)
+        if keeps_attention and name == "attention":
+            g.view("attention output", name)
         if drops_attention or name == "mlp":
             drop_out(g, layer, name)
         add(g, f"{name} sum", g.run.hidden(), name, stream)
+        if keeps_attention:
+            g.free(name)
         norm_forward(g, next(norms), f"{name} residual", f"{name} sum")
-        g.free(f"{name} sum", name, *((stream,) if index else ()))
+        g.free(f"{name} sum", *(() if keeps_attention else (name,)), *((stream,) if index else ()))
         stream = f"{name} residual"
+    g.free("attention output")
     g.rename(stream, "y")
 
 
-def bart_block(g: Graph, layer: Layer) -> None:
-    """Norm before each mixer (``MBartEncoderLayer``, ``PegasusDecoderLayer``)."""
+def bart_block(g: Graph, layer: Layer, *, drops_mlp: bool = True) -> None:
+    """Norm before each mixer (``MBartEncoderLayer``, ``PegasusDecoderLayer``, ``EuroBertDecoderLayer``).
+
+    ``drops_mlp``: the feed-forward block's output passes a dropout too (not in ``XLMRobertaXLOutput``).
+    """
     stream, norms = "x", iter(layer.norms)
     for index, (name, forward) in enumerate(_branches(g, layer)):
         norm_forward(g, next(norms), f"{name} norm", stream)
         forward(f"{name} norm", name)
         g.free(f"{name} norm")
-        drop_out(g, layer, name)
+        if drops_mlp or name != "mlp":
+            drop_out(g, layer, name)
         add(g, f"{name} residual", g.run.hidden(), stream, name)
         g.free(name, *((stream,) if index else ()))
         stream = f"{name} residual"
@@ -247,7 +257,7 @@ def modernbert_block(g: Graph, layer: Layer) -> None:
 def _modernbert_attention(g: Graph, attention: Attention, source: str) -> None:
     run = g.run
     heads = run.heads(attention.num_heads, attention.head_dim)
-    qkv, output = _linears(attention.weights)
+    qkv, output = linears_of(attention.weights)
     linear(g, "qkv", source, run.heads(3 * attention.num_heads, attention.head_dim), qkv)
     g.parts("qkv", dict.fromkeys(("q part", "k part", "v"), heads))
     for name in ("q", "k"):
@@ -292,13 +302,23 @@ def _rotated_wide(g: Graph, name: str, attention: Attention) -> None:
     g.free(f"{name} cos", f"{name} sin")
 
 
-def _linears(weights: Sequence[Weight]) -> list[tuple[Weight, ...]]:
+def linears_of(weights: Sequence[Weight]) -> list[tuple[Weight, ...]]:
     """Weights and biases of each linear, in their order."""
     modules: dict[str, tuple[Weight, ...]] = {}
     for weight in weights:
         module = weight.name.rpartition(".")[0]
         modules[module] = (*modules.get(module, ()), weight)
     return list(modules.values())
+
+
+def rotary_tables(run: Run, layers: Sequence[Layer]) -> Size | None:
+    """Cosines and sines, of each kind of layers that has its own: with a window and without; None without rotation."""
+    attentions = [_mixers(layer)[0] for layer in layers]
+    rotated = {attention.window_tokens is None: attention for attention in attentions if attention.rotary_dim}
+    if not rotated:
+        return None
+    width = next(iter(rotated.values())).rotary_dim
+    return Size(tables=2 * len(rotated), sequence=run.sequence, head_dim=width, bytes=run.dtype_bytes)
 
 
 def window_mask(run: Run) -> Span:

@@ -17,7 +17,7 @@ from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
 
-WIDE_LOSS = ("modernbert",)
+WIDE_LOSS = ("modernbert", "eurobert")
 """Their logits are turned to fp32 before the loss (``ForMaskedLMLoss``); the others' loss is in the model's dtype."""
 LEAF = "embeddings that require a gradient"
 """Frozen embeddings that checkpointing tells to require one, where the layers read something made of them."""
@@ -42,14 +42,15 @@ def embed(architecture: Architecture, stage: Stage, run: Run) -> Part:
     frozen = not run.trainable and not stage.recomputed
     g, norm = (
         Graph(run, saving=True, constants=("embedded",) if frozen else ()),
-        _norm_of(stage.stack, run, ("embeddings.LayerNorm", "layernorm_embedding", "embeddings.norm")),
+        _norm_of(stage.stack, ("embeddings.LayerNorm", "layernorm_embedding", "embeddings.norm")),
     )
-    dropped = stage.stack.layers[0].dropout
-    leaf = stage.recomputed and not run.trainable and (_adds_positions(architecture, stage.stack) if norm is not None else dropped)
+    dropped, hidden = stage.stack.layers[0].dropout, embedded_size(architecture, run)
+    projection = [weight for weight in stage.stack.weights if "embeddings_project" in weight.name]
+    leaf = stage.recomputed and not run.trainable and (_adds_tables(architecture, stage.stack) if norm is not None else dropped)
     if leaf:
-        g.hold(LEAF, run.hidden(), "activations")
-    g.hold("embedded", run.hidden())
-    g.record.sizes["embedded"] = run.hidden()
+        g.hold(LEAF, hidden, "activations")
+    g.hold("embedded", hidden)
+    g.record.sizes["embedded"] = hidden
     if norm is not None:
         norm_forward(g, norm, "x", "embedded")
         g.rename("embedded", "embeddings before their norm")
@@ -65,21 +66,37 @@ def embed(architecture: Architecture, stage: Stage, run: Run) -> Part:
         g.rename("embedded", "x")
     if norm is not None and dropped:
         drop_out(g, stage.stack.layers[0], "x")
+    if projection:
+        _project(g, projection)
     if leaf:
         g.free("embedded")
     return Part(g.span(), g.record)
 
 
-def _adds_positions(architecture: Architecture, stack: Stack) -> bool:
+def embedded_size(architecture: Architecture, run: Run) -> Size:
+    """The sum of the tables, which may be narrower than what the layers read (ELECTRA)."""
+    width = architecture.embeddings[0].shape[1]
+    return run.hidden() if width == run.hidden_size else run.hidden(width)
+
+
+def _project(g: Graph, weights: list[Weight]) -> None:
+    """A linear from the embeddings' width to the layers'."""
+    with in_16_bit(g):
+        linear(g, "projected", "x", g.run.hidden(), weights)
+    g.free("x")
+    g.rename("projected", "x")
+
+
+def _adds_tables(architecture: Architecture, stack: Stack) -> bool:
     """Whether words are but a part of what the first norm reads."""
-    return any("position" in weight.name for weight in (*architecture.embeddings, *stack.weights))
+    return any("position" in weight.name or "token_type" in weight.name for weight in (*architecture.embeddings, *stack.weights))
 
 
 def encode(architecture: Architecture, stage: Stage, run: Run) -> Part:
     """The norm behind a stack and its dropout; leaves ``hidden``."""
     g = Graph(run, saving=True, start={"x": Held(run.hidden(), "workspace")})
     own = architecture.final_norm if stage.stack is architecture.decoder else None
-    norm = own or _norm_of(stage.stack, run, ("final_layer_norm", f"{_side(stage.stack)}.layer_norm"))
+    norm = own or _norm_of(stage.stack, ("final_layer_norm", f"{_side(stage.stack)}.layer_norm"))
     if norm is None:
         g.rename("x", "hidden")
     else:
@@ -104,7 +121,7 @@ def lay_head(architecture: Architecture, run: Run) -> Part:
     with in_16_bit(g):
         logits = Size(**vocab, bytes=g.run.dtype_bytes)
         linear(g, "logits", source, logits, _projection(architecture), component="logits")
-    if architecture.kind == "encoder":
+    if architecture.kind == "encoder" and source != "hidden":
         g.free(source)
     if any("final_logits_bias" in weight.name for weight in architecture.head):
         last, logits = "logits and bias", Size(**vocab, bytes=run.dtype_bytes)
@@ -145,12 +162,15 @@ def _transformed(g: Graph, architecture: Architecture) -> str:
     dense = [
         weight for weight in architecture.head if weight.role in ("linear", "bias") and f".{weight.name}".split(".")[-2] in MIXED
     ]
+    if not dense:
+        return "hidden"
     norm = tuple(weight for weight in architecture.head if "norm" in weight.name.lower())
+    width = dense[0].shape[0]
     with in_16_bit(g):
-        linear(g, "transformed", "hidden", g.run.hidden(), dense)
-        activate(g, "gelu", "transformed", "activated", g.run.hidden())
+        linear(g, "transformed", "hidden", g.run.hidden(width), dense)
+        activate(g, "gelu", "transformed", "activated", g.run.hidden(width))
     g.free("transformed")
-    norm_forward(g, Norm("head norm", run.hidden_size, "layer", norm), "normed", "activated")
+    norm_forward(g, Norm("head norm", width, "layer", norm), "normed", "activated")
     g.free("activated")
     return "normed"
 
@@ -175,11 +195,11 @@ def _softmax_back(g: Graph, node: Node, gradient: str) -> Gradients:  # noqa: AR
     return made
 
 
-def _norm_of(stack: Stack, run: Run, names: tuple[str, ...]) -> Norm | None:
+def _norm_of(stack: Stack, names: tuple[str, ...]) -> Norm | None:
     """The norm among a stack's own weights whose module ends in one of ``names``."""
     found = tuple(weight for weight in stack.weights if weight.name.rpartition(".")[0].endswith(names))
     is_layer = len(found) > 1 or not any("final_layer_norm" in weight.name for weight in found)
-    return Norm(found[0].name, run.hidden_size, "layer" if is_layer else "rms", found) if found else None
+    return Norm(found[0].name, found[0].shape[0], "layer" if is_layer else "rms", found) if found else None
 
 
 def _side(stack: Stack) -> str:

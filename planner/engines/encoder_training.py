@@ -23,11 +23,13 @@ from planner.components.encoder import (
     bert_block,
     modernbert_block,
     relative_positions,
+    rotary_tables,
     t5_block,
     window_mask,
 )
+from planner.components.encoder_classifiers import classifies, lay_classifier
 from planner.components.encoder_layers import LaidLayer, Stage, buckets, layer_back, layer_forward, layer_recomputed
-from planner.components.encoder_outside import LEAF, PENDING, Part, embed, encode, lay_head, undo
+from planner.components.encoder_outside import LEAF, PENDING, Part, embed, embedded_size, encode, lay_head, undo
 from planner.components.optimizers import Moment
 from planner.components.run import Run, gradient
 from planner.components.tape import Course, Held, Level, Size, Span, Tape
@@ -41,7 +43,10 @@ BLOCKS: dict[str, Block] = {
         ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "bart", "plbart", "marian", "blenderbot-small"), bert_block
     ),
     "distilbert": partial(bert_block, drops_attention=False),
-    **dict.fromkeys(("mbart", "pegasus"), bart_block),
+    "electra": bert_block,
+    **dict.fromkeys(("nomic_bert", "jina_embeddings_v3"), partial(bert_block, keeps_attention=True)),
+    **dict.fromkeys(("mbart", "pegasus", "blenderbot", "roberta-prelayernorm", "eurobert"), bart_block),
+    "xlm-roberta-xl": partial(bart_block, drops_mlp=False),
     "modernbert": modernbert_block,
     **dict.fromkeys(("t5", "mt5"), t5_block),
 }
@@ -54,8 +59,9 @@ RETURNED = (POSITIONS, MASK)
 def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> Block:
     """How a layer of the family is laid. Raises :class:`NotModelled` where no derivation covers its training."""
     block = BLOCKS.get(architecture.model_type)
-    if architecture.kind == "encoder" and not architecture.model_class.endswith("ForMaskedLM"):
-        raise NotModelled(f"{architecture.model_class}: without a head that fills masks it computes no loss from labels")
+    masked = architecture.kind != "encoder" or architecture.model_class.endswith("ForMaskedLM")
+    if not masked and not classifies(architecture):
+        raise NotModelled(f"{architecture.model_class}: the loss of a class without a head, or of this one, has no closed form")
     if block is None:
         raise NotModelled(f"{architecture.model_class}: its training has no closed form yet")
     other = work.adapters is not None and work.adapters.method in ("ia3", *OTHERS)
@@ -65,6 +71,8 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention")
     if work.autocast and not work.over_masters:
         raise NotModelled(f"training.precision: {architecture.model_class} has a closed form of mixed precision over fp32 weights")
+    if work.autocast and architecture.embeddings[0].shape[1] != architecture.hidden_size:
+        raise NotModelled(f"training.precision: {architecture.model_class}: mixed precision of narrow embeddings is not derived")
     if work.flash and block is t5_block:
         raise NotModelled(f"training.attention: {architecture.model_class} has no FlashAttention: choose sdpa")
     return block
@@ -122,13 +130,15 @@ class _Step:
             self._lay(embed(self._architecture, stage, self._run), "embeddings")
             self._hold_shared(stage)
             self._laid.append([layer_forward(stage, *kind) for kind in _kinds(stage)])
+            self._hold_input(stage, self._laid[-1])
             self._course.run_stack([(laid.span, laid.places) for laid in self._laid[-1]], "forward of the layers")
             self._lay(encode(self._architecture, stage, self._run), "final norm")
             _drop(self._course, "embedded")
             self._release(stage, self._returned(stage))
             if index < len(self._stages) - 1:
                 _become(self._course, "hidden", "activations", ENCODED)
-        self._lay(lay_head(self._architecture, self._run), "loss")
+        head = lay_classifier if classifies(self._architecture) else lay_head
+        self._lay(head(self._architecture, self._run), "loss")
         forget_cached(self._course)
         if not self._checkpointing and (self._run.autocast or not self._run.trainable):
             _drop(self._course, ENCODED)
@@ -162,6 +172,13 @@ class _Step:
 
     def _undo(self, gradients: Mapping[str, str], leaf: str) -> None:
         self._course.run(undo(self._run, self._parts.pop(), gradients, leaf), 1, "backward outside the layers")
+
+    def _hold_input(self, stage: Stage, laid: Sequence[LaidLayer]) -> None:
+        """An encoder's caller holds what the first layer reads until the last has run, whether autograd keeps it or not."""
+        first = next(each for each in laid if 0 in each.places)
+        kept = stage.recomputed or "layer input" in first.span.live
+        if self._architecture.kind == "encoder" and stage.block is not modernbert_block and not kept:
+            self._course.level.change("workspace", "embedded", self._run.hidden(), 1)
 
     def _hold_shared(self, stage: Stage) -> None:
         """What the layers share; learnt positions are looked up by buckets, which autograd keeps."""
@@ -212,7 +229,8 @@ class _Step:
         words, *others = self._architecture.embeddings
         own = [weight for weight in stage.stack.weights if weight.role == "embedding" and not weight.fixed]
         pending = next((size for _, name, size, count in self._course.level.items() if name == PENDING and count), None)
-        tape = Tape(start={"d": Held(self._run.hidden(), "workspace")} | ({PENDING: Held(pending, "gradients")} if pending else {}))
+        d = Held(embedded_size(self._architecture, self._run), "workspace")
+        tape = Tape(start={"d": d} | ({PENDING: Held(pending, "gradients")} if pending else {}))
         for weight in (*others, *own):
             gradient(tape, self._run, weight)
         size = Size(rows=words.shape[0], columns=words.shape[1], bytes=self._run.dtype_bytes)
@@ -249,7 +267,8 @@ def _stage(stack: Stack, run: Run, block: Block, *, across: bool, recomputed: bo
             leaves |= {CROSS_POSITIONS: shared[CROSS_POSITIONS]} if recomputed else {}
     if block is modernbert_block:
         shared[MASK] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
-        shared[TABLES] = Size(four=4, sequence=run.sequence, head_dim=attention.head_dim, bytes=run.dtype_bytes)
+    if tables := rotary_tables(run, stack.layers):
+        shared[TABLES] = tables
     return Stage(stack, replace(run, cached=cached), block, shared, leaves, recomputed)
 
 

@@ -6,6 +6,8 @@ encoder's; an audio encoder takes its whole window whatever the prompt.
 
 from __future__ import annotations
 
+from functools import partial
+
 from planner.architecture.counts import layer_groups
 from planner.architecture.layers import Architecture, Attention, Stack
 from planner.components.biased import position_bias
@@ -19,10 +21,12 @@ from planner.components.encoder import (
     modernbert_block,
     own_cache,
     relative_positions,
+    rotary_tables,
     t5_block,
     whisper_block,
     window_mask,
 )
+from planner.components.encoder_outside import embedded_size
 from planner.components.graph import Graph
 from planner.components.run import FP32_BYTES, Run
 from planner.components.tape import Course, Level, Size
@@ -31,7 +35,10 @@ from planner.modelled import NotModelled
 
 SHARING_POSITIONS = ("t5", "mt5")
 """Whose first layer looks positions up for all."""
-POSITIONS_OF_EVERY_SEQUENCE, POSITIONS_OF_ONE = ("bart", "mbart", "plbart"), ("pegasus", "marian", "blenderbot-small")
+POSITIONS_OF_EVERY_SEQUENCE, POSITIONS_OF_ONE = (
+    ("bart", "mbart", "plbart", "m2m_100"),
+    ("pegasus", "marian", "blenderbot-small", "blenderbot"),
+)
 """Whose encoder holds embedded positions beside its words: for every sequence, or one row for all."""
 BLOCKS: dict[str, Block] = {
     **dict.fromkeys(
@@ -39,7 +46,11 @@ BLOCKS: dict[str, Block] = {
         bert_block,
     ),
     "modernbert": modernbert_block,
-    **dict.fromkeys(("mbart", "pegasus"), bart_block),
+    "electra": bert_block,
+    **dict.fromkeys(("nomic_bert", "gte", "jina_embeddings_v3"), partial(bert_block, keeps_attention=True)),
+    **dict.fromkeys(
+        ("mbart", "pegasus", "blenderbot", "m2m_100", "roberta-prelayernorm", "xlm-roberta-xl", "eurobert"), bart_block
+    ),
     **dict.fromkeys(SHARING_POSITIONS, t5_block),
     "whisper": whisper_block,
 }
@@ -81,13 +92,26 @@ def encoding_phases(architecture: Architecture, weights: Level, work: Generation
 
 def _encode(course: Course, architecture: Architecture, stack: Stack, run: Run, block: Block) -> None:
     """Embeddings and layers; leaves the encoder's output as ``encoded``."""
-    attention = stack.layers[0].sequence[0]
-    assert isinstance(attention, Attention)  # noqa: S101  encoders have nothing else
     if architecture.model_type == "whisper":
         _hear(course, stack, run)
-    shared: dict[str, Size] = {}
+    embeddings = embedded_size(architecture, run) if stack is architecture.decoder else run.hidden()
     course.hold("workspace", "x", run.hidden())
-    course.level.change("workspace", "embeddings", run.hidden(), 1)
+    course.level.change("workspace", "embeddings", embeddings, 1)
+    shared = _hold_shared(course, architecture, stack, run)
+    for layer, count in layer_groups(stack):
+        course.run(encoder_span(layer, run, block, shared), count, "encoder layers")
+    for name, size in {**shared, "embeddings": embeddings, "x": run.hidden()}.items():
+        course.level.change("workspace", name, size, -1)
+    if architecture.model_type == "whisper":
+        course.level.change("workspace", "features", _features(stack, run), -1)
+    course.hold("workspace", "encoded", run.hidden())
+
+
+def _hold_shared(course: Course, architecture: Architecture, stack: Stack, run: Run) -> dict[str, Size]:
+    """What is there beside the layers while they compute: positions, masks, cosines and sines."""
+    attention = stack.layers[0].sequence[0]
+    assert isinstance(attention, Attention)  # noqa: S101  encoders have nothing else
+    shared: dict[str, Size] = {}
     if architecture.model_type in POSITIONS_OF_EVERY_SEQUENCE:
         shared["position embeddings"] = run.hidden()
     elif architecture.model_type in POSITIONS_OF_ONE:
@@ -100,15 +124,10 @@ def _encode(course: Course, architecture: Architecture, stack: Stack, run: Run, 
     if architecture.model_type == "modernbert":
         shared["mask"] = Size(queries=run.sequence, keys=run.sequence, bool_bytes=1)
         course.run(window_mask(run), 1, "window mask")
-        shared["cosines and sines"] = Size(four=4, sequence=run.sequence, head_dim=attention.head_dim, bytes=run.dtype_bytes)
-        course.hold("workspace", "cosines and sines", shared["cosines and sines"])
-    for layer, count in layer_groups(stack):
-        course.run(encoder_span(layer, run, block, shared), count, "encoder layers")
-    for name, size in {**shared, "embeddings": run.hidden(), "x": run.hidden()}.items():
-        course.level.change("workspace", name, size, -1)
-    if architecture.model_type == "whisper":
-        course.level.change("workspace", "features", _features(stack, run), -1)
-    course.hold("workspace", "encoded", run.hidden())
+    if tables := rotary_tables(run, stack.layers):
+        shared["cosines and sines"] = tables
+        course.hold("workspace", "cosines and sines", tables)
+    return shared
 
 
 def _hear(course: Course, stack: Stack, run: Run) -> None:
@@ -144,7 +163,7 @@ def _masked_head(course: Course, architecture: Architecture, work: Generation) -
     if not architecture.model_class.endswith("ForMaskedLM"):
         return
     rows = {"batch": work.batch, "sequence": work.prompt_tokens, "bytes": work.dtype_bytes}
-    course.hold("workspace", "transformed", Size(**rows, hidden_size=architecture.hidden_size))
+    course.hold("workspace", "transformed", Size(**rows, hidden_size=architecture.embeddings[0].shape[1]))
     course.hold("logits", "logits", Size(**rows, vocab_size=architecture.vocab_size), where="head")
 
 

@@ -32,11 +32,23 @@ def _own(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     main_input = getattr(model, "main_input_name", "input_ids")
     if main_input != "input_ids":
         raise WorkerError("unsupported", f"{type(model).__name__} trains on {main_input}; only token models are run here")
-    outputs = model(input_ids=input_ids, labels=input_ids)
+    outputs = model(input_ids=input_ids, labels=_labels(model, input_ids))
     loss = getattr(outputs, "loss", None)
     if loss is None:
         raise WorkerError("unsupported", f"{type(model).__name__} computes no loss from labels; it cannot be trained alone")
     return loss
+
+
+def _labels(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The tokens themselves; of a class that tells classes the first, of each sequence or token (a number if it tells but one)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(inner).__name__
+    if name.endswith("ForTokenClassification"):
+        return torch.zeros_like(input_ids)
+    if not name.endswith("ForSequenceClassification"):
+        return input_ids
+    kind = torch.float32 if inner.config.num_labels == 1 else torch.long
+    return torch.zeros(input_ids.shape[:1], dtype=kind, device=input_ids.device)
 
 
 def _hidden_and_head(model: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:

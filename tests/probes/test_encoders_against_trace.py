@@ -70,6 +70,15 @@ CUBLAS_WORKSPACE_BYTES = 32 << 20
 
 UNEVEN = {"batch": 2, "prompt_tokens": 333, "new_tokens": 3}
 CASES = [*((model, work) for model in MODELS for work in WORK.values()), ("t5", UNEVEN), ("mt5", UNEVEN)]
+KIN = {
+    "electra, narrow embeddings": BERT | {"model_type": "electra", "architectures": ["ElectraForMaskedLM"], "embedding_size": 64},
+    "eurobert": BERT
+    | {"model_type": "eurobert", "architectures": ["EuroBertForMaskedLM"], "num_key_value_heads": 2, "pad_token_id": 0},
+    "nomic_bert": BERT | {"model_type": "nomic_bert", "architectures": ["NomicBertModel"], "pad_token_id": 0},
+    "m2m_100, whose positions are computed": TWO_STACKS | {"model_type": "m2m_100"},
+}
+MODELS |= KIN
+CASES += [(model, WORK["long"]) for model in KIN]
 
 
 @pytest.mark.parametrize(("model", "work"), CASES)
@@ -98,8 +107,8 @@ def test_caches_after_the_last_step_are_exact(trace, model: str) -> None:
 
 def test_families_nobody_read_are_unknown() -> None:
     config = {
-        "model_type": "electra",
-        "architectures": ["ElectraModel"],
+        "model_type": "deberta",
+        "architectures": ["DebertaModel"],
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 2,

@@ -47,6 +47,18 @@ MODELS = {
         "model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"], "dim": 128, "hidden_dim": 352, "n_layers": 2,
         "n_heads": 8, "vocab_size": 1200, "torch_dtype": "bfloat16",
     },
+    "electra, narrow embeddings": MASKED | {
+        "model_type": "electra", "architectures": ["ElectraForMaskedLM"], "embedding_size": 64,
+    },
+    "eurobert, grouped keys": MASKED | {"model_type": "eurobert", "architectures": ["EuroBertForMaskedLM"]},
+    "jina_embeddings_v3": MASKED | {"model_type": "jina_embeddings_v3", "architectures": ["JinaEmbeddingsV3ForMaskedLM"]},
+    "bert, classes of sequences": MASKED | {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
+    "nomic_bert, classes of tokens": MASKED | {
+        "model_type": "nomic_bert", "architectures": ["NomicBertForTokenClassification"],
+    },
+    "xlm-roberta-xl, no dropout behind the feed-forward block": MASKED | {
+        "model_type": "xlm-roberta-xl", "architectures": ["XLMRobertaXLForMaskedLM"],
+    },
     "llama4, every expert on every token": EXPERTS | {
         "model_type": "llama4_text", "intermediate_size_mlp": 192, "num_experts_per_tok": 1,
     },
@@ -66,6 +78,9 @@ CASES = [
     ("deepseek_v32, an indexer without gradients", AGAIN), ("gemma4, shared keys and inputs of each layer", WHOLE),
     ("bloom", AGAIN), ("t5 of unequal depths", AGAIN | FP32), ("xlm-roberta", WHOLE | FP32), ("modernbert", WHOLE | FP32),
     ("xlm-roberta", WHOLE | MIXED), ("modernbert", WHOLE | MIXED), ("bart", WHOLE | MIXED), ("t5 of unequal depths", AGAIN | MIXED),
+    ("electra, narrow embeddings", WHOLE), ("eurobert, grouped keys", AGAIN | MIXED),
+    ("xlm-roberta-xl, no dropout behind the feed-forward block", WHOLE), ("jina_embeddings_v3", AGAIN | MIXED),
+    ("bert, classes of sequences", WHOLE | MIXED), ("nomic_bert, classes of tokens", WHOLE),
 ]  # fmt: skip
 CUBLAS_WORKSPACE_BYTES = 2 * 32 * 2**20
 SMALL_TENSORS_BYTES = 128 * 1024

@@ -126,7 +126,7 @@ def bert_head(config: Config, wanted: str) -> tuple[Weight, ...]:
 
 def untied_decoder(config: Config, name: str, *, bias: bool = True) -> tuple[Weight, ...]:
     """The matrix of a masked-LM head where it does not share the word embedding."""
-    if config.flag("tie_word_embeddings"):
+    if config.flag("tie_word_embeddings", default=True):
         return ()
     return linear(name, config.size("vocab_size", maximum=MAX_VOCABULARY), config.size("hidden_size"), bias=bias, role="head")
 

@@ -182,7 +182,9 @@ def bart(config: Config) -> Architecture:
     for side in ("encoder", "decoder"):
         at = f"{config.base}{side}"
         weights: tuple[Weight, ...] = ()
-        if kind != "m2m_100":
+        if kind == "m2m_100":
+            weights = (Weight(f"{at}.embed_positions.weights", (rows + 2, hidden), "other", is_buffer=True),)
+        else:
             table = embedding(f"{at}.embed_positions", rows + offset, hidden)
             weights = (replace(table, fixed=kind in ("pegasus", "marian")),)
         if kind in ("bart", "mbart", "plbart", "blenderbot-small"):
