@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,10 +50,8 @@ class Told:
             self.error = error
         finally:
             os.close(writer)
-        ended = time.monotonic()
         with os.fdopen(reader, "rb") as lines:
             self.events = [json.loads(line) for line in lines]
-        self.seconds = ended - min(event["t"] for event in self.events if event.get("of", event)["event"] == "hello")
         for event in self.events:
             pid = event.get("of", event).get("pid")
             if pid:
@@ -87,7 +84,6 @@ os._exit(3)
     assert told.error is not None
     assert (told.error.kind, told.error.field, told.error.told) == ("no_device", "device", {"rank": 1})
     assert told.error.message == "rank 1: cuda:1: this machine has 1 CUDA devices"
-    assert told.seconds < 30
 
 
 @under_torchrun
@@ -122,6 +118,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @under_torchrun
 def test_a_rank_that_stops_is_not_waited_for_for_ever() -> None:
+    """The other one never ends by itself: waiting for either would outlast the test's time."""
     told = Told(
         """
 if rank == 1:
@@ -136,7 +133,6 @@ while True:
     assert told.error is not None
     assert (told.error.kind, told.error.told) == ("rank_ended", {"rank": 1, "signal": None})
     assert "said nothing for 1 s" in told.error.message
-    assert told.seconds < 20
 
 
 def test_torchruns_summary_tells_the_status_and_not_the_machine() -> None:
