@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command, model_name, model_notes, shell_line
+from planner.commands.served_requests import sglang_requests, tgi_requests, untold_requests, vllm_requests
 from planner.engines import tensorrt_llm as tensorrt_llm_engine
 from planner.engines import tgi as tgi_engine
 from planner.engines.sglang import releases as sglang_releases
 from planner.engines.vllm import versions as vllm_versions
+from planner.engines.vllm.cache import SCALED_CACHES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +38,11 @@ TGI_QUANTIZATION = {
     "nf4-dq": "bitsandbytes-nf4",
     "fp4": "bitsandbytes-fp4",
 }
-VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
-SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+VLLM_CACHE = {
+    **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"), **dict.fromkeys(("fp16", "float16"), "float16"),
+    **{name: name for name in ("fp8", "fp8_e4m3", "fp8_e5m2", *SCALED_CACHES)},
+}  # fmt: skip
+SGLANG_CACHE = {"bf16": "bf16", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 TGI_CACHE = {"fp8": "fp8_e4m3fn", "fp8_e4m3": "fp8_e4m3fn", "fp8_e5m2": "fp8_e5m2"}
 PLAIN_CACHE = ("auto", "bf16", "fp16", "fp32")
 STORED_SO = ("native", "gptq", "awq", "mxfp4", "nvfp4", "compressed", "hqq")
@@ -64,6 +69,10 @@ def vllm(scenario: Scenario) -> tuple[Command, ...]:
         ("--enable-expert-parallel", spread.expert > 1),
         ("--enforce-eager", set_options.get("enforce_eager")),
         ("--enable-prefix-caching" if prefix_caching else "--no-enable-prefix-caching", prefix_caching is not None),
+        ("--no-enable-chunked-prefill", ask.chunked_prefill is False),
+        ("--disable-hybrid-kv-cache-manager", set_options.get("disable_hybrid_kv_cache_manager")),
+        ("--kv-cache-memory-bytes", set_options.get("kv_cache_memory_bytes")),
+        *vllm_requests(scenario, notes),
     ]
     if set_options.get("swap_space"):
         notes.append("swap_space: since its V1 engine vLLM recomputes preempted requests and swaps nothing")
@@ -84,7 +93,7 @@ def sglang(scenario: Scenario) -> tuple[Command, ...]:
         ("--context-length", ask.max_model_len),
         ("--max-running-requests", set_options.get("max_running_requests")),
         ("--mem-fraction-static", set_options.get("mem_fraction_static")),
-        ("--chunked-prefill-size", set_options.get("chunked_prefill_size")),
+        ("--chunked-prefill-size", -1 if ask.chunked_prefill is False else set_options.get("chunked_prefill_size")),
         ("--kv-cache-dtype", _cache(scenario, SGLANG_CACHE, notes)),
         ("--tp-size", _ways(spread.tensor)),
         ("--pp-size", _ways(spread.pipeline)),
@@ -97,6 +106,7 @@ def sglang(scenario: Scenario) -> tuple[Command, ...]:
         ("--swa-full-tokens-ratio", set_options.get("swa_full_tokens_ratio")),
         ("--mamba-full-memory-ratio", set_options.get("mamba_full_memory_ratio")),
         ("--max-mamba-cache-size", set_options.get("max_mamba_cache_size")),
+        *sglang_requests(scenario, notes),
         *_nodes(scenario, "--nnodes", notes),
     ]
     _offload_notes(scenario, notes)
@@ -136,6 +146,7 @@ def tensorrt_llm(scenario: Scenario) -> tuple[Command, ...]:
         text = "\n".join(("kv_cache_config:", *lines, ""))
         files = (Command("Options that have no switch", "tensorrt-llm", _version(scenario), "yaml", text, "llm-options.yaml"),)
     _offload_notes(scenario, notes)
+    untold_requests(scenario, notes)
     program = ("trtllm-serve", model_name(scenario))
     return (*files, _served("tensorrt-llm", "trtllm-serve", program, options, scenario, notes))
 
@@ -153,6 +164,9 @@ def tgi(scenario: Scenario) -> tuple[Command, ...]:
         ("--max-concurrent-requests", ask.batch if ask.batch > 128 else None),
         ("--kv-cache-dtype", _cache(scenario, TGI_CACHE, notes)),
         ("--cuda-memory-fraction", set_options.get("cuda_memory_fraction")),
+        ("--max-batch-total-tokens", set_options.get("max_batch_total_tokens")),
+        ("--max-batch-size", set_options.get("max_batch_size")),
+        *tgi_requests(scenario, notes),
     ]
     if (spread.pipeline, spread.expert, spread.data, spread.context) != (1, 1, 1, 1):
         notes.append("parallel: TGI shards tensors only; other ways of the plan are not realised")
@@ -199,9 +213,7 @@ def _weights(
 
 def _cache(scenario: Scenario, names: Mapping[str, str], notes: list[str]) -> str | None:
     asked = scenario.inference.kv_cache
-    if asked in PLAIN_CACHE:
-        return None
-    if asked not in names:
+    if asked not in names and asked not in PLAIN_CACHE:
         notes.append(f"inference.kv_cache: {scenario.inference.engine} has no option for {asked}")
     return names.get(asked)
 
