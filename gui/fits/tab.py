@@ -255,7 +255,7 @@ class InverseAnswer(QFrame):
         super().__init__()
         self.shown: Inverse | None = None
         self._question, self.value = ElidedLabel(), ElidedLabel()
-        self.use = QPushButton(tr("Use"), toolTip=tr("Take it into the form; Ctrl+Z takes it back"))
+        self.use = QPushButton(tr("Use"), toolTip=tr("Take it into the form; Ctrl+Z takes it back"), enabled=False)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         set_role(self, "card")
         set_role(self._question, "small")

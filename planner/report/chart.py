@@ -16,6 +16,8 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BAR = 760, 120, 110, 30, 38, 26
 _LEGEND_COLUMNS, _LEGEND_ROW = 4, 20
 _LETTER, _RED = 7.2, "#b3261e"
 """Pixels of a letter, rather more than less."""
+_PAPER = '<rect width="100%" height="100%" rx="6" fill="#fff"/>'
+"""Ink is dark, and what shows the report may be too."""
 _HATCHES = {
     DIAGONAL: '<path d="M0 6L6 0" stroke="{ink}" stroke-width="1.2"/>',
     BACKWARD: '<path d="M0 0L6 6" stroke="{ink}" stroke-width="1.2"/>',
@@ -42,7 +44,7 @@ def footprint_chart(footprint: Footprint) -> str:
     title = f"Memory by {'phase' if len(footprint.gpus) == 1 else 'GPU'} and component"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
-        f'aria-label="{title}" style="{style}"><title>{title}</title>{"".join(parts)}</svg>'
+        f'aria-label="{title}" style="{style}"><title>{title}</title>{_PAPER}{"".join(parts)}</svg>'
     )
 
 
@@ -91,19 +93,19 @@ def _painted(row: _Row, scale: float, top: float) -> str:
             x += size * scale
     told, line = format_bytes(row.phase.device), _LEFT + row.capacity_bytes * scale
     left = line + 8 if x + 4 < line < x + 12 + _LETTER * len(told) else x + 8
+    parts.append(f'<rect x="{left - 2:.1f}" y="{top + 5}" width="{_LETTER * len(told):.1f}" height="16" fill="#fff"/>')
     parts.append(f'<text x="{left:.1f}" y="{top + 18}">{told}</text>')
     return "".join(parts)
 
 
 def _axis(limit: float, scale: float, bottom: float) -> str:
     step = next((size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500) if limit / GIB / size <= 9), 1000)
-    parts = []
-    for index in range(int(limit / GIB / step) + 1):
-        x = _LEFT + index * step * GIB * scale
+    parts, last = [], int(limit / GIB / step)
+    for index in range(last + 1):
+        x, unit = _LEFT + index * step * GIB * scale, " GiB" if index == last else ""
         parts.append(f'<path d="M{x:.1f} {_TOP - 4}V{bottom}" stroke="#e4e7ec"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" fill="#555f6d">{index * step}</text>')
-    unit = f'<text x="{_WIDTH - 8}" y="{bottom + 14}" text-anchor="end">GiB</text>'
-    return "".join(parts) + unit
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" fill="#555f6d">{index * step}{unit}</text>')
+    return "".join(parts)
 
 
 def _capacities(capacities: Sequence[int], scale: float) -> list[str]:
