@@ -120,7 +120,7 @@ def parts_of(
     resolved = resolve_format(fmt, architecture)
     count = batch * tokens
     for layer, times in layer_groups(architecture.decoder):
-        mixers = [weight for mixer in layer.sequence for weight in mixer.weights]
+        mixers = [*(weight for mixer in layer.sequence for weight in mixer.weights), *layer.borrowed]
         yield _products("projections", resolved, mixers, count, times)
         for mixer in layer.sequence:
             yield _mixing(mixer, batch, tokens, past, times)

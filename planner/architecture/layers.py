@@ -183,6 +183,8 @@ class Layer:
     """In training the mixers' outputs pass a dropout (GPT-2, OPT)."""
     residual_in_fp32: bool = False
     """The layer's output is fp32 whatever the weights are (Mamba)."""
+    borrowed: tuple[Weight, ...] = ()
+    """An earlier layer's weights, which this one computes with (ALBERT)."""
 
 
 @record

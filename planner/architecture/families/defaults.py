@@ -9,6 +9,7 @@ whether the part's own model_type is followed, defaults when the part is absent.
 
 DEFAULTS: dict[str, str] = {
     "afmoe": r"""["AfmoeForCausalLM", "model", {}, {"vocab_size": 200192, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 1408, "num_hidden_layers": 32, "num_dense_layers": 1, "num_attention_heads": 16, "num_key_value_heads": null, "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 16384, "tie_word_embeddings": false, "num_experts": 64, "num_experts_per_tok": 6, "num_shared_experts": 2, "route_scale": 1.0, "global_attn_every_n_layers": 4, "sliding_window": 1024, "layer_types": null, "mup_enabled": false, "attention_bias": false}]""",
+    "albert": r"""["AlbertForMaskedLM", "albert", {}, {"vocab_size": 30000, "embedding_size": 128, "hidden_size": 4096, "num_hidden_layers": 12, "num_hidden_groups": 1, "num_attention_heads": 64, "intermediate_size": 16384, "inner_group_num": 1, "hidden_act": "gelu_new", "max_position_embeddings": 512, "type_vocab_size": 2, "tie_word_embeddings": true}]""",
     "apertus": r"""["ApertusForCausalLM", "model", {}, {"vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "hidden_act": "xielu", "max_position_embeddings": 65536, "tie_word_embeddings": false, "attention_bias": false}]""",
     "arcee": r"""["ArceeForCausalLM", "model", {}, {"vocab_size": 32000, "hidden_size": 2560, "intermediate_size": 18432, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "hidden_act": "relu2", "max_position_embeddings": 4096, "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false, "head_dim": null}]""",
     "aria_text": r"""["AriaTextForCausalLM", "model", {}, {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "hidden_act": "silu", "max_position_embeddings": 2048, "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false, "head_dim": null, "moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 2}]""",
@@ -278,7 +279,6 @@ NOT_READ = frozenset(
         "aimv2",
         "aimv2_text_model",
         "aimv2_vision_model",
-        "albert",
         "align",
         "align_text_model",
         "align_vision_model",

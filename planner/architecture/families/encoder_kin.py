@@ -1,4 +1,4 @@
-"""Encoders beside BERT and RoBERTa: ELECTRA, DeBERTa, MPNet, Megatron's BERT, those with norms first, EuroBERT."""
+"""Encoders beside BERT and RoBERTa: ALBERT, ELECTRA, DeBERTa, MPNet, Megatron's BERT, those with norms first, EuroBERT."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from planner.architecture.blocks import (
     rms_norm,
     with_head,
 )
-from planner.architecture.config import MAX_TOKENS, MAX_VOCABULARY, Config, UnknownArchitecture
+from planner.architecture.config import MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY, Config, UnknownArchitecture
+from planner.architecture.counts import layer_weights
 from planner.architecture.families.encoder import (
+    NO_POOLER,
     bert_embeddings,
     bert_head,
     bert_layer,
@@ -281,3 +283,59 @@ def eurobert(config: Config) -> Architecture:
     table = embedding(f"{config.base}embed_tokens", vocabulary, hidden)
     norm = rms_norm(f"{config.base}norm", hidden)
     return encoder(config, [layer] * num_layers(config), embeddings=(table,), head=head, norm=norm, layers_name="layers")
+
+
+@family("albert")
+def albert(config: Config) -> Architecture:
+    """ALBERT: a few layers' weights serve all layers, behind narrower embeddings."""
+    wanted, hidden, at = config.defaults.model_class, config.size("hidden_size"), f"{config.base}encoder"
+    width, groups = config.size("embedding_size"), config.size("num_hidden_groups", maximum=MAX_LAYERS)
+    inside = config.size("inner_group_num", maximum=MAX_LAYERS)
+    count = max(num_layers(config), groups) * inside
+    config.require(count <= MAX_LAYERS, "inner_group_num", f"must make at most {MAX_LAYERS} layers, got {inside}")
+    own = min(groups * inside, MAX_LAYERS)
+    tables, weights = bert_embeddings(with_head(config, hidden_size=width))
+    weights += linear(f"{at}.embedding_hidden_mapping_in", hidden, width, bias=True)
+    if not wanted.endswith(NO_POOLER):
+        weights += linear(f"{config.base}pooler", hidden, hidden, bias=True)
+    layer = albert_layer(config)
+    head = albert_head(config, wanted, width)
+    served = without_weights(layer)
+    layers = [layer] * own + [served] * (min(count, MAX_LAYERS) - own)
+    at = "encoder.albert_layer_groups.0.albert_layers"
+    return encoder(config, layers, embeddings=tables, weights=weights, head=head, layers_name=at)
+
+
+def albert_layer(config: Config) -> Layer:
+    """BERT's layer under other names."""
+    hidden, names = config.size("hidden_size"), ("query", "key", "value", "dense")
+    mixer = full_attention(config, path="attention", names=names, qkv_bias=True, output_bias=True, rotary=False, causal=False)
+    channel = mlp(config, gated=False, bias=True, path="", names=("ffn", "ffn_output"), hidden=hidden)
+    return block(config, mixer, channel, norms=("attention.LayerNorm", "full_layer_layer_norm"), norm=layer_norm)
+
+
+def without_weights(layer: Layer) -> Layer:
+    """A layer that another's weights serve."""
+    return Layer(
+        tuple(replace(mixer, weights=()) for mixer in layer.sequence),
+        tuple(replace(channel, weights=()) for channel in layer.channel),
+        tuple(replace(norm, weights=()) for norm in layer.norms),
+        dropout=layer.dropout,
+        borrowed=tuple(layer_weights(layer)),
+    )
+
+
+def albert_head(config: Config, wanted: str, width: int) -> tuple[Weight, ...]:
+    """A masked-LM head transforms to the embeddings' width; pre-training tells the order of sentences too."""
+    hidden, vocabulary = config.size("hidden_size"), config.size("vocab_size", maximum=MAX_VOCABULARY)
+    if not wanted.endswith(("ForMaskedLM", "ForPreTraining")):
+        return task_head(config, wanted)
+    head = (
+        Weight("predictions.bias", (vocabulary,), "bias"),
+        *layer_norm("predictions.LayerNorm", width).weights,
+        *linear("predictions.dense", width, hidden, bias=True),
+    )
+    if not config.flag("tie_word_embeddings", default=True):
+        head += linear("predictions.decoder", vocabulary, width, bias=True, role="head")
+    order = linear("sop_classifier.classifier", label_count(config), hidden, bias=True, role="head")
+    return (*head, *order) if wanted.endswith("ForPreTraining") else head

@@ -37,7 +37,7 @@ def rotary_layer(config: Config, channel: DenseMLP, *, bias: bool) -> Layer:
 def rotary_encoder(config: Config, layer: Layer, head: tuple[Weight, ...], *, pooled: bool) -> Architecture:
     """Tables of words and segments under a norm, the layers, a pooler in some classes, and a head."""
     hidden, at = config.size("hidden_size"), f"{config.base}embeddings"
-    tables = (embedding(f"{at}.word_embeddings", config.size("vocab_size", maximum=MAX_VOCABULARY), hidden),)
+    tables: tuple[Weight, ...] = (embedding(f"{at}.word_embeddings", config.size("vocab_size", maximum=MAX_VOCABULARY), hidden),)
     if segments := config.size("type_vocab_size", minimum=0):
         tables += (embedding(f"{at}.token_type_embeddings", segments, hidden),)
     weights = layer_norm(f"{at}.LayerNorm", hidden).weights + (pooler(config) if pooled else ())
