@@ -102,6 +102,8 @@ def _reason(row: published.Row) -> str | None:
     """Why a row is not predicted; shards are, where one rank of many can't be rehearsed."""
     if row.what == "reserved_p99_of_train_steps" and _of_peft(row):
         return None
+    if row.setup["engine"] == "peft loop" and row.what == "peak_reserved":
+        return "the peak is that of generation at batch 50 between steps"
     framework = str(row.setup.get("framework", ""))
     for name in ("foak-fast-kernels", "-foak"):
         framework = framework.replace(name, "")
