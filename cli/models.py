@@ -11,7 +11,7 @@ from cli.inputs import ERRORS, refuse
 from cli.streams import console, print_json
 from cli.tables import table
 from planner.architecture import UnknownArchitecture, parameter_count, read_config
-from planner.describe import ModelDescription, describe_model
+from planner.describe import ModelDescription
 from planner.faults import Faults
 from planner.scenario import ModelPath
 from planner.units import format_bytes
@@ -77,7 +77,7 @@ def _show(options: argparse.Namespace) -> int:
         model = find_model(reference, network=not options.offline)
     except ERRORS as error:
         return refuse(error)
-    shown = describe_model(model.architecture, model.native)
+    shown = model.described
     source = model.source
     if options.json:
         provenance = {

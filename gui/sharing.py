@@ -166,8 +166,7 @@ def _report(plan: Plan, title: str, measured: Levels | None) -> tuple[Part, ...]
     from planner.advise import advise  # noqa: PLC0415
     from planner.predict import predict  # noqa: PLC0415
     from planner.report.content import report_of  # noqa: PLC0415
-    from planner.scenario import parse_scenario  # noqa: PLC0415
 
-    settled = parse_scenario(plan.footprint.scenario)
+    settled = plan.settled
     advice = advise(settled, plan.architecture, lambda changed: predict(changed, plan.architecture, plan.gpu, plan.model.native))
     return report_of(plan.footprint, title, measured, advice)

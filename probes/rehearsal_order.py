@@ -14,7 +14,7 @@ from typing import Any, Literal
 from planner.allocator import AllocatorOptions, parse_alloc_conf
 from planner.gpu import Gpu
 from planner.machine import overheads
-from planner.scenario import Offload, Parallel, Scenario, parse_scenario, to_json
+from planner.scenario import Offload, Parallel, Scenario, to_json
 from probes.orders import VERSION
 from probes.request import Request, predict_run, stored_as
 from resources.plan import Plan
@@ -34,7 +34,7 @@ def rehearse_request(plan: Plan, layers: int | None = None, *, conf: str = "", p
     if layers is not None and layers < 1:
         message = f"layers: must be at least 1, got {layers}"
         raise ValueError(message)
-    scenario = parse_scenario(plan.footprint.scenario)
+    scenario = plan.settled
     card = _card(scenario, plan.gpu, conf, personality)
     allocator_options(card)
     order = {

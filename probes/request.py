@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from planner.footprint import Footprint
-from planner.scenario import InlineConfig, Scenario, parse_scenario, to_json
+from planner.scenario import InlineConfig, Scenario, to_json
 from probes.orders import measure_order
 from probes.worker.layers import keep_layers
 from resources.plan import Plan, make_plan
@@ -43,7 +43,7 @@ def request(
     stays asleep; ``elsewhere``, on another machine, the worker sees to it. Raises what :func:`resources.plan.make_plan` and
     :func:`probes.orders.measure_order` raise.
     """
-    scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
+    scenario = _with_new_tokens(plan.settled, new_tokens)
     prediction = predict_run(plan, device, layers, new_tokens)
     if device == "cpu" and budget_bytes is None and not elsewhere:
         budget_bytes = int(psutil.virtual_memory().available * (1 - _LEFT_FREE))
@@ -68,7 +68,7 @@ def ranks_of(scenario: Scenario) -> int:
 
 def predict_run(plan: Plan, device: str, layers: int | None = None, new_tokens: int | None = None) -> Footprint:
     """The prediction of the run that :func:`request` would order; without its arguments, of the plan on that device."""
-    scenario = _with_new_tokens(parse_scenario(plan.footprint.scenario), new_tokens)
+    scenario = _with_new_tokens(plan.settled, new_tokens)
     if layers is not None:
         scenario = replace(scenario, model=InlineConfig(keep_layers(plan.source.whole_config, layers)))
     return make_plan(scenario, device="cpu" if device == "cpu" else "cuda").footprint

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from planner.architecture import Architecture, read_config
 from planner.defaults import DEFAULT_GPU
+from planner.describe import ModelDescription, describe_model
 from planner.faults import Fault, Faults
 from planner.footprint import Footprint
 from planner.formats import GGML_TYPES, FileHeader, Format, GgufTensor, native_format
 from planner.gpu import Gpu
 from planner.predict import Device, predict
-from planner.scenario import ModelPath, ModelRef, Scenario
+from planner.scenario import ModelPath, ModelRef, Scenario, parse_scenario
 from resources import gpus
 from resources.calibration import with_calibration
 from resources.sources import ModelSource, resolve
 from resources.tensors import StoredTensors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """A model found: where it came from, what it is, how its checkpoint is stored."""
 
@@ -29,8 +30,13 @@ class Model:
     architecture: Architecture
     native: Format
 
+    @cached_property
+    def described(self) -> ModelDescription:
+        """What it is in figures."""
+        return describe_model(self.architecture, self.native)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Plan:
     """A footprint with what it was made from."""
 
@@ -38,6 +44,11 @@ class Plan:
     footprint: Footprint
     model: Model
     gpu: Gpu
+
+    @cached_property
+    def settled(self) -> Scenario:
+        """The scenario with every default filled in."""
+        return parse_scenario(self.footprint.scenario)
 
     @property
     def architecture(self) -> Architecture:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtWidgets import QLabel, QToolButton, QVBoxLayout, QWidget
 
+from gui.elided import FlowingLabel
 from gui.form.layers import LayerStrip, runs_of
 from gui.form.summary import count_words, token_words
 from gui.icons import icon
 from gui.theme import set_role, theme
 from gui.translate import tr
-from planner.describe import ModelDescription, describe_model
 
 if TYPE_CHECKING:
+    from planner.describe import ModelDescription
     from resources.plan import Model
     from resources.sources import ModelSource
 
@@ -28,15 +29,15 @@ class ModelCard(QWidget):
     """The summary below the model box."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__(parent, autoFillBackground=True)
         self._model: Model | None = None
         self._status = QLabel(wordWrap=True, visible=False)
-        self._size = QLabel(wordWrap=True)
+        self._size = FlowingLabel()
         self._strip = LayerStrip()
-        self._facts = QLabel(wordWrap=True)
+        self._facts = FlowingLabel()
         self._doubt = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(checkable=True, visible=False)
-        self._notes = QLabel(wordWrap=True, visible=False)
+        self._notes = FlowingLabel()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(5)
@@ -44,8 +45,7 @@ class ModelCard(QWidget):
             column.addWidget(part)
         for label, role in ((self._status, "small"), (self._facts, "small"), (self._doubt, "warning"), (self._notes, "small")):
             set_role(label, role)
-        for label in (self._size, self._facts, self._notes):
-            label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._notes.hide()
         set_role(self._fold, "fold-small")
         self._fold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self._fold.toggled.connect(self._unfold)
@@ -63,13 +63,13 @@ class ModelCard(QWidget):
         labels = (self._status, self._size, self._facts, self._doubt, self._fold, self._notes)
         return "\n".join(label.text() for label in labels if not label.isHidden())
 
-    def show_model(self, model: Model) -> None:
-        """Show ``model``; nothing happens when it is the one that is shown."""
+    def show_model(self, model: Model) -> bool:
+        """Show ``model``, and tell whether it is another than the one that was shown."""
         self.show_status("")
         if model is self._model:
-            return
+            return False
         self._model = model
-        described = describe_model(model.architecture, model.native)
+        described = model.described
         self._size.setText(size_words(described))
         self._strip.show_layers(runs_of(model.architecture))
         self._facts.setText(fact_words(model, described))
@@ -83,6 +83,7 @@ class ModelCard(QWidget):
         self._notes.setText("\n".join(notes))
         self._unfold()
         self._facts.setToolTip("\n".join(f"{part}: {where}" for part, where in (model.source.came_from or {}).items()))
+        return True
 
     @Slot()
     def _unfold(self) -> None:
