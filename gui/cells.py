@@ -6,7 +6,7 @@ sight at once, from kept text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from gui.painting import paint_component
+from gui.settle import settle
 from gui.text import LEFT, RIGHT, width_of, wrapped, write
 from gui.theme import font, px, theme
 from gui.translate import tr
@@ -172,8 +173,10 @@ class CellTable(QTableView):
 
     @Slot()
     def _place_rows(self) -> None:
-        self.executeDelayedItemsLayout()
         self.hug()
+        if self.parentWidget() and self.parentWidget().layout():
+            settle(self.parentWidget())  # in its old height the table would show a scroll bar for a moment
+        self.executeDelayedItemsLayout()
 
     @Slot()
     def hug(self) -> None:
@@ -182,6 +185,18 @@ class CellTable(QTableView):
         highest = max(whole, px(LEAST_HEIGHT), self.minimumHeight())
         if highest != self.maximumHeight():
             self.setMaximumHeight(highest)
+
+    def set_widths(self, widths: Mapping[int, int]) -> None:
+        """Columns as wide as that. Told of each by its header, Qt would paint the table a second time, after the next repaint."""
+        header = self.horizontalHeader()
+        changed = {column: width for column, width in widths.items() if header.sectionSize(column) != width}
+        if changed:
+            blocked = header.blockSignals(True)
+            for column, width in changed.items():
+                header.resizeSection(column, width)
+            header.blockSignals(blocked)
+            self.updateGeometries()
+            self.viewport().update()
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Every cell in sight, each over a line that parts the rows."""

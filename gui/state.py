@@ -60,6 +60,8 @@ class State(QObject):
     scenario_changed = Signal(object)
     plan_changed = Signal(object)
     faults_changed = Signal(object)
+    told = Signal()
+    """Every view has been told of an edit, or of its plan: time to lay out what has moved, once."""
     explained = Signal()
     """The terms of the plan on screen have been worked out."""
     selection_changed = Signal(object)
@@ -178,7 +180,10 @@ class State(QObject):
         self._scenario = scenario
         self.leave_details()
         self.scenario_changed.emit(scenario)
-        self._recompute()
+        try:
+            self._recompute()
+        finally:
+            self.told.emit()
 
     @Slot()
     def predict_anew(self) -> None:
@@ -225,13 +230,14 @@ class State(QObject):
         self._set_busy(busy=False)
         if isinstance(result, Plan):
             self._plan = result
-            self._settled = parse_scenario(result.footprint.scenario)
+            self._settled = result.settled
             self._set_faults(())
             self._terms = None
             self._pause.start()
             self.plan_changed.emit(result)
         elif isinstance(result, tuple):
             self._set_faults(result)
+        self.told.emit()
 
     @Slot()
     def _explain(self) -> None:

@@ -47,7 +47,7 @@ class WhyPanel(QWidget):
     """Explains the state's selection."""
 
     def __init__(self, state: State, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__(parent, autoFillBackground=True)
         self._state = state
         self._behind: tuple[tuple[str, str, int], list[Paragraph]] = (("", "", 0), [])
         """What was explained last, and how: it stays for the moment until the terms of an edit have come."""
@@ -78,7 +78,6 @@ class WhyPanel(QWidget):
             self._ask_drivers()
 
     def _lay_out(self) -> None:
-        set_role(self, "side")
         self.setMinimumWidth(NARROW)
         heading = QLabel(tr("WHY"))
         set_role(heading, "section")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QEvent, Qt, Slot
 from PySide6.QtGui import QAction, QActionGroup, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QApplication, QDialog, QMainWindow, QSplitter, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QMainWindow, QSplitter, QVBoxLayout, QWidget
 
 from gui.actions import THEMES, UNITS, Act, icon_of, make_action
 from gui.context import Context
@@ -26,6 +26,7 @@ from gui.tabs import TABS
 from gui.theme import px, set_role, theme
 from gui.translate import tr
 from gui.units import units
+from gui.views import Views
 from gui.why import NARROW as WHY_NARROW
 from gui.why import WIDTH as WHY_WIDTH
 from gui.why import WhyPanel
@@ -57,7 +58,7 @@ class MainWindow(QMainWindow):
         units().choose(context.settings.get(UNITS_SETTING))
         self._lay_out()
         self.form = FormPanel(context.state, advanced=context.settings.get(ADVANCED), parent=self._splitter)
-        self.tabs = QTabWidget(self._splitter, documentMode=True)
+        self.tabs = Views(self._splitter, documentMode=True)
         self.why = WhyPanel(context.state, self._splitter)
         self.strip = GpuStrip(context.machine, self.centralWidget())
         self.documents, self.sharing, self.guide = Documents(self), Sharing(self), Guide(self)
@@ -129,7 +130,7 @@ class MainWindow(QMainWindow):
         self.tabs.tabBar().setDrawBase(False)
         self.tabs.tabBar().setAccessibleName(tr("Views of the plan"))
         for tab in TABS:
-            page = QWidget(self.tabs)
+            page = QWidget(self.tabs, autoFillBackground=True)
             page.setLayout(QVBoxLayout())
             page.layout().setContentsMargins(0, 0, 0, 0)
             self.tabs.setTabToolTip(self.tabs.addTab(page, tr(tab.title)), tr(tab.tip))

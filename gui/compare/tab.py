@@ -20,6 +20,7 @@ from gui.footprint.bars import Bars
 from gui.footprint.legend import Legend
 from gui.footprint.rows import Row
 from gui.pins import MOST, Pin
+from gui.settle import settle
 from gui.state import Selection
 from gui.theme import set_role
 from gui.translate import tr
@@ -50,12 +51,12 @@ class CompareTab(QWidget):
     def _lay_out(self) -> None:
         self.bars.setAccessibleName(tr("Memory of each plan at its peak"))
         set_role(self.hint, "muted")
-        heads, card = QHBoxLayout(), QFrame()
+        heads, self._chart = QHBoxLayout(), QFrame()
         heads.setSpacing(10)
         for one in self.cards:
             heads.addWidget(one, 1)
-        set_role(card, "card")
-        chart = QVBoxLayout(card)
+        set_role(self._chart, "card")
+        chart = QVBoxLayout(self._chart)
         chart.setContentsMargins(8, 10, 12, 8)
         chart.addWidget(self.bars)
         chart.addWidget(self._legend)
@@ -64,7 +65,7 @@ class CompareTab(QWidget):
         column.setSpacing(10)
         column.addLayout(heads)
         column.addWidget(self.hint)
-        column.addWidget(card)
+        column.addWidget(self._chart)
         column.addWidget(self.table, TABLE_STRETCH)
         column.addStretch(1)
         ChartMenu(self.bars)
@@ -111,6 +112,7 @@ class CompareTab(QWidget):
         present = {name for row in rows for name, _ in row.parts}
         self._legend.show_components(tuple(name for name in COMPONENTS if name in present))
         self.table.show_plans([pin.name for pin in shown], [pin.plan.footprint for pin in shown])
+        settle(self, self._chart)
 
     def _open(self, index: int) -> None:
         pin = self._pins.pins[index]

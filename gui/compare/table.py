@@ -39,6 +39,8 @@ class DifferenceTable(CellTable):
         self.horizontalHeader().setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self._inputs: Sequence[Input] = ()
         self._figures: Sequence[Figure] = ()
+        self._filled = 0
+        """The width for which the columns were shared out."""
 
     def show_plans(self, names: Sequence[str], footprints: Sequence[Footprint]) -> None:
         """Compare ``footprints``, called ``names``; the first is what the others are held against."""
@@ -53,18 +55,19 @@ class DifferenceTable(CellTable):
     def resizeEvent(self, event: QResizeEvent) -> None:
         """What there is room for is another."""
         super().resizeEvent(event)
-        self._fill()
+        if self.viewport().width() != self._filled:
+            self._fill()
 
     def _fill(self) -> None:
         """Sizes with their differences; where these would be cut, the differences alone: what they differ from stands first."""
+        self._filled = self.viewport().width()
         inputs = [_input_cells(one) for one in self._inputs]
         self.differences.show_cells([*inputs, *(_figure_cells(one) for one in self._figures)])
-        room = max(px(_FIRST_WIDTH) * 0.7, min(px(_FIRST_WIDTH), self.viewport().width() * _FIRST_SHARE))
-        self.setColumnWidth(0, min(round(room), self.differences.width_wanted(0)))
+        room = max(px(_FIRST_WIDTH) * 0.7, min(px(_FIRST_WIDTH), self._filled * _FIRST_SHARE))
+        first = min(round(room), self.differences.width_wanted(0))
         others = range(1, self.differences.columnCount())
-        room = min((self.viewport().width() - self.columnWidth(0)) // max(1, len(others)), px(_WIDEST))
-        for column in others:
-            self.setColumnWidth(column, room)
+        room = min((self._filled - first) // max(1, len(others)), px(_WIDEST))
+        self.set_widths({0: first} | dict.fromkeys(others, room))
         if any(self.differences.figures_width(column) > room for column in others):
             self.differences.show_cells([*inputs, *(_figure_cells(one, alone=True) for one in self._figures)])
 

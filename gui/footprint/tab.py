@@ -19,6 +19,7 @@ from gui.footprint.rows import rows_of
 from gui.footprint.table import ComponentTable, Line, Reason, lines_of, reasons_of
 from gui.footprint.verdict import VerdictCard
 from gui.form.editors import SEGMENT_HEIGHT, Segments
+from gui.settle import settle
 from gui.state import Selection
 from gui.theme import px, set_role, theme
 from gui.translate import tr
@@ -59,9 +60,9 @@ class FootprintTab(QWidget):
         self._show_plan()
 
     def _lay_out(self) -> None:
-        card = QFrame()
-        set_role(card, "card")
-        chart = QVBoxLayout(card)
+        self._chart = QFrame()
+        set_role(self._chart, "card")
+        chart = QVBoxLayout(self._chart)
         chart.setContentsMargins(8, 10, 12, 8)
         chart.setSpacing(6)
         chart.addWidget(self._all_bars)
@@ -74,7 +75,7 @@ class FootprintTab(QWidget):
         column.setContentsMargins(12, 12, 12, 12)
         column.setSpacing(10)
         column.addWidget(self.verdict)
-        column.addWidget(card)
+        column.addWidget(self._chart)
         column.addLayout(row)
         column.addWidget(self.table, TABLE_STRETCH)
         column.addStretch(1)
@@ -147,6 +148,7 @@ class FootprintTab(QWidget):
         if shown is None:
             self.table.components.show_lines(())
             self._meters.show_parts(())
+            settle(self, self._chart, self._room)
             return
         gpu, phase = shown
         self.phases.set_value(phase.name)
@@ -157,6 +159,7 @@ class FootprintTab(QWidget):
         else:
             whose = tr("GPU {}").format(gpu.index) if len(footprint.gpus) > 1 else ""
             self._meters.show_parts(_meter_words(phase), whose)
+        settle(self, self._chart, self._room)
 
     def _free(self) -> tuple[int | None, ...]:
         plan = self._state.plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QStringListModel, Qt, Signal, Slot
-from PySide6.QtGui import QAction, QFocusEvent, QKeyEvent, QMouseEvent, QWheelEvent
+from PySide6.QtGui import QAction, QFocusEvent, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPalette, QWheelEvent
 from PySide6.QtWidgets import (
     QAbstractButton,
     QButtonGroup,
@@ -16,6 +16,7 @@ from PySide6.QtWidgets import (
     QSizePolicy,
     QStyle,
     QStyleOptionComboBox,
+    QStyleOptionToolButton,
     QToolButton,
     QWidget,
 )
@@ -24,6 +25,7 @@ from gui.elided import ElidedEdit
 from gui.form.manners import BY_KEY_OR_CLICK, wheel_if_focused
 from gui.form.numbers import NumberField
 from gui.icons import icon
+from gui.kept import lay_down, rests
 from gui.theme import NORMAL, SMALL, font, px, set_role, theme
 from gui.translate import tr
 
@@ -113,6 +115,20 @@ class ChoiceField(QComboBox):
         part = QStyle.SubControl.SC_ComboBoxEditField
         room = self.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, part, self).width() - _INSIDE
         option.currentText = self.fontMetrics().elidedText(option.currentText, Qt.TextElideMode.ElideMiddle, room)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """As ever; while it rests, from a picture."""
+        if rests(self):
+            lay_down(self, (self.currentText(), self.property("role")), self._draw)
+        else:
+            super().paintEvent(event)
+
+    def _draw(self, painter: QPainter) -> None:
+        option = QStyleOptionComboBox()
+        self.initStyleOption(option)
+        painter.setPen(self.palette().color(QPalette.ColorRole.Text))
+        self.style().drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option, painter, self)
+        self.style().drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option, painter, self)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the choice, unless the field has the focus."""
@@ -257,7 +273,7 @@ class Segments(QWidget):
         """The button there; buttons are kept, since making one takes longer than relabelling it."""
         button = self._group.button(index)
         if button is None:
-            button = QToolButton(self, checkable=True)
+            button = _Segment(self, checkable=True)
             button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
             self._fit(button)
             self._group.addButton(button, index)
@@ -296,6 +312,22 @@ class Segments(QWidget):
     @Slot(int)
     def _clicked(self, index: int) -> None:
         self.edited.emit(self._values[index])
+
+
+class _Segment(QToolButton):
+    """One choice."""
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """As ever; while it rests, from a picture."""
+        if rests(self) and not self.isDown():
+            lay_down(self, (self.text(), self.isChecked(), self.property("role")), self._draw)
+        else:
+            super().paintEvent(event)
+
+    def _draw(self, painter: QPainter) -> None:
+        option = QStyleOptionToolButton()
+        self.initStyleOption(option)
+        self.style().drawComplexControl(QStyle.ComplexControl.CC_ToolButton, option, painter, self)
 
 
 Editor = NumberField | NamesField | ChoiceField | SearchField | Segments

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, Signal, Slot
-from PySide6.QtWidgets import QGridLayout, QLabel, QWidget
+from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtWidgets import QGridLayout, QLabel, QStyle, QStyleOption, QWidget
 
 from gui.form.editors import ChoiceField, NamesField, SearchField
 from gui.form.numbers import NumberField
+from gui.kept import lay_down, rests
 from gui.theme import px, set_role, theme
 from gui.translate import tr
 
@@ -17,6 +19,27 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH = 104
 _TYPED = (NumberField, NamesField, SearchField)
+
+
+class QuietLabel(QLabel):
+    """One line that nothing can be done with but read it."""
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """As ever; while it rests, from a picture."""
+        if rests(self):
+            lay_down(self, (self.text(), self.property("role")), self._draw)
+        else:
+            super().paintEvent(event)
+
+    def _draw(self, painter: QPainter) -> None:
+        option = QStyleOption()
+        option.initFrom(self)
+        flags = self.alignment() | (Qt.TextFlag.TextShowMnemonic if "&" in self.text() else Qt.TextFlag(0))
+        if not self.style().styleHint(QStyle.StyleHint.SH_UnderlineShortcut, option, self):
+            flags |= Qt.TextFlag.TextHideMnemonic
+        self.style().drawItemText(
+            painter, self.contentsRect(), flags, option.palette, self.isEnabled(), self.text(), self.foregroundRole()
+        )
 
 
 class Field(QWidget):
@@ -32,7 +55,7 @@ class Field(QWidget):
         self.spec = spec
         self._default: object = None
         self.editor = spec.make()
-        self.label = QLabel(tr(spec.label), self)
+        self.label = QuietLabel(tr(spec.label), self)
         self._fault = QLabel(self, wordWrap=True, visible=False)
         set_role(self._fault, "fault")
         self._describe()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Signal, Slot
-from PySide6.QtGui import QValidator, QWheelEvent
-from PySide6.QtWidgets import QAbstractSpinBox, QWidget
+from PySide6.QtGui import QPainter, QPaintEvent, QValidator, QWheelEvent
+from PySide6.QtWidgets import QAbstractSpinBox, QStyle, QStyleOptionSpinBox, QWidget
 
 from gui.form.manners import BY_KEY_OR_CLICK, wheel_if_focused
+from gui.kept import lay_down, rests
 from gui.theme import font, theme
 from gui.translate import tr
 from planner.units import GIB
@@ -73,6 +74,18 @@ class NumberField(QAbstractSpinBox):
         """Digits, separators and a suffix can be typed, nothing else."""
         good = all(character in _ALLOWED for character in text) and len(text) <= 24
         return (QValidator.State.Acceptable if good else QValidator.State.Invalid), text, position
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """As ever; while it rests, from a picture. The number itself is painted by the line in it."""
+        if rests(self) and not self.lineEdit().hasFocus():
+            lay_down(self, self.property("role"), self._draw)
+        else:
+            super().paintEvent(event)
+
+    def _draw(self, painter: QPainter) -> None:
+        option = QStyleOptionSpinBox()
+        self.initStyleOption(option)
+        self.style().drawComplexControl(QStyle.ComplexControl.CC_SpinBox, option, painter, self)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         """Scroll the form, not the number, unless the field has the focus."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEvent, Qt, Signal, Slot
-from PySide6.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
 from gui.form.card import ModelCard
-from gui.form.field import Field
+from gui.form.field import Field, QuietLabel
 from gui.form.fields import FIELDS, SECTIONS, FieldSpec, Section
 from gui.form.manners import LeaveUndo
 from gui.form.model_box import ModelBox
@@ -46,6 +46,8 @@ class FormPanel(QScrollArea):
         self._general = QLabel(wordWrap=True, visible=False)
         self._fold = QToolButton(text=tr("Advanced"), checkable=True, checked=advanced)
         self._groups: list[tuple[FieldSpec, QWidget]] = []
+        self._moved = False
+        """Whether something must be laid out as soon as all that an edit changes is known."""
         self._folded_headings: list[QLabel] = []
         self._build()
         self._connect()
@@ -53,6 +55,7 @@ class FormPanel(QScrollArea):
         self._show_faults(state.faults)
         if state.plan is not None:
             self._show_plan(state.plan)
+        self._settle()
 
     @property
     def advanced(self) -> bool:
@@ -76,7 +79,6 @@ class FormPanel(QScrollArea):
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         body = self._body
         body.setAttribute(Qt.WidgetAttribute.WA_StaticContents)
-        set_role(body, "side")
         set_role(self._general, "fault")
         column = QVBoxLayout(body)
         column.setContentsMargins(14, 10, 14, 12)
@@ -99,7 +101,7 @@ class FormPanel(QScrollArea):
     def _add_groups(self, column: QVBoxLayout, specs: list[FieldSpec]) -> None:
         """Neighbours that are shown and hidden together stand in one widget: a change of task moves few things."""
         for _, members in groupby(specs, key=lambda spec: (spec.task, spec.advanced, spec.when)):
-            group = QWidget(self._body)
+            group = QWidget(self._body, autoFillBackground=True)  # nothing is painted behind what is opaque
             rows = QVBoxLayout(group)
             rows.setContentsMargins(0, 0, 0, 0)
             rows.setSpacing(_SPACING)
@@ -110,7 +112,7 @@ class FormPanel(QScrollArea):
             self._groups.append((together[0], group))
 
     def _heading(self, section: Section) -> QWidget:
-        label = QLabel(tr(section).upper())
+        label = QuietLabel(tr(section).upper(), autoFillBackground=True)
         set_role(label, "section")
         if section != "Model":
             return label
@@ -164,6 +166,7 @@ class FormPanel(QScrollArea):
         self._state.plan_changed.connect(self._show_plan)
         self._state.faults_changed.connect(self._show_faults)
         self._state.busy_changed.connect(self._show_busy)
+        self._state.told.connect(self._settle)
         theme().changed.connect(self._restyle)
         LeaveUndo(self)
         self._restyle()
@@ -205,26 +208,46 @@ class FormPanel(QScrollArea):
         shown = [(spec.suits(scenario) and (unfolded or not spec.advanced), group) for spec, group in self._groups]
         shown += [(unfolded, heading) for heading in self._folded_headings]
         changed = [(wanted, group) for wanted, group in shown if group.isHidden() == wanted]
-        if not changed:
-            return
-        layout = self._body.layout()
-        layout.setEnabled(False)
+        if changed:
+            self._body.layout().setEnabled(False)
+            self._moved = True
         for wanted, group in changed:
             group.setVisible(wanted)
+
+    @Slot()
+    def _settle(self) -> None:
+        """Lay out once what an edit has moved: left to itself, Qt goes outwards a level at a time, and squeezes in between."""
+        if not self._moved:
+            return
+        self._moved = False
+        layout = self._body.layout()
         layout.setEnabled(True)
-        # The scroll area first gives the body the height it now needs: in the old one every field would be squeezed, and then moved
-        # and painted once more.
-        QApplication.sendEvent(self, QEvent(QEvent.Type.LayoutRequest))
+        layout.invalidate()
+        self.card.updateGeometry()
+        self._fit()
         layout.activate()
+
+    def _fit(self) -> None:
+        """Give the body the height that it needs: in another every field would be squeezed, then moved and painted once more."""
+        room = self.viewport().size()
+        self._body.resize(room.width(), max(room.height(), self._body.heightForWidth(room.width())))
+
+    def viewportEvent(self, event: QEvent) -> bool:
+        """The body asks for another height: that alone is given. Qt would lay out the frame and the scroll bars as well."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self._fit()
+            return True
+        return super().viewportEvent(event)
 
     @Slot()
     def _turn_fold(self) -> None:
         self._fold.setIcon(icon("chevron-down" if self._fold.isChecked() else "chevron-right", "muted"))
         self._arrange()
+        self._settle()
 
     @Slot(object)
     def _show_plan(self, plan: Plan) -> None:
-        self.card.show_model(plan.model)
+        self._moved |= self.card.show_model(plan.model)
         settled = self._state.settled
         for path, field in self.fields.items():
             if field.spec.suits(settled):

@@ -76,7 +76,7 @@ class Controls(QWidget):
         self._new_tokens_label.setVisible(task == "inference")
         if card != self._card:
             self._card = card
-            self._list_devices()
+            self._list()
 
     def _lay_out(self) -> None:
         set_role(self.measure, "primary")
@@ -141,20 +141,25 @@ class Controls(QWidget):
 
     @Slot()
     def _list_devices(self) -> None:
+        if self._list():
+            self.changed.emit()
+
+    def _list(self) -> bool:
+        """What a load can run on now; tells whether that is something else than before."""
         chosen = self.device.value()
         found = [(f"cuda:{reading.index}", f"cuda:{reading.index}  {reading.name}") for reading in self._machine.readings]
         choices = [*found, ("cpu", "CPU")]
         if self._card and not self._machine.has(self._card):
             choices.append((self.CARD, f"{self._card}  (rehearse)"))
         if choices == self._choices:
-            return
+            return False
         self._choices = choices
         self.device.clear()
         for value, label in choices:
             self.device.addItem(label, value)
         if chosen in [value for value, _ in choices] and not (found and chosen == "cpu"):
             self.device.set_value(chosen)
-        self.changed.emit()
+        return True
 
     @Slot()
     def _restyle(self) -> None:
