@@ -133,7 +133,7 @@ LIKE_LLAMA = (
     "llama mistral ministral ministral3 qwen2 qwen3 qwen2_5_vl_text arcee cwm hunyuan_v1_dense smollm3 "
     "starcoder2 nemotron-nas qwen3_moe olmoe aria_text phimoe mllama_text_model "
     "jamba lfm2 seed_oss internlm3 iquestcoder qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text qwen2_moe jais2 "
-    "minicpm3 mellum lfm2_moe bitnet"
+    "minicpm3 mellum lfm2_moe bitnet diffllama"
 )
 MULTIPLIED = "granite granitemoe granitemoeshared granitemoehybrid"
 """As Llama, with the embeddings multiplied first, and each mixer's output."""

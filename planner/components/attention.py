@@ -5,6 +5,8 @@ from __future__ import annotations
 from planner.architecture.implementation import NormVariant
 from planner.architecture.layers import Attention, Norm, Weight
 from planner.components.autocast import in_16_bit, is_wide, narrowed, of_16_bit
+from planner.components.differential import KEPT as DIFFERENTIAL
+from planner.components.differential import attend_twice, is_differential
 from planner.components.eager_attention import eager, eager_alibi, eager_biased, eager_wide
 from planner.components.fused_lora import Projection, fuses, lay_fused
 from planner.components.graph import Graph
@@ -68,6 +70,7 @@ def _attention_forward(g: Graph, mixer: Attention, source: str, target: str) -> 
     result = narrowed(run.hidden()) if run.autocast else run.hidden()
     _project_output(g, project.get("o_proj", ()), target, result)
     g.free("attended", "q rotated", "k rotated", "v", "q gate", "scores", "scores masked", "q by head")
+    g.free(*DIFFERENTIAL)
     g.free("q", "k", "q new", "k new", "k anew", "v anew")
     if run.hands_out_keys and mixer.fused_qkv and not g.saving:
         g.rename("qkv", HANDED_OUT)
@@ -274,7 +277,9 @@ def _attend(g: Graph, mixer: Attention, ops: Operands) -> None:
     whole = mixer.rotary_dim == mixer.head_dim and not (g.run.code.keeps_unrotated or g.run.code.joins)
     joined = g.run.code.rotary in ("joined", "pairs") or (mixer.rotary_dim > 0 and not whole)
     by_head = joined or g.run.code.rotary == "chunks"
-    if g.run.code.attention == "alibi":
+    if is_differential(mixer):
+        attend_twice(g, mixer, ops, lambda each: _fused_or_math(g, each, by_head=by_head, dropout=mixer.dropout))
+    elif g.run.code.attention == "alibi":
         eager_alibi(g, ops)
     elif g.run.code.attention == "biased":
         eager_biased(g, ops)

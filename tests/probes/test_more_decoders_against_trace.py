@@ -44,6 +44,7 @@ MODELS = {
     ),
     "gpt_neox_japanese, products added to zeros": ("full", SMALL | {"model_type": "gpt_neox_japanese"}),
     "olmo_hybrid, delta nets with projections of their own": ("full", SMALL | TWO_KINDS | {"model_type": "olmo_hybrid"}),
+    "diffllama, one half of the heads less another": ("full", SMALL | {"model_type": "diffllama"}),
     "kimi_linear, a decay of each channel": ("long", SMALL | TWO_KINDS | KIMI | {"model_type": "kimi_linear"}),
     "zamba2, a block that serves several layers": ("long", SMALL | SHARED_BLOCK | {"model_type": "zamba2"}),
     "laguna, a gate of each head by softplus": (

@@ -29,10 +29,6 @@ POST = ("post_attention_layernorm", "post_feedforward_layernorm")
 SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-MAX_BASE = 10**12
-"""Of rotary positions."""
-
-
 def every(period: int) -> Callable[[int], str]:
     """Every ``period``-th layer attends to everything, the others to a window."""
     return lambda index: SLIDING if period and (index + 1) % period else FULL
@@ -186,8 +182,12 @@ def granite_windowed(config: Config) -> Architecture:
 
 def rotated_by_layer(config: Config, found: Architecture) -> Architecture:
     """``layer_rope_theta``: a base of the rotary positions for each layer, 0 for none. Tables of several bases were not read."""
-    bases = config.integers("layer_rope_theta", length=len(found.decoder.layers), maximum=MAX_BASE)
-    if bases is None:
+    bases = config.get("layer_rope_theta")
+    count = len(found.decoder.layers)
+    if not isinstance(bases, list | tuple):
+        return found
+    if len(bases) != count or not all(isinstance(base, int | float) for base in bases):
+        config.reader.fault("layer_rope_theta", f"must be a list of {count} numbers, one for each layer")
         return found
     made: dict[Layer, Layer] = {}
     for layer in dict.fromkeys(found.decoder.layers):
