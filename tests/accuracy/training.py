@@ -515,8 +515,10 @@ nvidia_smi_total: the card's highest reading of 100 steps above its first, loadi
     form is where replays of whole models are; under FSDP1 tensors wait for other streams before their blocks are free, of which
     the units that wait for the card are counted, and no others.
 m0268: torchtune's chunks all keep their logits until the backward; what is predicted makes those of one chunk again.
-litgpt qlora: bitsandbytes 0.41.1 keeps inputs of 4-bit products; what is still missing is of litgpt's own code, which lays q, k
-    and v together and computes with adapters in 16 bit."""
+litgpt: what is predicted is of transformers' layer. litgpt's own, run on fake tensors, keeps q, k and v in one tensor beside the
+    rotated q and k, and the adapters' update before it is padded to that tensor (4 hidden states more), but no norm in fp32 and no
+    fp32 input of adapters, which compute in 16 bit; in LoRA the two are nearly even. In QLoRA bitsandbytes 0.41.1 keeps inputs of
+    4-bit products besides, and its optimizer's states are paged, outside the allocator."""
 
 
 def report() -> str:
