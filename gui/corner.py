@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from PySide6.QtCore import QEvent, Qt, Slot
-from PySide6.QtGui import QAction
-from PySide6.QtWidgets import QApplication, QHBoxLayout, QMenu, QToolButton, QWidget
+from PySide6.QtCore import Qt, Slot
+from PySide6.QtGui import QAction, QCursor
+from PySide6.QtWidgets import QHBoxLayout, QMenu, QToolButton, QWidget
 
 from gui.actions import Act
 from gui.icons import icon
@@ -26,7 +26,7 @@ class Corner(QWidget):
         }
         self._buttons["examples"].setMenu(examples)
         self._buttons["examples"].setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-        examples.aboutToHide.connect(self._let_go)
+        examples.aboutToHide.connect(self._let_go, Qt.ConnectionType.QueuedConnection)
         self._buttons["pin"].clicked.connect(actions[Act.PIN].trigger)
         self._buttons["help"].clicked.connect(actions[Act.HELP].trigger)
         row = QHBoxLayout(self)
@@ -41,14 +41,17 @@ class Corner(QWidget):
         button = QToolButton(text=text, toolTip=tip)
         button.setAccessibleName(text)
         button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        button.setFocusPolicy(Qt.FocusPolicy.TabFocus)  # a click leaves the keyboard where it was
         set_role(button, "link")
         return button
 
     @Slot()
     def _let_go(self) -> None:
-        """The mouse has left the button for the menu, which nobody tells it."""
-        QApplication.postEvent(self._buttons["examples"], QEvent(QEvent.Type.Leave))
+        """The mouse left the button while the menu had it, which nobody told the button."""
+        button = self._buttons["examples"]
+        under = button.rect().contains(button.mapFromGlobal(QCursor.pos()))
+        button.setAttribute(Qt.WidgetAttribute.WA_UnderMouse, under)
+        button.update()
 
     @Slot()
     def _restyle(self) -> None:
