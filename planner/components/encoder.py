@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
-from planner.architecture.layers import Attention, DenseMLP, Layer, Weight
+from planner.architecture.layers import Architecture, Attention, DenseMLP, Layer, Weight
 from planner.components.activations import activate, in_the_widest
 from planner.components.attention import attention_forward
 from planner.components.autocast import in_16_bit, is_wide, widened
@@ -28,6 +28,12 @@ INDEX_BYTES = 8
 ENCODED = "encoded"
 """What a decoder reads of the encoder."""
 Block = Callable[[Graph, Layer], None]
+
+
+def is_used_as_decoder(architecture: Architecture) -> bool:
+    """Whether the layers of an encoder see earlier tokens alone (``is_decoder``): they keep a cache then."""
+    first = architecture.decoder.layers[0].sequence[0]
+    return architecture.kind == "encoder" and isinstance(first, Attention) and first.causal
 
 
 def encoder_span(layer: Layer, run: Run, block: Block, kept: dict[str, Size] | None = None) -> Span:

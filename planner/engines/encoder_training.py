@@ -21,6 +21,7 @@ from planner.components.encoder import (
     Block,
     bart_block,
     bert_block,
+    is_used_as_decoder,
     modernbert_block,
     relative_positions,
     rotary_tables,
@@ -62,7 +63,7 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
     masked = architecture.kind != "encoder" or architecture.model_class.endswith("ForMaskedLM")
     if not masked and not classifies(architecture):
         raise NotModelled(f"{architecture.model_class}: the loss of a class without a head, or of this one, has no closed form")
-    if block is None:
+    if block is None or is_used_as_decoder(architecture):
         raise NotModelled(f"{architecture.model_class}: its training has no closed form yet")
     other = work.adapters is not None and work.adapters.method in ("ia3", *OTHERS)
     if work.names or work.quantised is not None or work.virtual_tokens or other:

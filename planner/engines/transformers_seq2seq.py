@@ -18,6 +18,7 @@ from planner.components.encoder import (
     cross_cache,
     encoder_span,
     first_step,
+    is_used_as_decoder,
     modernbert_block,
     own_cache,
     relative_positions,
@@ -63,7 +64,7 @@ def encoding_phases(architecture: Architecture, weights: Level, work: Generation
     Raises :class:`NotModelled` for families nobody has read, and for attention computed eagerly.
     """
     block = BLOCKS.get(architecture.model_type)
-    if block is None:
+    if block is None or is_used_as_decoder(architecture):
         raise NotModelled(
             f"{architecture.model_class}: what its blocks hold while they compute has no closed form; a rehearsal tells"
         )

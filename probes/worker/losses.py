@@ -41,7 +41,8 @@ def _own(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 def _labels(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
     """The tokens themselves; of a class that tells classes the first, of each sequence or token (a number if it tells but one)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     name = type(inner).__name__
     if name.endswith("ForTokenClassification"):
         return torch.zeros_like(input_ids)

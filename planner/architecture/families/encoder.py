@@ -52,18 +52,21 @@ def encoder(
     )
 
 
-def bert_layer(config: Config) -> Layer:
-    """Norms after the mixers, biases everywhere."""
-    if config.flag("add_cross_attention") or config.flag("is_decoder"):
-        raise UnknownArchitecture("a BERT-like encoder used as a decoder (is_decoder, add_cross_attention) is not read")
+def bert_layer(config: Config, norms: tuple[str, str] = ("attention.output.LayerNorm", "output.LayerNorm")) -> Layer:
+    """Norms after the mixers, biases everywhere; of a decoder that reads an encoder a second attention with its norm."""
+    is_decoder, crosses = config.flag("is_decoder"), config.flag("add_cross_attention")
+    if crosses and not is_decoder:
+        raise UnknownArchitecture("add_cross_attention without is_decoder: transformers builds no such encoder")
     names = ("query", "key", "value", "")
-    mixer = full_attention(config, path="attention.self", names=names, qkv_bias=True, rotary=False, causal=False)
+    mixer = full_attention(config, path="attention.self", names=names, qkv_bias=True, rotary=False, causal=is_decoder)
     hidden = config.size("hidden_size")
     output = linear("attention.output.dense", hidden, hidden, bias=True)
     channel = mlp(config, gated=False, bias=True, path="", names=("intermediate.dense", "output.dense"))
     mixer = replace(mixer, weights=(*mixer.weights[:-1], *output))
-    layer = block(config, mixer, channel, norms=("attention.output.LayerNorm", "output.LayerNorm"), norm=layer_norm)
-    return replace(layer, dropout=config.number("hidden_dropout_prob", default=0.1) > 0)
+    layer = block(config, mixer, channel, norms=norms, norm=layer_norm)
+    layer = replace(layer, dropout=config.number("hidden_dropout_prob", default=0.1) > 0)
+    own = (*mixer.weights, *layer.norms[0].weights) if crosses else ()
+    return replace(layer, weights=tuple(replace(weight, name=f"cross{weight.name}") for weight in own))
 
 
 def bert_embeddings(config: Config) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:

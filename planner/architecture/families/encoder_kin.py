@@ -95,9 +95,7 @@ def roberta_head(config: Config, wanted: str) -> tuple[Weight, ...]:
 
 def normed_first(config: Config, norms: tuple[str, str]) -> list[Layer]:
     """BERT's layers with norms before the mixers."""
-    layer = bert_layer(config)
-    named = tuple(layer_norm(name, config.size("hidden_size")) for name in norms)
-    return [replace(layer, norms=named)] * num_layers(config)
+    return [bert_layer(config, norms)] * num_layers(config)
 
 
 @family("megatron-bert")
