@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gui.context import Context
 
 _COLUMNS = (
-    Column("GPU"), Column("Process", figures=True), Column("Name"), Column("User"), Column("Memory", figures=True),
+    Column("GPU"), Column("PID", figures=True), Column("Name"), Column("User"), Column("Memory", figures=True),
     Column("RAM", figures=True),
 )  # fmt: skip
 _WIDTHS = {0: 64, 1: 80, 3: 90, 4: 96, 5: 96}
