@@ -16,7 +16,7 @@ TRAINED = {
 
 def advise(*arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "main.py"), "advise", "-", *arguments]
-    return subprocess.run(line, input=json.dumps(TRAINED), capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(line, input=json.dumps(TRAINED), capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_proposals_are_printed_and_the_status_is_the_plans() -> None:

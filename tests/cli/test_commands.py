@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def commands(*arguments: str, scenario: dict[str, object]) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "main.py"), "commands", "-", *arguments]
-    return subprocess.run(line, input=json.dumps(scenario), capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(line, input=json.dumps(scenario), capture_output=True, text=True, check=False, timeout=200)
 
 
 SERVED = {

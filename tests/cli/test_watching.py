@@ -41,7 +41,7 @@ def test_a_command_beside_its_plan(tmp_path: Path) -> None:
     (kept,) = History(tmp_path / "history.sqlite").runs()
     again = subprocess.run(
         [sys.executable, "main.py", "replay", told["recording"], "--speed", "max"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     assert "Model loading took 14.9890 GiB" in again.stdout
     assert "14.99 GiB" in again.stdout

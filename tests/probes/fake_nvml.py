@@ -80,7 +80,7 @@ class FakeNvml:
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=100)
 
 
 _CHILD = """
@@ -136,4 +136,4 @@ def compile_library(folder: Path, *defines: str) -> None:
         pytest.skip("needs a C compiler on Linux to build the stand-in for libnvidia-ml.so.1")
     flags = [f"-D{define}" for define in defines]
     target = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", target, SOURCE], check=True, timeout=60)
+    subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", target, SOURCE], check=True, timeout=200)

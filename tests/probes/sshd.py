@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cli.system_packages import TESTS
+from tests.timing import PATIENCE_S
 
 HOST = "highwater-test-host"
 """What the client's configuration calls the server; no other program knows the name."""
@@ -32,7 +33,7 @@ class Sshd:
             pytest.skip(f"needs OpenSSH's server; on Debian the package {TESTS['sshd']}")
         folder.chmod(0o700)
         for name in ("host_key", "user_key"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True, timeout=30)
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True, timeout=200)
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -85,7 +86,7 @@ Host unknown
         log = self.folder / "sshd.log"
         command = [self._server, "-D", "-f", self.folder / "sshd_config", "-E", log]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", self.port)) == 0:

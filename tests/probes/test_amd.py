@@ -39,7 +39,7 @@ def compile_library(folder: Path, *defines: str) -> None:
         pytest.skip("needs a C compiler on Linux to build the stand-in for libamd_smi.so")
     source = Path(__file__).with_name("fake_amdsmi.c")
     flags = [f"-D{define}" for define in defines]
-    subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", folder / "libamd_smi.so", source], check=True, timeout=60)
+    subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", folder / "libamd_smi.so", source], check=True, timeout=200)
 
 
 class Fake:
@@ -57,7 +57,7 @@ class Fake:
         self.answers.write_text("".join(f"{key}={value}\n" for key, value in answers.items()))
         environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_AMDSMI": str(self.answers)}
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=30
+            [sys.executable, "-c", script], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=200
         )
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))

@@ -25,7 +25,7 @@ def test_errors_are_told_by_meter(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.jsonl"):
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     done = subprocess.run(
-        [sys.executable, "tests/gpu/report.py", str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "tests/gpu/report.py", str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=200, check=True
     )
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     assert lines["6"][1] == "recordings"

@@ -120,7 +120,7 @@ recording.close()
 print(recording.state.events, recording.state.trouble)
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=200, check=True)
     kept, trouble = done.stdout.split(" ", 1)
     assert "not being recorded" in trouble
     assert "space" in trouble

@@ -471,7 +471,7 @@ print(subprocess.run(command, env=project_environment(PROJECT), capture_output=T
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd="/", env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
-        timeout=60, check=True,
+        timeout=200, check=True,
     )  # fmt: skip
     assert Path(done.stdout.strip()) == PROJECT / "probes" / "__init__.py"
 
