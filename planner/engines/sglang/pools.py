@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.architecture.layers import Architecture, Attention, Layer, Recurrent
+from planner.architecture.layers import Architecture, Attention, Layer, Recurrent, SequenceMixer
 from planner.engines.paged import PageSpec, Pool, ceil_div
 from planner.engines.sglang.settings import Settings
 from planner.engines.token_pool import Filled, Setup
-from planner.engines.vllm.cache import page_specs
+from planner.engines.vllm.cache import CacheKind, page_specs
+from planner.memo import remember_by_identity
 from planner.record import record
 from planner.symbolic.amount import largest, smallest
 
@@ -50,15 +51,19 @@ class Cells:
     layers: int
 
 
-def cells_of(setup: Setup, stage: int, *, windows: bool) -> Cells:
-    """What a token takes on a stage. ``windows``: layers with a window have a pool of their own."""
-    architecture, kind = setup.architecture, setup.kind
-    layers = [architecture.decoder.layers[index] for index in setup.stages[stage].layers]
-    sizes = [(_token_bytes(architecture, setup, layer), _window(layer)) for layer in layers]
+@remember_by_identity(256)
+def cells_of(
+    architecture: Architecture, kind: CacheKind, held: range, beside: tuple[SequenceMixer, ...], *, windows: bool
+) -> Cells:
+    """What a token takes in the layers ``held`` on a stage and those ``beside`` them.
+
+    ``windows``: layers with a window have a pool of their own.
+    """
+    layers = [architecture.decoder.layers[index] for index in held]
+    sizes = [(_token_bytes(architecture, kind, layer), _window(layer)) for layer in layers]
     used = [size for size, _ in sizes if size]
     if not any(isinstance(mixer, Recurrent) for layer in architecture.decoder.layers for mixer in layer.sequence):
         sizes = [(size or max(used, default=0), window) for size, window in sizes]
-    beside = setup.beside if stage == len(setup.stages) - 1 else ()
     drafts = [spec for mixer in beside for spec in page_specs([mixer], kind, architecture.model_type)]
     return Cells(
         full=sum(size for size, window in sizes if not (windows and window)),
@@ -68,13 +73,13 @@ def cells_of(setup: Setup, stage: int, *, windows: bool) -> Cells:
     )  # fmt: skip
 
 
-def _token_bytes(architecture: Architecture, setup: Setup, layer: Layer) -> int:
+def _token_bytes(architecture: Architecture, kind: CacheKind, layer: Layer) -> int:
     mixers = [
         replace(mixer, kv="own") if isinstance(mixer, Attention) and mixer.kv == "shared" else mixer
         for mixer in layer.sequence
         if not isinstance(mixer, Recurrent)
     ]
-    return sum(spec.page_bytes // spec.block_tokens for spec in page_specs(mixers, setup.kind, architecture.model_type))
+    return sum(spec.page_bytes // spec.block_tokens for spec in page_specs(mixers, kind, architecture.model_type))
 
 
 def _window(layer: Layer) -> int:
@@ -87,7 +92,8 @@ def fill(settings: Settings, setup: Setup, stage: int, room: int, proposed: int)
     """The pools that ``room`` bytes hold on a stage. ``proposed``: tokens proposed in a step, 0 where nothing proposes."""
     slots, states = _slots(settings, setup.state_bytes[stage], room, proposed)
     window_tokens = _windows_apart(settings, setup.architecture, proposed)
-    cells = cells_of(setup, stage, windows=bool(window_tokens))
+    beside = setup.beside if stage == len(setup.stages) - 1 else ()
+    cells = cells_of(setup.architecture, setup.kind, setup.stages[stage].layers, beside, windows=bool(window_tokens))
     parts, whole = settings.window_parts if window_tokens else (1, 1)
     unit, narrow = whole * settings.page_tokens, parts * settings.page_tokens
     target = cells.full * unit + cells.window * narrow
