@@ -14,6 +14,8 @@ from planner.formats.storage import Stored
 from planner.memo import remember_by_identity
 
 FP32_BYTES = 4
+POSITIONS = "computed positions"
+XGLM_OFFSET = 2
 SHARED_CODES = ("nested_quant_map",)
 """A file holds it for every weight, the device once (bitsandbytes ``functional.py``, ``name2qmap``)."""
 
@@ -42,6 +44,7 @@ def plain_weights(architecture: Architecture, dtype_bytes: int) -> Level:
         size = Size.stated(held - payload, "each tensor rounded up to 512 bytes", tensors=tensors)
         level.change("workspace", "rounding of the weights", size, 1)
     _rotary_buffers(level, architecture)
+    _hold_positions(level, architecture, dtype_bytes)
     _listed_buffers(level, architecture, dtype_bytes)
     return level
 
@@ -75,6 +78,7 @@ def stored_weights(architecture: Architecture, fmt: Format, dtype_bytes: int) ->
         size = Size.stated(rounding, "each tensor rounded up to 512 bytes", tensors=tensors)
         level.change("workspace", "rounding of the weights", size, 1)
     _rotary_buffers(level, architecture)
+    _hold_positions(level, architecture, dtype_bytes)
     _listed_buffers(level, architecture, dtype_bytes)
     return level
 
@@ -99,16 +103,29 @@ def _rotary_buffers(level: Level, architecture: Architecture) -> None:
         level.change("workspace", "rotary frequencies", Size(half_rotary_dim=rotary_dim // 2, fp32_bytes=4), 2)
 
 
-def narrow_positions(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
-    """What the first forward makes of tables that were loaded in fp32, where the family casts them."""
+def _hold_positions(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
     code = implementation_of(architecture)
-    if code is None or not code.narrows_positions or dtype_bytes == FP32_BYTES:
-        return
-    for weight in architecture.decoder.weights:
-        if weight.fixed and weight.dtype == "fp32":
-            name, cells = f"buffer {weight.name.rpartition('.')[2]}", {"positions": weight.shape[0], "hidden_size": weight.shape[1]}
-            level.change("workspace", name, Size(**cells, bytes=FP32_BYTES), -1)
-            level.change("workspace", name, Size(**cells, bytes=dtype_bytes), 1)
+    table = _position_table(architecture, FP32_BYTES if code is not None and code.narrows_positions else dtype_bytes)
+    if table is not None:
+        level.change("workspace", POSITIONS, table, 1)
+
+
+def _position_table(architecture: Architecture, dtype_bytes: int) -> Size | None:
+    """Of the computed positions that are a buffer of the model: XGLM's with two rows more, CTRL's in fp32 as it is loaded."""
+    code, tokens = implementation_of(architecture), architecture.max_context_tokens
+    if code is None or not tokens or not (code.computes_positions or code.narrows_positions):
+        return None
+    rows = tokens if code.narrows_positions else tokens + XGLM_OFFSET
+    return Size(positions=rows, hidden_size=architecture.hidden_size, bytes=dtype_bytes)
+
+
+def narrow_positions(level: Level, architecture: Architecture, dtype_bytes: int) -> None:
+    """What the first forward makes of a table of positions that was loaded in fp32, where the family casts it."""
+    code = implementation_of(architecture)
+    loaded, cast = _position_table(architecture, FP32_BYTES), _position_table(architecture, dtype_bytes)
+    if code is not None and code.narrows_positions and loaded is not None and cast is not None:
+        level.change("workspace", POSITIONS, loaded, -1)
+        level.change("workspace", POSITIONS, cast, 1)
 
 
 def _listed_buffers(level: Level, architecture: Architecture, dtype_bytes: int) -> None:

@@ -147,6 +147,9 @@ def _phases(
     static = scenario.task == "inference" and static_cache(scenario)
     if architecture.kind == "decoder" or static:
         require_modelled(architecture, eager=attention == "eager", static=static)
+    code = implementation_of(architecture)
+    if code is not None and code.attention == "bounded" and scenario.weights == "fp16":
+        raise NotModelled(f"weights: {architecture.model_class} computes softmax of fp16 scores in fp32: not derived; choose bf16")
     quantised = quantised_weights(scenario, architecture, fmt)
     dtype_bytes = PLAIN_BYTES[quantised.rest_dtype if quantised is not None else scenario.weights]
     weights = quantised.level(architecture) if quantised is not None else plain_weights(architecture, dtype_bytes)

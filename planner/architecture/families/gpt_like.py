@@ -276,13 +276,11 @@ def xglm(config: Config) -> Architecture:
 
 
 def sinusoidal(config: Config, layer: Layer) -> Architecture:
-    """XGLM around its layers: a table of computed positions, which is a buffer; attention's probabilities pass a dropout."""
-    table = positions(config, "embed_positions", 2)
-    table = replace(table, name=f"{config.base}embed_positions.weights", is_buffer=True, fixed=True)
+    """XGLM around its layers: positions are computed, attention's probabilities pass a dropout."""
     dropped = config.number("attention_dropout", default=0.1) > 0
     mixers = tuple(replace(mixer, dropout=dropped) for mixer in layer.sequence if isinstance(mixer, Attention))
     layers = [replace(layer, sequence=mixers)] * num_layers(config)
-    found = decoder(config, layers, norm=layer_norm, norm_name="layer_norm", weights=(table,))
+    found = decoder(config, layers, norm=layer_norm, norm_name="layer_norm")
     plain = config.number("activation_dropout", default=0) == config.number("layerdrop", default=0) == 0
     return found if plain else replace(found, decoder_type="xglm_dropped_within")
 
@@ -313,5 +311,4 @@ def ctrl(config: Config) -> Architecture:
     channel = mlp(config, config.size("dff"), gated=False, bias=True, path="ffn", names=("0", "2"))
     channel = replace(channel, activation="relu")
     layer = block(config, mixer, channel, norms=("layernorm1", "layernorm2"), norm=layer_norm, dropout=0.1)
-    table = replace(positions(config, "pos_encoding"), name=f"{config.base}pos_encoding", dtype="fp32", is_buffer=True, fixed=True)
-    return gpt2_decoder(config, layer, norm_name="layernorm", learned=False, embed="w", head_bias=True, weights=(table,))
+    return gpt2_decoder(config, layer, norm_name="layernorm", learned=False, embed="w", head_bias=True)
