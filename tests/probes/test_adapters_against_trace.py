@@ -7,6 +7,7 @@ import pytest
 from planner.components.targets import TURNED
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated, assert_trained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
@@ -83,13 +84,8 @@ def test_adapters_equal_the_trace(trace, case: str) -> None:
     scenario = parse_scenario(document | {"training": {"batch": 2, "sequence": 80} | training})
     footprint = make_plan(scenario, network=False).footprint
     traced = trace(footprint.scenario, MODELS[model])
-    predicted = {phase.name: phase for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, phase in predicted.items():
-        assert abs(phase.allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
-    parts, truth = predicted["optimizer"].components, traced["optimizer"]["components"]
-    for component in ("adapters", "gradients", "optimizer_state"):
-        assert parts.get(component, 0) == truth.get(component, 0), component
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES)
+    assert_trained(footprint, traced)
 
 
 def test_the_names_that_peft_turns_are_its_own() -> None:

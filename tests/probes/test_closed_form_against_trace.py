@@ -6,6 +6,7 @@ import pytest
 
 from planner.scenario import parse_scenario, to_json
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -80,10 +81,7 @@ def assert_equal(trace, config: dict[str, object], work: dict[str, object], devi
     scenario = parse_scenario({"version": 1, "model": {"config": config}, "hardware": {"gpu": "H200 SXM 141GB"}} | work)
     footprint = make_plan(scenario, network=False, device=device).footprint
     traced = trace(footprint.scenario, config, device)
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]["allocated"]) <= 0.005 * traced[name]["allocated"] + SMALL_TENSORS_BYTES, name
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES, 0.005)
     assert to_json(parse_scenario(footprint.scenario)) == footprint.scenario
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 """PEFT 0.21 reads an attribute that transformers 5 renames."""
@@ -59,8 +60,4 @@ def test_experts_in_fp32_and_under_autocast_equal_the_trace(trace, model: str, t
     scenario = parse_scenario(document | {"training": {"batch": 2, "sequence": 300} | training})
     footprint = make_plan(scenario, network=False).footprint
     traced = trace(footprint.scenario, MODELS[model])
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, allocated in predicted.items():
-        truth = traced[name]["allocated"]
-        assert abs(allocated - truth) <= SHARE * truth + SMALL_TENSORS_BYTES, name
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES, SHARE)

@@ -6,6 +6,7 @@ import pytest
 
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated
 
 SMALL = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -84,11 +85,8 @@ def test_a_family_equals_its_trace(trace, model: str) -> None:
     work, config = MODELS[model]
     scenario = parse_scenario({"version": 1, "model": {"config": config}, "hardware": {"gpu": "H200 SXM 141GB"}} | WORK[work])
     footprint = make_plan(scenario, network=False, device="cuda").footprint
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
     traced = trace(footprint.scenario, config)
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]["allocated"]) <= 0.005 * traced[name]["allocated"] + SMALL_TENSORS_BYTES, name
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES, 0.005)
 
 
 @pytest.mark.parametrize("model", TRAINED_UNKNOWN)

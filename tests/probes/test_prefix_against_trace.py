@@ -6,6 +6,7 @@ import pytest
 
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated, assert_trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 SMALL = {
@@ -38,13 +39,8 @@ def test_a_prefix_equals_its_trace(trace, work: str) -> None:
     config, training = WORK[work]
     footprint = footprint_of(config, training)
     traced = trace(footprint.scenario, config)
-    phases = {phase.name: phase for phase in footprint.gpus[0].phases}
-    assert phases.keys() == traced.keys(), footprint.notes
-    for name, phase in phases.items():
-        assert abs(phase.allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
-    parts, truth = phases["optimizer"].components, traced["optimizer"]["components"]
-    for component in ("adapters", "gradients", "optimizer_state"):
-        assert parts.get(component, 0) == truth.get(component, 0), component
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES)
+    assert_trained(footprint, traced)
 
 
 @pytest.mark.parametrize(

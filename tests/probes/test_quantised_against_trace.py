@@ -7,6 +7,7 @@ import pytest
 from planner.scenario import parse_scenario
 from probes.rehearsal_order import rehearse_request
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated
 
 SMALL = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -29,10 +30,7 @@ def test_allocated_of_every_phase_equals_the_trace(trace, model: str, weights: s
     document = {"version": 1, "model": {"config": MODELS[model]}, "task": "inference", "weights": weights, "inference": work}
     footprint = make_plan(parse_scenario(document), network=False, device="cpu").footprint
     traced = trace(footprint.scenario, MODELS[model], "cpu")
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys()
-    for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]["allocated"]) <= SMALL_TENSORS_BYTES, name
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES)
 
 
 GPT2 = {
@@ -88,10 +86,7 @@ def test_experts_held_in_few_bits_equal_the_trace(trace, config: dict[str, objec
     document = {"version": 1, "model": {"config": config}, "task": "inference", "weights": weights, "inference": work}
     footprint = make_plan(parse_scenario(document), network=False, device="cuda").footprint
     traced = trace(footprint.scenario, config, "cuda")
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]["allocated"]) <= 0.002 * traced[name]["allocated"] + SCALES_AND_BIASES_BYTES, name
+    assert_allocated(footprint, traced, SCALES_AND_BIASES_BYTES, 0.002)
 
 
 def test_a_fused_linear_with_a_name_of_experts_is_a_linear(trace) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from planner.scenario import parse_scenario
 from resources.plan import make_plan
+from tests.probes.comparison import assert_allocated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 """PEFT 0.21 reads an attribute that transformers 5 renames."""
@@ -170,10 +171,7 @@ def test_a_training_step_under_autocast_equals_the_trace(trace, model: str, more
     scenario = parse_scenario({"version": 1, "model": {"config": MODELS[model]}, "task": "training", "training": training})
     footprint = make_plan(scenario, network=False).footprint
     traced = trace(footprint.scenario, MODELS[model])
-    predicted = {phase.name: phase.allocated for phase in footprint.gpus[0].phases}
-    assert predicted.keys() == traced.keys(), footprint.notes
-    for name, allocated in predicted.items():
-        assert abs(allocated - traced[name]["allocated"]) <= 0.01 * traced[name]["allocated"] + SMALL_TENSORS_BYTES, name
+    assert_allocated(footprint, traced, SMALL_TENSORS_BYTES, 0.01)
 
 
 def test_absent_kernels_are_said() -> None:
