@@ -71,7 +71,10 @@ def require_trained_encoder(architecture: Architecture, work: TrainingStep) -> B
     if work.eager:
         raise NotModelled(f"{architecture.model_class}: activations are modelled for fused attention")
     if work.autocast and not work.over_masters:
-        raise NotModelled(f"training.precision: {architecture.model_class} has a closed form of mixed precision over fp32 weights")
+        raise NotModelled(
+            f"training.precision: mixed precision of {architecture.model_class} over 16-bit weights has no closed form yet: "
+            "choose weights fp32, or precision bf16"
+        )
     if work.autocast and architecture.embeddings[0].shape[1] != architecture.hidden_size:
         raise NotModelled(f"training.precision: {architecture.model_class}: mixed precision of narrow embeddings is not derived")
     if work.flash and block is t5_block:
