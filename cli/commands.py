@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Print (or write) every command; the plan is made first, so that a scenario that can't be is refused."""
     try:
         plan = plan_of(read_scenario(options.scenario))
-        commands = commands_of(parse_scenario(plan.footprint.scenario), plan.architecture)
+        commands = commands_of(parse_scenario(plan.footprint.scenario), plan.architecture, plan.gpu)
         if options.write:
             return _write(commands, options.write)
     except ERRORS as error:

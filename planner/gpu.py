@@ -17,6 +17,10 @@ PCIE_BYTES_PER_S_PER_LANE = {3: 8e9 / 8 * 128 / 130, 4: 16e9 / 8 * 128 / 130, 5:
 """Payload of one lane in one direction: transfer rate times line coding (128b/130b; FLIT 242/256 from generation 6)."""
 
 
+BF16_SINCE = (8, 0)
+"""The compute capability from which NVIDIA's cards compute in bf16."""
+
+
 @record
 class MigProfile:
     """One way to slice a card: ``count`` instances (None: not published) of ``slices``/7 compute and ``memory_bytes``."""
@@ -64,6 +68,11 @@ class Gpu:
     """What was measured of this card on this machine."""
     beside: tuple[Gpu, ...] = field(default=(), hash=False)
     """The other cards of a machine whose cards differ, in the order of devices."""
+
+    @property
+    def lacks_bf16(self) -> bool:
+        """Whether it is known to be older than bf16."""
+        return self.compute_capability is not None and self.compute_capability < BF16_SINCE
 
     @property
     def capacity_basis(self) -> CapacityBasis:

@@ -57,7 +57,7 @@ class CommandsTab(QWidget):
         self.stale.setVisible(bool(self._state.trouble))
         if self._state.plan is None:
             return
-        commands = commands_of(self._state.settled, self._state.plan.architecture)
+        commands = commands_of(self._state.settled, self._state.plan.architecture, self._state.plan.gpu)
         while len(self.cards) < len(commands):
             self.cards.append(CommandCard(self))
             self._column.insertWidget(len(self.cards) - 1, self.cards[-1])

@@ -6,6 +6,7 @@ What a plan asks for and the engine has no switch for is said in the command's n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.commands.command import Command
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from planner.architecture.layers import Architecture
+    from planner.gpu import Gpu
     from planner.scenario import Scenario
 
 INFERENCE: dict[str, Callable[[Scenario], tuple[Command, ...]]] = {
@@ -27,17 +29,22 @@ INFERENCE: dict[str, Callable[[Scenario], tuple[Command, ...]]] = {
     "tgi": tgi,
     "llama.cpp": llama_cpp,
 }
+HALVED = ("vllm", "sglang", "tgi")
+"""Servers that run bf16 as fp16 where the card has no bf16, and refuse it where it is forced."""
 
 
-def commands_of(scenario: Scenario, architecture: Architecture | None = None) -> tuple[Command, ...]:
+def commands_of(scenario: Scenario, architecture: Architecture | None = None, gpu: Gpu | None = None) -> tuple[Command, ...]:
     """Every command and file that runs ``scenario``, in the order in which they are used.
 
-    ``architecture``: the model's, by which transformers is told which of its modules lie on the host.
+    ``architecture``: the model's, by which transformers is told which of its modules lie on the host. ``gpu``: the card, by which
+    a server is told the dtype that it can run there.
     """
     if scenario.task == "training":
         return training(scenario)
     if scenario.inference.engine == "transformers":
         return generation(scenario, architecture)
+    if gpu is not None and gpu.lacks_bf16 and scenario.weights == "bf16" and scenario.inference.engine in HALVED:
+        scenario = replace(scenario, weights="fp16")
     return INFERENCE[scenario.inference.engine](scenario)
 
 

@@ -11,8 +11,6 @@ from planner.gpu import Gpu
 from planner.modelled import NotModelled
 from planner.scenario import Inference, Scenario
 
-BF16_SINCE = (8, 0)
-
 
 def refuse_context(ask: Inference, limit: int | None, max_model_len: int, engine: str) -> list[Fault]:
     """Lengths the engine refuses: beyond the model's own limit, or requests beyond what the server accepts."""
@@ -48,7 +46,7 @@ def refuse_dtype(fmt: Format, gpu: Gpu, engine: str, minimum: Mapping[str, tuple
 
 def halved_as_fp16(fmt: Format, gpu: Gpu, engine: str) -> list[str]:
     """In words that bf16 runs as fp16 where the card has no bf16: as many bytes."""
-    if fmt.name != "bf16" or gpu.compute_capability is None or gpu.compute_capability >= BF16_SINCE:
+    if fmt.name != "bf16" or not gpu.lacks_bf16:
         return []
     return [f"weights: {engine} runs bf16 as fp16 on {gpu.name}, unless bf16 is forced, which it refuses"]
 

@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from planner.commands import commands_of
+from planner.gpu import Gpu
 from planner.scenario import parse_scenario
 
 
@@ -92,3 +93,12 @@ def test_options_of_the_plan_reach_the_line() -> None:
 def test_a_cache_in_16_bit_is_said_where_the_checkpoint_may_declare_another() -> None:
     assert after(lines("vllm", kv_cache="bf16")[0], "--kv-cache-dtype") == "bfloat16"
     assert after(lines("sglang", kv_cache="bf16")[0], "--kv-cache-dtype") == "bf16"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tgi"])
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), (None, "bfloat16")])
+def test_a_card_without_bf16_is_not_told_to_use_it(engine, capability, dtype) -> None:
+    scenario = parse_scenario({"model": "org/model", "task": "inference", "weights": "bf16", "inference": {"engine": engine}})
+    card = Gpu("any card", "nvidia", "", "", 16 * 10**9, capability)
+    command = commands_of(scenario, gpu=card)[-1]
+    assert after(shlex.split(command.text.replace("\\\n", " ")), "--dtype") == dtype
