@@ -164,7 +164,8 @@ def _masked_head(course: Course, architecture: Architecture, work: Generation) -
     if not architecture.model_class.endswith("ForMaskedLM"):
         return
     rows = {"batch": work.batch, "sequence": work.prompt_tokens, "bytes": work.dtype_bytes}
-    course.hold("workspace", "transformed", Size(**rows, hidden_size=architecture.embeddings[0].shape[1]))
+    if any(weight.role == "linear" for weight in architecture.head):
+        course.hold("workspace", "transformed", Size(**rows, hidden_size=architecture.embeddings[0].shape[1]))
     course.hold("logits", "logits", Size(**rows, vocab_size=architecture.vocab_size), where="head")
 
 
