@@ -34,7 +34,7 @@ class QuietLabel(QLabel):
     def _draw(self, painter: QPainter) -> None:
         option = QStyleOption()
         option.initFrom(self)
-        flags = self.alignment() | (Qt.TextFlag.TextShowMnemonic if "&" in self.text() else Qt.TextFlag(0))
+        flags = self.alignment() | (Qt.TextFlag.TextShowMnemonic if self.buddy() else Qt.TextFlag(0))
         if not self.style().styleHint(QStyle.StyleHint.SH_UnderlineShortcut, option, self):
             flags |= Qt.TextFlag.TextHideMnemonic
         self.style().drawItemText(
