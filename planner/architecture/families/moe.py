@@ -290,8 +290,10 @@ def hunyuan_moe(config: Config) -> Architecture:
 
     def experts() -> MixtureOfExperts:
         width = config.size("intermediate_size")
-        shared = {"shared": "shared_mlp", "shared_width": width}
-        found = moe(config, *routed(config), width, router="gate.wg", router_is_linear=True, **shared)
+        count, per_token = routed(config)
+        found = moe(
+            config, count, per_token, width, router="gate.wg", router_is_linear=True, shared="shared_mlp", shared_width=width
+        )
         kept = (replace(weight, dtype="fp32") if weight.role == "router" else weight for weight in found.weights)
         return replace(found, weights=tuple(kept))
 
