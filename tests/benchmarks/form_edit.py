@@ -42,7 +42,7 @@ EDITS, QUICK_EDITS, ROUNDS = 60, 20, 3
 WARM_UP = 8
 SHARDED = next(example.scenario for example in EXAMPLES if example.name == "sharded")
 QUICK = (
-    ("footprint", "batch"), ("footprint", "weights"), ("footprint", "task"), ("fits", "batch"), ("probe", "batch"),
+    ("footprint", "batch"), ("footprint", "weights"), ("fits", "batch"), ("probe", "batch"),
     ("probe", "model"), ("compare", "method"),
 )  # fmt: skip
 Edit = Callable[[], object]
