@@ -28,6 +28,9 @@ def unmodelled_recurrent(mixer: Recurrent) -> str:
     """Why a mixer has no closed form, in words; empty when it has."""
     if mixer.kind not in FORWARDS:
         return f"{mixer.kind} mixers"
+    projected = any("in_proj_qkv" in weight.name or ".g_proj" in weight.name for weight in mixer.weights)
+    if mixer.kind == "gated_delta_net" and not projected:
+        return "delta nets with projections of their own"
     return ""
 
 

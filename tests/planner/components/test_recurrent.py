@@ -17,10 +17,20 @@ from planner.components.tape import Held, Span
 
 HEADS = {"num_heads": 4, "head_dim": 32, "state_dim": 16, "num_groups": 2, "inner_dim": 128}
 IN_PROJECTION = Weight("linear_attn.in_proj_qkvz.weight", (320, 64), "linear")
+OF_KIMI = tuple(
+    Weight(f"self_attn.{name}.weight", shape, "linear")
+    for name, shape in {
+        "q_proj": (128, 64), "k_proj": (128, 64), "v_proj": (128, 64), "forget_gate.f_a_proj": (32, 64),
+        "forget_gate.f_b_proj": (128, 32), "b_proj": (4, 64), "g_a_proj": (32, 64), "g_b_proj": (128, 32), "o_norm": (32,),
+        "o_proj": (64, 128),
+    }.items()
+)  # fmt: skip
+KIMI_HEADS = HEADS | {"num_groups": 4, "state_dim": 32}
 MIXERS = {
     "mamba": Recurrent("mamba", (), 128, 4, 128 * 16, state_dim=16, inner_dim=128, step_rank=8),
     "mamba2": Recurrent("mamba2", (), 192, 4, 4 * 32 * 16, chunk_tokens=64, **HEADS),
     "gated_delta_net": Recurrent("gated_delta_net", (IN_PROJECTION,), 192, 4, 4 * 32 * 16, fused_gate=True, **HEADS),
+    "kimi_delta": Recurrent("kimi_delta", OF_KIMI, 384, 4, 4 * 32 * 32, **KIMI_HEADS),
     "lightning": Recurrent("lightning", (), 0, 0, 4 * 32 * 32, state_dtype=None, chunk_tokens=64, **HEADS),
     "short_conv": Recurrent("short_conv", (), 64, 3, inner_dim=64),
 }
