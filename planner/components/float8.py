@@ -18,7 +18,7 @@ from planner.architecture.counts import layer_groups, layer_weights
 from planner.architecture.implementation import implementation_of
 from planner.architecture.layers import Architecture, Attention, LatentAttention, Weight
 from planner.components.autocast import CACHED, is_wide, narrowed
-from planner.components.quantised import ROWS
+from planner.components.quantised import rows_of
 from planner.components.tape import Size
 from planner.modelled import NotModelled
 from planner.record import record
@@ -110,7 +110,7 @@ def float8_product(
         g.make(read, narrowed(g.size_of(source)), (source,))
     biased = len(weights) > 1
     out = f"{name} without bias" if biased else name
-    held = _cast(g, f"{name} input", g.size_of(read), _rows(size) if float8.by_row else {})
+    held = _cast(g, f"{name} input", g.size_of(read), rows_of(size) if float8.by_row else {})
     held += _cast(g, f"{name} weight", _of_weight(g, weight), {"rows": weight.shape[0]} if float8.by_row else {})
     rule = partial(_backward, float8=float8, weight=weight)
     with g.operator("mm"):
@@ -141,7 +141,7 @@ def _cast(g: Graph, name: str, size: Size, scales: dict[str, int]) -> list[str]:
 def _backward(g: Graph, node: Node, gradient: str, *, float8: Float8, weight: Weight) -> Gradients:  # noqa: ARG001
     """The gradient of the input, then the weight's; both are made, whichever is asked for."""
     (source,), out = node.inputs, g.record.sizes[node.out]
-    name, rows = f"d {node.out}", _rows(out) if float8.by_row else {}
+    name, rows = f"d {node.out}", rows_of(out) if float8.by_row else {}
     held = [g.held(f"{name} by token", node, node.moment)] if node.moment is not None else []
     held += _cast(g, f"{name} by rows", out, rows)
     inputs = {"columns": weight.shape[1]} if float8.by_row else {}
@@ -190,11 +190,6 @@ def _hold(g: Graph, name: str, size: Size) -> str:
 
 def _of_weight(g: Graph, weight: Weight) -> Size:
     return Size(out_features=weight.shape[0], in_features=weight.shape[1], bytes=g.run.gradient_bytes)
-
-
-def _rows(size: Size) -> dict[str, int]:
-    """The factors of an activation's size that are its rows."""
-    return {key: value for key, value in size.values.items() if key in ROWS}  # type: ignore[misc]
 
 
 def _narrow(size: Size) -> Size:

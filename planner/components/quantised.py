@@ -7,6 +7,7 @@ transformers 5.23 ``integrations/finegrained_fp8.py``. Frozen weights, no autogr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FEW_ROWS = 4
 """Up to so many rows the 4-bit kernel of bitsandbytes needs no whole weight (``_GEMM_4BIT_CUSTOM_FLOOR_M``)."""
 FP8_BLOCK = 128
-ROWS = ("batch", "sequence", "experts_per_token")
+ROWS = ("batch", "sequence", "keys", "experts_per_token")
 """Factors of a result's size that are its rows."""
 ABSMAX_BLOCK = 64
 KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "mxfp4", "gptq", "awq")
@@ -149,6 +150,11 @@ def _product(g: Graph, scheme: Scheme, weight: Weight, name: str, size: Size, co
         raise NotImplementedError(f"products of {scheme.dtype} weights")
 
 
+def rows_of(size: Size) -> dict[str, int]:
+    """How many rows a product has: the factors of its result that are not features."""
+    return {factor: cast("int", count) for factor, count in size.values.items() if factor in ROWS}
+
+
 def _packed(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
     """Marlin needs no whole weight but does not train (``SUPPORTS_TRAINING``); what trains makes it whole for each product."""
     outputs, inputs = weight.shape
@@ -163,7 +169,7 @@ def _packed(g: Graph, weight: Weight, name: str, size: Size, component: str) -> 
 def _four_bit(g: Graph, scheme: BitsAndBytes4Bit, weight: Weight, name: str, size: Size, component: str) -> None:
     """``MatMul4Bit``: the whole weight in the compute dtype, its scales made fp32 first where they are nested."""
     outputs, inputs = weight.shape
-    if g.run.batch * g.run.sequence <= FEW_ROWS:
+    if math.prod(rows_of(size).values()) <= FEW_ROWS:
         g.hold(name, size, component)
         return
     if scheme.double_quant:
@@ -178,7 +184,7 @@ def _four_bit(g: Graph, scheme: BitsAndBytes4Bit, weight: Weight, name: str, siz
 def _eight_bit(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
     """``MatMul8bitLt``: the input in fp16 and in int8 with a scale a row, int32 sums, the result in fp16, then as asked."""
     outputs, inputs = weight.shape
-    rows = {"batch": g.run.batch, "sequence": g.run.sequence}
+    rows = rows_of(size)
     half = g.run.quantised is not None and g.run.quantised.rest_dtype == "fp16"
     if not half:
         g.hold(f"{name} input fp16", Size(**rows, in_features=inputs, fp16_bytes=2))
@@ -196,7 +202,7 @@ def _eight_bit(g: Graph, weight: Weight, name: str, size: Size, component: str) 
 def _fp8(g: Graph, weight: Weight, name: str, size: Size, component: str) -> None:
     """``fp8_linear``, and of all experts at once ``fp8_grouped_matmul``: the input in FP8, a scale for 128 values of a row."""
     inputs = weight.shape[1]
-    rows = {factor: cast("int", count) for factor, count in size.values.items() if factor in ROWS}
+    rows = rows_of(size)
     g.hold(f"{name} input fp8", Size(**rows, in_features=inputs))
     g.hold(f"{name} input scales", Size(**rows, blocks=-(-inputs // FP8_BLOCK), fp32_bytes=4))
     g.hold(name, size, component)

@@ -89,6 +89,21 @@ def test_experts_held_in_few_bits_equal_the_trace(trace, config: dict[str, objec
     assert_allocated(footprint, traced, SCALES_AND_BIASES_BYTES, 0.002)
 
 
+LATENT = EXPERTS | {
+    "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": 8, "q_lora_rank": 256,
+    "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "n_routed_experts": 8, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 2, "n_shared_experts": 1,
+}  # fmt: skip
+
+
+def test_keys_and_values_made_of_what_is_cached_have_a_row_for_every_cached_token(trace) -> None:
+    """``kv_b_proj`` reads the whole cache at every token: eight bits count a row for each of its cells in int32."""
+    work = {"batch": 2, "prompt_tokens": 900, "new_tokens": 4}
+    document = {"version": 1, "model": {"config": LATENT}, "task": "inference", "weights": "int8", "inference": work}
+    footprint = make_plan(parse_scenario(document), network=False, device="cuda").footprint
+    assert_allocated(footprint, trace(footprint.scenario, LATENT, "cuda"), SMALL_TENSORS_BYTES, 0.002)
+
+
 def test_a_fused_linear_with_a_name_of_experts_is_a_linear(trace) -> None:
     """Phi-3's feed-forward blocks are called as stacked experts are."""
     config = SMALL | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "pad_token_id": 0}
