@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 FEW_ROWS = 4
 """Up to so many rows the 4-bit kernel of bitsandbytes needs no whole weight (``_GEMM_4BIT_CUSTOM_FLOOR_M``)."""
 FP8_BLOCK = 128
-ROWS = ("batch", "sequence", "keys", "experts_per_token")
-"""Factors of a result's size that are its rows."""
+ROWS = ("batch", "sequence", "tokens", "keys", "experts_per_token")
+"""Factors of a result's size that are its rows: its tokens, those of one expert, or all that are cached."""
 ABSMAX_BLOCK = 64
 KNOWN = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "fp8", "fp8-block", "mxfp4", "gptq", "awq")
 """Formats whose products are derived, by name or by what stands before its first number."""
