@@ -61,6 +61,8 @@ def _bias(g: Graph, mixer: Attention, *, crossed: bool, keys: int) -> tuple[str,
     missing = -keys % ALIGNED_KEYS
     row = {"heads": mixer.num_heads, "queries": run.sequence, "padded_keys": keys + missing, "bytes": run.dtype_bytes}
     kept = CROSS_POSITIONS
+    if crossed and POSITIONS in g.live and CROSS_POSITIONS not in g.constants:
+        g.hold(CROSS_POSITIONS, size)  # a checkpoint that makes its stack's positions again makes these too
     if not crossed:
         kept, source = "bias for the kernel", POSITIONS
         if mixer.causal:

@@ -17,7 +17,7 @@ from planner.components.run import Run
 from planner.components.tape import Held, Size, Span
 from planner.record import record
 
-ZEROS, BUCKETS = "zeros across, made again", "buckets made again"
+BUCKETS = "buckets made again"
 
 
 @record
@@ -54,7 +54,7 @@ def layer_forward(stage: Stage, layer: Layer, places: tuple[int, ...], reads_fro
     g = _graph(stage, {"x": Held(stage.run.hidden(), "workspace")}, saving=not stage.recomputed, reads_frozen=reads_frozen)
     stage.block(g, layer)
     if stage.recomputed:
-        g.consume("x", ZEROS)
+        g.consume("x")
         g.hold("checkpoint", stage.run.hidden(), "activations")
     elif g.is_saved("x"):
         g.rename("x", "layer input")
@@ -84,12 +84,10 @@ def layer_recomputed(stage: Stage, laid: LaidLayer, *, first: bool) -> Span:
     kept_for_table = (BUCKETS,) if looks_up and stage.run.trainable else ()
     for name in kept_for_table:
         g.hold(name, buckets(stage.run), "activations")
-    if looks_up and CROSS_POSITIONS in stage.leaves:
-        g.hold(ZEROS, stage.leaves[CROSS_POSITIONS])
     try:
         stage.block(g, laid.layer)
     except Stopped:
-        g.release_unsaved("x", ZEROS, *begun.values(), *own, *kept_for_table)
+        g.release_unsaved("x", *begun.values(), *own, *kept_for_table)
     g.consume(*own)
     return _finish(g, stage, record, begun, *kept_for_table)
 
@@ -112,7 +110,7 @@ def _begun(stage: Stage, *, first: bool) -> dict[str, str]:
 def _finish(g: Graph, stage: Stage, forward: Record, begun: dict[str, str], *saved: str) -> Span:
     made = g.backward(forward, begun)
     if stage.recomputed:
-        g.consume("x", ZEROS, *saved)
+        g.consume("x", *saved)
     for leaf, name in (("x", "d"), *((leaf, f"d {leaf}") for leaf in stage.leaves)):
         if made.get(leaf, name) != name:
             g.rename(made[leaf], name)

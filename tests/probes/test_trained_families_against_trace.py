@@ -39,6 +39,7 @@ GEMMA = SMALL | {
 }  # fmt: skip
 MODELS = {
     "t5 of unequal depths": T5,
+    "t5, positions as large as all else": T5 | {"num_decoder_layers": 2},
     "bart": TWO_STACKS | {"model_type": "bart"},
     "pegasus, whose positions are fixed": TWO_STACKS | {"model_type": "pegasus"},
     "xlm-roberta": MASKED | {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForMaskedLM"]},
@@ -70,6 +71,7 @@ MODELS = {
     "bloom": {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 8, "vocab_size": 1200, "torch_dtype": "bfloat16"},
 }  # fmt: skip
 WHOLE, AGAIN = {"batch": 2, "sequence": 256}, {"batch": 2, "sequence": 512, "checkpointing": "full"}
+LONG = {"batch": 1, "sequence": 2048, "checkpointing": "full"}
 FP32, MIXED = {"precision": "fp32"}, {"precision": "amp-bf16"}
 CASES = [
     ("t5 of unequal depths", WHOLE), ("bart", AGAIN),
@@ -78,6 +80,7 @@ CASES = [
     ("deepseek_v32, an indexer without gradients", AGAIN), ("gemma4, shared keys and inputs of each layer", WHOLE),
     ("bloom", AGAIN), ("t5 of unequal depths", AGAIN | FP32), ("xlm-roberta", WHOLE | FP32), ("modernbert", WHOLE | FP32),
     ("xlm-roberta", WHOLE | MIXED), ("modernbert", WHOLE | MIXED), ("bart", WHOLE | MIXED), ("t5 of unequal depths", AGAIN | MIXED),
+    ("t5, positions as large as all else", LONG),
     ("electra, narrow embeddings", WHOLE), ("eurobert, grouped keys", AGAIN | MIXED),
     ("xlm-roberta-xl, no dropout behind the feed-forward block", WHOLE), ("jina_embeddings_v3", AGAIN | MIXED),
     ("bert, classes of sequences", WHOLE | MIXED), ("nomic_bert, classes of tokens", WHOLE),
