@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -151,3 +152,16 @@ def _leave(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, torch.device]
 def _come_back(packed: tuple[torch.Size, torch.dtype, torch.device]) -> torch.Tensor:
     size, dtype, device = packed
     return torch.empty(size, dtype=dtype, device=device)
+
+
+@contextlib.contextmanager
+def without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """TRL's trainers turn checkpointing off where they generate or score without gradients."""
+    found = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in found:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in found:
+            module.gradient_checkpointing = True  # type: ignore[assignment]

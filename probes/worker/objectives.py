@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .attribution import LOGITS, OTHER_MODELS, Attribution
 from .build import Built, Maker, build, materialise
+from .checkpoints import without_checkpointing
 from .errors import WorkerError
 from .inference import InferenceLoad, MakeUnroller
 from .order import Inference, Order, Training
@@ -114,7 +115,7 @@ class _WithReference(TrainingLoad):
             self._attribution.label([buffer], LOGITS)
 
     def _reference_scores(self, batch: Batch) -> torch.Tensor:
-        with torch.no_grad(), _not_checkpointed(self._model), self._as_reference() as model:
+        with torch.no_grad(), without_checkpointing(self._model), self._as_reference() as model:
             return self._scores(model, batch, ())[0]
 
     @contextlib.contextmanager
@@ -181,7 +182,7 @@ class PolicyLoad(_WithReference):
         """Completions of the next ``every`` micro-batches, and their scores where later steps or another engine ask for them."""
         own = self._workload.rollout.get("engine", "transformers") == "transformers"
         scores_again = not own or self._workload.gradient_accumulation % every != 0
-        with phases.phase("generation", step, micro), torch.no_grad(), _not_checkpointed(self._model):
+        with phases.phase("generation", step, micro), torch.no_grad(), without_checkpointing(self._model):
             if own:
                 self._generate(phases, batch.input_ids.device, every)
             if scores_again:
@@ -194,19 +195,6 @@ class PolicyLoad(_WithReference):
         model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         load = InferenceLoad(replace(self._built, model=model), work, self._attribution, self._unroll, fake=self._fake, draws=True)
         load.generate(phases, device)
-
-
-@contextlib.contextmanager
-def _not_checkpointed(model: nn.Module) -> Iterator[None]:
-    """Without gradients TRL turns checkpointing off."""
-    found = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in found:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in found:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 __all__ = ["build_reference", "has_reference_model", "load_reference", "make_training_load"]

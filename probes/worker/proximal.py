@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .attribution import LOGITS, Attribution
 from .build import Built, build_scorer, random_ids
-from .checkpoints import enable_checkpointing
+from .checkpoints import enable_checkpointing, without_checkpointing
 from .inference import InferenceLoad, MakeUnroller
 from .low_rank import DEFAULT_RANK
 from .optimizers import make_optimizers
@@ -121,7 +121,7 @@ class ProximalLoad(TrainingLoad):
         work = Inference(rows, self._prompt, ask.sequence - self._prompt, ask.attention)
         model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         load = InferenceLoad(replace(self._built, model=model), work, self._attribution, self._unroll, fake=self._fake, draws=True)
-        with _generating(self._model):
+        with without_checkpointing(self._model):
             return load.generate_scored(phases, next(model.parameters()).device, self._label)
 
     def _label(self, values: torch.Tensor) -> None:
@@ -213,19 +213,6 @@ def _log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         every = functional.log_softmax(row, dim=-1)
         found.append(every.gather(-1, chosen))
     return torch.stack(found).squeeze(-1)
-
-
-@contextlib.contextmanager
-def _generating(model: nn.Module) -> Iterator[None]:
-    """TRL turns checkpointing off while it generates."""
-    found = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in found:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in found:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 __all__ = ["ProximalLoad", "build_others"]

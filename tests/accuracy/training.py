@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -416,9 +416,8 @@ the same batches and the 99th percentile is of one length. It is read from row {
 HEADS = ("rows", "median", "mean", "p95", "max", "bias", "under")
 
 
-def summary(comparisons: list[Comparison]) -> str:
-    """By kind of run and meter, ours and each estimator's."""
-    lines = [f"{'run':<32}{'meter':<30}{'estimator':<18}{''.join(f'{head:>9}' for head in HEADS)}"]
+def _errors(comparisons: list[Comparison]) -> Iterator[tuple[tuple[str, str, str], list[float]]]:
+    """By kind of run, meter and estimator, of those that answer."""
     groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for found in comparisons:
         groups[found.case.group, found.case.what].append(found)
@@ -426,22 +425,24 @@ def summary(comparisons: list[Comparison]) -> str:
         for who in (OURS, *ESTIMATORS):
             errors = [found.error(who) for found in members if who in found.predicted]
             if errors:
-                lines.append(f"{group:<32}{what:<30}{who:<18}{_figures(errors)}")
+                yield (group, what, who), errors
+
+
+def summary(comparisons: list[Comparison]) -> str:
+    """By kind of run and meter, ours and each estimator's."""
+    lines = [f"{'run':<32}{'meter':<30}{'estimator':<18}{''.join(f'{head:>9}' for head in HEADS)}"]
+    for (group, what, who), errors in _errors(comparisons):
+        lines.append(f"{group:<32}{what:<30}{who:<18}{_figures(errors)}")
     return "\n".join(lines)
 
 
 def bounds(comparisons: list[Comparison]) -> str:
     """Of runs whose longest batch is not published: how many figures are not below what was measured, and how far above."""
     lines = [f"{'run':<32}{'meter':<30}{'estimator':<18}{'rows':>9}{'hold':>9}{'median above':>14}"]
-    groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
-    for found in comparisons:
-        groups[found.case.group, found.case.what].append(found)
-    for (group, what), members in sorted(groups.items()):
-        for who in (OURS, *ESTIMATORS):
-            errors = [found.error(who) for found in members if who in found.predicted]
-            above = [error for error in errors if error >= 0]
-            told = f"{median(above):>14.2%}" if above else f"{'-':>14}"
-            lines.append(f"{group:<32}{what:<30}{who:<18}{len(errors):>9}{len(above) / len(errors):>9.0%}{told}")
+    for (group, what, who), errors in _errors(comparisons):
+        above = [error for error in errors if error >= 0]
+        told = f"{median(above):>14.2%}" if above else f"{'-':>14}"
+        lines.append(f"{group:<32}{what:<30}{who:<18}{len(errors):>9}{len(above) / len(errors):>9.0%}{told}")
     return "\n".join(lines)
 
 
